@@ -1,0 +1,92 @@
+//! Encoded bytes → an upright 8-bit RGB image, the same that Pillow's `convert("RGB")` gives.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+
+/// Why bytes did not become an image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There are no bytes.
+    #[error("the image is empty")]
+    Empty,
+    /// The bytes do not begin as any format that is read here.
+    #[error("not an image: expected one of {FORMAT_NAMES}")]
+    NotAnImage,
+    /// It declares more pixels than are allowed; nothing of it was decoded.
+    #[error("the image is {width} × {height} pixels, more than the limit of {limit} pixels (max_pixels)")]
+    TooLarge {
+        /// Declared width in pixels.
+        width: u32,
+        /// Declared height in pixels.
+        height: u32,
+        /// The limit that was given.
+        limit: u64,
+    },
+    /// It begins as an image and is broken.
+    #[error("a broken {format} image: {message}")]
+    Broken {
+        /// For instance `PNG`.
+        format: String,
+        /// What the decoder said.
+        message: String,
+    },
+}
+
+/// The formats that are read, as the error names them.
+const FORMAT_NAMES: &str = "JPEG, PNG, WebP, GIF, BMP";
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
+
+/// Decodes an image of at most `max_pixels` pixels, turns it upright by its EXIF orientation and
+/// reduces it to 8-bit RGB: 16-bit samples to their high byte, grey copied to three channels, alpha
+/// dropped, palettes looked up, CMYK multiplied out. Of an animation, the first picture.
+///
+/// # Errors
+/// [`DecodeError`]; a declared size over the limit is refused before anything of that size is allocated.
+pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
+    let format = format.ok_or(DecodeError::NotAnImage)?;
+    let broken = |error: ImageError| DecodeError::Broken { format: format_name(format), message: error.to_string() };
+
+    let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(DecodeError::TooLarge { width, height, limit: max_pixels });
+    }
+    // A broken EXIF block says nothing about the pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    image.apply_orientation(orientation);
+    Ok(to_rgb8(image))
+}
+
+fn format_name(format: ImageFormat) -> String {
+    format!("{format:?}").to_uppercase()
+}
+
+/// Like Pillow, and unlike `DynamicImage::to_rgb8`, which rounds 16-bit samples.
+fn to_rgb8(image: DynamicImage) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let high = |sample: u16| sample.to_be_bytes()[0];
+    let sixteen_bit = |samples: &[u16], channels: usize| {
+        let pixels = samples.chunks_exact(channels).flat_map(|pixel| match *pixel {
+            [red, green, blue, ..] => [red, green, blue].map(high),
+            [grey, ..] => [high(grey); 3],
+            [] => [0; 3],
+        });
+        RgbImage::from_raw(width, height, pixels.collect()).unwrap_or_default()
+    };
+    match image {
+        DynamicImage::ImageRgb8(rgb) => rgb,
+        DynamicImage::ImageLuma16(grey) => sixteen_bit(grey.as_raw(), 1),
+        DynamicImage::ImageLumaA16(grey) => sixteen_bit(grey.as_raw(), 2),
+        DynamicImage::ImageRgb16(colour) => sixteen_bit(colour.as_raw(), 3),
+        DynamicImage::ImageRgba16(colour) => sixteen_bit(colour.as_raw(), 4),
+        eight_bit => eight_bit.into_rgb8(),
+    }
+}

@@ -1,0 +1,61 @@
+//! Where a model computes and in which number format, as people write it.
+
+use tch::{Device, Kind};
+
+use crate::ModelError;
+use crate::libtorch::cuda_devices;
+
+/// The number formats that a model may be loaded in, with their names in `ensemble.toml`.
+pub const DTYPES: [(&str, Kind); 3] = [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half)];
+
+/// What [`parse_device`] takes, for messages.
+pub const DEVICES: &str = "auto, cpu, cuda or cuda:N";
+
+/// Whether `text` is the name of a device, existing or not.
+pub fn is_device_name(text: &str) -> bool {
+    matches!(text, "auto" | "cpu" | "cuda") || cuda_index(text).is_some()
+}
+
+fn cuda_index(text: &str) -> Option<usize> {
+    text.strip_prefix("cuda:")?.parse().ok()
+}
+
+/// The device of that name: `auto` is the first GPU where there is one, otherwise the CPU.
+///
+/// # Errors
+/// When the text names no device, or one that this machine lacks.
+pub fn parse_device(text: &str) -> Result<Device, ModelError> {
+    let refuse = |message: String| ModelError::Device { device: text.to_owned(), message };
+    let index = match text {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" if cuda_devices() == 0 => return Ok(Device::Cpu),
+        "auto" | "cuda" => 0,
+        _ => cuda_index(text).ok_or_else(|| refuse(format!("expected {DEVICES}")))?,
+    };
+    match cuda_devices() {
+        0 => match crate::libtorch::load_cuda() {
+            Ok(()) => Err(refuse("this machine has no usable CUDA device".to_owned())),
+            Err(error) => Err(refuse(format!("CUDA is not available ({error})"))),
+        },
+        devices if index >= devices => Err(refuse(format!("this machine has {devices} CUDA device(s), from cuda:0"))),
+        _ => Ok(Device::Cuda(index)),
+    }
+}
+
+/// The number format of that name.
+///
+/// # Errors
+/// When there is none.
+pub fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
+    DTYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
+        ModelError::Unsupported(format!("dtype {text}: expected {}", DTYPES.map(|(name, _)| name).join(", ")))
+    })
+}
+
+/// The name under which people know a device.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}

@@ -1,0 +1,340 @@
+//! DINOv3 ViT: a self-supervised backbone, answering tasks through trained heads.
+//!
+//! Siméoni et al., "DINOv3", 2025 (arXiv 2508.10104); tensors and numerics as in transformers'
+//! `modeling_dinov3_vit.py`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+use crate::head::{Features, Head};
+use crate::layers::{Activation, LayerNorm, Linear, PatchEmbedding, attention, rows, size4, split_heads};
+use crate::model::{Architecture, Model, ModelOptions, Placement, TaskLabels};
+use crate::parity::Fixture;
+use crate::preprocess::{Pixels, Preprocessor, stack};
+use crate::snapshot::Snapshot;
+use crate::weights::WeightLoader;
+
+pub(crate) const ARCHITECTURE: Architecture =
+    Architecture { name: "dinov3", model_types: &["dinov3_vit"], options: &["heads"], load };
+
+/// `config.json`; the defaults are those of transformers' `DINOv3ViTConfig`.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Config {
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    num_register_tokens: i64,
+    patch_size: i64,
+    hidden_act: Activation,
+    layer_norm_eps: f64,
+    rope_theta: f64,
+    query_bias: bool,
+    key_bias: bool,
+    value_bias: bool,
+    proj_bias: bool,
+    mlp_bias: bool,
+    use_gated_mlp: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hidden_size: 384,
+            intermediate_size: 1536,
+            num_hidden_layers: 12,
+            num_attention_heads: 6,
+            num_register_tokens: 0,
+            patch_size: 16,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-5,
+            rope_theta: 100.0,
+            query_bias: true,
+            key_bias: false,
+            value_bias: true,
+            proj_bias: true,
+            mlp_bias: true,
+            use_gated_mlp: false,
+        }
+    }
+}
+
+impl Config {
+    /// What the layers take for granted.
+    fn check(&self) -> Result<(), String> {
+        let positive = [self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads];
+        if positive.iter().chain([&self.patch_size]).any(|&size| size < 1) || self.num_register_tokens < 0 {
+            return Err("a size is not positive".to_owned());
+        }
+        // RoPE rotates pairs of halves for two axes.
+        if self.hidden_size % (4 * self.num_attention_heads) != 0 {
+            return Err(format!(
+                "hidden_size {} is not a multiple of 4 × num_attention_heads {}",
+                self.hidden_size, self.num_attention_heads
+            ));
+        }
+        Ok(())
+    }
+
+    fn head_width(&self) -> i64 {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    let mut weights = WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let backbone = Backbone::load(snapshot, &mut weights)?;
+    let preprocessor = Preprocessor::load(snapshot)?;
+    let patch = backbone.config.patch_size;
+    if preprocessor.fixed_size().is_none_or(|(height, width)| height < patch || width < patch) {
+        let message = format!("gives no image of one size, at least one patch of {patch} pixels");
+        return Err(ModelError::malformed(&snapshot.path("preprocessor_config.json"), message));
+    }
+    Ok(Box::new(Dinov3 {
+        backbone,
+        parameters: weights.finish()?,
+        preprocessor,
+        place,
+        head_files: options.heads.iter().map(|(task, file)| (task.clone(), snapshot.folder().join(file))).collect(),
+        heads: HashMap::new(),
+    }))
+}
+
+#[derive(Debug)]
+struct Dinov3 {
+    backbone: Backbone,
+    parameters: i64,
+    preprocessor: Preprocessor,
+    place: Placement,
+    head_files: HashMap<String, PathBuf>,
+    heads: HashMap<String, Head>,
+}
+
+impl Model for Dinov3 {
+    fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    fn parameters(&self) -> i64 {
+        self.parameters
+    }
+
+    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
+        let file = self.head_files.get(&task.task).ok_or_else(|| ModelError::Task {
+            task: task.task.clone(),
+            message: "this model has no head for it".to_owned(),
+        })?;
+        let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
+        let head = Head::load(file, self.backbone.config.hidden_size, &labels, self.place)?;
+        self.heads.insert(task.task.clone(), head);
+        Ok(())
+    }
+
+    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let head = self.heads.get(task).ok_or_else(|| ModelError::Task {
+            task: task.to_owned(),
+            message: "was not prepared".to_owned(),
+        })?;
+        let hidden_states = self.backbone.hidden_states(&stack(images, self.place.device));
+        Ok(rows(&head.forward(&self.backbone.features(&self.backbone.output(&hidden_states))))?)
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let mut outputs = BTreeMap::new();
+        let images = fixture.images(&["landscape", "portrait"], &self.preprocessor)?;
+        let pixels = stack(&images.iter().collect::<Vec<_>>(), Device::Cpu);
+        outputs.insert("pixel_values".to_owned(), pixels);
+
+        let (rope_cos, rope_sin) = {
+            let (_, _, height, width) = size4(&fixture.input("pixel_values")?);
+            self.backbone.rope(height / self.backbone.config.patch_size, width / self.backbone.config.patch_size)
+        };
+        outputs.insert("rope.cos".to_owned(), rope_cos);
+        outputs.insert("rope.sin".to_owned(), rope_sin);
+
+        let head_file = fixture.snapshot().join("classifier_head.safetensors");
+        let on_both = Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.place)?;
+        let on_cls = Head::load_named(&head_file, "linear_cls", self.backbone.config.hidden_size, self.place)?;
+        // `rect` is neither square nor of the configured size.
+        for prefix in ["", "rect."] {
+            let pixels = fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.place.device);
+            let hidden_states = self.backbone.hidden_states(&pixels);
+            let last = self.backbone.output(&hidden_states);
+            let features = self.backbone.features(&last);
+            outputs.insert(format!("{prefix}classifier_logits"), on_both.forward(&features));
+            outputs.insert(format!("{prefix}classifier_logits_cls"), on_cls.forward(&features));
+            outputs.insert(format!("{prefix}pooler_output"), features.cls);
+            outputs.insert(format!("{prefix}last_hidden_state"), last);
+            for (index, state) in hidden_states.into_iter().enumerate() {
+                outputs.insert(format!("{prefix}hidden_states.{index}"), state);
+            }
+        }
+        Ok(outputs)
+    }
+}
+
+/// The transformer without a head.
+#[derive(Debug)]
+struct Backbone {
+    config: Config,
+    patches: PatchEmbedding,
+    /// [1, 1, hidden] and [1, registers, hidden].
+    cls: Tensor,
+    registers: Tensor,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+}
+
+impl Backbone {
+    fn load(snapshot: &Snapshot, weights: &mut WeightLoader) -> Result<Self, ModelError> {
+        let config: Config = snapshot.json("config.json")?;
+        config.check().map_err(|message| ModelError::malformed(&snapshot.path("config.json"), message))?;
+        let hidden = config.hidden_size;
+        Ok(Self {
+            patches: PatchEmbedding::load(weights, "embeddings.patch_embeddings", config.patch_size, hidden),
+            cls: weights.tensor("embeddings.cls_token", &[1, 1, hidden]),
+            registers: weights.tensor("embeddings.register_tokens", &[1, config.num_register_tokens, hidden]),
+            layers: (0..config.num_hidden_layers)
+                .map(|index| Layer::load(weights, &format!("layer.{index}"), &config))
+                .collect(),
+            norm: LayerNorm::load(weights, "norm", hidden, config.layer_norm_eps),
+            config,
+        })
+    }
+
+    /// [batch, 3, height, width] → the embeddings and each layer's output, all
+    /// [batch, 1 + registers + patches, hidden] and before the final norm.
+    fn hidden_states(&self, pixels: &Tensor) -> Vec<Tensor> {
+        let (batch, _, height, width) = size4(pixels);
+        let (rows, columns) = (height / self.config.patch_size, width / self.config.patch_size);
+        let patches = self.patches.forward(&pixels.to_kind(self.cls.kind()));
+        let expand = |token: &Tensor| token.expand([batch, -1, -1], false);
+        let (cos, sin) = self.rope(rows, columns);
+        let mut states = vec![Tensor::cat(&[expand(&self.cls), expand(&self.registers), patches], 1)];
+        for layer in &self.layers {
+            states.push(layer.forward(&states[states.len() - 1], &cos, &sin, self.config.num_attention_heads));
+        }
+        states
+    }
+
+    /// The last hidden state after the final norm.
+    fn output(&self, hidden_states: &[Tensor]) -> Tensor {
+        self.norm.forward(&hidden_states[hidden_states.len() - 1])
+    }
+
+    fn features(&self, output: &Tensor) -> Features {
+        let prefix = 1 + self.config.num_register_tokens;
+        Features { cls: output.select(1, 0), patches: output.narrow(1, prefix, output.size()[1] - prefix) }
+    }
+
+    /// Cosine and sine of the rotary angles, [rows·columns, head width]: coordinates of the patch centres
+    /// in −1…1 per axis, times 2π/θ^(4k/head width), first those of the rows, then those of the columns,
+    /// the whole repeated.
+    fn rope(&self, rows: i64, columns: i64) -> (Tensor, Tensor) {
+        let device = self.cls.device();
+        let on_cpu = (Kind::Float, Device::Cpu);
+        let centres = |count: i64| ((Tensor::arange(count, on_cpu) + 0.5) / count as f64) * 2.0 - 1.0;
+        let width = self.config.head_width() as f64;
+        let exponents = Tensor::arange_start_step(0.0, 1.0, 4.0 / width, on_cpu);
+        let frequencies = Tensor::from(self.config.rope_theta as f32).pow(&exponents).reciprocal();
+        let row = centres(rows).view([rows, 1]).expand([rows, columns], false).flatten(0, 1);
+        let column = centres(columns).view([1, columns]).expand([rows, columns], false).flatten(0, 1);
+        let coordinates = Tensor::stack(&[row, column], -1).unsqueeze(-1);
+        let angles = (coordinates * std::f64::consts::TAU * frequencies).flatten(1, 2).tile([1, 2]);
+        (angles.cos().to_device_(device, self.cls.kind(), false, false), angles.sin().to_device_(device, self.cls.kind(), false, false))
+    }
+}
+
+/// One transformer block: norm, attention, layer scale; norm, MLP, layer scale.
+#[derive(Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    projection: Linear,
+    scale1: Tensor,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    scale2: Tensor,
+}
+
+impl Layer {
+    fn load(weights: &mut WeightLoader, name: &str, config: &Config) -> Self {
+        let hidden = config.hidden_size;
+        let eps = config.layer_norm_eps;
+        let mut linear = |part: &str, bias: bool| {
+            Linear::load(weights, &format!("{name}.attention.{part}"), hidden, hidden, bias)
+        };
+        Self {
+            query: linear("q_proj", config.query_bias),
+            key: linear("k_proj", config.key_bias),
+            value: linear("v_proj", config.value_bias),
+            projection: linear("o_proj", config.proj_bias),
+            norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
+            scale1: weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden]),
+            norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
+            mlp: Mlp::load(weights, &format!("{name}.mlp"), config),
+            scale2: weights.tensor(&format!("{name}.layer_scale2.lambda1"), &[hidden]),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, heads: i64) -> Tensor {
+        let normed = self.norm1.forward(x);
+        let query = rotate_patches(&split_heads(&self.query.forward(&normed), heads), cos, sin);
+        let key = rotate_patches(&split_heads(&self.key.forward(&normed), heads), cos, sin);
+        let value = split_heads(&self.value.forward(&normed), heads);
+        let attended = self.projection.forward(&attention(&query, &key, &value, None));
+        let x = x + attended * &self.scale1;
+        let scaled = self.mlp.forward(&self.norm2.forward(&x)) * &self.scale2;
+        x + scaled
+    }
+}
+
+/// Rotary embedding of the patch tokens, which come last; CLS and register tokens have no position.
+/// `x` is [batch, heads, tokens, head width].
+fn rotate_patches(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let prefix = x.size()[2] - cos.size()[0];
+    let patches = x.narrow(2, prefix, cos.size()[0]);
+    let halves = patches.chunk(2, -1);
+    let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
+    let rotated = &patches * cos + turned * sin;
+    Tensor::cat(&[&x.narrow(2, 0, prefix), &rotated], 2)
+}
+
+/// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
+#[derive(Debug)]
+struct Mlp {
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn load(weights: &mut WeightLoader, name: &str, config: &Config) -> Self {
+        let (hidden, inner, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
+        Self {
+            gate: config
+                .use_gated_mlp
+                .then(|| Linear::load(weights, &format!("{name}.gate_proj"), hidden, inner, bias)),
+            up: Linear::load(weights, &format!("{name}.up_proj"), hidden, inner, bias),
+            down: Linear::load(weights, &format!("{name}.down_proj"), inner, hidden, bias),
+            activation: config.hidden_act,
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let up = self.up.forward(x);
+        let inner = match &self.gate {
+            Some(gate) => self.activation.forward(&gate.forward(x)) * up,
+            None => self.activation.forward(&up),
+        };
+        self.down.forward(&inner)
+    }
+}

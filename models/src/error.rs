@@ -1,0 +1,78 @@
+//! What can go wrong between a snapshot folder and a model's answer.
+
+use std::path::{Path, PathBuf};
+
+use crate::libtorch::LibtorchError;
+
+/// A model that cannot be loaded or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file of the snapshot is missing or unreadable.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file of the snapshot does not say what it should.
+    #[error("{}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Tensors are missing or have other shapes; all of them are named.
+    #[error("{}: {} of the tensors do not fit the configuration:\n  {}", path.display(), faults.len(), faults.join("\n  "))]
+    Weights {
+        /// The snapshot folder, or the head's file.
+        path: PathBuf,
+        /// One line for each tensor.
+        faults: Vec<String>,
+    },
+    /// A valid request for something that this model does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A task that this model cannot answer as it is configured.
+    #[error("task {task}: {message}")]
+    Task {
+        /// The task's name.
+        task: String,
+        /// What is missing or wrong.
+        message: String,
+    },
+    /// The device does not exist or refused.
+    #[error("device {device}: {message}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// What would be allowed.
+        message: String,
+    },
+    /// libtorch refused.
+    #[error(transparent)]
+    Libtorch(#[from] LibtorchError),
+    /// libtorch refused, by way of tch.
+    #[error("libtorch: {}", first_line(.0))]
+    Tensor(#[from] tch::TchError),
+}
+
+/// libtorch appends its C++ backtrace to what it says.
+fn first_line(error: &tch::TchError) -> String {
+    let text = match error {
+        tch::TchError::Torch(text) => text.clone(),
+        other => other.to_string(),
+    };
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+impl ModelError {
+    pub(crate) fn file(path: &Path, source: std::io::Error) -> Self {
+        Self::File { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn malformed(path: &Path, message: impl ToString) -> Self {
+        Self::Malformed { path: path.to_owned(), message: message.to_string() }
+    }
+}

@@ -1,0 +1,122 @@
+//! Trained heads on a frozen backbone: features → label logits.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use crate::ModelError;
+use crate::layers::Linear;
+use crate::model::Placement;
+use crate::weights::{SafetensorsFile, WeightLoader};
+
+/// The final-norm output of a backbone.
+#[derive(Debug)]
+pub(crate) struct Features {
+    /// [batch, hidden], the CLS token.
+    pub(crate) cls: Tensor,
+    /// [batch, patches, hidden].
+    pub(crate) patches: Tensor,
+}
+
+/// A head as its file describes it by the tensors it has.
+#[derive(Debug)]
+pub(crate) enum Head {
+    /// `linear.weight` of [labels, hidden]: on the CLS token.
+    Cls(Linear),
+    /// `linear.weight` of [labels, 2·hidden]: on the CLS token and the mean of the patch tokens.
+    ClsAndMean(Linear),
+    /// `pool.query` of [hidden] and `mlp.{0…3}`: four layers with GELU between them, on the CLS token
+    /// and the patch tokens pooled by softmax(patches · query / √hidden).
+    AttentionMlp { query: Tensor, layers: Vec<Linear> },
+}
+
+/// How many layers the MLP head has.
+const MLP_LAYERS: usize = 4;
+
+impl Head {
+    /// Loads a head file for a backbone of this width.
+    ///
+    /// # Errors
+    /// When it is no head, is for another width, or was trained for other labels than `labels` (where
+    /// the file's metadata names them).
+    pub(crate) fn load(path: &Path, hidden: i64, labels: &[&str], place: Placement) -> Result<Self, ModelError> {
+        let head = Self::load_named(path, "linear", hidden, place)?;
+        let outputs = usize::try_from(head.labels()).unwrap_or(0);
+        if outputs != labels.len() {
+            let message = format!("gives {outputs} logits, but the task has {} labels", labels.len());
+            return Err(ModelError::malformed(path, message));
+        }
+        let file = SafetensorsFile::open(path)?;
+        if let Some(trained) = file.note("labels") {
+            let trained: Vec<String> =
+                serde_json::from_str(trained).map_err(|error| ModelError::malformed(path, error))?;
+            if let Some(index) = (0..outputs).find(|&index| trained.get(index).map(String::as_str) != Some(labels[index])) {
+                let found = trained.get(index).map_or("nothing", String::as_str);
+                let message =
+                    format!("was trained for label {index} = {found:?}, the task has {:?} there", labels[index]);
+                return Err(ModelError::malformed(path, message));
+            }
+        }
+        Ok(head)
+    }
+
+    /// A head whose linear layer has this name.
+    pub(crate) fn load_named(path: &Path, linear: &str, hidden: i64, place: Placement) -> Result<Self, ModelError> {
+        let mut weights = WeightLoader::open(path, &[path.to_owned()], place.device, place.kind)?;
+        let head = if weights.has("pool.query") {
+            Self::load_mlp(&mut weights, hidden)
+        } else {
+            let weight = format!("{linear}.weight");
+            let shape = weights.shape(&weight).unwrap_or_default();
+            let outputs = shape.first().copied().unwrap_or(0);
+            let on_cls = shape.get(1) == Some(&hidden);
+            let inputs = if on_cls { hidden } else { 2 * hidden };
+            let layer = Linear::load(&mut weights, linear, inputs, outputs, true);
+            if on_cls { Self::Cls(layer) } else { Self::ClsAndMean(layer) }
+        };
+        weights.finish()?;
+        Ok(head)
+    }
+
+    fn load_mlp(weights: &mut WeightLoader, hidden: i64) -> Self {
+        let query = weights.tensor("pool.query", &[hidden]);
+        let mut inputs = 2 * hidden;
+        let mut layers = Vec::new();
+        for index in 0..MLP_LAYERS {
+            let name = format!("mlp.{index}");
+            let outputs = weights.shape(&format!("{name}.weight")).and_then(|shape| shape.first().copied()).unwrap_or(0);
+            layers.push(Linear::load(weights, &name, inputs, outputs, true));
+            inputs = outputs;
+        }
+        Self::AttentionMlp { query, layers }
+    }
+
+    fn labels(&self) -> i64 {
+        match self {
+            Self::Cls(linear) | Self::ClsAndMean(linear) => linear.outputs(),
+            Self::AttentionMlp { layers, .. } => layers.last().map_or(0, Linear::outputs),
+        }
+    }
+
+    /// [batch, labels].
+    pub(crate) fn forward(&self, features: &Features) -> Tensor {
+        match self {
+            Self::Cls(linear) => linear.forward(&features.cls),
+            Self::ClsAndMean(linear) => {
+                let mean = features.patches.mean_dim([1].as_slice(), false, None::<Kind>);
+                linear.forward(&Tensor::cat(&[&features.cls, &mean], -1))
+            }
+            Self::AttentionMlp { query, layers } => {
+                let scores = features.patches.matmul(query) / (query.size()[0] as f64).sqrt();
+                let shares = scores.softmax(-1, None::<Kind>).unsqueeze(1);
+                let pooled = shares.matmul(&features.patches).squeeze_dim(1);
+                let mut x = Tensor::cat(&[&features.cls, &pooled], -1);
+                for (index, layer) in layers.iter().enumerate() {
+                    let input = if index == 0 { x } else { x.gelu("none") };
+                    x = layer.forward(&input);
+                }
+                x
+            }
+        }
+    }
+}

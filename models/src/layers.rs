@@ -1,0 +1,143 @@
+//! The layers that the architectures share, and how their parameters are named in snapshots.
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use crate::weights::WeightLoader;
+
+/// An affine map of the last dimension, `torch.nn.Linear`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `{name}.weight` of [outputs, inputs], and `{name}.bias` where the layer has one.
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, inputs: i64, outputs: i64, bias: bool) -> Self {
+        Self {
+            weight: weights.tensor(&format!("{name}.weight"), &[outputs, inputs]),
+            bias: bias.then(|| weights.tensor(&format!("{name}.bias"), &[outputs])),
+        }
+    }
+
+    /// From tensors of [outputs, inputs] and [outputs].
+    pub(crate) fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// How many outputs it has.
+    pub(crate) fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// `torch.nn.LayerNorm` over the last dimension.
+#[derive(Debug)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
+        Self {
+            weight: weights.tensor(&format!("{name}.weight"), &[width]),
+            bias: weights.tensor(&format!("{name}.bias"), &[width]),
+            eps,
+        }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// An activation by its name in `config.json` (`hidden_act`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Activation {
+    #[serde(rename = "gelu")]
+    Gelu,
+    #[serde(rename = "gelu_pytorch_tanh")]
+    GeluTanh,
+    #[serde(rename = "silu")]
+    Silu,
+}
+
+impl Activation {
+    pub(crate) fn forward(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Gelu => x.gelu("none"),
+            Self::GeluTanh => x.gelu("tanh"),
+            Self::Silu => x.silu(),
+        }
+    }
+}
+
+/// A convolution whose stride is its kernel, as the matrix product that it is.
+///
+/// Exact in fp32 on CUDA too, where a convolution would by default use TF32.
+#[derive(Debug)]
+pub(crate) struct PatchEmbedding {
+    projection: Linear,
+    patch: i64,
+}
+
+impl PatchEmbedding {
+    /// `{name}.weight` of [width, 3, patch, patch] and `{name}.bias`.
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, patch: i64, width: i64) -> Self {
+        let weight = weights.tensor(&format!("{name}.weight"), &[width, 3, patch, patch]);
+        let bias = weights.tensor(&format!("{name}.bias"), &[width]);
+        // An empty tensor stands for a faulty one, which `finish` will report.
+        let weight = if weight.numel() == 0 { weight } else { weight.flatten(1, -1) };
+        Self { projection: Linear::from_tensors(weight, Some(bias)), patch }
+    }
+
+    /// [batch, 3, height, width] → [batch, rows·columns, hidden]. Pixels beyond the last whole patch
+    /// are left out, as a convolution leaves them out.
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
+        let (batch, channels, height, width) = size4(pixels);
+        let (rows, columns) = (height / self.patch, width / self.patch);
+        let whole = pixels.narrow(2, 0, rows * self.patch).narrow(3, 0, columns * self.patch);
+        let patches = whole
+            .reshape([batch, channels, rows, self.patch, columns, self.patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, rows * columns, channels * self.patch * self.patch]);
+        self.projection.forward(&patches)
+    }
+}
+
+/// The four sizes of an image batch.
+pub(crate) fn size4(x: &Tensor) -> (i64, i64, i64, i64) {
+    let size = x.size();
+    assert!(size.len() == 4, "expected a tensor of four dimensions, got {size:?}");
+    (size[0], size[1], size[2], size[3])
+}
+
+/// [batch, sequence, hidden] → [batch, heads, sequence, hidden / heads].
+pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
+    let size = x.size();
+    x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
+}
+
+/// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `allowed` is true where a query
+/// may look, and broadcasts to [batch, heads, queries, keys].
+pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: Option<&Tensor>) -> Tensor {
+    let joined = Tensor::scaled_dot_product_attention(query, key, value, allowed, 0.0, false, None::<f64>, false);
+    joined.transpose(1, 2).flatten(2, 3)
+}
+
+/// Each row divided by its Euclidean length.
+pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2.0, [-1], true)
+}
+
+/// A tensor's values on the CPU in fp32, row by row.
+pub(crate) fn rows(x: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
+    Vec::<Vec<f32>>::try_from(&x.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)
+}

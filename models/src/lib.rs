@@ -1,0 +1,25 @@
+//! Vision models on libtorch: a Hugging Face snapshot in, label logits out.
+//!
+//! Knows nothing of actors, HTTP, Redis or configuration files.
+
+mod decode;
+mod device;
+mod dinov3;
+mod error;
+mod head;
+mod layers;
+pub mod libtorch;
+mod model;
+pub mod parity;
+mod preprocess;
+mod siglip2;
+mod snapshot;
+mod tokenizer;
+mod weights;
+
+pub use decode::{DecodeError, decode};
+pub use device::{DEVICES, DTYPES, device_name, is_device_name, parse_device, parse_dtype};
+pub use error::ModelError;
+pub use image::RgbImage;
+pub use model::{ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskLabels, load_model};
+pub use preprocess::{Pixels, Preprocessor};

@@ -1,0 +1,136 @@
+// Streams and events of whatever device libtorch has loaded, for Rust.
+//
+// c10::impl::VirtualGuardImpl asks the registry of device back ends at run time, so this needs no
+// CUDA header and links no CUDA library. Every function catches what libtorch throws: an exception
+// must not cross into Rust. On failure it returns false (or null) and the text is kept for
+// concord_last_error() of the same thread.
+
+#include <c10/core/Device.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <exception>
+#include <string>
+
+namespace {
+
+thread_local std::string last_error;
+
+c10::Device cuda(int index) {
+  return c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+const c10::impl::VirtualGuardImpl guard() {
+  return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA);
+}
+
+// Runs `work`, turning an exception into `failed`.
+template <typename Work, typename Result>
+Result caught(Result failed, Work work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "an unknown C++ exception";
+  }
+  return failed;
+}
+
+} // namespace
+
+extern "C" {
+
+const char* concord_last_error() {
+  return last_error.c_str();
+}
+
+// The CUDA half registers itself when it is loaded; it stays loaded for good.
+bool concord_load_cuda() {
+  // Next to the libtorch_cpu that this program runs with, so that the two are of one build.
+  Dl_info loaded;
+  std::string beside;
+  if (dladdr(reinterpret_cast<void*>(&c10::DeviceTypeName), &loaded) != 0 && loaded.dli_fname != nullptr) {
+    const std::string c10_path = loaded.dli_fname;
+    const auto slash = c10_path.rfind('/');
+    if (slash != std::string::npos) {
+      beside = c10_path.substr(0, slash + 1) + "libtorch_cuda.so";
+    }
+  }
+  if (!beside.empty() && dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) {
+    return true;
+  }
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) {
+    return true;
+  }
+  const char* why = dlerror();
+  last_error = why != nullptr ? why : "libtorch_cuda.so could not be loaded";
+  return false;
+}
+
+void* concord_stream_new(int device) {
+  return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
+    return new c10::Stream(guard().getNewStream(cuda(device)));
+  });
+}
+
+void concord_stream_delete(void* stream) {
+  delete static_cast<c10::Stream*>(stream);
+}
+
+// Makes `stream` current on this thread and gives back the one that was.
+void* concord_stream_exchange(void* stream) {
+  return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
+    return new c10::Stream(guard().exchangeStream(*static_cast<c10::Stream*>(stream)));
+  });
+}
+
+bool concord_stream_synchronize(void* stream) {
+  return caught(false, [&] {
+    guard().synchronizeStream(*static_cast<c10::Stream*>(stream));
+    return true;
+  });
+}
+
+void* concord_event_new() {
+  return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
+    // BACKEND_DEFAULT is the flag that leaves CUDA's timing on.
+    return new c10::Event(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
+  });
+}
+
+void concord_event_delete(void* event) {
+  delete static_cast<c10::Event*>(event);
+}
+
+bool concord_event_record(void* event, void* stream) {
+  return caught(false, [&] {
+    static_cast<c10::Event*>(event)->record(*static_cast<c10::Stream*>(stream));
+    return true;
+  });
+}
+
+bool concord_event_block(void* event, void* stream) {
+  return caught(false, [&] {
+    static_cast<c10::Event*>(event)->block(*static_cast<c10::Stream*>(stream));
+    return true;
+  });
+}
+
+bool concord_event_synchronize(void* event) {
+  return caught(false, [&] {
+    static_cast<c10::Event*>(event)->synchronize();
+    return true;
+  });
+}
+
+// Milliseconds between two recorded events; negative when they cannot be compared.
+double concord_event_elapsed_ms(void* from, void* to) {
+  return caught(-1.0, [&] {
+    return static_cast<c10::Event*>(from)->elapsedTime(*static_cast<c10::Event*>(to));
+  });
+}
+
+} // extern "C"

@@ -1,0 +1,128 @@
+//! Streams and events: an order of work on one GPU, and points in it. On a CPU both are no-ops.
+
+use std::marker::PhantomData;
+use std::time::Instant;
+
+use tch::Device;
+
+use super::LibtorchError;
+use super::ffi::{RawEvent, RawStream};
+
+/// An order of work on one device, apart from that of other streams.
+///
+/// The current stream is a property of the thread, so a model's forward always runs on the thread
+/// that entered the model's stream.
+#[derive(Debug)]
+pub struct Stream {
+    /// `None` on a CPU, where work is done when the call returns.
+    cuda: Option<RawStream>,
+}
+
+impl Stream {
+    /// A new stream on `device`.
+    ///
+    /// # Errors
+    /// When CUDA gives none, for instance because the device does not exist.
+    pub fn new(device: Device) -> Result<Self, LibtorchError> {
+        let cuda = match device {
+            Device::Cuda(index) => Some(RawStream::new(index)?),
+            _ => None,
+        };
+        Ok(Self { cuda })
+    }
+
+    /// Makes this stream the current one of the calling thread until the result is dropped.
+    ///
+    /// # Errors
+    /// When CUDA refuses.
+    pub fn enter(&self) -> Result<CurrentStream<'_>, LibtorchError> {
+        let previous = self.cuda.as_ref().map(RawStream::exchange).transpose()?;
+        Ok(CurrentStream { previous, stream: PhantomData, not_send: PhantomData })
+    }
+
+    /// Waits until all work that was put on this stream is done.
+    ///
+    /// # Errors
+    /// When that work failed; a CUDA error of this kind sticks to the process.
+    pub fn synchronize(&self) -> Result<(), LibtorchError> {
+        self.cuda.as_ref().map_or(Ok(()), RawStream::synchronize)
+    }
+
+    /// Makes later work on this stream wait for `event`, without making the CPU wait.
+    ///
+    /// # Errors
+    /// When CUDA refuses.
+    pub fn wait_for(&self, event: &Event) -> Result<(), LibtorchError> {
+        match (&self.cuda, &event.0) {
+            (Some(stream), Point::Cuda(event)) => event.block(stream),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A stream being the current one of this thread; the previous one returns on drop.
+#[derive(Debug)]
+pub struct CurrentStream<'stream> {
+    previous: Option<RawStream>,
+    stream: PhantomData<&'stream Stream>,
+    /// The current stream is thread-local: restoring it elsewhere would change another thread's.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for CurrentStream<'_> {
+    fn drop(&mut self) {
+        if let Some(previous) = &self.previous
+            && let Err(error) = previous.exchange()
+        {
+            tracing::error!(%error, "the previous stream could not be restored");
+        }
+    }
+}
+
+/// A point in a stream's work, with the time at which the device reached it.
+#[derive(Debug)]
+pub struct Event(Point);
+
+#[derive(Debug)]
+enum Point {
+    Cpu(Instant),
+    Cuda(RawEvent),
+}
+
+impl Event {
+    /// Marks the point that `stream` has been given work up to.
+    ///
+    /// # Errors
+    /// When CUDA refuses.
+    pub fn record(stream: &Stream) -> Result<Self, LibtorchError> {
+        let Some(stream) = &stream.cuda else {
+            return Ok(Self(Point::Cpu(Instant::now())));
+        };
+        let mut event = RawEvent::new()?;
+        event.record(stream)?;
+        Ok(Self(Point::Cuda(event)))
+    }
+
+    /// Waits until the device has reached this point.
+    ///
+    /// # Errors
+    /// When the work before it failed.
+    pub fn synchronize(&self) -> Result<(), LibtorchError> {
+        match &self.0 {
+            Point::Cpu(_) => Ok(()),
+            Point::Cuda(event) => event.synchronize(),
+        }
+    }
+
+    /// Milliseconds on the device from this point to `later`; both must have been reached.
+    ///
+    /// # Errors
+    /// When they have not, or are of different devices.
+    pub fn elapsed_ms(&self, later: &Self) -> Result<f64, LibtorchError> {
+        match (&self.0, &later.0) {
+            (Point::Cpu(from), Point::Cpu(to)) => Ok(to.duration_since(*from).as_secs_f64() * 1e3),
+            (Point::Cuda(from), Point::Cuda(to)) => from.elapsed_ms(to),
+            _ => Err(LibtorchError("the events are of different devices".to_owned())),
+        }
+    }
+}

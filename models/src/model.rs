@@ -1,0 +1,139 @@
+//! What the cascade needs of a model, whatever its architecture, and the list of architectures.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::device::{parse_device, parse_dtype};
+use crate::parity::Fixture;
+use crate::preprocess::{Pixels, Preprocessor};
+use crate::snapshot::Snapshot;
+use crate::{ModelError, dinov3, siglip2};
+
+/// Every architecture. A new one is a file beside this and a line here.
+pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE];
+
+/// An architecture's name, what it accepts, and how it is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    /// As `ensemble.toml` calls it.
+    pub name: &'static str,
+    /// The `model_type`s of `config.json` that it loads.
+    pub model_types: &'static [&'static str],
+    /// The options of [`ModelOptions`] that only some architectures take, and this one does.
+    pub options: &'static [&'static str],
+    /// Loads a snapshot of it.
+    pub(crate) load: fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>,
+}
+
+impl Architecture {
+    /// The architecture of that name in `ensemble.toml`.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    }
+
+    /// The architecture that loads a `config.json` with this `model_type`.
+    pub fn by_model_type(model_type: &str) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|architecture| architecture.model_types.contains(&model_type))
+    }
+}
+
+/// `[models.NAME]` in `ensemble.toml`: a snapshot, and how to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ModelOptions {
+    /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`].
+    pub architecture: String,
+    /// The Hugging Face snapshot's folder; relative to the folder of `ensemble.toml`.
+    pub snapshot: PathBuf,
+    /// `auto` (the first GPU, otherwise the CPU), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
+    pub dtype: String,
+    /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
+    pub heads: BTreeMap<String, PathBuf>,
+    /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
+    pub lowercase: bool,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            architecture: String::new(),
+            snapshot: PathBuf::new(),
+            device: "auto".to_owned(),
+            dtype: "fp32".to_owned(),
+            heads: BTreeMap::new(),
+            lowercase: true,
+        }
+    }
+}
+
+/// Where a model is, and in which number format.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Placement {
+    /// CPU or one GPU.
+    pub device: Device,
+    /// Of weights and computation.
+    pub kind: Kind,
+}
+
+/// A task as a model needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskLabels {
+    /// The task's name.
+    pub task: String,
+    /// The labels in the policy's order, each with its prompts (for zero-shot models).
+    pub labels: Vec<(String, Vec<String>)>,
+}
+
+/// A loaded model.
+///
+/// Its methods run on one thread. They may panic where libtorch throws (out of memory, a CUDA error):
+/// the caller contains that, and loses one batch.
+pub trait Model: Send + std::fmt::Debug {
+    /// What turns an image into this model's input; may be used on any thread.
+    fn preprocessor(&self) -> &Preprocessor;
+
+    /// How many parameters were loaded.
+    fn parameters(&self) -> i64;
+
+    /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
+    /// request has to wait for it. Done again when the task changes.
+    ///
+    /// # Errors
+    /// When the model cannot answer this task.
+    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError>;
+
+    /// An uncalibrated logit for each label, for each image. The task must have been prepared.
+    ///
+    /// # Errors
+    /// When it was not, or libtorch refuses.
+    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// The tensors of a parity fixture, computed by this implementation and named as there.
+    ///
+    /// # Errors
+    /// When the fixture lacks an input.
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError>;
+}
+
+/// Loads the model that `options` describe; a relative snapshot path starts at `base`.
+///
+/// # Errors
+/// When the device does not exist, the snapshot is not of that architecture, or does not load.
+pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
+    let architecture = Architecture::by_name(&options.architecture)
+        .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
+    let snapshot = Snapshot::open(&base.join(&options.snapshot))?;
+    let model_type = snapshot.model_type()?;
+    if !architecture.model_types.contains(&model_type.as_str()) {
+        let expected = architecture.model_types.join(" or ");
+        let message = format!("model_type is {model_type:?}; architecture {} loads {expected}", architecture.name);
+        return Err(ModelError::malformed(&snapshot.path("config.json"), message));
+    }
+    let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
+    (architecture.load)(&snapshot, options, placement)
+}

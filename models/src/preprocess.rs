@@ -1,0 +1,249 @@
+//! An RGB image → the pixel tensor that a model was trained on, as its `preprocessor_config.json` says.
+//!
+//! Each recipe repeats the order of operations of the processor class in transformers, because
+//! resizing before or after the change to floating point differs in more than a tenth of the pixels.
+
+use image::RgbImage;
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+use crate::snapshot::Snapshot;
+
+/// One image, ready for a model.
+#[derive(Debug)]
+pub struct Pixels {
+    /// [3, height, width] where the model has one resolution, otherwise [patches, patch·patch·3] with
+    /// the values of a patch in the order row, column, channel. fp32, on the CPU.
+    pub values: Tensor,
+    /// Rows and columns of patches, where the model takes any resolution (NaFlex).
+    pub grid: Option<[i64; 2]>,
+}
+
+/// What turns an image into [`Pixels`]; shared between threads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preprocessor {
+    recipe: Recipe,
+    /// Of one channel each, in the range 0–1.
+    mean: [f64; 3],
+    std: [f64; 3],
+    /// Usually 1/255.
+    rescale: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Recipe {
+    /// `DINOv3ViTImageProcessor`: to fp32, then resize.
+    ResizeFloat { height: i64, width: i64, filter: Filter },
+    /// `SiglipImageProcessor`: resize in bytes, then to fp32.
+    ResizeBytes { height: i64, width: i64, filter: Filter },
+    /// `Siglip2ImageProcessor`: the size that keeps the aspect ratio within a number of patches.
+    NaFlex { patch: i64, max_patches: i64, filter: Filter },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Filter {
+    Bilinear,
+    Bicubic,
+}
+
+/// `preprocessor_config.json`, the part that is used.
+#[derive(Deserialize)]
+struct Config {
+    image_processor_type: String,
+    size: Option<Size>,
+    resample: Option<u8>,
+    do_resize: Option<bool>,
+    do_center_crop: Option<bool>,
+    do_rescale: Option<bool>,
+    rescale_factor: Option<f64>,
+    do_normalize: Option<bool>,
+    image_mean: Option<[f64; 3]>,
+    image_std: Option<[f64; 3]>,
+    patch_size: Option<i64>,
+    max_num_patches: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Size {
+    height: Option<i64>,
+    width: Option<i64>,
+}
+
+const FILE: &str = "preprocessor_config.json";
+const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+/// A larger side would be a mistake: the published models take at most 1024.
+const SIDE_MAX: i64 = 8192;
+
+impl Preprocessor {
+    /// The one that the snapshot describes.
+    ///
+    /// # Errors
+    /// When the file is missing, or asks for something that is not done here.
+    pub(crate) fn load(snapshot: &Snapshot) -> Result<Self, ModelError> {
+        let config: Config = snapshot.json(FILE)?;
+        Self::from_config(&config).map_err(|message| ModelError::malformed(&snapshot.path(FILE), message))
+    }
+
+    fn from_config(config: &Config) -> Result<Self, String> {
+        if config.do_resize == Some(false) {
+            return Err("do_resize = false is not supported: images of all sizes must become one".to_owned());
+        }
+        if config.do_center_crop == Some(true) {
+            return Err("do_center_crop = true is not supported".to_owned());
+        }
+        let filter = match config.resample {
+            None | Some(2) => Filter::Bilinear,
+            Some(3) => Filter::Bicubic,
+            Some(other) => return Err(format!("resample {other} is not supported: 2 (bilinear), 3 (bicubic)")),
+        };
+        let (height, width) = config.size.as_ref().map_or((None, None), |size| (size.height, size.width));
+        let side = |side: Option<i64>, default: i64| match side.unwrap_or(default) {
+            side if (1..=SIDE_MAX).contains(&side) => Ok(side),
+            side => Err(format!("size {side} is not a side in pixels: 1 to {SIDE_MAX}")),
+        };
+        let (recipe, default_mean, default_std) = match config.image_processor_type.trim_end_matches("Fast") {
+            "DINOv3ViTImageProcessor" => {
+                let recipe = Recipe::ResizeFloat { height: side(height, 224)?, width: side(width, 224)?, filter };
+                (recipe, IMAGENET_MEAN, IMAGENET_STD)
+            }
+            "SiglipImageProcessor" => {
+                let recipe = Recipe::ResizeBytes { height: side(height, 224)?, width: side(width, 224)?, filter };
+                (recipe, [0.5; 3], [0.5; 3])
+            }
+            "Siglip2ImageProcessor" => {
+                let (patch, max_patches) = (side(config.patch_size, 16)?, side(config.max_num_patches, 256)?);
+                (Recipe::NaFlex { patch, max_patches, filter }, [0.5; 3], [0.5; 3])
+            }
+            other => return Err(format!("image_processor_type {other} is not supported")),
+        };
+        let normalize = config.do_normalize != Some(false);
+        let std = if normalize { config.image_std.unwrap_or(default_std) } else { [1.0; 3] };
+        if std.iter().any(|&std| std <= 0.0) {
+            return Err(format!("image_std {std:?} must be greater than 0"));
+        }
+        Ok(Self {
+            recipe,
+            mean: if normalize { config.image_mean.unwrap_or(default_mean) } else { [0.0; 3] },
+            std,
+            rescale: if config.do_rescale == Some(false) { 1.0 } else { config.rescale_factor.unwrap_or(1.0 / 255.0) },
+        })
+    }
+
+    /// Resizes and normalises one image.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
+        let bytes = image_tensor(image)?;
+        match self.recipe {
+            Recipe::ResizeFloat { height, width, filter } => {
+                let scaled = bytes.f_to_kind(Kind::Float)?.f_mul_scalar(self.rescale)?;
+                let resized = resize(&scaled, height, width, filter)?;
+                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None })
+            }
+            Recipe::ResizeBytes { height, width, filter } => {
+                let resized = resize(&bytes, height, width, filter)?;
+                Ok(Pixels { values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?, grid: None })
+            }
+            Recipe::NaFlex { patch, max_patches, filter } => {
+                let (height, width) = naflex_size(image.height(), image.width(), patch, max_patches);
+                let resized = resize(&bytes, height, width, filter)?;
+                let values = self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?;
+                let (rows, columns) = (height / patch, width / patch);
+                let patches = values
+                    .f_view([3, rows, patch, columns, patch])?
+                    .f_permute([1, 3, 2, 4, 0])?
+                    .f_reshape([rows * columns, patch * patch * 3])?;
+                Ok(Pixels { values: patches, grid: Some([rows, columns]) })
+            }
+        }
+    }
+
+    /// (x − mean / rescale) / (std / rescale) on [1, 3, height, width] → [3, height, width]: transformers
+    /// folds the rescaling into the normalisation where both follow each other.
+    fn normalise(&self, x: &Tensor, rescale: f64) -> Result<Tensor, tch::TchError> {
+        let channels = |values: [f64; 3]| {
+            Tensor::f_from_slice(&values.map(|value| value / rescale))?.f_to_kind(Kind::Float)?.f_view([3, 1, 1])
+        };
+        x.f_squeeze_dim(0)?.f_sub(&channels(self.mean)?)?.f_div(&channels(self.std)?)?.f_contiguous()
+    }
+
+    /// How many 8-bit steps a difference of pixel values is: [3, …] → the same shape. For NaFlex, whose
+    /// channels come last, all channels have one std.
+    pub(crate) fn eight_bit_steps(&self, difference: &Tensor) -> Tensor {
+        let std = self.std.iter().copied().fold(f64::INFINITY, f64::min);
+        difference.abs() * (std * 255.0)
+    }
+
+    /// The most patches that an image can have, where the model takes any resolution.
+    pub(crate) fn max_patches(&self) -> Option<i64> {
+        match self.recipe {
+            Recipe::NaFlex { max_patches, .. } => Some(max_patches),
+            _ => None,
+        }
+    }
+
+    /// Patch side in pixels, where the model takes any resolution.
+    pub(crate) fn naflex_patch(&self) -> Option<i64> {
+        match self.recipe {
+            Recipe::NaFlex { patch, .. } => Some(patch),
+            _ => None,
+        }
+    }
+
+    /// Height and width that every image is resized to, where the model has one resolution.
+    pub(crate) fn fixed_size(&self) -> Option<(i64, i64)> {
+        match self.recipe {
+            Recipe::ResizeFloat { height, width, .. } | Recipe::ResizeBytes { height, width, .. } => {
+                Some((height, width))
+            }
+            Recipe::NaFlex { .. } => None,
+        }
+    }
+}
+
+/// [1, 3, height, width] of bytes, laid out as the image is (channels last), for which libtorch has its
+/// fastest resize.
+fn image_tensor(image: &RgbImage) -> Result<Tensor, tch::TchError> {
+    let (height, width) = (i64::from(image.height()), i64::from(image.width()));
+    Tensor::f_from_slice(image.as_raw())?.f_view([1, height, width, 3])?.f_permute([0, 3, 1, 2])
+}
+
+/// With antialiasing, in the tensor's own type, as `torchvision.transforms.v2.functional.resize` on a CPU.
+fn resize(x: &Tensor, height: i64, width: i64, filter: Filter) -> Result<Tensor, tch::TchError> {
+    match filter {
+        Filter::Bilinear => x.f_internal_upsample_bilinear2d_aa([height, width], false, None::<f64>, None::<f64>),
+        Filter::Bicubic => x.f_internal_upsample_bicubic2d_aa([height, width], false, None::<f64>, None::<f64>),
+    }
+}
+
+/// The largest size that keeps the aspect ratio, with both sides multiples of the patch, in at most
+/// `max_patches` patches: the binary search of `get_image_size_for_max_num_patches` in transformers'
+/// `image_processing_siglip2.py`, with its bounds and precision, because rounding decides.
+fn naflex_size(height: u32, width: u32, patch: i64, max_patches: i64) -> (i64, i64) {
+    const EPSILON: f64 = 1e-5;
+    let patch_side = patch as f64;
+    let scaled = |scale: f64, side: u32| {
+        let patches = (f64::from(side) * scale / patch_side).ceil();
+        (patches * patch_side).max(patch_side) as i64
+    };
+    let (mut scale_min, mut scale_max) = (EPSILON / 10.0, 100.0);
+    while scale_max - scale_min >= EPSILON {
+        let scale = f64::midpoint(scale_min, scale_max);
+        let patches = (scaled(scale, height) / patch) * (scaled(scale, width) / patch);
+        if patches <= max_patches {
+            scale_min = scale;
+        } else {
+            scale_max = scale;
+        }
+    }
+    (scaled(scale_min, height), scaled(scale_min, width))
+}
+
+/// A batch as models take it: images of one resolution stacked to [batch, 3, height, width].
+pub(crate) fn stack(images: &[&Pixels], device: Device) -> Tensor {
+    let values: Vec<&Tensor> = images.iter().map(|image| &image.values).collect();
+    Tensor::stack(&values, 0).to_device(device)
+}

@@ -1,0 +1,153 @@
+//! SigLIP 2: an image tower and a text tower in one space, answering tasks zero-shot by prompts.
+//!
+//! Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786); tensors and numerics as in transformers'
+//! `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).
+
+mod encoder;
+mod text;
+mod vision;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+use crate::layers::{rows, unit_rows};
+use crate::model::{Architecture, Model, ModelOptions, Placement, TaskLabels};
+use crate::parity::Fixture;
+use crate::preprocess::{Pixels, Preprocessor};
+use crate::snapshot::Snapshot;
+use crate::weights::WeightLoader;
+use text::{TextConfig, TextTower};
+use vision::{VisionBatch, VisionConfig, VisionTower};
+
+pub(crate) const ARCHITECTURE: Architecture =
+    Architecture { name: "siglip2", model_types: &["siglip", "siglip2"], options: &["lowercase"], load };
+
+/// `config.json`.
+#[derive(Debug, Deserialize)]
+struct Config {
+    model_type: String,
+    #[serde(default)]
+    text_config: TextConfig,
+    #[serde(default)]
+    vision_config: VisionConfig,
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    let config: Config = snapshot.json("config.json")?;
+    let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+    config.text_config.check().map_err(malformed)?;
+    config.vision_config.check().map_err(malformed)?;
+    let preprocessor = Preprocessor::load(snapshot)?;
+    let naflex = config.model_type == "siglip2";
+    config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
+
+    let mut weights = WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let text = TextTower::load(&mut weights, snapshot, config.text_config, options.lowercase)?;
+    let vision = VisionTower::load(&mut weights, config.vision_config, naflex);
+    let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
+    let parameters = weights.finish()?;
+    Ok(Box::new(Siglip2 { text, vision, logit_scale, logit_bias, parameters, preprocessor, place, labels: HashMap::new() }))
+}
+
+#[derive(Debug)]
+struct Siglip2 {
+    text: TextTower,
+    vision: VisionTower,
+    /// The logarithm of the scale; [1].
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    parameters: i64,
+    preprocessor: Preprocessor,
+    place: Placement,
+    /// Of each prepared task, the labels' embeddings: [labels, width], unit rows.
+    labels: HashMap<String, Tensor>,
+}
+
+impl Siglip2 {
+    /// [batch, width], unit rows.
+    fn image_embeddings(&self, batch: &VisionBatch) -> Tensor {
+        unit_rows(&self.vision.pool(&self.vision.output(&self.vision.hidden_states(batch)), batch))
+    }
+
+    /// The mean of a label's prompt embeddings, brought back to length 1.
+    fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
+        let ids = self.text.tokenize(prompts, self.place.device)?;
+        let embeddings = unit_rows(&self.text.pool(&self.text.output(&self.text.hidden_states(&ids))));
+        Ok(unit_rows(&embeddings.mean_dim([0].as_slice(), false, None::<Kind>)))
+    }
+}
+
+impl Model for Siglip2 {
+    fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    fn parameters(&self) -> i64 {
+        self.parameters
+    }
+
+    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
+        let embeddings: Vec<Tensor> =
+            task.labels.iter().map(|(_, prompts)| self.label_embedding(prompts)).collect::<Result<_, _>>()?;
+        self.labels.insert(task.task.clone(), Tensor::stack(&embeddings, 0));
+        Ok(())
+    }
+
+    /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
+    /// labels does not see it.
+    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let labels = self.labels.get(task).ok_or_else(|| ModelError::Task {
+            task: task.to_owned(),
+            message: "was not prepared".to_owned(),
+        })?;
+        let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
+        let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
+        Ok(rows(&(cosines * self.logit_scale.exp()))?)
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let names: &[&str] = match self.preprocessor.max_patches() {
+            Some(_) => &["landscape", "portrait", "banner"],
+            None => &["landscape", "portrait"],
+        };
+        let images = fixture.images(names, &self.preprocessor)?;
+        let ours = VisionBatch::stack(&images.iter().collect::<Vec<_>>(), self.preprocessor.max_patches(), Device::Cpu);
+        let mut outputs = ours.named();
+        outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
+
+        // From the reference's own inputs on, so that an error shows where it is made.
+        let batch = VisionBatch::of_fixture(fixture, self.place.device)?;
+        let vision_states = self.vision.hidden_states(&batch);
+        let vision_last = self.vision.output(&vision_states);
+        let vision_pooled = self.vision.pool(&vision_last, &batch);
+        let text_states = self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.place.device));
+        let text_last = self.text.output(&text_states);
+        let text_pooled = self.text.pool(&text_last);
+        let (image_embeds, text_embeds) = (unit_rows(&vision_pooled), unit_rows(&text_pooled));
+        let logits = image_embeds.matmul(&text_embeds.tr()) * self.logit_scale.exp() + &self.logit_bias;
+
+        if batch.is_naflex() {
+            outputs.insert("vision.embeddings".to_owned(), vision_states[0].shallow_clone());
+        }
+        for (tower, states) in [("vision", vision_states), ("text", text_states)] {
+            for (index, state) in states.into_iter().enumerate() {
+                outputs.insert(format!("{tower}.hidden_states.{index}"), state);
+            }
+        }
+        let named = [
+            ("vision.last_hidden_state", vision_last),
+            ("vision.pooler_output", vision_pooled),
+            ("text.last_hidden_state", text_last),
+            ("text.pooler_output", text_pooled),
+            ("image_embeds", image_embeds),
+            ("text_embeds", text_embeds),
+            ("probs", logits.to_kind(Kind::Float).sigmoid()),
+            ("logits_per_image", logits),
+        ];
+        outputs.extend(named.map(|(name, tensor)| (name.to_owned(), tensor)));
+        Ok(outputs)
+    }
+}

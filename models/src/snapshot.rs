@@ -1,0 +1,88 @@
+//! A Hugging Face snapshot folder: its files, found and parsed as they were published.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::ModelError;
+
+/// A folder with `config.json`, safetensors, and what else the model ships.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    folder: PathBuf,
+}
+
+impl Snapshot {
+    /// The snapshot in `folder`.
+    ///
+    /// # Errors
+    /// When the folder has no `config.json`.
+    pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
+        let config = folder.join("config.json");
+        match fs::metadata(&config) {
+            Ok(_) => Ok(Self { folder: folder.to_owned() }),
+            Err(source) => Err(ModelError::File { path: config, source }),
+        }
+    }
+
+    /// The folder itself.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The path of one of its files.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// One of its JSON files.
+    ///
+    /// # Errors
+    /// When it is missing or is not of the form of `T`; the message has line and column.
+    pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T, ModelError> {
+        let path = self.path(file);
+        let text = fs::read_to_string(&path).map_err(|source| ModelError::file(&path, source))?;
+        serde_json::from_str(&text).map_err(|error| ModelError::malformed(&path, error))
+    }
+
+    /// The `model_type` of `config.json`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn model_type(&self) -> Result<String, ModelError> {
+        #[derive(serde::Deserialize)]
+        struct Typed {
+            model_type: String,
+        }
+        Ok(self.json::<Typed>("config.json")?.model_type)
+    }
+
+    /// The files with the weights: `model.safetensors`, or the shards that its index names.
+    ///
+    /// # Errors
+    /// When there are none, or the index is malformed or points outside the folder.
+    pub(crate) fn weight_files(&self) -> Result<Vec<PathBuf>, ModelError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: std::collections::BTreeMap<String, String>,
+        }
+        const INDEX: &str = "model.safetensors.index.json";
+        let single = self.path("model.safetensors");
+        if single.exists() {
+            return Ok(vec![single]);
+        }
+        if !self.path(INDEX).exists() {
+            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, format!("not found, nor {INDEX}"));
+            return Err(ModelError::file(&single, missing));
+        }
+        let index: Index = self.json(INDEX)?;
+        let mut shards: Vec<String> = index.weight_map.into_values().collect();
+        shards.sort();
+        shards.dedup();
+        if let Some(outside) = shards.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+            return Err(ModelError::malformed(&self.path(INDEX), format!("{outside:?} is not a plain file name")));
+        }
+        Ok(shards.iter().map(|shard| self.path(shard)).collect())
+    }
+}

@@ -1,0 +1,52 @@
+//! A snapshot's `tokenizer.json`.
+
+use std::path::PathBuf;
+
+use tokenizers::Tokenizer;
+
+use crate::ModelError;
+use crate::snapshot::Snapshot;
+
+const FILE: &str = "tokenizer.json";
+
+/// Text → ids of one length, the form in which contrastive text towers are trained.
+#[derive(Debug)]
+pub(crate) struct PaddingTokenizer {
+    tokenizer: Tokenizer,
+    path: PathBuf,
+    end: i64,
+    padding: i64,
+    length: usize,
+}
+
+impl PaddingTokenizer {
+    /// Texts become `length` ids: cut to fit, `<eos>` appended, filled up with `<pad>`.
+    pub(crate) fn load(snapshot: &Snapshot, length: usize) -> Result<Self, ModelError> {
+        let path = snapshot.path(FILE);
+        let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
+        let tokenizer = Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
+        let id = |token: &str| {
+            let id = tokenizer.token_to_id(token).map(i64::from);
+            id.ok_or_else(|| ModelError::malformed(&path, format!("has no token {token}")))
+        };
+        let (end, padding) = (id("<eos>")?, id("<pad>")?);
+        Ok(Self { tokenizer, path, end, padding, length })
+    }
+
+    /// Ids of one text.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<i64>, ModelError> {
+        // The post-processor of the file is left out: published files differ in whether theirs adds `<bos>`.
+        let encoding =
+            self.tokenizer.encode(text, false).map_err(|error| ModelError::malformed(&self.path, error))?;
+        let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+        ids.truncate(self.length.saturating_sub(1));
+        ids.push(self.end);
+        ids.resize(self.length, self.padding);
+        Ok(ids)
+    }
+
+    /// How many ids there are; the embedding table must have at least as many rows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}

@@ -1,0 +1,200 @@
+//! Named tensors out of safetensors files, checked against the shapes that a configuration asks for.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+
+/// The same limit as the safetensors library: 7B models need about 100 kB.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// A safetensors file, mapped into memory: its tensors are views, read from disk when they are used.
+#[derive(Debug)]
+pub(crate) struct SafetensorsFile {
+    path: PathBuf,
+    metadata: Metadata,
+    /// Where the tensors begin.
+    data_offset: u64,
+    bytes: Tensor,
+}
+
+impl SafetensorsFile {
+    /// Opens `path`; its tensors are read only when they are taken.
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        let malformed = |message: String| ModelError::malformed(path, message);
+        let read = || -> std::io::Result<(u64, Option<Vec<u8>>)> {
+            let mut file = File::open(path)?;
+            let length = file.metadata()?.len();
+            let mut size = [0; 8];
+            file.read_exact(&mut size)?;
+            let size = u64::from_le_bytes(size);
+            if size > HEADER_BYTES_MAX.min(length.saturating_sub(8)) {
+                return Ok((length, None));
+            }
+            let mut header = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+            file.read_exact(&mut header)?;
+            Ok((length, Some(header)))
+        };
+        let (length, header) = read().map_err(|source| ModelError::file(path, source))?;
+        let header = header.ok_or_else(|| malformed("not a safetensors file: its header does not fit".into()))?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| malformed(format!("not a safetensors file: {error}")))?;
+        let data_offset = 8 + header.len() as u64;
+        let expected = data_offset + metadata.data_len() as u64;
+        // A mapped file that is shorter than its tensors would end the process when they are read.
+        if length != expected {
+            return Err(malformed(format!("has {length} bytes where its header says {expected}: a broken download?")));
+        }
+        let name = path.to_str().ok_or_else(|| malformed("the path is not UTF-8".into()))?;
+        let size = i64::try_from(length).map_err(|error| malformed(error.to_string()))?;
+        let bytes = Tensor::f_from_file(name, false, size, (Kind::Uint8, Device::Cpu))?;
+        Ok(Self { path: path.to_owned(), metadata, data_offset, bytes })
+    }
+
+    /// The names of its tensors.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.metadata.tensors().into_keys().collect()
+    }
+
+    /// An entry of the file's own metadata, for instance the labels of a head.
+    pub(crate) fn note(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// The shape of a tensor, if there is one of that name.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        let info = self.metadata.info(name)?;
+        Some(info.shape.iter().map(|&side| i64::try_from(side).unwrap_or(i64::MAX)).collect())
+    }
+
+    /// The tensor of that name as it is in the file, a view of the mapping.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        let malformed = |message: String| ModelError::malformed(&self.path, message);
+        let info = self.metadata.info(name).ok_or_else(|| malformed(format!("no tensor {name}")))?;
+        let kind = kind_of(info.dtype)
+            .ok_or_else(|| malformed(format!("{name} is of type {:?}, which is not supported", info.dtype)))?;
+        let shape = self.shape(name).unwrap_or_default();
+        let (begin, end) = info.data_offsets;
+        let begin = i64::try_from(self.data_offset + begin as u64).unwrap_or(i64::MAX);
+        let length = i64::try_from(end - info.data_offsets.0).unwrap_or(i64::MAX);
+        let mut bytes = self.bytes.f_narrow(0, begin, length)?;
+        if begin % i64::try_from(kind.elt_size_in_bytes()).unwrap_or(1) != 0 {
+            bytes = bytes.copy(); // only a file with an unpadded header: a view must be aligned
+        }
+        Ok(bytes.f_view_dtype(kind)?.f_view(shape.as_slice())?)
+    }
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+/// Hands out a snapshot's tensors by name and expected shape, on a device and in a number format.
+///
+/// Faults are collected, not returned one by one: a tensor that is missing or has another shape gives
+/// an empty one, and [`WeightLoader::finish`] fails with all of them. Until it has succeeded, nothing
+/// may be computed with the tensors.
+#[derive(Debug)]
+pub(crate) struct WeightLoader {
+    path: PathBuf,
+    files: Vec<SafetensorsFile>,
+    file_of: HashMap<String, usize>,
+    device: Device,
+    kind: Kind,
+    taken: BTreeSet<String>,
+    faults: Vec<String>,
+    parameters: i64,
+}
+
+impl WeightLoader {
+    /// A loader over `files`; `path` is what its error names.
+    pub(crate) fn open(path: &Path, files: &[PathBuf], device: Device, kind: Kind) -> Result<Self, ModelError> {
+        let files: Vec<SafetensorsFile> = files.iter().map(|file| SafetensorsFile::open(file)).collect::<Result<_, _>>()?;
+        let mut file_of = HashMap::new();
+        for (index, file) in files.iter().enumerate() {
+            file_of.extend(file.names().into_iter().map(|name| (name, index)));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            files,
+            file_of,
+            device,
+            kind,
+            taken: BTreeSet::new(),
+            faults: Vec::new(),
+            parameters: 0,
+        })
+    }
+
+    /// Whether the snapshot has a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.file_of.contains_key(name)
+    }
+
+    /// The shape of a tensor as it is in the file.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.files[*self.file_of.get(name)?].shape(name)
+    }
+
+    /// The tensor of that name and shape, on the loader's device, in its number format.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        self.taken.insert(name.to_owned());
+        match self.load(name, shape) {
+            Ok(tensor) => {
+                self.parameters += shape.iter().product::<i64>();
+                tensor
+            }
+            Err(fault) => {
+                self.faults.push(fault);
+                Tensor::empty([0], (self.kind, Device::Cpu))
+            }
+        }
+    }
+
+    fn load(&self, name: &str, shape: &[i64]) -> Result<Tensor, String> {
+        let file = self.file_of.get(name).map(|&index| &self.files[index]);
+        let file = file.ok_or_else(|| format!("{name}: missing, expected {shape:?}"))?;
+        let found = file.shape(name).unwrap_or_default();
+        if found != shape {
+            return Err(format!("{name}: expected {shape:?}, found {found:?}"));
+        }
+        let tensor = file.tensor(name).map_err(|error| error.to_string())?;
+        // A copy in every case: a parameter must not keep a view of a file that may be replaced.
+        let copied = tensor.f_to_device_(self.device, self.kind, false, true);
+        copied.map_err(|error| format!("{name}: {error}"))
+    }
+
+    /// Ends the loading: how many parameters were taken.
+    ///
+    /// # Errors
+    /// When any tensor was missing or had another shape: all of them.
+    pub(crate) fn finish(self) -> Result<i64, ModelError> {
+        if !self.faults.is_empty() {
+            return Err(ModelError::Weights { path: self.path, faults: self.faults });
+        }
+        let unused: Vec<&String> = self.file_of.keys().filter(|name| !self.taken.contains(*name)).collect();
+        if !unused.is_empty() {
+            let example = unused.iter().min();
+            tracing::debug!(path = %self.path.display(), count = unused.len(), ?example, "tensors not used by this model");
+        }
+        Ok(self.parameters)
+    }
+}

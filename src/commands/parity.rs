@@ -1,0 +1,101 @@
+//! `concord parity`: does our arithmetic agree with the reference implementation's?
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use concord_models::parity::{Comparison, Unit, check};
+
+use super::warn;
+
+/// Compare this implementation with Hugging Face transformers, tensor by tensor.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "A folder holds a snapshot, images and the tensors that transformers computed from them,\n\
+    as make_parity_fixtures.py writes it. A folder of such folders may be given too.\n\
+    Exit status: 0 when everything agrees, 1 when a tensor does not or a folder cannot be read.")]
+pub struct ParityArgs {
+    /// Fixture folders, or folders of fixture folders
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Print only the tensor of each folder that is nearest to its tolerance
+    #[arg(long)]
+    brief: bool,
+}
+
+/// Runs every folder and prints a table for each.
+pub fn run(args: &ParityArgs) -> ExitCode {
+    let mut all_agree = true;
+    for folder in args.folders.iter().flat_map(|folder| fixtures_in(folder)) {
+        match check(&folder, &args.device) {
+            Ok(comparisons) => {
+                all_agree &= comparisons.iter().all(Comparison::passes);
+                print_comparisons(&folder.display().to_string(), &comparisons, args.brief);
+            }
+            Err(error) => {
+                all_agree = false;
+                warn(&format!("{}: {error}", folder.display()));
+            }
+        }
+    }
+    if all_agree { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The folder itself, or the fixture folders right inside it.
+fn fixtures_in(folder: &PathBuf) -> Vec<PathBuf> {
+    if folder.join("meta.json").exists() {
+        return vec![folder.clone()];
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut inside: Vec<PathBuf> = entries.filter(|path| path.join("meta.json").exists()).collect();
+    inside.sort();
+    // A folder without fixtures is tried as one, which says what is missing.
+    if inside.is_empty() { vec![folder.clone()] } else { inside }
+}
+
+fn print_comparisons(title: &str, comparisons: &[Comparison], brief: bool) {
+    let passed = comparisons.iter().filter(|comparison| comparison.passes()).count();
+    let verdict = if passed == comparisons.len() { "agrees" } else { "DIFFERS" };
+    println!("{title}: {verdict}, {passed} of {} comparisons within tolerance", comparisons.len());
+    let mut shown: Vec<&Comparison> = comparisons.iter().collect();
+    if brief {
+        shown.retain(|comparison| !comparison.passes());
+        if shown.is_empty() {
+            shown.extend(comparisons.iter().max_by(|a, b| nearness(a).total_cmp(&nearness(b))));
+        }
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(["tensor", "max error", "tolerance", "unit", ""]);
+    for comparison in shown {
+        let mark = match (&comparison.fault, comparison.passes()) {
+            (Some(fault), _) => fault.as_str(),
+            (None, true) => "ok",
+            (None, false) => "MISS",
+        };
+        let number = |value: f64| Cell::new(format!("{value:.3e}")).set_alignment(CellAlignment::Right);
+        table.add_row([
+            Cell::new(format!("  {}", comparison.tensor)),
+            number(comparison.error),
+            number(comparison.tolerance),
+            Cell::new(unit_name(comparison.unit)),
+            Cell::new(mark),
+        ]);
+    }
+    println!("{table}\n");
+}
+
+/// 1 at the tolerance.
+fn nearness(comparison: &Comparison) -> f64 {
+    if comparison.tolerance > 0.0 { comparison.error / comparison.tolerance } else { 0.0 }
+}
+
+fn unit_name(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Value => "",
+        Unit::PixelStep => "8-bit steps",
+        Unit::PixelPercent => "% of values",
+        Unit::Entries => "entries",
+    }
+}

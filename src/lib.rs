@@ -1,0 +1,3 @@
+//! Concord: the command line, and the configuration behind it.
+
+pub mod commands;
