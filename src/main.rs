@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::commands::parity;
+use concord::commands::{classify, models, parity, validate};
+use tracing_subscriber::EnvFilter;
 
 /// Answers questions about images with a cascade of vision models.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
+#[command(after_help = "Diagnostics go to standard error; RUST_LOG=debug shows more of them.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,11 +17,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Classify(classify::ClassifyArgs),
+    Models(models::ModelsArgs),
+    Validate(validate::ValidateArgs),
     Parity(parity::ParityArgs),
 }
 
 fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Before the first tensor, or libtorch takes this for a machine without a GPU.
+    if let Err(error) = concord_models::libtorch::load_cuda() {
+        tracing::debug!(%error, "computing on the CPU");
+    }
     match Cli::parse().command {
+        Command::Classify(args) => classify::run(&args),
+        Command::Models(args) => models::run(&args),
+        Command::Validate(args) => validate::run(&args),
         Command::Parity(args) => parity::run(&args),
     }
 }

@@ -51,7 +51,8 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
     }
     let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
     let format = format.ok_or(DecodeError::NotAnImage)?;
-    let broken = |error: ImageError| DecodeError::Broken { format: format_name(format), message: error.to_string() };
+    let broken =
+        |error: ImageError| DecodeError::Broken { format: format_name(format), message: error.to_string() };
 
     let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();

@@ -24,7 +24,7 @@ fn cuda_index(text: &str) -> Option<usize> {
 ///
 /// # Errors
 /// When the text names no device, or one that this machine lacks.
-pub fn parse_device(text: &str) -> Result<Device, ModelError> {
+pub(crate) fn parse_device(text: &str) -> Result<Device, ModelError> {
     let refuse = |message: String| ModelError::Device { device: text.to_owned(), message };
     let index = match text {
         "cpu" => return Ok(Device::Cpu),
@@ -37,7 +37,9 @@ pub fn parse_device(text: &str) -> Result<Device, ModelError> {
             Ok(()) => Err(refuse("this machine has no usable CUDA device".to_owned())),
             Err(error) => Err(refuse(format!("CUDA is not available ({error})"))),
         },
-        devices if index >= devices => Err(refuse(format!("this machine has {devices} CUDA device(s), from cuda:0"))),
+        devices if index >= devices => {
+            Err(refuse(format!("this machine has {devices} CUDA device(s), from cuda:0")))
+        }
         _ => Ok(Device::Cuda(index)),
     }
 }
@@ -46,7 +48,7 @@ pub fn parse_device(text: &str) -> Result<Device, ModelError> {
 ///
 /// # Errors
 /// When there is none.
-pub fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
+pub(crate) fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
     DTYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
         ModelError::Unsupported(format!("dtype {text}: expected {}", DTYPES.map(|(name, _)| name).join(", ")))
     })
@@ -57,5 +59,17 @@ pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
         _ => "cpu".to_owned(),
+    }
+}
+
+/// The name under which people know a number format.
+pub fn dtype_name(kind: Kind) -> &'static str {
+    DTYPES.iter().find(|(_, known)| *known == kind).map_or("unknown", |(name, _)| name)
+}
+
+/// How many threads one operation on the CPU may use; 0 leaves libtorch's choice, one for each core.
+pub fn set_cpu_threads(threads: usize) {
+    if threads > 0 {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
 }

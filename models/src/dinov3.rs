@@ -67,7 +67,8 @@ impl Default for Config {
 impl Config {
     /// What the layers take for granted.
     fn check(&self) -> Result<(), String> {
-        let positive = [self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads];
+        let positive =
+            [self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads];
         if positive.iter().chain([&self.patch_size]).any(|&size| size < 1) || self.num_register_tokens < 0 {
             return Err("a size is not positive".to_owned());
         }
@@ -87,7 +88,8 @@ impl Config {
 }
 
 fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
-    let mut weights = WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights =
+        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
     let backbone = Backbone::load(snapshot, &mut weights)?;
     let preprocessor = Preprocessor::load(snapshot)?;
     let patch = backbone.config.patch_size;
@@ -100,7 +102,11 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         parameters: weights.finish()?,
         preprocessor,
         place,
-        head_files: options.heads.iter().map(|(task, file)| (task.clone(), snapshot.folder().join(file))).collect(),
+        head_files: options
+            .heads
+            .iter()
+            .map(|(task, file)| (task.clone(), snapshot.folder().join(file)))
+            .collect(),
         heads: HashMap::new(),
     }))
 }
@@ -122,6 +128,10 @@ impl Model for Dinov3 {
 
     fn parameters(&self) -> i64 {
         self.parameters
+    }
+
+    fn placement(&self) -> Placement {
+        self.place
     }
 
     fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
@@ -152,14 +162,16 @@ impl Model for Dinov3 {
 
         let (rope_cos, rope_sin) = {
             let (_, _, height, width) = size4(&fixture.input("pixel_values")?);
-            self.backbone.rope(height / self.backbone.config.patch_size, width / self.backbone.config.patch_size)
+            self.backbone
+                .rope(height / self.backbone.config.patch_size, width / self.backbone.config.patch_size)
         };
         outputs.insert("rope.cos".to_owned(), rope_cos);
         outputs.insert("rope.sin".to_owned(), rope_sin);
 
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
         let on_both = Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.place)?;
-        let on_cls = Head::load_named(&head_file, "linear_cls", self.backbone.config.hidden_size, self.place)?;
+        let on_cls =
+            Head::load_named(&head_file, "linear_cls", self.backbone.config.hidden_size, self.place)?;
         // `rect` is neither square nor of the configured size.
         for prefix in ["", "rect."] {
             let pixels = fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.place.device);
@@ -217,7 +229,12 @@ impl Backbone {
         let (cos, sin) = self.rope(rows, columns);
         let mut states = vec![Tensor::cat(&[expand(&self.cls), expand(&self.registers), patches], 1)];
         for layer in &self.layers {
-            states.push(layer.forward(&states[states.len() - 1], &cos, &sin, self.config.num_attention_heads));
+            states.push(layer.forward(
+                &states[states.len() - 1],
+                &cos,
+                &sin,
+                self.config.num_attention_heads,
+            ));
         }
         states
     }
@@ -246,7 +263,10 @@ impl Backbone {
         let column = centres(columns).view([1, columns]).expand([rows, columns], false).flatten(0, 1);
         let coordinates = Tensor::stack(&[row, column], -1).unsqueeze(-1);
         let angles = (coordinates * std::f64::consts::TAU * frequencies).flatten(1, 2).tile([1, 2]);
-        (angles.cos().to_device_(device, self.cls.kind(), false, false), angles.sin().to_device_(device, self.cls.kind(), false, false))
+        (
+            angles.cos().to_device_(device, self.cls.kind(), false, false),
+            angles.sin().to_device_(device, self.cls.kind(), false, false),
+        )
     }
 }
 

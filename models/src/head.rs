@@ -39,7 +39,12 @@ impl Head {
     /// # Errors
     /// When it is no head, is for another width, or was trained for other labels than `labels` (where
     /// the file's metadata names them).
-    pub(crate) fn load(path: &Path, hidden: i64, labels: &[&str], place: Placement) -> Result<Self, ModelError> {
+    pub(crate) fn load(
+        path: &Path,
+        hidden: i64,
+        labels: &[&str],
+        place: Placement,
+    ) -> Result<Self, ModelError> {
         let head = Self::load_named(path, "linear", hidden, place)?;
         let outputs = usize::try_from(head.labels()).unwrap_or(0);
         if outputs != labels.len() {
@@ -50,10 +55,14 @@ impl Head {
         if let Some(trained) = file.note("labels") {
             let trained: Vec<String> =
                 serde_json::from_str(trained).map_err(|error| ModelError::malformed(path, error))?;
-            if let Some(index) = (0..outputs).find(|&index| trained.get(index).map(String::as_str) != Some(labels[index])) {
+            if let Some(index) =
+                (0..outputs).find(|&index| trained.get(index).map(String::as_str) != Some(labels[index]))
+            {
                 let found = trained.get(index).map_or("nothing", String::as_str);
-                let message =
-                    format!("was trained for label {index} = {found:?}, the task has {:?} there", labels[index]);
+                let message = format!(
+                    "was trained for label {index} = {found:?}, the task has {:?} there",
+                    labels[index]
+                );
                 return Err(ModelError::malformed(path, message));
             }
         }
@@ -61,7 +70,12 @@ impl Head {
     }
 
     /// A head whose linear layer has this name.
-    pub(crate) fn load_named(path: &Path, linear: &str, hidden: i64, place: Placement) -> Result<Self, ModelError> {
+    pub(crate) fn load_named(
+        path: &Path,
+        linear: &str,
+        hidden: i64,
+        place: Placement,
+    ) -> Result<Self, ModelError> {
         let mut weights = WeightLoader::open(path, &[path.to_owned()], place.device, place.kind)?;
         let head = if weights.has("pool.query") {
             Self::load_mlp(&mut weights, hidden)
@@ -84,7 +98,10 @@ impl Head {
         let mut layers = Vec::new();
         for index in 0..MLP_LAYERS {
             let name = format!("mlp.{index}");
-            let outputs = weights.shape(&format!("{name}.weight")).and_then(|shape| shape.first().copied()).unwrap_or(0);
+            let outputs = weights
+                .shape(&format!("{name}.weight"))
+                .and_then(|shape| shape.first().copied())
+                .unwrap_or(0);
             layers.push(Linear::load(weights, &name, inputs, outputs, true));
             inputs = outputs;
         }

@@ -14,7 +14,13 @@ pub(crate) struct Linear {
 
 impl Linear {
     /// `{name}.weight` of [outputs, inputs], and `{name}.bias` where the layer has one.
-    pub(crate) fn load(weights: &mut WeightLoader, name: &str, inputs: i64, outputs: i64, bias: bool) -> Self {
+    pub(crate) fn load(
+        weights: &mut WeightLoader,
+        name: &str,
+        inputs: i64,
+        outputs: i64,
+        bias: bool,
+    ) -> Self {
         Self {
             weight: weights.tensor(&format!("{name}.weight"), &[outputs, inputs]),
             bias: bias.then(|| weights.tensor(&format!("{name}.bias"), &[outputs])),
@@ -128,7 +134,8 @@ pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
 /// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `allowed` is true where a query
 /// may look, and broadcasts to [batch, heads, queries, keys].
 pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: Option<&Tensor>) -> Tensor {
-    let joined = Tensor::scaled_dot_product_attention(query, key, value, allowed, 0.0, false, None::<f64>, false);
+    let joined =
+        Tensor::scaled_dot_product_attention(query, key, value, allowed, 0.0, false, None::<f64>, false);
     joined.transpose(1, 2).flatten(2, 3)
 }
 

@@ -18,7 +18,7 @@ mod tokenizer;
 mod weights;
 
 pub use decode::{DecodeError, decode};
-pub use device::{DEVICES, DTYPES, device_name, is_device_name, parse_device, parse_dtype};
+pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use error::ModelError;
 pub use image::RgbImage;
 pub use model::{ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskLabels, load_model};

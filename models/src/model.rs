@@ -100,6 +100,9 @@ pub trait Model: Send + std::fmt::Debug {
     /// How many parameters were loaded.
     fn parameters(&self) -> i64;
 
+    /// Where it is, and in which number format.
+    fn placement(&self) -> Placement;
+
     /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
     /// request has to wait for it. Done again when the task changes.
     ///
@@ -131,7 +134,8 @@ pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>,
     let model_type = snapshot.model_type()?;
     if !architecture.model_types.contains(&model_type.as_str()) {
         let expected = architecture.model_types.join(" or ");
-        let message = format!("model_type is {model_type:?}; architecture {} loads {expected}", architecture.name);
+        let message =
+            format!("model_type is {model_type:?}; architecture {} loads {expected}", architecture.name);
         return Err(ModelError::malformed(&snapshot.path("config.json"), message));
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };

@@ -96,7 +96,9 @@ impl Preprocessor {
         let filter = match config.resample {
             None | Some(2) => Filter::Bilinear,
             Some(3) => Filter::Bicubic,
-            Some(other) => return Err(format!("resample {other} is not supported: 2 (bilinear), 3 (bicubic)")),
+            Some(other) => {
+                return Err(format!("resample {other} is not supported: 2 (bilinear), 3 (bicubic)"));
+            }
         };
         let (height, width) = config.size.as_ref().map_or((None, None), |size| (size.height, size.width));
         let side = |side: Option<i64>, default: i64| match side.unwrap_or(default) {
@@ -105,11 +107,13 @@ impl Preprocessor {
         };
         let (recipe, default_mean, default_std) = match config.image_processor_type.trim_end_matches("Fast") {
             "DINOv3ViTImageProcessor" => {
-                let recipe = Recipe::ResizeFloat { height: side(height, 224)?, width: side(width, 224)?, filter };
+                let recipe =
+                    Recipe::ResizeFloat { height: side(height, 224)?, width: side(width, 224)?, filter };
                 (recipe, IMAGENET_MEAN, IMAGENET_STD)
             }
             "SiglipImageProcessor" => {
-                let recipe = Recipe::ResizeBytes { height: side(height, 224)?, width: side(width, 224)?, filter };
+                let recipe =
+                    Recipe::ResizeBytes { height: side(height, 224)?, width: side(width, 224)?, filter };
                 (recipe, [0.5; 3], [0.5; 3])
             }
             "Siglip2ImageProcessor" => {
@@ -127,7 +131,11 @@ impl Preprocessor {
             recipe,
             mean: if normalize { config.image_mean.unwrap_or(default_mean) } else { [0.0; 3] },
             std,
-            rescale: if config.do_rescale == Some(false) { 1.0 } else { config.rescale_factor.unwrap_or(1.0 / 255.0) },
+            rescale: if config.do_rescale == Some(false) {
+                1.0
+            } else {
+                config.rescale_factor.unwrap_or(1.0 / 255.0)
+            },
         })
     }
 
@@ -145,7 +153,10 @@ impl Preprocessor {
             }
             Recipe::ResizeBytes { height, width, filter } => {
                 let resized = resize(&bytes, height, width, filter)?;
-                Ok(Pixels { values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?, grid: None })
+                Ok(Pixels {
+                    values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?,
+                    grid: None,
+                })
             }
             Recipe::NaFlex { patch, max_patches, filter } => {
                 let (height, width) = naflex_size(image.height(), image.width(), patch, max_patches);
@@ -165,7 +176,9 @@ impl Preprocessor {
     /// folds the rescaling into the normalisation where both follow each other.
     fn normalise(&self, x: &Tensor, rescale: f64) -> Result<Tensor, tch::TchError> {
         let channels = |values: [f64; 3]| {
-            Tensor::f_from_slice(&values.map(|value| value / rescale))?.f_to_kind(Kind::Float)?.f_view([3, 1, 1])
+            Tensor::f_from_slice(&values.map(|value| value / rescale))?
+                .f_to_kind(Kind::Float)?
+                .f_view([3, 1, 1])
         };
         x.f_squeeze_dim(0)?.f_sub(&channels(self.mean)?)?.f_div(&channels(self.std)?)?.f_contiguous()
     }
@@ -214,8 +227,12 @@ fn image_tensor(image: &RgbImage) -> Result<Tensor, tch::TchError> {
 /// With antialiasing, in the tensor's own type, as `torchvision.transforms.v2.functional.resize` on a CPU.
 fn resize(x: &Tensor, height: i64, width: i64, filter: Filter) -> Result<Tensor, tch::TchError> {
     match filter {
-        Filter::Bilinear => x.f_internal_upsample_bilinear2d_aa([height, width], false, None::<f64>, None::<f64>),
-        Filter::Bicubic => x.f_internal_upsample_bicubic2d_aa([height, width], false, None::<f64>, None::<f64>),
+        Filter::Bilinear => {
+            x.f_internal_upsample_bilinear2d_aa([height, width], false, None::<f64>, None::<f64>)
+        }
+        Filter::Bicubic => {
+            x.f_internal_upsample_bicubic2d_aa([height, width], false, None::<f64>, None::<f64>)
+        }
     }
 }
 

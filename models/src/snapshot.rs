@@ -73,7 +73,8 @@ impl Snapshot {
             return Ok(vec![single]);
         }
         if !self.path(INDEX).exists() {
-            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, format!("not found, nor {INDEX}"));
+            let missing =
+                std::io::Error::new(std::io::ErrorKind::NotFound, format!("not found, nor {INDEX}"));
             return Err(ModelError::file(&single, missing));
         }
         let index: Index = self.json(INDEX)?;
@@ -81,7 +82,10 @@ impl Snapshot {
         shards.sort();
         shards.dedup();
         if let Some(outside) = shards.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
-            return Err(ModelError::malformed(&self.path(INDEX), format!("{outside:?} is not a plain file name")));
+            return Err(ModelError::malformed(
+                &self.path(INDEX),
+                format!("{outside:?} is not a plain file name"),
+            ));
         }
         Ok(shards.iter().map(|shard| self.path(shard)).collect())
     }

@@ -42,14 +42,17 @@ impl SafetensorsFile {
             Ok((length, Some(header)))
         };
         let (length, header) = read().map_err(|source| ModelError::file(path, source))?;
-        let header = header.ok_or_else(|| malformed("not a safetensors file: its header does not fit".into()))?;
+        let header =
+            header.ok_or_else(|| malformed("not a safetensors file: its header does not fit".into()))?;
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|error| malformed(format!("not a safetensors file: {error}")))?;
         let data_offset = 8 + header.len() as u64;
         let expected = data_offset + metadata.data_len() as u64;
         // A mapped file that is shorter than its tensors would end the process when they are read.
         if length != expected {
-            return Err(malformed(format!("has {length} bytes where its header says {expected}: a broken download?")));
+            return Err(malformed(format!(
+                "has {length} bytes where its header says {expected}: a broken download?"
+            )));
         }
         let name = path.to_str().ok_or_else(|| malformed("the path is not UTF-8".into()))?;
         let size = i64::try_from(length).map_err(|error| malformed(error.to_string()))?;
@@ -77,8 +80,9 @@ impl SafetensorsFile {
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let malformed = |message: String| ModelError::malformed(&self.path, message);
         let info = self.metadata.info(name).ok_or_else(|| malformed(format!("no tensor {name}")))?;
-        let kind = kind_of(info.dtype)
-            .ok_or_else(|| malformed(format!("{name} is of type {:?}, which is not supported", info.dtype)))?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            malformed(format!("{name} is of type {:?}, which is not supported", info.dtype))
+        })?;
         let shape = self.shape(name).unwrap_or_default();
         let (begin, end) = info.data_offsets;
         let begin = i64::try_from(self.data_offset + begin as u64).unwrap_or(i64::MAX);
@@ -126,8 +130,14 @@ pub(crate) struct WeightLoader {
 
 impl WeightLoader {
     /// A loader over `files`; `path` is what its error names.
-    pub(crate) fn open(path: &Path, files: &[PathBuf], device: Device, kind: Kind) -> Result<Self, ModelError> {
-        let files: Vec<SafetensorsFile> = files.iter().map(|file| SafetensorsFile::open(file)).collect::<Result<_, _>>()?;
+    pub(crate) fn open(
+        path: &Path,
+        files: &[PathBuf],
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
+        let files: Vec<SafetensorsFile> =
+            files.iter().map(|file| SafetensorsFile::open(file)).collect::<Result<_, _>>()?;
         let mut file_of = HashMap::new();
         for (index, file) in files.iter().enumerate() {
             file_of.extend(file.names().into_iter().map(|name| (name, index)));

@@ -1,6 +1,55 @@
-//! The subcommands of `concord`.
+//! The subcommands of `concord`, and what they share.
 
+pub mod classify;
+pub mod models;
 pub mod parity;
+pub mod validate;
+
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+
+use concord_actors::Ensemble as LoadedEnsemble;
+use concord_models::set_cpu_threads;
+
+use crate::config::{ConfigError, Ensemble};
+
+/// Exit status of a command that could not begin: bad arguments, configuration or snapshots.
+pub const EXIT_UNUSABLE: u8 = 2;
+
+/// Which configuration a command works on.
+#[derive(Debug, clap::Args)]
+pub struct EnsembleArgs {
+    /// The ensemble's configuration
+    #[arg(long, short, env = "CONCORD_ENSEMBLE", default_value = "ensemble.toml", value_name = "FILE")]
+    pub ensemble: PathBuf,
+}
+
+impl EnsembleArgs {
+    fn read(&self) -> Result<Ensemble, String> {
+        Ensemble::load(&self.ensemble).map_err(|error| match &error {
+            ConfigError::Read { .. } => {
+                format!("{error}; name the configuration with --ensemble FILE")
+            }
+            ConfigError::Faults(_) => error.to_string(),
+        })
+    }
+}
+
+/// Loads all models of a configuration, saying which at a terminal, since big ones take a while.
+fn load_models(ensemble: &Ensemble) -> Result<LoadedEnsemble, String> {
+    set_cpu_threads(ensemble.server().cpu_threads);
+    let show = stderr().is_terminal();
+    let on_start = |name: &str| {
+        if show {
+            eprint!("\r\x1b[Kloading {name} …");
+        }
+    };
+    let loaded = LoadedEnsemble::load(ensemble.models(), ensemble.tasks(), ensemble.folder(), on_start);
+    if show {
+        eprint!("\r\x1b[K");
+    }
+    loaded.map_err(|error| error.to_string())
+}
 
 /// Tells the person at the terminal what went wrong.
 pub fn warn(message: &str) {

@@ -10,9 +10,11 @@ use super::warn;
 
 /// Compare this implementation with Hugging Face transformers, tensor by tensor.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A folder holds a snapshot, images and the tensors that transformers computed from them,\n\
+#[command(
+    after_help = "A folder holds a snapshot, images and the tensors that transformers computed from them,\n\
     as make_parity_fixtures.py writes it. A folder of such folders may be given too.\n\
-    Exit status: 0 when everything agrees, 1 when a tensor does not or a folder cannot be read.")]
+    Exit status: 0 when everything agrees, 1 when a tensor does not or a folder cannot be read."
+)]
 pub struct ParityArgs {
     /// Fixture folders, or folders of fixture folders
     #[arg(required = true, value_name = "DIR")]

@@ -44,12 +44,22 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     let naflex = config.model_type == "siglip2";
     config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
 
-    let mut weights = WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights =
+        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
     let text = TextTower::load(&mut weights, snapshot, config.text_config, options.lowercase)?;
     let vision = VisionTower::load(&mut weights, config.vision_config, naflex);
     let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
     let parameters = weights.finish()?;
-    Ok(Box::new(Siglip2 { text, vision, logit_scale, logit_bias, parameters, preprocessor, place, labels: HashMap::new() }))
+    Ok(Box::new(Siglip2 {
+        text,
+        vision,
+        logit_scale,
+        logit_bias,
+        parameters,
+        preprocessor,
+        place,
+        labels: HashMap::new(),
+    }))
 }
 
 #[derive(Debug)]
@@ -89,6 +99,10 @@ impl Model for Siglip2 {
         self.parameters
     }
 
+    fn placement(&self) -> Placement {
+        self.place
+    }
+
     fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
         let embeddings: Vec<Tensor> =
             task.labels.iter().map(|(_, prompts)| self.label_embedding(prompts)).collect::<Result<_, _>>()?;
@@ -114,7 +128,11 @@ impl Model for Siglip2 {
             None => &["landscape", "portrait"],
         };
         let images = fixture.images(names, &self.preprocessor)?;
-        let ours = VisionBatch::stack(&images.iter().collect::<Vec<_>>(), self.preprocessor.max_patches(), Device::Cpu);
+        let ours = VisionBatch::stack(
+            &images.iter().collect::<Vec<_>>(),
+            self.preprocessor.max_patches(),
+            Device::Cpu,
+        );
         let mut outputs = ours.named();
         outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
 

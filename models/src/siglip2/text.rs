@@ -82,9 +82,11 @@ impl TextTower {
         config: TextConfig,
         lowercase: bool,
     ) -> Result<Self, ModelError> {
-        let tokenizer = PaddingTokenizer::load(snapshot, usize::try_from(config.max_position_embeddings).unwrap_or(2))?;
+        let tokenizer =
+            PaddingTokenizer::load(snapshot, usize::try_from(config.max_position_embeddings).unwrap_or(2))?;
         if i64::try_from(tokenizer.vocabulary()).is_ok_and(|tokens| tokens > config.vocab_size) {
-            let message = format!("has {} tokens, the text tower {}", tokenizer.vocabulary(), config.vocab_size);
+            let message =
+                format!("has {} tokens, the text tower {}", tokenizer.vocabulary(), config.vocab_size);
             return Err(ModelError::malformed(&snapshot.path("tokenizer.json"), message));
         }
         let (sizes, hidden) = (config.sizes(), config.hidden_size);
@@ -108,8 +110,11 @@ impl TextTower {
     pub(super) fn tokenize(&self, texts: &[String], device: Device) -> Result<Tensor, ModelError> {
         let mut ids = Vec::new();
         for text in texts {
-            let encoded =
-                if self.lowercase { self.tokenizer.encode(&text.to_lowercase()) } else { self.tokenizer.encode(text) };
+            let encoded = if self.lowercase {
+                self.tokenizer.encode(&text.to_lowercase())
+            } else {
+                self.tokenizer.encode(text)
+            };
             ids.extend(encoded?);
         }
         let count = i64::try_from(texts.len()).unwrap_or(0);

@@ -68,9 +68,13 @@ impl VisionConfig {
         let side = self.image_size;
         match (naflex, preprocessor.fixed_size(), preprocessor.naflex_patch()) {
             (false, Some(size), _) if size == (side, side) => Ok(()),
-            (false, ..) => Err(format!("preprocessor_config.json does not give images of {side} × {side}, as image_size says")),
+            (false, ..) => Err(format!(
+                "preprocessor_config.json does not give images of {side} × {side}, as image_size says"
+            )),
             (true, _, Some(patch)) if patch == self.patch_size => Ok(()),
-            (true, ..) => Err(format!("preprocessor_config.json does not give patches of {} pixels", self.patch_size)),
+            (true, ..) => {
+                Err(format!("preprocessor_config.json does not give patches of {} pixels", self.patch_size))
+            }
         }
     }
 
@@ -105,7 +109,11 @@ impl VisionBatch {
         let own = Tensor::arange(length, (Kind::Int64, Device::Cpu))
             .unsqueeze(0)
             .less_tensor(&Tensor::from_slice(&counts).unsqueeze(1));
-        Self::NaFlex { patches: Tensor::stack(&padded, 0).to_device(device), own: own.to_device(device), grids }
+        Self::NaFlex {
+            patches: Tensor::stack(&padded, 0).to_device(device),
+            own: own.to_device(device),
+            grids,
+        }
     }
 
     /// The inputs that the reference gave its model.
@@ -177,7 +185,8 @@ impl VisionTower {
             } else {
                 Embedding::Convolution(PatchEmbedding::load(weights, name, patch, hidden))
             },
-            positions: weights.tensor("vision_model.embeddings.position_embedding.weight", &[side * side, hidden]),
+            positions: weights
+                .tensor("vision_model.embeddings.position_embedding.weight", &[side * side, hidden]),
             side,
             encoder: Encoder::load(weights, "vision_model.encoder", &sizes),
             norm: LayerNorm::load(weights, "vision_model.post_layernorm", hidden, config.layer_norm_eps),
@@ -193,7 +202,8 @@ impl VisionTower {
             }
             (Embedding::Linear(layer), VisionBatch::NaFlex { patches, grids, .. }) => {
                 let length = patches.size()[1];
-                let positions: Vec<Tensor> = grids.iter().map(|grid| self.resized_positions(*grid, length)).collect();
+                let positions: Vec<Tensor> =
+                    grids.iter().map(|grid| self.resized_positions(*grid, length)).collect();
                 layer.forward(&patches.to_kind(kind)) + Tensor::stack(&positions, 0)
             }
             _ => unreachable!("the preprocessor was checked against the tower when both were loaded"),
@@ -249,7 +259,8 @@ impl PoolingHead {
         };
         Self {
             probe: weights.tensor(&format!("{name}.probe"), &[1, 1, hidden]),
-            inputs: [0, 1, 2].map(|index| Linear::from_tensors(third(&weight, index), Some(third(&bias, index)))),
+            inputs: [0, 1, 2]
+                .map(|index| Linear::from_tensors(third(&weight, index), Some(third(&bias, index)))),
             projection: Linear::load(weights, &format!("{name}.attention.out_proj"), hidden, hidden, true),
             norm: LayerNorm::load(weights, &format!("{name}.layernorm"), hidden, sizes.eps),
             mlp: Mlp::load(weights, &format!("{name}.mlp"), sizes),

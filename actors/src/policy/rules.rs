@@ -1,0 +1,125 @@
+//! What is decided by: a task's question, labels, stages, accept rules, weights and temperatures, all checked.
+
+use std::sync::Arc;
+
+use super::fusion::FusionMethod;
+use super::probability::{Distribution, Probability, Temperature, Weight};
+
+/// A validated task: only [`Policy::from_section`] makes one, so nothing that uses it checks again.
+///
+/// It has at least two different labels and at least one stage; every stage has a model; no model is in two
+/// stages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub(super) question: String,
+    pub(super) labels: Vec<String>,
+    pub(super) prompts: Vec<Vec<String>>,
+    pub(super) fusion: FusionMethod,
+    pub(super) stages: Vec<Stage>,
+}
+
+impl Policy {
+    /// The question about an image.
+    pub fn question(&self) -> &str {
+        &self.question
+    }
+
+    /// The possible answers; a label's index is its number everywhere.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// For each label the texts that stand for it in zero-shot models, at least one.
+    pub fn prompts(&self) -> &[Vec<String>] {
+        &self.prompts
+    }
+
+    /// How votes are fused.
+    pub fn fusion(&self) -> FusionMethod {
+        self.fusion
+    }
+
+    /// The stages, in the order in which they are asked.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Every model of every stage, in the order in which they are asked.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.stages.iter().flat_map(|stage| &stage.members)
+    }
+}
+
+/// Models that are asked together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    pub(super) members: Vec<Member>,
+    pub(super) accept: Option<AcceptRule>,
+}
+
+impl Stage {
+    /// The models, in the order of the configuration.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// When the cascade may stop here; `None`: never because of what was answered.
+    pub fn accept(&self) -> Option<AcceptRule> {
+        self.accept
+    }
+}
+
+/// A model's part in a policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    pub(super) model: Arc<str>,
+    pub(super) required: bool,
+    pub(super) weight: Weight,
+    pub(super) temperature: Temperature,
+}
+
+impl Member {
+    /// The name of the configured model.
+    pub fn model(&self) -> &Arc<str> {
+        &self.model
+    }
+
+    /// Whether there is no answer without its vote.
+    pub fn is_required(&self) -> bool {
+        self.required
+    }
+
+    /// How much its vote counts beside the others.
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// What its logits are divided by.
+    pub fn temperature(&self) -> Temperature {
+        self.temperature
+    }
+}
+
+/// When a stage's fused answer is good enough to stop.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AcceptRule {
+    pub(super) confidence: Probability,
+    pub(super) agreement: bool,
+}
+
+impl AcceptRule {
+    /// The least confidence.
+    pub fn confidence(self) -> Probability {
+        self.confidence
+    }
+
+    /// Whether every successful vote so far must have the same most probable label.
+    pub fn needs_agreement(self) -> bool {
+        self.agreement
+    }
+
+    /// Whether a fused answer may end the cascade.
+    pub(super) fn accepts(self, fused: &Distribution, agreement: bool) -> bool {
+        fused.confidence() >= self.confidence && (agreement || !self.agreement)
+    }
+}

@@ -1,0 +1,66 @@
+//! `[tasks.NAME]` as it is written in `ensemble.toml`, before anything but its types is checked.
+//!
+//! Every field has a default, so that one that is missing or has the wrong type does not hide what is wrong with
+//! the others; [`Policy::from_section`](super::Policy::from_section) says which must be there.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// `[tasks.NAME]`: a question with labels, and the cascade of models that answers it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct TaskSection {
+    /// The question about an image, in words.
+    pub question: String,
+    /// The possible answers, at least two. Their order is the order of a head's outputs.
+    pub labels: Vec<String>,
+    /// How votes are combined.
+    pub fusion: FusionSection,
+    /// The temperature of each model: what its logits are divided by. 1.0 where absent.
+    pub calibration: BTreeMap<String, f64>,
+    /// Which models are asked, cheap ones first, and when an answer is good enough to stop.
+    pub stages: Vec<StageSection>,
+    /// For a label, the texts that stand for it in zero-shot models.
+    pub prompts: BTreeMap<String, Vec<String>>,
+    /// The texts for labels without `prompts`; `{label}` is replaced. `["a photo of {label}."]` where absent.
+    pub prompt_templates: Option<Vec<String>>,
+}
+
+/// `fusion = { … }` of a task.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FusionSection {
+    /// `linear` (weighted mean of probabilities) or `log_linear` (weighted mean of log-probabilities).
+    pub method: String,
+    /// How much each model counts; only their proportions matter. All the same where none is given.
+    pub weights: BTreeMap<String, f64>,
+}
+
+impl Default for FusionSection {
+    fn default() -> Self {
+        Self { method: "linear".to_owned(), weights: BTreeMap::new() }
+    }
+}
+
+/// `[[tasks.NAME.stages]]`: models that are asked together.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct StageSection {
+    /// Names of configured models.
+    pub models: Vec<String>,
+    /// Those of them whose failure does not fail the request.
+    pub optional: Vec<String>,
+    /// When the cascade may stop after this stage. Where absent, it never does but at the end.
+    pub accept: Option<AcceptSection>,
+}
+
+/// `accept = { … }` of a stage.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AcceptSection {
+    /// The least fused probability: greater than 0, at most 1. Must be given.
+    pub confidence: Option<f64>,
+    /// Whether all successful votes so far must also favour the same label.
+    pub agreement: bool,
+}

@@ -1,0 +1,260 @@
+//! From what a person wrote to a policy, or to everything that is wrong with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::fault::{Fault, PathPart, not_one_of};
+use super::fusion::FusionMethod;
+use super::probability::{Probability, Temperature, Weight};
+use super::rules::{AcceptRule, Member, Policy, Stage};
+use super::section::{AcceptSection, TaskSection};
+
+/// For a task with neither prompts nor templates: the form that zero-shot models were trained on most.
+const DEFAULT_TEMPLATE: &str = "a photo of {label}.";
+
+/// What a template puts the label in place of.
+const LABEL_SLOT: &str = "{label}";
+
+const NOT_A_WEIGHT: &str = "is not a weight: must be greater than 0 and finite; a model that should not count costs \
+    nothing when you take it out of the stages instead";
+
+const NOT_A_TEMPERATURE: &str = "is not a temperature: must be greater than 0 and finite";
+
+/// Fewer are no question.
+const LABELS_MIN: usize = 2;
+
+impl Policy {
+    /// Validates a task. `known_models` are the names of the configured models.
+    ///
+    /// # Errors
+    /// Every fault that the section has, with paths that start inside it.
+    pub fn from_section(section: &TaskSection, known_models: &BTreeSet<String>) -> Result<Self, Vec<Fault>> {
+        let mut check = Check { section, known_models, faults: Vec::new() };
+        check.question();
+        check.labels();
+        let prompts = check.prompts();
+        let fusion = check.fusion_method();
+        let weights = check.weights();
+        let temperatures = check.temperatures();
+        let stages = check.stages(&weights, &temperatures);
+        let (question, labels) = (section.question.clone(), section.labels.clone());
+        match fusion {
+            Some(fusion) if check.faults.is_empty() => Ok(Self { question, labels, prompts, fusion, stages }),
+            _ => Err(check.faults),
+        }
+    }
+}
+
+/// Collects faults; each method checks one part of the section and gives what it could make of it.
+struct Check<'a> {
+    section: &'a TaskSection,
+    known_models: &'a BTreeSet<String>,
+    faults: Vec<Fault>,
+}
+
+impl Check<'_> {
+    fn fault<const DEPTH: usize>(&mut self, path: [PathPart; DEPTH], message: impl Into<String>) {
+        self.faults.push(Fault::new(path.into(), message));
+    }
+
+    fn not_a_model(&self, name: &str) -> Option<String> {
+        let known = self.known_models.iter().map(String::as_str);
+        (!self.known_models.contains(name)).then(|| not_one_of(name, "a configured model", known))
+    }
+
+    fn question(&mut self) {
+        if is_blank(&self.section.question) {
+            self.fault(["question".into()], "is missing or empty: must be what is asked about the image");
+        }
+    }
+
+    fn labels(&mut self) {
+        let labels = &self.section.labels;
+        if labels.len() < LABELS_MIN {
+            let message = format!("{} given: must be at least {LABELS_MIN}", labels.len());
+            self.fault(["labels".into()], message);
+        }
+        for (index, label) in labels.iter().enumerate() {
+            if is_blank(label) {
+                self.fault(["labels".into(), index.into()], format!("{label:?} is empty: must be a text"));
+            } else if labels[..index].contains(label) {
+                let message = format!("{label:?} stands here twice: labels must differ");
+                self.fault(["labels".into(), index.into()], message);
+            }
+        }
+    }
+
+    /// The prompts of each label: its own, otherwise the templates with the label filled in.
+    fn prompts(&mut self) -> Vec<Vec<String>> {
+        let section = self.section;
+        let labels = || section.labels.iter().map(String::as_str);
+        for (label, prompts) in &section.prompts {
+            if !section.labels.contains(label) {
+                let message = not_one_of(label, "a label of this task", labels());
+                self.fault(["prompts".into(), label.as_str().into()], message);
+            }
+            if prompts.is_empty() {
+                let message = "is empty: must hold a prompt, or be left out so that the templates apply";
+                self.fault(["prompts".into(), label.as_str().into()], message);
+            }
+            for (index, _) in prompts.iter().enumerate().filter(|(_, prompt)| is_blank(prompt)) {
+                let path = ["prompts".into(), label.as_str().into(), index.into()];
+                self.fault(path, "is empty: must be a text that stands for the label");
+            }
+        }
+        let templates = self.templates();
+        let filled =
+            |label: &str| templates.iter().map(|template| template.replace(LABEL_SLOT, label)).collect();
+        labels().map(|label| section.prompts.get(label).cloned().unwrap_or_else(|| filled(label))).collect()
+    }
+
+    fn templates(&mut self) -> Vec<String> {
+        let Some(templates) = &self.section.prompt_templates else {
+            return vec![DEFAULT_TEMPLATE.to_owned()];
+        };
+        if templates.is_empty() {
+            let message = format!("is empty: must hold a template, or be left out for {DEFAULT_TEMPLATE:?}");
+            self.fault(["prompt_templates".into()], message);
+        }
+        for (index, template) in templates.iter().enumerate() {
+            if !template.contains(LABEL_SLOT) {
+                let message =
+                    format!("{template:?} would be the same for every label: must contain {LABEL_SLOT}");
+                self.fault(["prompt_templates".into(), index.into()], message);
+            }
+        }
+        templates.clone()
+    }
+
+    fn fusion_method(&mut self) -> Option<FusionMethod> {
+        let name = &self.section.fusion.method;
+        let method = FusionMethod::by_name(name);
+        if method.is_none() {
+            let message = not_one_of(name, "a fusion method", FusionMethod::ALL.map(FusionMethod::name));
+            self.fault(["fusion".into(), "method".into()], message);
+        }
+        method
+    }
+
+    /// The checked weights by model.
+    fn weights(&mut self) -> BTreeMap<String, Weight> {
+        let section = self.section;
+        let path = ["fusion".into(), "weights".into()];
+        let weights = self.positive_by_model(&path, &section.fusion.weights, Weight::new, NOT_A_WEIGHT);
+        for model in section.stages.iter().flat_map(|stage| &stage.models) {
+            let is_missing =
+                !section.fusion.weights.is_empty() && !section.fusion.weights.contains_key(model);
+            if is_missing && self.known_models.contains(model) {
+                let message = "is missing: must be given for every model of the stages, or for none";
+                self.fault(["fusion".into(), "weights".into(), model.as_str().into()], message);
+            }
+        }
+        weights
+    }
+
+    /// The checked temperatures by model.
+    fn temperatures(&mut self) -> BTreeMap<String, Temperature> {
+        let table = &self.section.calibration;
+        self.positive_by_model(&["calibration".into()], table, Temperature::new, NOT_A_TEMPERATURE)
+    }
+
+    /// Checks a table of a number for each model.
+    fn positive_by_model<T>(
+        &mut self,
+        path: &[PathPart],
+        table: &BTreeMap<String, f64>,
+        parse: fn(f64) -> Option<T>,
+        refusal: &str,
+    ) -> BTreeMap<String, T> {
+        let mut parsed = BTreeMap::new();
+        for (model, &value) in table {
+            let place = [path, &[model.as_str().into()]].concat();
+            if let Some(message) = self.not_a_model(model) {
+                self.faults.push(Fault::new(place.clone(), message));
+            }
+            match parse(value) {
+                Some(number) => {
+                    parsed.insert(model.clone(), number);
+                }
+                None => self.faults.push(Fault::new(place, format!("{value} {refusal}"))),
+            }
+        }
+        parsed
+    }
+
+    /// The stages; what they lack has been reported, and they are only used where nothing has.
+    fn stages(
+        &mut self,
+        weights: &BTreeMap<String, Weight>,
+        temperatures: &BTreeMap<String, Temperature>,
+    ) -> Vec<Stage> {
+        let section = self.section;
+        if section.stages.is_empty() {
+            self.fault(["stages".into()], "is missing: must be at least one stage, with the models to ask");
+        }
+        self.models_of_stages();
+        let member = |model: &String, optional: &[String]| Member {
+            model: Arc::from(model.as_str()),
+            required: !optional.contains(model),
+            weight: weights.get(model).copied().unwrap_or(Weight::UNIFORM),
+            temperature: temperatures.get(model).copied().unwrap_or(Temperature::NEUTRAL),
+        };
+        let mut stages = Vec::with_capacity(section.stages.len());
+        for (index, stage) in section.stages.iter().enumerate() {
+            let members = stage.models.iter().map(|model| member(model, &stage.optional)).collect();
+            let accept = stage.accept.as_ref().and_then(|accept| self.accept_rule(index, accept));
+            stages.push(Stage { members, accept });
+        }
+        stages
+    }
+
+    /// Every stage asks configured models, and none asks one that votes already.
+    fn models_of_stages(&mut self) {
+        let mut stage_of = BTreeMap::new();
+        for (stage, section) in self.section.stages.iter().enumerate() {
+            let path = |list: &str, index: usize| ["stages".into(), stage.into(), list.into(), index.into()];
+            if section.models.is_empty() {
+                let message = "is missing or empty: must name at least one configured model";
+                self.fault(["stages".into(), stage.into(), "models".into()], message);
+            }
+            for (index, model) in section.models.iter().enumerate() {
+                if let Some(message) = self.not_a_model(model) {
+                    self.fault(path("models", index), message);
+                } else if let Some(earlier) = stage_of.insert(model.as_str(), stage) {
+                    let message =
+                        format!("{model:?} is asked in stages[{earlier}] already: a model votes once");
+                    self.fault(path("models", index), message);
+                }
+            }
+            for (index, model) in section.optional.iter().enumerate() {
+                if !section.models.contains(model) {
+                    let models = section.models.iter().map(String::as_str);
+                    self.fault(
+                        path("optional", index),
+                        not_one_of(model, "one of this stage's models", models),
+                    );
+                }
+            }
+        }
+    }
+
+    fn accept_rule(&mut self, stage: usize, section: &AcceptSection) -> Option<AcceptRule> {
+        let path = ["stages".into(), stage.into(), "accept".into(), "confidence".into()];
+        let range = "must be greater than 0 and at most 1";
+        let Some(value) = section.confidence else {
+            self.fault(path, format!("is missing: {range}"));
+            return None;
+        };
+        match Probability::new(value).filter(|confidence| confidence.get() > 0.0) {
+            Some(confidence) => Some(AcceptRule { confidence, agreement: section.agreement }),
+            None => {
+                self.fault(path, format!("{value} is not a confidence: {range}"));
+                None
+            }
+        }
+    }
+}
+
+fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
+}

@@ -1,0 +1,85 @@
+//! Agreement with Hugging Face transformers on small committed fixtures, and of batches with single runs.
+
+use std::path::{Path, PathBuf};
+
+use concord_models::parity::{Comparison, check};
+use concord_models::{ModelOptions, Pixels, TaskLabels, decode, load_model};
+
+const FIXTURES: [&str; 4] = ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)
+}
+
+#[test]
+fn every_tensor_agrees_with_the_reference() {
+    for name in FIXTURES {
+        let comparisons = check(&folder(name), "cpu").unwrap();
+        assert!(comparisons.len() >= 14, "{name}: only {} comparisons", comparisons.len());
+        let misses: Vec<&Comparison> = comparisons.iter().filter(|comparison| !comparison.passes()).collect();
+        assert!(misses.is_empty(), "{name}: {misses:#?}");
+    }
+}
+
+#[test]
+fn a_changed_weight_is_noticed() {
+    let copy = tempfile::tempdir().unwrap();
+    let snapshot = copy.path().join("snapshot");
+    std::fs::create_dir_all(copy.path().join("images")).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    for part in ["", "images", "snapshot"] {
+        for entry in std::fs::read_dir(folder("siglip2").join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, copy.path().join(part).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    let weights = snapshot.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&3.0_f32.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    assert!(check(copy.path(), "cpu").unwrap().iter().any(|comparison| !comparison.passes()));
+}
+
+/// Stacking images must not change what is said of each.
+#[test]
+fn a_batch_of_n_equals_n_single_runs() {
+    for (name, head, images) in [
+        ("dinov3_vit", Some("classifier_head.safetensors"), ["landscape", "portrait"].as_slice()),
+        ("siglip2", None, &["landscape", "portrait"]),
+        ("siglip2_naflex", None, &["landscape", "portrait", "banner"]),
+    ] {
+        let mut model = load_model(
+            &ModelOptions {
+                architecture: name.split('_').next().unwrap().to_owned(),
+                snapshot: folder(name).join("snapshot"),
+                device: "cpu".to_owned(),
+                heads: head.map(|file| ("digits".to_owned(), PathBuf::from(file))).into_iter().collect(),
+                ..ModelOptions::default()
+            },
+            Path::new(""),
+        )
+        .unwrap();
+        let labels = (0..10)
+            .map(|digit| (digit.to_string(), vec![format!("a photo of {digit}"), format!("{digit} cats")]));
+        model.prepare(&TaskLabels { task: "digits".to_owned(), labels: labels.collect() }).unwrap();
+        let pixels: Vec<Pixels> = images
+            .iter()
+            .map(|image| {
+                let bytes = std::fs::read(folder(name).join(format!("images/{image}.png"))).unwrap();
+                model.preprocessor().apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+            })
+            .collect();
+        let together = model.classify("digits", &pixels.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(together.len(), images.len());
+        for (image, (alone, in_batch)) in images.iter().zip(pixels.iter().zip(&together)) {
+            let alone = &model.classify("digits", &[alone]).unwrap()[0];
+            assert_eq!(alone.len(), 10, "{name} {image}");
+            for (a, b) in alone.iter().zip(in_batch) {
+                assert!((a - b).abs() < 1e-4, "{name} {image}: alone {alone:?}, in a batch {in_batch:?}");
+            }
+        }
+    }
+}

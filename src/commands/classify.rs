@@ -1,0 +1,179 @@
+//! `concord classify`: pictures in, verdicts out.
+
+mod print;
+
+use std::io::{IsTerminal, Write, stderr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use concord_actors::Ensemble as LoadedEnsemble;
+use concord_actors::policy::{Decision, Policy};
+use concord_models::decode;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, warn};
+use crate::config::{Ensemble, ServerSection};
+use crate::inputs::{Input, expand};
+use crate::problem::Problem;
+use crate::verdict::Verdict;
+
+/// Answer a task for pictures.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 when every picture got a verdict, 1 when one did not,\n\
+    2 when nothing could be asked (a faulty configuration or a model that does not load).")]
+pub struct ClassifyArgs {
+    #[command(flatten)]
+    ensemble: EnsembleArgs,
+    /// The task to answer, as ensemble.toml names it; may be left out where there is only one
+    #[arg(long, short)]
+    task: Option<String>,
+    /// Print one JSON object a line, in the order of the arguments, failures included
+    #[arg(long)]
+    json: bool,
+    /// Pictures, folders of pictures, or glob patterns in quotes
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// What became of one picture.
+#[derive(Debug)]
+struct Outcome {
+    file: String,
+    request_id: Uuid,
+    task: String,
+    result: Result<Verdict, Problem>,
+}
+
+impl Outcome {
+    /// One object: the request, and beside it the verdict's fields, or `error`.
+    fn json(&self) -> serde_json::Result<Value> {
+        let mut object = Map::new();
+        object.insert("file".to_owned(), Value::from(self.file.as_str()));
+        object.insert("request_id".to_owned(), Value::from(self.request_id.to_string()));
+        object.insert("task".to_owned(), Value::from(self.task.as_str()));
+        match &self.result {
+            Ok(verdict) => {
+                if let Value::Object(fields) = serde_json::to_value(verdict)? {
+                    object.extend(fields);
+                }
+            }
+            Err(problem) => {
+                object.insert("error".to_owned(), serde_json::to_value(problem)?);
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// Answers all pictures, one after the other.
+pub fn run(args: &ClassifyArgs) -> ExitCode {
+    match prepare(args) {
+        Ok((ensemble, loaded, task)) => {
+            let policy = &ensemble.tasks()[&task];
+            classify_all(args, &Asking { server: ensemble.server(), loaded: &loaded, task: &task, policy })
+        }
+        Err(message) => {
+            warn(&message);
+            ExitCode::from(EXIT_UNUSABLE)
+        }
+    }
+}
+
+/// What every picture of one call is asked with.
+struct Asking<'a> {
+    server: &'a ServerSection,
+    loaded: &'a LoadedEnsemble,
+    task: &'a str,
+    policy: &'a Policy,
+}
+
+fn prepare(args: &ClassifyArgs) -> Result<(Ensemble, LoadedEnsemble, String), String> {
+    let ensemble = args.ensemble.read()?;
+    let task = choose_task(&ensemble, args.task.as_deref())?;
+    let loaded = load_models(&ensemble)?;
+    Ok((ensemble, loaded, task))
+}
+
+fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, String> {
+    let names: Vec<&str> = ensemble.tasks().keys().map(String::as_str).collect();
+    match asked {
+        Some(task) if ensemble.tasks().contains_key(task) => Ok(task.to_owned()),
+        Some(task) => Err(format!("no task {task:?} is configured: there is {}", names.join(", "))),
+        None if names.len() == 1 => Ok(names[0].to_owned()),
+        None => Err(format!("which task? name one with --task: {}", names.join(", "))),
+    }
+}
+
+fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
+    let inputs = expand(&args.files);
+    let progress = progress_bar(inputs.len());
+    let start = Instant::now();
+    let mut outcomes = Vec::new();
+    let mut all_answered = true;
+    for input in inputs {
+        let outcome = classify_one(input, asking);
+        all_answered &= outcome.result.is_ok();
+        if args.json {
+            if let Err(error) = print_line(&outcome) {
+                // Whoever was reading has left, as `head` does.
+                warn(&format!("standard output: {error}"));
+                return ExitCode::FAILURE;
+            }
+        } else {
+            outcomes.push(outcome);
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    if !args.json {
+        print::table(asking.task, asking.policy, &outcomes, start.elapsed());
+    }
+    if all_answered { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_line(outcome: &Outcome) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", outcome.json()?)
+}
+
+/// Visible at a terminal only.
+fn progress_bar(pictures: usize) -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = "{bar:30} {pos} of {len} pictures, {per_sec}, {eta} to go";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(pictures as u64).with_style(style)
+}
+
+fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
+    let result = match input.fault {
+        Some(fault) => Err(Problem::unreadable(&fault)),
+        None => verdict_on(&input.path, asking),
+    };
+    Outcome {
+        file: input.path.display().to_string(),
+        request_id: Uuid::now_v7(),
+        task: asking.task.to_owned(),
+        result,
+    }
+}
+
+fn verdict_on(path: &Path, asking: &Asking<'_>) -> Result<Verdict, Problem> {
+    let size = std::fs::metadata(path).map_err(|error| Problem::unreadable(&error))?.len();
+    if size > asking.server.max_body_bytes {
+        return Err(Problem::too_many_bytes(size, asking.server.max_body_bytes));
+    }
+    let bytes = std::fs::read(path).map_err(|error| Problem::unreadable(&error))?;
+    let start = Instant::now();
+    let image = decode(&bytes, asking.server.max_pixels)?;
+    let decoding = start.elapsed();
+    match asking.loaded.answer(asking.task, asking.policy, &image) {
+        Decision::Answer(answer) => Ok(Verdict::new(asking.policy, &answer, decoding, start.elapsed())),
+        Decision::Failed(failure) => Err(failure.into()),
+        Decision::Ask { .. } => unreachable!("the cascade asks until it is decided"),
+    }
+}

@@ -1,0 +1,121 @@
+//! Verdicts as a table that reads without explanation.
+
+use std::path::Path;
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use concord_actors::policy::{Policy, Reason};
+
+use super::Outcome;
+use crate::verdict::Verdict;
+
+pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration) {
+    println!("{task}: {}\n", policy.question());
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    let models: Vec<&str> = policy.members().map(|member| member.model().as_ref()).collect();
+    let mut header: Vec<String> =
+        ["picture", "verdict", "confidence", "stopped", "why"].map(str::to_owned).into();
+    header.extend(models.iter().map(|model| (*model).to_owned()));
+    header.push("ms".to_owned());
+    let columns = header.len();
+    table.set_header(header);
+    for outcome in outcomes {
+        let name = short_name(&outcome.file, outcomes.len());
+        table.add_row(match &outcome.result {
+            Ok(verdict) => verdict_row(name, verdict, policy, &models),
+            Err(problem) => {
+                let mut row = vec![Cell::new(name), Cell::new("none").fg(Color::Red), Cell::new("")];
+                row.extend([Cell::new(""), Cell::new(&problem.detail)]);
+                row.resize(columns, Cell::new(""));
+                row
+            }
+        });
+    }
+    println!("{table}");
+    println!("\n{}", summary(policy, outcomes, elapsed));
+}
+
+/// A picture of many is told apart by its path, one of a few by its name.
+fn short_name(file: &str, pictures: usize) -> String {
+    const FEW: usize = 50;
+    let name = Path::new(file).file_name().map(|name| name.to_string_lossy().into_owned());
+    name.filter(|_| pictures <= FEW).unwrap_or_else(|| file.to_owned())
+}
+
+fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]) -> Vec<Cell> {
+    let mut row = vec![
+        Cell::new(name),
+        Cell::new(&verdict.label),
+        right(percent(verdict.confidence)),
+        Cell::new(format!("stage {} of {}", verdict.stage, verdict.stages)),
+        Cell::new(why(verdict, policy)),
+    ];
+    for model in models {
+        row.push(Cell::new(vote(verdict, model)));
+    }
+    row.push(right(format!("{:.1}", verdict.milliseconds.total)));
+    row
+}
+
+fn why(verdict: &Verdict, policy: &Policy) -> String {
+    let rule = policy.stages()[verdict.stage - 1].accept();
+    let mut text = match (verdict.reason, rule) {
+        (Reason::Accepted, Some(rule)) if rule.needs_agreement() => {
+            format!("all agree, at least {}", percent(rule.confidence().get()))
+        }
+        (Reason::Accepted, Some(rule)) => format!("at least {}", percent(rule.confidence().get())),
+        (_, Some(rule)) if verdict.confidence < rule.confidence().get() => {
+            format!("last stage, under {}", percent(rule.confidence().get()))
+        }
+        (_, Some(_)) => "last stage, models disagree".to_owned(),
+        (_, None) => "last stage".to_owned(),
+    };
+    if !verdict.complete {
+        text.push_str("; without a failed optional vote");
+    }
+    text
+}
+
+fn vote(verdict: &Verdict, model: &str) -> String {
+    let Some(vote) = verdict.votes.iter().find(|vote| vote.model == model) else {
+        return "not asked".to_owned();
+    };
+    match (&vote.label, vote.probability) {
+        (Some(label), Some(probability)) => format!("{label} {}", percent(probability)),
+        _ => format!("failed: {}", vote.error.as_deref().unwrap_or("unknown")),
+    }
+}
+
+fn summary(policy: &Policy, outcomes: &[Outcome], elapsed: Duration) -> String {
+    let verdicts: Vec<&Verdict> =
+        outcomes.iter().filter_map(|outcome| outcome.result.as_ref().ok()).collect();
+    let stages: Vec<String> = (1..=policy.stages().len())
+        .map(|stage| {
+            let count = verdicts.iter().filter(|verdict| verdict.stage == stage).count();
+            format!("{count} at stage {stage}")
+        })
+        .collect();
+    let failed = outcomes.len() - verdicts.len();
+    let each = elapsed.as_secs_f64() * 1e3 / outcomes.len().max(1) as f64;
+    format!(
+        "{} pictures in {:.2} s, {each:.1} ms each: {} decided, {failed} failed",
+        outcomes.len(),
+        elapsed.as_secs_f64(),
+        stages.join(", ")
+    )
+}
+
+/// With as many decimals as keep a near certainty from reading as one.
+fn percent(probability: f64) -> String {
+    let percent = probability * 100.0;
+    if percent > 99.9 {
+        format!("{:.2} %", (percent * 100.0).floor() / 100.0)
+    } else {
+        format!("{percent:.1} %")
+    }
+}
+
+fn right(text: String) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}

@@ -1,0 +1,38 @@
+//! `concord validate`: every fault of a configuration at once, before it is run.
+
+use std::process::ExitCode;
+
+use super::{EnsembleArgs, load_models, warn};
+
+/// Check the configuration, and that its snapshots and heads load.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "All faults are named at once, each with its line.\n\
+    Exit status: 0 when the configuration can be used, 1 when it cannot.")]
+pub struct ValidateArgs {
+    #[command(flatten)]
+    ensemble: EnsembleArgs,
+    /// Check the file alone, without loading the models
+    #[arg(long)]
+    no_load: bool,
+}
+
+/// Checks form and meaning, then loads the models.
+pub fn run(args: &ValidateArgs) -> ExitCode {
+    let checked = args.ensemble.read().and_then(|ensemble| {
+        if !args.no_load {
+            load_models(&ensemble)?;
+        }
+        Ok((ensemble.models().len(), ensemble.tasks().len()))
+    });
+    match checked {
+        Ok((models, tasks)) => {
+            let what = if args.no_load { "no faults" } else { "no faults, and all models load" };
+            println!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display());
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            warn(&message);
+            ExitCode::FAILURE
+        }
+    }
+}

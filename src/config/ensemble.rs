@@ -1,0 +1,77 @@
+//! The whole of `ensemble.toml`, validated.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use concord_actors::policy::Policy;
+use concord_models::ModelOptions;
+
+use super::error::{ConfigError, Faults, Located};
+use super::reader::{Sections, read_sections};
+use super::server::ServerSection;
+use super::source::Source;
+
+/// A configuration without faults: every name in it refers to something, every number is in its range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ensemble {
+    folder: PathBuf,
+    sections: Sections,
+}
+
+impl Ensemble {
+    /// Reads a file, overridden by the `CONCORD__SECTION__KEY` variables of this process.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has faults: then all of them.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Ok(Self::parse(&text, &path.display().to_string(), folder, variables)?)
+    }
+
+    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`.
+    ///
+    /// # Errors
+    /// All the faults, in the order of the lines.
+    pub fn parse(
+        text: &str,
+        name: &str,
+        folder: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Faults> {
+        let mut source = Source::parse(text, variables).map_err(|fault| Faults::new(name, vec![fault]))?;
+        let (sections, faults) = read_sections(std::mem::take(&mut source.values));
+        let mut located = std::mem::take(&mut source.refused);
+        for fault in faults {
+            located.push(Located { location: source.locate(&fault.path), fault });
+        }
+        if located.is_empty() {
+            Ok(Self { folder: folder.to_owned(), sections })
+        } else {
+            Err(Faults::new(name, located))
+        }
+    }
+
+    /// The folder of the file, from which relative snapshot paths start.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `[server]`.
+    pub fn server(&self) -> &ServerSection {
+        &self.sections.server
+    }
+
+    /// `[models.NAME]`, by name; at least one.
+    pub fn models(&self) -> &BTreeMap<String, ModelOptions> {
+        &self.sections.models
+    }
+
+    /// `[tasks.NAME]`, by name; at least one.
+    pub fn tasks(&self) -> &BTreeMap<String, Policy> {
+        &self.sections.tasks
+    }
+}

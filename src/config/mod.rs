@@ -1,0 +1,16 @@
+//! `ensemble.toml`: read, overridden by `CONCORD__SECTION__KEY` variables, and validated as a whole.
+//!
+//! What comes out is an [`Ensemble`] without faults, or all the faults there are, each with its line.
+
+mod ensemble;
+mod error;
+mod keys;
+mod model;
+mod reader;
+mod section;
+mod server;
+mod source;
+
+pub use ensemble::Ensemble;
+pub use error::{ConfigError, Faults, Located, Location};
+pub use server::ServerSection;

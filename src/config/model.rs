@@ -1,0 +1,83 @@
+//! What `[models.NAME]` must say; the section itself is [`ModelOptions`].
+
+use std::collections::BTreeSet;
+
+use concord_actors::policy::{Fault, not_one_of};
+use concord_models::{ARCHITECTURES, Architecture, DEVICES, DTYPES, ModelOptions, is_device_name};
+
+/// The option that gives a model something of its own for each task.
+const HEADS: &str = "heads";
+
+/// Whether a model answers only the tasks that it has a head for.
+pub(super) fn needs_heads(options: &ModelOptions) -> bool {
+    Architecture::by_name(&options.architecture)
+        .is_some_and(|architecture| architecture.options.contains(&HEADS))
+}
+
+/// What is wrong with a model, as far as the file tells: whether its snapshot exists and loads is another matter.
+///
+/// `given` are the keys that the section has, `tasks` the names of the configured tasks.
+pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTreeSet<String>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+    let architectures = || ARCHITECTURES.iter().map(|architecture| architecture.name);
+    match Architecture::by_name(&options.architecture) {
+        Some(architecture) => {
+            for (key, message) in misplaced_options(architecture, given) {
+                fault(key, message);
+            }
+        }
+        None if options.architecture.is_empty() => {
+            let names: Vec<&str> = architectures().collect();
+            fault("architecture", format!("is missing or empty: must be one of {}", names.join(", ")));
+        }
+        None => fault("architecture", not_one_of(&options.architecture, "an architecture", architectures())),
+    }
+    if options.snapshot.as_os_str().is_empty() {
+        fault("snapshot", "is missing or empty: must be the folder of a Hugging Face snapshot".to_owned());
+    }
+    if !is_device_name(&options.device) {
+        fault("device", format!("{:?} is not a device: must be {DEVICES}", options.device));
+    }
+    if !DTYPES.iter().any(|(name, _)| *name == options.dtype) {
+        fault("dtype", not_one_of(&options.dtype, "a number format", DTYPES.iter().map(|(name, _)| *name)));
+    }
+    faults.extend(check_heads(options, tasks));
+    faults
+}
+
+fn check_heads(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (task, file) in &options.heads {
+        let path = || vec![HEADS.into(), task.as_str().into()];
+        if !tasks.contains(task) {
+            let message = not_one_of(task, "a configured task", tasks.iter().map(String::as_str));
+            faults.push(Fault::new(path(), message));
+        }
+        if file.as_os_str().is_empty() {
+            faults.push(Fault::new(path(), "is empty: must be a file in the snapshot's folder"));
+        }
+    }
+    faults
+}
+
+/// The keys among `given` that only other architectures take, each with a message.
+fn misplaced_options<'a>(architecture: &Architecture, given: &'a [String]) -> Vec<(&'a str, String)> {
+    let mut misplaced = Vec::new();
+    for key in given.iter().map(String::as_str).filter(|key| !architecture.options.contains(key)) {
+        let takers: Vec<&str> = ARCHITECTURES
+            .iter()
+            .filter(|other| other.options.contains(&key))
+            .map(|other| other.name)
+            .collect();
+        if !takers.is_empty() {
+            let message = format!(
+                "not an option of architecture {}: only {} takes it",
+                architecture.name,
+                takers.join(" or ")
+            );
+            misplaced.push((key, message));
+        }
+    }
+    misplaced
+}

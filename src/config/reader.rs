@@ -1,0 +1,169 @@
+//! From the file's values to its validated sections.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use concord_actors::policy::{
+    AcceptSection, Fault, FusionSection, PathPart, Policy, StageSection, TaskSection,
+};
+use concord_models::ModelOptions;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::keys::fields_of;
+use super::model::{check_model, needs_heads};
+use super::section::{Section, flat_keys, unknown_key};
+use super::server::ServerSection;
+
+/// The tables at the top of the file.
+const SECTIONS: [&str; 3] = ["server", "models", "tasks"];
+
+/// What the file's tables hold; whole only where there are no faults.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sections {
+    pub(super) server: ServerSection,
+    pub(super) models: BTreeMap<String, ModelOptions>,
+    pub(super) tasks: BTreeMap<String, Policy>,
+}
+
+/// Reads and validates every section; the faults have paths from the top of the file.
+pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fault>) {
+    let mut reader = Reader { faults: Vec::new() };
+    let server = reader.server(take(&mut values, "server"));
+    let models = reader.named_tables("models", take(&mut values, "models"));
+    let tasks = reader.named_tables("tasks", take(&mut values, "tasks"));
+    for key in values.keys() {
+        reader.faults.push(Fault::new(vec![key.as_str().into()], unknown_key(key, &SECTIONS)));
+    }
+    let model_names = models.keys().cloned().collect();
+    let task_names = tasks.keys().cloned().collect();
+    let models = reader.models(models, &task_names);
+    let tasks = reader.tasks(tasks, &model_names, &models);
+    (Sections { server, models, tasks }, reader.faults)
+}
+
+/// Reads one kind of section after the other and collects what is wrong.
+struct Reader {
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    fn server(&mut self, value: Value) -> ServerSection {
+        let section = Section::read(value, flat_keys::<ServerSection>);
+        let semantic = section.content.as_ref().map(ServerSection::check).unwrap_or_default();
+        self.finish(&["server".into()], section, semantic).unwrap_or_default()
+    }
+
+    /// The tables in `[models]` or `[tasks]`, of which there must be one, by names that must be in order.
+    fn named_tables(&mut self, kind: &str, value: Value) -> BTreeMap<String, Value> {
+        let section = Section::<BTreeMap<String, Value>>::read(value, |_| &[]);
+        let mut semantic = Vec::new();
+        for name in section.content.iter().flat_map(BTreeMap::keys).filter(|name| !is_name(name)) {
+            let message = "not a name: must be of lower-case letters, digits, \"_\" and \"-\"";
+            semantic.push(Fault::new(vec![name.as_str().into()], message));
+        }
+        if section.content.as_ref().is_some_and(BTreeMap::is_empty) {
+            semantic
+                .push(Fault::new(Vec::new(), format!("is missing: must have at least one [{kind}.NAME]")));
+        }
+        self.finish(&[kind.into()], section, semantic).unwrap_or_default()
+    }
+
+    /// The models that could be read in full, whatever else is wrong with them.
+    fn models(
+        &mut self,
+        tables: BTreeMap<String, Value>,
+        tasks: &BTreeSet<String>,
+    ) -> BTreeMap<String, ModelOptions> {
+        let mut models = BTreeMap::new();
+        for (name, value) in tables {
+            let given: Vec<String> =
+                value.as_object().map(|table| table.keys().cloned().collect()).unwrap_or_default();
+            let section = Section::<ModelOptions>::read(value, flat_keys::<ModelOptions>);
+            let semantic = section
+                .content
+                .as_ref()
+                .map(|options| check_model(options, &given, tasks))
+                .unwrap_or_default();
+            let is_intact = section.is_intact();
+            let options = self.finish(&["models".into(), name.as_str().into()], section, semantic);
+            models.extend(options.filter(|_| is_intact).map(|options| (name, options)));
+        }
+        models
+    }
+
+    /// The tasks without faults. `model_names` are all models, also those that could not be read: that is no
+    /// fault of a task.
+    fn tasks(
+        &mut self,
+        tables: BTreeMap<String, Value>,
+        model_names: &BTreeSet<String>,
+        models: &BTreeMap<String, ModelOptions>,
+    ) -> BTreeMap<String, Policy> {
+        let mut tasks = BTreeMap::new();
+        for (name, value) in tables {
+            let section = Section::<TaskSection>::read(value, task_keys);
+            let mut semantic = Vec::new();
+            if let Some(task) = &section.content {
+                match Policy::from_section(task, model_names) {
+                    Ok(policy) => _ = tasks.insert(name.clone(), policy),
+                    Err(faults) => semantic = faults,
+                }
+                semantic.extend(missing_heads(&name, task, models));
+            }
+            self.finish(&["tasks".into(), name.as_str().into()], section, semantic);
+        }
+        tasks
+    }
+
+    /// Takes over a section's faults, which is at `path`, and gives its content.
+    fn finish<T: DeserializeOwned>(
+        &mut self,
+        path: &[PathPart],
+        mut section: Section<T>,
+        semantic: Vec<Fault>,
+    ) -> Option<T> {
+        let content = section.content.take();
+        self.faults.extend(section.faults_with(semantic).into_iter().map(|fault| fault.within(path)));
+        content
+    }
+}
+
+/// The value of a section; an empty table where the section is absent.
+fn take(values: &mut Map<String, Value>, key: &str) -> Value {
+    values.shift_remove(key).unwrap_or_else(|| Value::Object(Map::new()))
+}
+
+fn is_name(text: &str) -> bool {
+    let is_allowed = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "_-".contains(char);
+    !text.is_empty() && text.chars().all(is_allowed)
+}
+
+/// The keys of the table at `path` in `[tasks.NAME]`.
+fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
+    let key = |part: &PathPart, name: &str| *part == PathPart::from(name);
+    match path {
+        [] => fields_of::<TaskSection>(),
+        [fusion] if key(fusion, "fusion") => fields_of::<FusionSection>(),
+        [stages, _] if key(stages, "stages") => fields_of::<StageSection>(),
+        [stages, _, accept] if key(stages, "stages") && key(accept, "accept") => fields_of::<AcceptSection>(),
+        _ => &[],
+    }
+}
+
+/// The places where a task asks a model that has no head for it.
+fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, ModelOptions>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (stage, section) in task.stages.iter().enumerate() {
+        for (index, model) in section.models.iter().enumerate() {
+            let lacks_head =
+                |options: &&ModelOptions| needs_heads(options) && !options.heads.contains_key(name);
+            if models.get(model).filter(lacks_head).is_some() {
+                let path = vec!["stages".into(), stage.into(), "models".into(), index.into()];
+                let message =
+                    format!("{model:?} has no head for this task: must have one in models.{model}.heads");
+                faults.push(Fault::new(path, message));
+            }
+        }
+    }
+    faults
+}

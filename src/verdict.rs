@@ -1,0 +1,132 @@
+//! What is said about a picture, in the form in which it leaves Concord.
+
+use std::time::Duration;
+
+use concord_actors::policy::{Answer, Distribution, Opinion, Policy, Reason};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The fused answer to a task, why the cascade stopped where it did, and every vote.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The most probable label.
+    pub label: String,
+    /// Its fused probability.
+    pub probability: f64,
+    /// What the accept rules were applied to: the largest fused probability.
+    pub confidence: f64,
+    /// The fused probability of each label.
+    pub probabilities: Map<String, Value>,
+    /// The stage at which the cascade stopped, from 1.
+    pub stage: usize,
+    /// How many stages the policy has.
+    pub stages: usize,
+    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last.
+    pub reason: Reason,
+    /// Whether every successful vote has the same most probable label.
+    pub agreement: bool,
+    /// Whether every model that was asked has voted.
+    pub complete: bool,
+    /// Every vote, in the order of the policy.
+    pub votes: Vec<VoteReport>,
+    /// Where the time went.
+    pub milliseconds: Milliseconds,
+}
+
+/// One vote of a verdict.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VoteReport {
+    /// The model's name in `ensemble.toml`.
+    pub model: String,
+    /// The stage at which it was asked, from 1.
+    pub stage: usize,
+    /// What it said, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The calibrated probability of that label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
+    /// The calibrated probability of each label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probabilities: Option<Map<String, Value>>,
+    /// Its share of the answer; the shares of the votes that exist sum to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// Why it gave no vote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What it cost.
+    pub milliseconds: VoteMilliseconds,
+}
+
+/// What a verdict cost, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Milliseconds {
+    /// From encoded bytes to pixels.
+    pub decode: f64,
+    /// From encoded bytes to the verdict.
+    pub total: f64,
+}
+
+/// What a vote cost, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct VoteMilliseconds {
+    /// From pixels to the model's input.
+    pub preprocess: f64,
+    /// In the model.
+    pub model: f64,
+}
+
+impl Verdict {
+    /// Puts an answer into words: the labels' names, stages from 1, milliseconds.
+    pub fn new(policy: &Policy, answer: &Answer, decode: Duration, total: Duration) -> Self {
+        let confidence = answer.confidence().get();
+        Self {
+            label: policy.labels()[answer.label()].clone(),
+            probability: confidence,
+            confidence,
+            probabilities: by_label(policy, &answer.distribution),
+            stage: answer.stage + 1,
+            stages: policy.stages().len(),
+            reason: answer.reason,
+            agreement: answer.agreement,
+            complete: answer.is_complete(),
+            votes: answer.opinions.iter().map(|opinion| VoteReport::new(policy, opinion)).collect(),
+            milliseconds: Milliseconds { decode: in_milliseconds(decode), total: in_milliseconds(total) },
+        }
+    }
+}
+
+impl VoteReport {
+    fn new(policy: &Policy, opinion: &Opinion) -> Self {
+        let belief = opinion.belief.as_ref().ok();
+        let distribution = belief.map(|belief| &belief.distribution);
+        Self {
+            model: opinion.model.to_string(),
+            stage: opinion.stage + 1,
+            label: distribution.map(|distribution| policy.labels()[distribution.argmax()].clone()),
+            probability: distribution.map(|distribution| distribution.confidence().get()),
+            probabilities: distribution.map(|distribution| by_label(policy, distribution)),
+            weight: belief.map(|belief| belief.weight),
+            error: opinion.belief.as_ref().err().map(ToString::to_string),
+            milliseconds: VoteMilliseconds {
+                preprocess: in_milliseconds(opinion.cost.preprocess),
+                model: in_milliseconds(opinion.cost.model),
+            },
+        }
+    }
+}
+
+fn by_label(policy: &Policy, distribution: &Distribution) -> Map<String, Value> {
+    policy
+        .labels()
+        .iter()
+        .cloned()
+        .zip(distribution.probabilities().iter().map(|&p| Value::from(p)))
+        .collect()
+}
+
+/// To the microsecond, which is what the clock is good for.
+fn in_milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
