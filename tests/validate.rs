@@ -29,7 +29,7 @@ fn the_shipped_ensemble_is_valid() {
     assert_eq!(roadwork.labels(), ["no road work", "road work"]);
     assert_eq!(roadwork.stages().len(), 2);
     assert_eq!((traffic_sign.labels().len(), traffic_sign.labels()[25].as_str()), (43, "road work"));
-    assert_eq!(traffic_sign.prompts()[14], ["a photo of a stop traffic sign."]);
+    assert_eq!(traffic_sign.prompts()[14], ["a photo of a stop traffic sign"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of HTTP or of configuration files; [`policy`] knows nothing of models either.
 
-mod ensemble;
+mod cascade;
 pub mod policy;
 
-pub use ensemble::{Ensemble, LoadError};
+pub use cascade::{Cascade, LoadError};

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
 /// Why bytes did not become an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,10 @@ pub enum DecodeError {
     },
 }
 
+/// Four 16-bit samples, the most that any of the formats has; decoders of animations hold two pictures.
+const BYTES_PER_PIXEL_MAX: u64 = 2 * 8;
+/// For colour profiles, EXIF and the like: a compressed one that unpacks to more is refused.
+const METADATA_BYTES_MAX: u64 = 64 << 20;
 /// The formats that are read, as the error names them.
 const FORMAT_NAMES: &str = "JPEG, PNG, WebP, GIF, BMP";
 const FORMATS: [ImageFormat; 5] =
@@ -59,6 +63,10 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(DecodeError::TooLarge { width, height, limit: max_pixels });
     }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc =
+        Some(max_pixels.saturating_mul(BYTES_PER_PIXEL_MAX).saturating_add(METADATA_BYTES_MAX));
+    decoder.set_limits(limits).map_err(broken)?;
     // A broken EXIF block says nothing about the pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;

@@ -8,7 +8,7 @@ use crate::libtorch::cuda_devices;
 /// The number formats that a model may be loaded in, with their names in `ensemble.toml`.
 pub const DTYPES: [(&str, Kind); 3] = [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half)];
 
-/// What [`parse_device`] takes, for messages.
+/// What names a device, for messages.
 pub const DEVICES: &str = "auto, cpu, cuda or cuda:N";
 
 /// Whether `text` is the name of a device, existing or not.

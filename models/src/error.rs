@@ -72,7 +72,7 @@ impl ModelError {
         Self::File { path: path.to_owned(), source }
     }
 
-    pub(crate) fn malformed(path: &Path, message: impl ToString) -> Self {
+    pub(crate) fn malformed(path: &Path, message: impl std::fmt::Display) -> Self {
         Self::Malformed { path: path.to_owned(), message: message.to_string() }
     }
 }

@@ -25,7 +25,7 @@ pub(crate) enum Head {
     Cls(Linear),
     /// `linear.weight` of [labels, 2·hidden]: on the CLS token and the mean of the patch tokens.
     ClsAndMean(Linear),
-    /// `pool.query` of [hidden] and `mlp.{0…3}`: four layers with GELU between them, on the CLS token
+    /// `pool.query` of \[hidden\] and `mlp.{0…3}`: four layers with GELU between them, on the CLS token
     /// and the patch tokens pooled by softmax(patches · query / √hidden).
     AttentionMlp { query: Tensor, layers: Vec<Linear> },
 }

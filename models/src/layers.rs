@@ -27,7 +27,7 @@ impl Linear {
         }
     }
 
-    /// From tensors of [outputs, inputs] and [outputs].
+    /// From tensors of \[outputs, inputs\] and \[outputs\].
     pub(crate) fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }

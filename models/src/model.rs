@@ -15,6 +15,9 @@ use crate::{ModelError, dinov3, siglip2};
 /// Every architecture. A new one is a file beside this and a line here.
 pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE];
 
+/// Loads a snapshot of one architecture.
+pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;
+
 /// An architecture's name, what it accepts, and how it is loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct Architecture {
@@ -25,7 +28,7 @@ pub struct Architecture {
     /// The options of [`ModelOptions`] that only some architectures take, and this one does.
     pub options: &'static [&'static str],
     /// Loads a snapshot of it.
-    pub(crate) load: fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>,
+    pub(crate) load: Load,
 }
 
 impl Architecture {

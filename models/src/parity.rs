@@ -192,7 +192,7 @@ pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError>
         match outputs.get(name) {
             Some(ours) => comparisons.extend(compare(&fixture, name, ours, model.preprocessor())?),
             None => {
-                comparisons.push(Comparison::fault(name, "not computed by this implementation".to_owned()))
+                comparisons.push(Comparison::fault(name, "not computed by this implementation".to_owned()));
             }
         }
     }

@@ -1,4 +1,5 @@
 //! Snapshot folders that are sharded, in half precision, incomplete or wrong.
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::HashMap;
 use std::fs;
@@ -104,9 +105,10 @@ fn all_faulty_tensors_are_named_with_both_shapes() {
 
 #[test]
 fn what_is_wrong_with_a_folder_is_said() {
-    let cases: [(&str, &str, fn(&Path)); 9] = [
+    type Spoil = fn(&Path);
+    let cases: [(&str, &str, Spoil); 9] = [
         ("dinov3", "config.json: No such file", |folder| {
-            fs::remove_file(folder.join("config.json")).unwrap()
+            fs::remove_file(folder.join("config.json")).unwrap();
         }),
         ("siglip2", "architecture siglip2 loads siglip or siglip2", |_| {}),
         ("dinov3", "line 1 column", |folder| fs::write(folder.join("config.json"), "{").unwrap()),
@@ -122,7 +124,7 @@ fn what_is_wrong_with_a_folder_is_said() {
                 .unwrap();
         }),
         ("dinov3", "nor model.safetensors.index.json", |folder| {
-            fs::remove_file(folder.join("model.safetensors")).unwrap()
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
         }),
         ("dinov3", "a broken download?", |folder| {
             let file = folder.join("model.safetensors");
@@ -130,7 +132,7 @@ fn what_is_wrong_with_a_folder_is_said() {
             fs::write(&file, &bytes[..bytes.len() - 100]).unwrap();
         }),
         ("dinov3", "not a safetensors file", |folder| {
-            fs::write(folder.join("model.safetensors"), "not tensors").unwrap()
+            fs::write(folder.join("model.safetensors"), "not tensors").unwrap();
         }),
         ("dinov3", "image_processor_type ViTImageProcessor is not supported", |folder| {
             let config = r#"{"image_processor_type": "ViTImageProcessor"}"#;

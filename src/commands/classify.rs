@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use concord_actors::Ensemble as LoadedEnsemble;
+use concord_actors::Cascade;
 use concord_actors::policy::{Decision, Policy};
 use concord_models::decode;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -71,9 +71,9 @@ impl Outcome {
 /// Answers all pictures, one after the other.
 pub fn run(args: &ClassifyArgs) -> ExitCode {
     match prepare(args) {
-        Ok((ensemble, loaded, task)) => {
+        Ok((ensemble, cascade, task)) => {
             let policy = &ensemble.tasks()[&task];
-            classify_all(args, &Asking { server: ensemble.server(), loaded: &loaded, task: &task, policy })
+            classify_all(args, &Asking { server: ensemble.server(), cascade: &cascade, task: &task, policy })
         }
         Err(message) => {
             warn(&message);
@@ -85,16 +85,16 @@ pub fn run(args: &ClassifyArgs) -> ExitCode {
 /// What every picture of one call is asked with.
 struct Asking<'a> {
     server: &'a ServerSection,
-    loaded: &'a LoadedEnsemble,
+    cascade: &'a Cascade,
     task: &'a str,
     policy: &'a Policy,
 }
 
-fn prepare(args: &ClassifyArgs) -> Result<(Ensemble, LoadedEnsemble, String), String> {
+fn prepare(args: &ClassifyArgs) -> Result<(Ensemble, Cascade, String), String> {
     let ensemble = args.ensemble.read()?;
     let task = choose_task(&ensemble, args.task.as_deref())?;
-    let loaded = load_models(&ensemble)?;
-    Ok((ensemble, loaded, task))
+    let cascade = load_models(&ensemble)?;
+    Ok((ensemble, cascade, task))
 }
 
 fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, String> {
@@ -171,7 +171,7 @@ fn verdict_on(path: &Path, asking: &Asking<'_>) -> Result<Verdict, Problem> {
     let start = Instant::now();
     let image = decode(&bytes, asking.server.max_pixels)?;
     let decoding = start.elapsed();
-    match asking.loaded.answer(asking.task, asking.policy, &image) {
+    match asking.cascade.answer(asking.task, asking.policy, &image) {
         Decision::Answer(answer) => Ok(Verdict::new(asking.policy, &answer, decoding, start.elapsed())),
         Decision::Failed(failure) => Err(failure.into()),
         Decision::Ask { .. } => unreachable!("the cascade asks until it is decided"),

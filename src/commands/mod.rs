@@ -8,7 +8,7 @@ pub mod validate;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 
-use concord_actors::Ensemble as LoadedEnsemble;
+use concord_actors::Cascade;
 use concord_models::set_cpu_threads;
 
 use crate::config::{ConfigError, Ensemble};
@@ -36,7 +36,7 @@ impl EnsembleArgs {
 }
 
 /// Loads all models of a configuration, saying which at a terminal, since big ones take a while.
-fn load_models(ensemble: &Ensemble) -> Result<LoadedEnsemble, String> {
+fn load_models(ensemble: &Ensemble) -> Result<Cascade, String> {
     set_cpu_threads(ensemble.server().cpu_threads);
     let show = stderr().is_terminal();
     let on_start = |name: &str| {
@@ -44,7 +44,7 @@ fn load_models(ensemble: &Ensemble) -> Result<LoadedEnsemble, String> {
             eprint!("\r\x1b[Kloading {name} …");
         }
     };
-    let loaded = LoadedEnsemble::load(ensemble.models(), ensemble.tasks(), ensemble.folder(), on_start);
+    let loaded = Cascade::load(ensemble.models(), ensemble.tasks(), ensemble.folder(), on_start);
     if show {
         eprint!("\r\x1b[K");
     }

@@ -33,7 +33,7 @@ pub fn run(args: &ModelsArgs) -> ExitCode {
 }
 
 fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
-    let loaded = load_models(ensemble)?;
+    let cascade = load_models(ensemble)?;
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
         "model",
@@ -44,7 +44,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         "parameters",
         "tasks",
     ]);
-    for (name, model) in loaded.models() {
+    for (name, model) in cascade.models() {
         let options = &ensemble.models()[name];
         let place = model.placement();
         let asked = |policy: &Policy| policy.members().any(|member| member.model().as_ref() == name);

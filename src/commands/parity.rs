@@ -30,7 +30,7 @@ pub struct ParityArgs {
 /// Runs every folder and prints a table for each.
 pub fn run(args: &ParityArgs) -> ExitCode {
     let mut all_agree = true;
-    for folder in args.folders.iter().flat_map(|folder| fixtures_in(folder)) {
+    for folder in args.folders.iter().flat_map(fixtures_in) {
         match check(&folder, &args.device) {
             Ok(comparisons) => {
                 all_agree &= comparisons.iter().all(Comparison::passes);

@@ -1,6 +1,6 @@
 //! Pure decisions: votes in, a decision out. No I/O, no clock, no async, no libtorch.
 //!
-//! A [`TaskSection`] is what a person wrote in `ensemble.toml`; a [`Policy`] is the same, validated. [`decide`]
+//! A [`TaskSection`] is what a person wrote in `ensemble.toml`; a [`Policy`] is the same, validated. [`decide()`]
 //! turns a policy and the votes so far into what happens next. Votes hold uncalibrated [`Logits`]: temperatures
 //! and weights apply when votes are fused, so a changed policy needs no model to run again.
 

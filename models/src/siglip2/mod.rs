@@ -46,8 +46,8 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 
     let mut weights =
         WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
-    let text = TextTower::load(&mut weights, snapshot, config.text_config, options.lowercase)?;
-    let vision = VisionTower::load(&mut weights, config.vision_config, naflex);
+    let text = TextTower::load(&mut weights, snapshot, &config.text_config, options.lowercase)?;
+    let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
     let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
     let parameters = weights.finish()?;
     Ok(Box::new(Siglip2 {
@@ -66,7 +66,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 struct Siglip2 {
     text: TextTower,
     vision: VisionTower,
-    /// The logarithm of the scale; [1].
+    /// The logarithm of the scale, one value.
     logit_scale: Tensor,
     logit_bias: Tensor,
     parameters: i64,

@@ -79,7 +79,7 @@ impl TextTower {
     pub(super) fn load(
         weights: &mut WeightLoader,
         snapshot: &Snapshot,
-        config: TextConfig,
+        config: &TextConfig,
         lowercase: bool,
     ) -> Result<Self, ModelError> {
         let tokenizer =

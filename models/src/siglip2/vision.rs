@@ -122,11 +122,11 @@ impl VisionBatch {
         if pixels.dim() == 4 {
             return Ok(Self::Fixed(pixels));
         }
-        let shapes = Vec::<Vec<i64>>::try_from(&fixture.input("spatial_shapes")?)?;
+        let shapes = Vec::<i64>::try_from(&fixture.input("spatial_shapes")?.f_flatten(0, -1)?)?;
         Ok(Self::NaFlex {
             patches: pixels,
             own: fixture.input("pixel_attention_mask")?.f_to_device(device)?.f_to_kind(Kind::Bool)?,
-            grids: shapes.iter().map(|shape| [shape[0], shape[1]]).collect(),
+            grids: shapes.chunks_exact(2).map(|shape| [shape[0], shape[1]]).collect(),
         })
     }
 
@@ -175,7 +175,7 @@ pub(super) struct VisionTower {
 }
 
 impl VisionTower {
-    pub(super) fn load(weights: &mut WeightLoader, config: VisionConfig, naflex: bool) -> Self {
+    pub(super) fn load(weights: &mut WeightLoader, config: &VisionConfig, naflex: bool) -> Self {
         let (sizes, hidden, patch) = (config.sizes(), config.hidden_size, config.patch_size);
         let side = config.table_side(naflex);
         let name = "vision_model.embeddings.patch_embedding";

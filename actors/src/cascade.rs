@@ -29,7 +29,7 @@ impl LoadError {
 
 /// Every configured model, loaded and ready for the tasks that ask it.
 #[derive(Debug)]
-pub struct Ensemble {
+pub struct Cascade {
     models: BTreeMap<Arc<str>, Seat>,
 }
 
@@ -40,7 +40,7 @@ struct Seat {
     stream: Stream,
 }
 
-impl Ensemble {
+impl Cascade {
     /// Loads the models, whose relative snapshot paths start at `base`, and prepares in each the tasks that
     /// ask it. `on_start` is told each model's name before its loading.
     ///

@@ -1,0 +1,44 @@
+# Concord's commands. `make help` lists them.
+
+export CONCORD_DATA ?= ../shared/data
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint fmt doc deny clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  LIBTORCH=/path or LIBTORCH_USE_PYTORCH=1 uses a libtorch 2.11.0 that is there (with CUDA, say)."
+	@echo "  CONCORD_DATA=/path names the folder of the GTSRB archives that some tests measure on."
+
+setup: ## put libtorch 2.11.0 into .libtorch (545 MB, once)
+	@python3 deploy/libtorch.py
+
+build: setup ## target/release/concord
+	$(CARGO) build --release --locked
+
+demo: build ## answer the pictures in examples/
+	@echo
+	target/release/concord classify --task roadwork examples
+
+test: setup ## all tests
+	$(CARGO) test --release --locked --workspace
+
+lint: setup ## formatting, clippy and rustdoc, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --document-private-items
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+doc: setup ## the library's documentation, in target/doc
+	$(CARGO) doc --release --locked --workspace --no-deps
+
+deny: ## licences, bans and sources of all dependencies (installs cargo-deny where it is missing)
+	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --workspace check bans licenses sources
+
+clean: ## remove what was built; libtorch stays
+	$(CARGO) clean

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Compare Concord with transformers on the test archive, model by model and as a cascade.
+
+    agreement.py [--concord target/release/concord] [--ensemble ensemble.toml] [--data ../shared/data]
+                 [--limit N] [--json FILE]
+
+Each model is asked alone (a copy of the ensemble in which it is every task's only stage, at temperature 1)
+and the same files go through transformers' own processors and classes: argmax agreement, and the largest
+and mean difference in probability. Then the ensemble as it is: the share that each stage decides, and MCC.
+Decoding differs between the two as well: Concord reads JPEG with a Rust decoder, Pillow with libjpeg-turbo.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+import captions
+import data
+import heads
+import measure
+
+
+def alone(ensemble, model, folder):
+    """The text of an ensemble in which `model` answers every task by itself, uncalibrated."""
+    section = ensemble["models"][model]
+    lines = [f"[models.{model}]", f"architecture = {json.dumps(section['architecture'])}",
+             f"snapshot = {json.dumps(str((folder / section['snapshot']).resolve()))}", 'device = "cpu"']
+    if "heads" in section:
+        pairs = ", ".join(f"{task} = {json.dumps(file)}" for task, file in section["heads"].items())
+        lines.append(f"heads = {{ {pairs} }}")
+    for name, task in ensemble["tasks"].items():
+        lines += [f"[tasks.{name}]", f"question = {json.dumps(task['question'])}", f"labels = {json.dumps(task['labels'])}"]
+        if "prompt_templates" in task:
+            lines.append(f"prompt_templates = {json.dumps(task['prompt_templates'])}")
+        if "prompts" in task:
+            lines.append(f"[tasks.{name}.prompts]")
+            lines += [f"{json.dumps(label)} = {json.dumps(texts)}" for label, texts in task["prompts"].items()]
+        lines += [f"[[tasks.{name}.stages]]", f"models = [{json.dumps(model)}]"]
+    return "\n".join(lines) + "\n"
+
+
+def prompts_of(task):
+    """The prompts of each label, as Concord resolves them."""
+    given = task.get("prompts", {})
+    return [given.get(label, [t.replace("{label}", label) for t in task.get("prompt_templates", [])]) for label in task["labels"]]
+
+
+def ask_concord(concord, ensemble_file, task, files):
+    start = time.time()
+    done = subprocess.run([concord, "classify", "--ensemble", ensemble_file, "--task", task, "--json", files],
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"concord failed: {done.stderr or done.stdout[-500:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()], time.time() - start
+
+
+@torch.no_grad()
+def ask_transformers(ensemble, model, name, folder, pictures):
+    """Probabilities by the reference: [pictures, labels]."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    section, task = ensemble["models"][model], ensemble["tasks"][name]
+    snapshot = folder / section["snapshot"]
+    processor = AutoImageProcessor.from_pretrained(snapshot)
+    network = AutoModel.from_pretrained(snapshot, dtype=torch.float32).eval()
+    pixels = measure.pixels(processor, pictures)
+    if section["architecture"] == "dinov3":
+        head = {key: tensor.float() for key, tensor in load_file(snapshot / section["heads"][name]).items()}
+        logits = F.linear(heads.all_features(network, pixels), head["linear.weight"], head["linear.bias"])
+    else:
+        embeddings = captions.label_embeddings(network, AutoTokenizer.from_pretrained(snapshot), prompts_of(task))
+        logits = captions.logits(network, pixels, embeddings)
+    return logits.softmax(1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concord", default="target/release/concord")
+    parser.add_argument("--ensemble", type=Path, default=Path("ensemble.toml"))
+    parser.add_argument("--data", help="folder of gtsrb_test.tar.gz (CONCORD_DATA, ../shared/data)")
+    parser.add_argument("--limit", type=int, help="use so many pictures")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    archive = data.data_folder(args.data) / "gtsrb_test.tar.gz"
+    ensemble = tomllib.loads(args.ensemble.read_text())
+    base, report = args.ensemble.resolve().parent, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        files = Path(scratch) / "pictures"
+        with tarfile.open(archive) as opened:
+            opened.extractall(files, filter="data")
+        found = sorted(files.rglob("*.jpg"), key=lambda path: path.relative_to(files).parts)
+        if args.limit:
+            for path in [p for index, p in enumerate(found) if index % (len(found) // args.limit)]:
+                path.unlink()
+            found = [p for p in found if p.exists()]
+        pictures = [(path.parent.name, path.stem, Image.open(path).convert("RGB")) for path in found]
+        for name, task in ensemble["tasks"].items():
+            truth = measure.truth(pictures, name, "cpu")
+            for model in ensemble["models"]:
+                variant = Path(scratch) / f"{model}.toml"
+                variant.write_text(alone(ensemble, model, base))
+                verdicts, _ = ask_concord(args.concord, variant, name, files)
+                assert [v["file"] for v in verdicts] == [str(path) for path in found]
+                ours = torch.tensor([[v["probabilities"][label] for label in task["labels"]] for v in verdicts])
+                theirs = ask_transformers(ensemble, model, name, base, pictures)
+                difference = (ours - theirs).abs()
+                row = {"n": len(found), "argmax_agreement": (ours.argmax(1) == theirs.argmax(1)).float().mean().item(),
+                       "largest_difference": difference.max().item(), "mean_difference": difference.mean().item()}
+                for who, probabilities in (("concord", ours), ("transformers", theirs)):
+                    figures = measure.figures(probabilities.clamp_min(1e-12).log(), truth, 1.0)
+                    row[who] = {key: figures[key] for key in ("accuracy", "mcc") if key in figures}
+                report[f"{name}.{model}"] = row
+                print(f"{name}.{model}: {json.dumps(row)}", flush=True)
+            verdicts, seconds = ask_concord(args.concord, args.ensemble, name, files)
+            ours = torch.tensor([[v["probabilities"][label] for label in task["labels"]] for v in verdicts])
+            figures = measure.figures(ours.clamp_min(1e-12).log(), truth, 1.0)
+            stages = {str(stage): sum(v["stage"] == stage for v in verdicts) / len(verdicts) for stage in (1, 2)}
+            row = {"n": len(found), "decided_at_stage": stages, "milliseconds_each": 1e3 * seconds / len(found),
+                   **{key: figures[key] for key in ("accuracy", "mcc") if key in figures}}
+            report[f"{name}.ensemble"] = row
+            print(f"{name}.ensemble: {json.dumps(row)}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+//! `concord classify` on real photographs, composed ones, and everything that is no picture.
+
+use std::fs;
+use std::path::Path;
+
+use crate::harness::{Run, concord, concord_with, edited_ensemble, replace, root};
+use serde_json::Value;
+
+fn classify(task: &str, files: &[&str]) -> Run {
+    concord(&[&["classify", "--json", "--task", task], files].concat())
+}
+
+/// The pictures of `examples/` with their truth, as its SOURCES.md says.
+const EXAMPLES: [(&str, &str); 9] = [
+    ("camera.png", "no road work"),
+    ("caution.jpg", "no road work"),
+    ("chelsea.png", "no road work"),
+    ("coffee.png", "no road work"),
+    ("road-work-clear.jpg", "road work"),
+    ("road-work-dusk.jpg", "road work"),
+    ("road-work-far.jpg", "road work"),
+    ("rocket.jpg", "no road work"),
+    ("speed-limit-50.jpg", "no road work"),
+];
+
+#[test]
+fn the_examples_get_true_verdicts_at_both_stages() {
+    let run = classify("roadwork", &["examples"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let verdicts = run.json_lines();
+    let found: Vec<(&str, &str)> = verdicts
+        .iter()
+        .map(|verdict| {
+            (
+                verdict["file"].as_str().unwrap().trim_start_matches("examples/"),
+                verdict["label"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(found, EXAMPLES);
+    for stage in [1, 2] {
+        assert!(verdicts.iter().any(|verdict| verdict["stage"] == stage), "none stops at stage {stage}");
+    }
+}
+
+#[test]
+fn a_verdict_says_what_it_was_made_of() {
+    let verdicts = classify("roadwork", &["examples/road-work-far.jpg", "examples/coffee.png"]).json_lines();
+    let [escalated, accepted] = verdicts.as_slice() else { panic!("{verdicts:?}") };
+    for verdict in &verdicts {
+        let sum: f64 =
+            verdict["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{verdict}");
+        assert_eq!(verdict["task"], "roadwork");
+        assert_eq!(verdict["reason"], "accepted");
+        assert_eq!(verdict["stages"], 2);
+        assert_eq!(verdict["complete"], true);
+        assert_eq!(verdict["probability"], verdict["confidence"]);
+        assert!(verdict["milliseconds"]["total"].as_f64() >= verdict["milliseconds"]["decode"].as_f64());
+        assert_eq!(
+            verdict["request_id"].as_str().unwrap().chars().nth(14),
+            Some('7'),
+            "no UUIDv7: {verdict}"
+        );
+    }
+    assert_eq!(accepted["votes"].as_array().unwrap().len(), 1);
+    assert_eq!(accepted["votes"][0]["weight"], 1.0);
+    let votes = escalated["votes"].as_array().unwrap();
+    let named: Vec<(&str, i64)> =
+        votes.iter().map(|vote| (vote["model"].as_str().unwrap(), vote["stage"].as_i64().unwrap())).collect();
+    assert_eq!(named, [("dinov3", 1), ("siglip2", 2)]);
+    let fused: f64 = votes
+        .iter()
+        .map(|vote| vote["weight"].as_f64().unwrap() * vote["probabilities"]["road work"].as_f64().unwrap())
+        .sum();
+    assert!((fused - escalated["probability"].as_f64().unwrap()).abs() < 1e-9, "{escalated}");
+}
+
+/// Each model alone at temperature 1 against probabilities that transformers computed from the same files.
+#[test]
+fn the_nano_models_say_what_the_reference_says_of_them() {
+    let expected = fs::read_to_string(root().join("tests/fixtures/nano/expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    for (task, model) in [
+        ("roadwork", "dinov3"),
+        ("roadwork", "siglip2"),
+        ("traffic_sign", "dinov3"),
+        ("traffic_sign", "siglip2"),
+    ] {
+        // Asking every stage, uncalibrated, shows each model's own vote.
+        let (_folder, file) = edited_ensemble(|text| {
+            let text =
+                text.lines().filter(|line| !line.starts_with("accept") && !line.starts_with("calibration"));
+            text.collect::<Vec<_>>().join("\n")
+        });
+        let pictures: Vec<&String> = expected[task][model].as_object().unwrap().keys().collect();
+        assert_eq!(pictures.len(), 3);
+        let files: Vec<String> = pictures.iter().map(|name| format!("examples/{name}")).collect();
+        let mut arguments = vec!["classify", "--json", "--task", task, "--ensemble", file.to_str().unwrap()];
+        arguments.extend(files.iter().map(String::as_str));
+        for (picture, verdict) in pictures.iter().zip(concord(&arguments).json_lines()) {
+            let votes = verdict["votes"].as_array().unwrap();
+            let vote = votes.iter().find(|vote| vote["model"] == model).unwrap();
+            let ours = vote["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap());
+            let theirs =
+                expected[task][model][*picture].as_array().unwrap().iter().map(|p| p.as_f64().unwrap());
+            let largest = ours.zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(largest < 1e-3, "{task} {model} {picture}: differs by {largest}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_picture_is_told_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let picture = fs::read(root().join("examples/coffee.png")).unwrap();
+    fs::write(path("empty.png"), "").unwrap();
+    fs::write(path("text.jpg"), "this is no picture").unwrap();
+    fs::write(path("half.png"), &picture[..picture.len() / 2]).unwrap();
+    fs::write(path("good.png"), &picture).unwrap();
+    fs::create_dir(path("nothing")).unwrap();
+    let files =
+        ["empty.png", "good.png", "text.jpg", "missing.png", "half.png", "nothing", "no-*.png", "good.png"]
+            .map(path);
+    let run = classify("roadwork", &files.each_ref().map(String::as_str));
+    assert_eq!(run.status, 1, "{run:?}");
+    let outcomes = run.json_lines();
+    let told: Vec<&str> = outcomes
+        .iter()
+        .map(|outcome| outcome["error"]["type"].as_str().or(outcome["label"].as_str()).unwrap())
+        .collect();
+    let expected = [
+        "empty",
+        "no road work",
+        "not-an-image",
+        "unreadable",
+        "broken-image",
+        "unreadable",
+        "unreadable",
+        "no road work",
+    ];
+    assert_eq!(told, expected, "{outcomes:#?}");
+    for (outcome, file) in outcomes.iter().zip(&files) {
+        assert_eq!(outcome["file"], *file);
+    }
+    let table = concord(&["classify", "--task", "roadwork", &files[2]]);
+    assert!(table.status == 1 && table.stdout.contains("not an image"), "{table:?}");
+}
+
+#[test]
+fn limits_are_those_of_the_configuration() {
+    for (variable, value, expected) in [
+        (
+            "CONCORD__SERVER__MAX_PIXELS",
+            "1000",
+            "the image is 600 × 400 pixels, more than the limit of 1000 pixels (max_pixels)",
+        ),
+        ("CONCORD__SERVER__MAX_BODY_BYTES", "2000", "more than the limit of 2000 (max_body_bytes)"),
+    ] {
+        let arguments = ["classify", "--json", "--task", "roadwork", "examples/coffee.png"];
+        let run = concord_with(&arguments, &[(variable, value)]);
+        assert_eq!(run.status, 1, "{run:?}");
+        let error = &run.json_lines()[0]["error"];
+        assert_eq!(error["type"], "too-large");
+        assert!(error["detail"].as_str().unwrap().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn folders_and_patterns_mean_their_pictures_in_order() {
+    let names = |run: Run| -> Vec<String> {
+        run.json_lines().iter().map(|outcome| outcome["file"].as_str().unwrap().to_owned()).collect()
+    };
+    let roads = ["examples/road-work-clear.jpg", "examples/road-work-dusk.jpg", "examples/road-work-far.jpg"];
+    assert_eq!(names(classify("roadwork", &["examples/road-work-*.jpg"])), roads);
+    assert_eq!(names(classify("roadwork", &["examples/rocket.jpg", "examples"])).len(), 1 + EXAMPLES.len());
+}
+
+#[test]
+fn pictures_of_every_kind_get_a_verdict() {
+    let folder = root().join("models/tests/fixtures/images");
+    let run = classify("traffic_sign", &[folder.to_str().unwrap()]);
+    assert_eq!(run.status, 0, "{}", run.stdout);
+    assert!(run.json_lines().len() >= 40);
+    // The eight orientations are the same scene, stored differently: upright, they are told apart from each
+    // other, so only what Pillow makes upright of a file must get the same answer as the file.
+    let label = |file: String| classify("traffic_sign", &[&file]).json_lines()[0]["label"].clone();
+    for orientation in [3, 6, 8] {
+        let stored = folder.join(format!("orientation_{orientation}.jpg"));
+        let upright = folder.join(format!("orientation_{orientation}.jpg.rgb.png"));
+        assert_eq!(
+            label(stored.display().to_string()),
+            label(upright.display().to_string()),
+            "{orientation}"
+        );
+    }
+}
+
+/// A model whose logits are not numbers gives no vote: fatal where it is required, told where it is optional.
+#[test]
+fn a_failed_vote_is_never_counted() {
+    let broken = tempfile::tempdir().unwrap();
+    copy_folder(&root().join("models/nano/siglip2"), broken.path());
+    let weights = broken.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4096..].fill(0xff); // fp16 and bf16 read this as not a number
+    fs::write(&weights, bytes).unwrap();
+    let with_broken = |text: String| {
+        let text =
+            replace(&text, "\"models/nano/siglip2\"", &format!("{:?}", broken.path().to_str().unwrap()));
+        replace(&text, "confidence = 0.999", "confidence = 1.0")
+    };
+    let arguments = |file: &Path| {
+        ["classify", "--json", "--task", "roadwork", "examples/coffee.png", "--ensemble"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([file.display().to_string()])
+            .collect::<Vec<_>>()
+    };
+    let ask = |file: &Path| concord(&arguments(file).iter().map(String::as_str).collect::<Vec<_>>());
+
+    let (_folder, file) = edited_ensemble(with_broken);
+    let run = ask(&file);
+    assert_eq!(run.status, 1, "{run:?}");
+    let error = &run.json_lines()[0]["error"];
+    assert_eq!(error["type"], "model-failed");
+    assert!(error["detail"].as_str().unwrap().contains("required model siglip2 failed"), "{error}");
+
+    let (_folder, file) = edited_ensemble(|text| {
+        replace(
+            &with_broken(text),
+            "models = [\"siglip2\"]",
+            "models = [\"siglip2\"]\noptional = [\"siglip2\"]",
+        )
+    });
+    let run = ask(&file);
+    assert_eq!(run.status, 0, "{run:?}");
+    let verdict = &run.json_lines()[0];
+    assert_eq!((&verdict["label"], &verdict["complete"]), (&"no road work".into(), &false.into()));
+    assert_eq!(verdict["stage"], 2);
+    assert_eq!(verdict["votes"][0]["weight"], 1.0);
+    assert!(verdict["votes"][1]["error"].is_string(), "{verdict}");
+    assert!(verdict["votes"][1]["weight"].is_null(), "{verdict}");
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_begin_says_what_to_do() {
+    for (arguments, expected) in [
+        (
+            ["--task", "potholes", "examples"].as_slice(),
+            "no task \"potholes\" is configured: there is roadwork, traffic_sign",
+        ),
+        (&["examples"], "which task? name one with --task: roadwork, traffic_sign"),
+        (
+            &["--task", "roadwork", "--ensemble", "nowhere.toml", "examples"],
+            "name the configuration with --ensemble FILE",
+        ),
+        (&["--task", "roadwork"], "required"),
+    ] {
+        let run = concord(&[&["classify"], arguments].concat());
+        assert_eq!(run.status, 2, "{run:?}");
+        assert!(run.stderr.contains(expected), "{expected:?} is not in {run:?}");
+        assert_eq!(run.stdout, "");
+    }
+}

@@ -1,0 +1,86 @@
+//! `concord validate`, `concord models`, `concord parity` and the help.
+
+use crate::harness::{concord, edited_ensemble, replace};
+
+#[test]
+fn the_shipped_configuration_has_no_faults_and_loads() {
+    let run = concord(&["validate"]);
+    assert_eq!(
+        (run.status, run.stdout.as_str()),
+        (0, "ensemble.toml: no faults, and all models load (2 models, 2 tasks)\n"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_file_of_faults_has_them_all_named_with_their_lines() {
+    let run = concord(&["validate", "--ensemble", "tests/fixtures/config/six_faults.toml"]);
+    assert_eq!(run.status, 1, "{run:?}");
+    let named = run.stderr.lines().filter(|line| line.contains("six_faults.toml:")).count();
+    assert!(named >= 6, "{run:?}");
+}
+
+#[test]
+fn a_snapshot_that_does_not_load_is_a_fault_of_every_model_that_has_one() {
+    let (_folder, file) = edited_ensemble(|text| {
+        let text = replace(&text, "\"models/nano/siglip2\"", "\"no/such/folder\"");
+        replace(&text, "\"models/nano/dinov3\"", "\"tests\"")
+    });
+    let file = file.to_str().unwrap();
+    let run = concord(&["validate", "--ensemble", file]);
+    assert_eq!(run.status, 1, "{run:?}");
+    for expected in ["model dinov3:", "model siglip2:", "no/such/folder/config.json: No such file"] {
+        assert!(run.stderr.contains(expected), "{expected:?} is not in {run:?}");
+    }
+    assert_eq!(concord(&["validate", "--no-load", "--ensemble", file]).status, 0);
+}
+
+#[test]
+fn labels_that_a_head_was_not_trained_for_are_refused() {
+    let (_folder, file) = edited_ensemble(|text| {
+        replace(&text, "[\"no road work\", \"road work\"]", "[\"road work\", \"no road work\"]")
+    });
+    let run = concord(&["validate", "--ensemble", file.to_str().unwrap()]);
+    assert_eq!(run.status, 1, "{run:?}");
+    assert!(run.stderr.contains("was trained for label 0 = \"no road work\""), "{run:?}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_told() {
+    let (_folder, file) = edited_ensemble(|text| text.replace("device = \"auto\"", "device = \"cuda:63\""));
+    let run = concord(&["validate", "--ensemble", file.to_str().unwrap()]);
+    assert_eq!(run.status, 1, "{run:?}");
+    assert!(run.stderr.contains("device cuda:63"), "{run:?}");
+}
+
+#[test]
+fn models_are_listed_with_their_size_and_tasks() {
+    let listed = concord(&["models", "--json"]).json_lines();
+    let named: Vec<(&str, i64)> = listed
+        .iter()
+        .map(|model| (model["model"].as_str().unwrap(), model["parameters"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(named.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["dinov3", "siglip2"]);
+    assert!(named.iter().all(|(_, parameters)| (1_000_000..=1_600_000).contains(parameters)), "{named:?}");
+    assert_eq!(listed[0]["tasks"], serde_json::json!(["roadwork", "traffic_sign"]));
+    assert!(concord(&["models"]).stdout.contains("1.5 M"));
+}
+
+#[test]
+fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
+    let run = concord(&["parity", "--device", "cpu", "models/tests/fixtures/parity"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    assert_eq!(run.stdout.matches(": agrees").count(), 4, "{run:?}");
+    let run = concord(&["parity", "examples", "models/tests/fixtures/parity/siglip2"]);
+    assert_eq!(run.status, 1, "{run:?}");
+    assert!(run.stderr.contains("examples/meta.json") && run.stdout.contains("siglip2: agrees"), "{run:?}");
+}
+
+#[test]
+fn help_names_every_command() {
+    let run = concord(&["--help"]);
+    for command in ["classify", "models", "validate", "parity"] {
+        assert!(run.stdout.contains(command), "{run:?}");
+    }
+    assert_eq!(concord(&[]).status, 2);
+}

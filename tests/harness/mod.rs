@@ -1,0 +1,66 @@
+//! Runs the real `concord` program as a person would, from the repository's root.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What one run of the program left.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Run {
+    /// Standard output as one JSON object a line.
+    pub(crate) fn json_lines(&self) -> Vec<Value> {
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}: {self:?}"))
+        };
+        self.stdout.lines().map(parse).collect()
+    }
+}
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `concord ARGUMENTS`.
+pub(crate) fn concord(arguments: &[&str]) -> Run {
+    concord_with(arguments, &[])
+}
+
+/// The same with environment variables; none of the caller's own reach the program.
+pub(crate) fn concord_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_concord"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CONCORD_")) {
+        command.env_remove(name);
+    }
+    let output =
+        command.args(arguments).envs(variables.iter().copied()).current_dir(root()).output().unwrap();
+    Run {
+        status: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A copy of the shipped ensemble in a folder of its own, with `edit` applied to its text. The models still
+/// load from the repository.
+pub(crate) fn edited_ensemble(edit: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = root().join("models/nano");
+    let text = std::fs::read_to_string(root().join("ensemble.toml")).unwrap();
+    let text = edit(text).replace("\"models/nano", &format!("\"{}", nano.display()));
+    let file = folder.path().join("ensemble.toml");
+    std::fs::write(&file, text).unwrap();
+    (folder, file)
+}
+
+/// Replaces what must be there.
+pub(crate) fn replace(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "the shipped ensemble.toml has no {from:?}");
+    text.replace(from, to)
+}
