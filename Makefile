@@ -22,8 +22,10 @@ demo: build ## answer the pictures in examples/
 	@echo
 	target/release/concord classify --task roadwork examples
 
+# One OpenMP thread a process: tests run at once, and threads that wait for each other at every small operation
+# are many times slower when something else wants the cores.
 test: setup ## all tests
-	$(CARGO) test --release --locked --workspace
+	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
 
 lint: setup ## formatting, clippy and rustdoc, warnings denied
 	$(CARGO) fmt --all --check

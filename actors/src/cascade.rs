@@ -108,12 +108,25 @@ impl Seat {
     ) -> Result<Self, ModelError> {
         let mut model = load_model(options, base)?;
         for (task, policy) in tasks {
-            if policy.members().any(|member| member.model().as_ref() == name) {
+            if asks(policy, name) {
                 model.prepare(&task_labels(task, policy))?;
             }
         }
         let stream = Stream::new(model.placement().device)?;
-        Ok(Self { model, stream })
+        let seat = Self { model, stream };
+        seat.warm_up(tasks.keys().filter(|task| asks(&tasks[*task], name)))?;
+        Ok(seat)
+    }
+
+    /// One picture for each task: libtorch chooses and prepares its kernels at the first run of a shape,
+    /// which would otherwise be the first request's to wait for. It also shows that the model runs at all.
+    fn warm_up<'a>(&self, tasks: impl Iterator<Item = &'a String>) -> Result<(), ModelError> {
+        let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
+        for task in tasks {
+            contained(|| self.logits(task, &blank, &mut Cost::default()))
+                .map_err(|failure| ModelError::Task { task: task.clone(), message: failure.to_string() })?;
+        }
+        Ok(())
     }
 
     fn logits(&self, task: &str, image: &RgbImage, cost: &mut Cost) -> Result<Vec<f32>, ModelError> {
@@ -126,6 +139,13 @@ impl Seat {
         cost.model = start.elapsed();
         Ok(logits?.pop().unwrap_or_default())
     }
+}
+
+/// Any size will do: preprocessing brings it to the model's.
+const WARM_UP_SIDE: u32 = 256;
+
+fn asks(policy: &Policy, model: &str) -> bool {
+    policy.members().any(|member| member.model().as_ref() == model)
 }
 
 /// libtorch's exceptions arrive as panics; one of them costs a vote, not the process.

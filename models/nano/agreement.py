@@ -2,12 +2,13 @@
 """Compare Concord with transformers on the test archive, model by model and as a cascade.
 
     agreement.py [--concord target/release/concord] [--ensemble ensemble.toml] [--data ../shared/data]
-                 [--limit N] [--json FILE]
+                 [--limit N] [--png] [--json FILE]
 
 Each model is asked alone (a copy of the ensemble in which it is every task's only stage, at temperature 1)
 and the same files go through transformers' own processors and classes: argmax agreement, and the largest
 and mean difference in probability. Then the ensemble as it is: the share that each stage decides, and MCC.
 Decoding differs between the two as well: Concord reads JPEG with a Rust decoder, Pillow with libjpeg-turbo.
+--png takes that out: the pictures are stored again without loss before either reads them.
 """
 import argparse
 import json
@@ -91,6 +92,7 @@ def main():
     parser.add_argument("--ensemble", type=Path, default=Path("ensemble.toml"))
     parser.add_argument("--data", help="folder of gtsrb_test.tar.gz (CONCORD_DATA, ../shared/data)")
     parser.add_argument("--limit", type=int, help="use so many pictures")
+    parser.add_argument("--png", action="store_true", help="store the pictures as PNG first, to leave JPEG decoding out")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
     archive = data.data_folder(args.data) / "gtsrb_test.tar.gz"
@@ -105,6 +107,11 @@ def main():
             for path in [p for index, p in enumerate(found) if index % (len(found) // args.limit)]:
                 path.unlink()
             found = [p for p in found if p.exists()]
+        if args.png:
+            for index, path in enumerate(found):
+                found[index] = path.with_suffix(".png")
+                Image.open(path).convert("RGB").save(found[index])
+                path.unlink()
         pictures = [(path.parent.name, path.stem, Image.open(path).convert("RGB")) for path in found]
         for name, task in ensemble["tasks"].items():
             truth = measure.truth(pictures, name, "cpu")

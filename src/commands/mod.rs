@@ -30,7 +30,10 @@ impl EnsembleArgs {
             ConfigError::Read { .. } => {
                 format!("{error}; name the configuration with --ensemble FILE")
             }
-            ConfigError::Faults(_) => error.to_string(),
+            ConfigError::Faults(faults) => {
+                let (count, file) = (faults.faults().len(), faults.file());
+                format!("{count} fault{} in {file}:\n{faults}", if count == 1 { "" } else { "s" })
+            }
         })
     }
 }

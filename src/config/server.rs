@@ -20,7 +20,9 @@ pub struct ServerSection {
     pub max_pixels: u64,
     /// The most bytes that an encoded image may have.
     pub max_body_bytes: u64,
-    /// How many CPU threads decoding and models share; 0: one for each core.
+    /// How many CPU threads one operation of a model may use; 0: one for each core. Small models are faster
+    /// with 1: threads that wait for each other at every operation cost more than they bring, and many times
+    /// more when other processes want the cores too.
     pub cpu_threads: usize,
 }
 

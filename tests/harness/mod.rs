@@ -35,6 +35,8 @@ pub(crate) fn concord(arguments: &[&str]) -> Run {
 /// The same with environment variables; none of the caller's own reach the program.
 pub(crate) fn concord_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_concord"));
+    // Tests run at once, and OpenMP threads that wait for each other across processes take seconds.
+    command.env("OMP_NUM_THREADS", "1");
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CONCORD_")) {
         command.env_remove(name);
     }
