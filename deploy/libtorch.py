@@ -14,6 +14,7 @@ that instead, which is how a GPU machine brings its CUDA libraries.
 import argparse
 import hashlib
 import html
+import http.client
 import os
 import platform
 import re
@@ -126,7 +127,7 @@ def fetch(name, folder, context):
                 return target
             target.unlink()
             problem = "the SHA-256 does not match"
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = error
         print(f"  {name}: {problem} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr)
         time.sleep(attempt)
@@ -181,6 +182,9 @@ def main():
         return None
     if platform.machine() != "x86_64" or sys.platform != "linux":
         fail(f"there are wheels for x86-64 Linux only; set LIBTORCH to the folder of a libtorch {VERSION}")
+    if (into / "torch" / "lib" / "libtorch_cpu.so").exists() and (into / "torch").is_symlink():
+        print(f"libtorch: using {(into / 'torch').resolve()}; to fetch our own, remove {into / 'torch'}")
+        return None
     if (into / "torch").is_symlink():
         (into / "torch").unlink()
     downloads = arguments.wheels or into / "download"

@@ -39,8 +39,8 @@ impl Problem {
     }
 
     /// An encoded image of more bytes than allowed.
-    pub fn too_many_bytes(bytes: u64, limit: u64) -> Self {
-        let detail = format!("the image has {bytes} bytes, more than the limit of {limit} (max_body_bytes)");
+    pub fn too_many_bytes(limit: u64) -> Self {
+        let detail = format!("the image has more than the limit of {limit} bytes (max_body_bytes)");
         Self { kind: ProblemKind::TooLarge, detail }
     }
 }

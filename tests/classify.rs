@@ -156,7 +156,7 @@ fn limits_are_those_of_the_configuration() {
             "1000",
             "the image is 600 × 400 pixels, more than the limit of 1000 pixels (max_pixels)",
         ),
-        ("CONCORD__SERVER__MAX_BODY_BYTES", "2000", "more than the limit of 2000 (max_body_bytes)"),
+        ("CONCORD__SERVER__MAX_BODY_BYTES", "2000", "more than the limit of 2000 bytes (max_body_bytes)"),
     ] {
         let arguments = ["classify", "--json", "--task", "roadwork", "examples/coffee.png"];
         let run = concord_with(&arguments, &[(variable, value)]);
@@ -165,6 +165,18 @@ fn limits_are_those_of_the_configuration() {
         assert_eq!(error["type"], "too-large");
         assert!(error["detail"].as_str().unwrap().contains(expected), "{error}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_without_an_end_is_read_no_further_than_the_limit() {
+    let run = concord(&["classify", "--json", "--task", "roadwork", "/dev/zero", "examples/coffee.png"]);
+    assert_eq!(run.status, 1, "{run:?}");
+    let outcomes = run.json_lines();
+    assert_eq!(
+        (&outcomes[0]["error"]["type"], &outcomes[1]["label"]),
+        (&"too-large".into(), &"no road work".into())
+    );
 }
 
 #[test]
@@ -197,19 +209,37 @@ fn pictures_of_every_kind_get_a_verdict() {
     }
 }
 
-/// A model whose logits are not numbers gives no vote: fatal where it is required, told where it is optional.
+/// A SigLIP2 that overflows in half precision on red pictures, and not on the black one that it is tried with
+/// at loading: its first filter is red minus blue, 64 pixels times 2000.
+fn siglip2_that_fails_on_red() -> tempfile::TempDir {
+    const PLUS_2000: [u8; 2] = 0x67d0_u16.to_le_bytes();
+    const MINUS_2000: [u8; 2] = 0xe7d0_u16.to_le_bytes();
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&root().join("models/nano/siglip2"), folder.path());
+    let file = folder.path().join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let name = "vision_model.embeddings.patch_embedding.weight";
+    let mut filters = tensors.tensor(name).unwrap().data().to_vec();
+    filters[..128].copy_from_slice(&PLUS_2000.repeat(64));
+    filters[128..256].fill(0);
+    filters[256..384].copy_from_slice(&MINUS_2000.repeat(64));
+    let shape = tensors.tensor(name).unwrap().shape().to_vec();
+    let filters = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, shape, &filters).unwrap();
+    let changed = tensors.iter().map(|(key, view)| (key, if key == name { filters.clone() } else { view }));
+    let changed = safetensors::serialize(changed, None).unwrap();
+    fs::write(&file, changed).unwrap();
+    folder
+}
+
+/// A failed vote is fatal where the model is required, and told where it is optional.
 #[test]
 fn a_failed_vote_is_never_counted() {
-    let broken = tempfile::tempdir().unwrap();
-    copy_folder(&root().join("models/nano/siglip2"), broken.path());
-    let weights = broken.path().join("model.safetensors");
-    let mut bytes = fs::read(&weights).unwrap();
-    let end = bytes.len();
-    bytes[end - 4096..].fill(0xff); // fp16 and bf16 read this as not a number
-    fs::write(&weights, bytes).unwrap();
+    let broken = siglip2_that_fails_on_red();
     let with_broken = |text: String| {
         let text =
             replace(&text, "\"models/nano/siglip2\"", &format!("{:?}", broken.path().to_str().unwrap()));
+        let text = replace(&text, "dtype = \"fp32\"", "dtype = \"fp16\"");
         replace(&text, "confidence = 0.999", "confidence = 1.0")
     };
     let arguments = |file: &Path| {

@@ -1,6 +1,6 @@
 //! `concord validate`, `concord models`, `concord parity` and the help.
 
-use crate::harness::{concord, edited_ensemble, replace};
+use crate::harness::{concord, concord_into_closed_pipe, edited_ensemble, replace};
 
 #[test]
 fn the_shipped_configuration_has_no_faults_and_loads() {
@@ -74,6 +74,16 @@ fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
     let run = concord(&["parity", "examples", "models/tests/fixtures/parity/siglip2"]);
     assert_eq!(run.status, 1, "{run:?}");
     assert!(run.stderr.contains("examples/meta.json") && run.stdout.contains("siglip2: agrees"), "{run:?}");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    for arguments in
+        [["classify", "--task", "roadwork", "examples/coffee.png"].as_slice(), &["models"], &["validate"]]
+    {
+        let run = concord_into_closed_pipe(arguments);
+        assert_eq!((run.status, run.stderr.as_str()), (1, ""), "{arguments:?}: {run:?}");
+    }
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
 #[test]
 fn wrong_types_in_one_section_do_not_hide_each_other() {
     let text = SHIPPED.replacen("max_pixels = 64_000_000", "max_pixels = true", 1).replacen(
-        "cpu_threads = 0",
+        "cpu_threads = 1",
         "cpu_threads = -1",
         1,
     );
@@ -76,7 +76,7 @@ fn a_spoilt_file_is_told_as_such() {
     // What is replaced in the shipped file, by what, and a part of what is said.
     let cases = [
         ("\n[server]", "\n[server", "ensemble.toml:7:8: not TOML: "),
-        ("cpu_threads = 0 ", "cpu_threads = nan ", "\"NaN\" is of the wrong type: must be a whole number"),
+        ("cpu_threads = 1 ", "cpu_threads = nan ", "\"NaN\" is of the wrong type: must be a whole number"),
         ("[models.siglip2]", "[models.SigLIP]", "models.SigLIP: not a name: must be of lower-case letters"),
         (
             "\n[server]",

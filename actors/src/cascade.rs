@@ -16,7 +16,7 @@ use crate::policy::{Cost, Decision, Logits, Policy, Vote, VoteFailure, decide};
 #[error("{}", self.text())]
 pub struct LoadError {
     /// The models' names, each with what was wrong.
-    pub failures: Vec<(String, ModelError)>,
+    pub failures: Vec<(String, VoteFailure)>,
 }
 
 impl LoadError {
@@ -56,11 +56,11 @@ impl Cascade {
         let mut failures = Vec::new();
         for (name, options) in models {
             on_start(name);
-            match Seat::load(name, options, tasks, base) {
+            match contained(|| Seat::load(name, options, tasks, base)) {
                 Ok(seat) => {
                     loaded.insert(Arc::from(name.as_str()), seat);
                 }
-                Err(error) => failures.push((name.clone(), error)),
+                Err(failure) => failures.push((name.clone(), failure)),
             }
         }
         if failures.is_empty() { Ok(Self { models: loaded }) } else { Err(LoadError { failures }) }
@@ -107,24 +107,27 @@ impl Seat {
         base: &Path,
     ) -> Result<Self, ModelError> {
         let mut model = load_model(options, base)?;
-        for (task, policy) in tasks {
-            if asks(policy, name) {
+        let stream = Stream::new(model.placement().device)?;
+        {
+            // What is prepared is read on this stream, and other streams do not wait for it.
+            let _current = stream.enter()?;
+            for (task, policy) in tasks.iter().filter(|(_, policy)| asks(policy, name)) {
                 model.prepare(&task_labels(task, policy))?;
             }
         }
-        let stream = Stream::new(model.placement().device)?;
         let seat = Self { model, stream };
-        seat.warm_up(tasks.keys().filter(|task| asks(&tasks[*task], name)))?;
+        seat.warm_up(tasks.iter().filter(|(_, policy)| asks(policy, name)))?;
         Ok(seat)
     }
 
     /// One picture for each task: libtorch chooses and prepares its kernels at the first run of a shape,
     /// which would otherwise be the first request's to wait for. It also shows that the model runs at all.
-    fn warm_up<'a>(&self, tasks: impl Iterator<Item = &'a String>) -> Result<(), ModelError> {
+    fn warm_up<'a>(&self, tasks: impl Iterator<Item = (&'a String, &'a Policy)>) -> Result<(), ModelError> {
         let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
-        for task in tasks {
-            contained(|| self.logits(task, &blank, &mut Cost::default()))
-                .map_err(|failure| ModelError::Task { task: task.clone(), message: failure.to_string() })?;
+        for (task, policy) in tasks {
+            let logits = self.logits(task, &blank, &mut Cost::default())?;
+            Logits::new(logits, policy.labels().len())
+                .map_err(|error| ModelError::Task { task: task.clone(), message: error.to_string() })?;
         }
         Ok(())
     }

@@ -181,6 +181,8 @@ def main():
         report["siglip2"] = captions.report(model, tokenizer, processor, held, test, names, normaliser=lambda v: normalise(v, HALF))
         report["siglip2"]["seconds"] = time.time() - start
     print(json.dumps(report, indent=1))
+    if (args.out / "report.json").exists():
+        report = {**json.loads((args.out / "report.json").read_text()), **report}
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -11,7 +11,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::head::{Features, Head};
-use crate::layers::{Activation, LayerNorm, Linear, PatchEmbedding, attention, rows, size4, split_heads};
+use crate::layers::{
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
+    in_range, rows, size4, split_heads,
+};
 use crate::model::{Architecture, Model, ModelOptions, Placement, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor, stack};
@@ -67,19 +70,18 @@ impl Default for Config {
 impl Config {
     /// What the layers take for granted.
     fn check(&self) -> Result<(), String> {
-        let positive =
-            [self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads];
-        if positive.iter().chain([&self.patch_size]).any(|&size| size < 1) || self.num_register_tokens < 0 {
-            return Err("a size is not positive".to_owned());
-        }
+        in_range("patch_size", self.patch_size, 1..=PATCH_MAX)?;
+        in_range("num_register_tokens", self.num_register_tokens, 0..=WIDTH_MAX)?;
         // RoPE rotates pairs of halves for two axes.
-        if self.hidden_size % (4 * self.num_attention_heads) != 0 {
-            return Err(format!(
-                "hidden_size {} is not a multiple of 4 × num_attention_heads {}",
-                self.hidden_size, self.num_attention_heads
-            ));
-        }
-        Ok(())
+        const HEAD_MULTIPLE: i64 = 4;
+        check_transformer(
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.layer_norm_eps,
+            HEAD_MULTIPLE,
+        )
     }
 
     fn head_width(&self) -> i64 {
@@ -140,7 +142,8 @@ impl Model for Dinov3 {
             message: "this model has no head for it".to_owned(),
         })?;
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
-        let head = Head::load(file, self.backbone.config.hidden_size, &labels, self.place)?;
+        let place = Placement { kind: Kind::Float, ..self.place };
+        let head = Head::load(file, self.backbone.config.hidden_size, &labels, place)?;
         self.heads.insert(task.task.clone(), head);
         Ok(())
     }
@@ -150,8 +153,13 @@ impl Model for Dinov3 {
             task: task.to_owned(),
             message: "was not prepared".to_owned(),
         })?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
         let hidden_states = self.backbone.hidden_states(&stack(images, self.place.device));
-        Ok(rows(&head.forward(&self.backbone.features(&self.backbone.output(&hidden_states))))?)
+        // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
+        let output = self.backbone.output(&hidden_states).to_kind(Kind::Float);
+        Ok(rows(&head.forward(&self.backbone.features(&output)))?)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -94,7 +94,7 @@ pub struct TaskLabels {
 
 /// A loaded model.
 ///
-/// Its methods run on one thread. They may panic where libtorch throws (out of memory, a CUDA error):
+/// Its methods run on one thread, `prepare` and `classify` with the same stream current. They may panic where libtorch throws (out of memory, a CUDA error):
 /// the caller contains that, and loses one batch.
 pub trait Model: Send + std::fmt::Debug {
     /// What turns an image into this model's input; may be used on any thread.

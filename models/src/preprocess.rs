@@ -93,9 +93,13 @@ impl Preprocessor {
         if config.do_center_crop == Some(true) {
             return Err("do_center_crop = true is not supported".to_owned());
         }
+        let processor = config.image_processor_type.trim_end_matches("Fast").trim_end_matches("Pil");
         let filter = match config.resample {
-            None | Some(2) => Filter::Bilinear,
+            Some(2) => Filter::Bilinear,
             Some(3) => Filter::Bicubic,
+            // What the class does when its file does not say.
+            None if processor == "SiglipImageProcessor" => Filter::Bicubic,
+            None => Filter::Bilinear,
             Some(other) => {
                 return Err(format!("resample {other} is not supported: 2 (bilinear), 3 (bicubic)"));
             }
@@ -105,7 +109,7 @@ impl Preprocessor {
             side if (1..=SIDE_MAX).contains(&side) => Ok(side),
             side => Err(format!("size {side} is not a side in pixels: 1 to {SIDE_MAX}")),
         };
-        let (recipe, default_mean, default_std) = match config.image_processor_type.trim_end_matches("Fast") {
+        let (recipe, default_mean, default_std) = match processor {
             "DINOv3ViTImageProcessor" => {
                 let recipe =
                     Recipe::ResizeFloat { height: side(height, 224)?, width: side(width, 224)?, filter };
@@ -122,6 +126,11 @@ impl Preprocessor {
             }
             other => return Err(format!("image_processor_type {other} is not supported")),
         };
+        let rescale =
+            if config.do_rescale == Some(false) { 1.0 } else { config.rescale_factor.unwrap_or(1.0 / 255.0) };
+        if !(rescale > 0.0 && rescale.is_finite()) {
+            return Err(format!("rescale_factor {rescale} must be greater than 0"));
+        }
         let normalize = config.do_normalize != Some(false);
         let std = if normalize { config.image_std.unwrap_or(default_std) } else { [1.0; 3] };
         if std.iter().any(|&std| std <= 0.0) {
@@ -131,11 +140,7 @@ impl Preprocessor {
             recipe,
             mean: if normalize { config.image_mean.unwrap_or(default_mean) } else { [0.0; 3] },
             std,
-            rescale: if config.do_rescale == Some(false) {
-                1.0
-            } else {
-                config.rescale_factor.unwrap_or(1.0 / 255.0)
-            },
+            rescale,
         })
     }
 
@@ -147,7 +152,9 @@ impl Preprocessor {
         let bytes = image_tensor(image)?;
         match self.recipe {
             Recipe::ResizeFloat { height, width, filter } => {
-                let scaled = bytes.f_to_kind(Kind::Float)?.f_mul_scalar(self.rescale)?;
+                let mut scaled = bytes.f_to_kind(Kind::Float)?;
+                // In place: of 64 megapixels each copy takes 768 MB.
+                let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
                 Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None })
             }

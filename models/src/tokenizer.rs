@@ -24,7 +24,11 @@ impl PaddingTokenizer {
     pub(crate) fn load(snapshot: &Snapshot, length: usize) -> Result<Self, ModelError> {
         let path = snapshot.path(FILE);
         let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
-        let tokenizer = Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
+        // A tokenizer that was used before it was saved keeps what it was used with; the length is ours to set.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| ModelError::malformed(&path, error))?;
         let id = |token: &str| {
             let id = tokenizer.token_to_id(token).map(i64::from);
             id.ok_or_else(|| ModelError::malformed(&path, format!("has no token {token}")))
@@ -45,8 +49,8 @@ impl PaddingTokenizer {
         Ok(ids)
     }
 
-    /// How many ids there are; the embedding table must have at least as many rows.
-    pub(crate) fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+    /// The largest id that a text can give; the embedding table must have a row for it.
+    pub(crate) fn largest_id(&self) -> i64 {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, i64::from)
     }
 }

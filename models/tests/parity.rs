@@ -1,4 +1,5 @@
 //! Agreement with Hugging Face transformers on small committed fixtures, and of batches with single runs.
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::path::{Path, PathBuf};
 
@@ -21,20 +22,70 @@ fn every_tensor_agrees_with_the_reference() {
     }
 }
 
-#[test]
-fn a_changed_weight_is_noticed() {
+/// A copy of a fixture that a test may change.
+fn copy_of(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    let snapshot = copy.path().join("snapshot");
-    std::fs::create_dir_all(copy.path().join("images")).unwrap();
-    std::fs::create_dir_all(&snapshot).unwrap();
     for part in ["", "images", "snapshot"] {
-        for entry in std::fs::read_dir(folder("siglip2").join(part)).unwrap() {
+        std::fs::create_dir_all(copy.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(folder(name).join(part)).unwrap() {
             let path = entry.unwrap().path();
             if path.is_file() {
                 std::fs::copy(&path, copy.path().join(part).join(path.file_name().unwrap())).unwrap();
             }
         }
     }
+    copy
+}
+
+/// Tokenizers keep how they were used before they were saved; SigLIP2's texts are padded by us.
+#[test]
+fn padding_and_truncation_in_tokenizer_json_change_nothing() {
+    let copy = copy_of("siglip2");
+    let file = copy.path().join("snapshot/tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    tokenizer["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    });
+    tokenizer["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    let comparisons = check(copy.path(), "cpu").unwrap();
+    assert!(comparisons.iter().all(Comparison::passes), "{comparisons:#?}");
+}
+
+#[test]
+fn a_fixture_of_inputs_alone_proves_nothing() {
+    let copy = copy_of("siglip2");
+    let file = copy.path().join("expected.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let inputs = all.iter().filter(|(name, _)| matches!(*name, "input_ids" | "pixel_values"));
+    std::fs::write(&file, safetensors::serialize(inputs, None).unwrap()).unwrap();
+    let missing =
+        check(copy.path(), "cpu").unwrap().into_iter().filter(|comparison| !comparison.passes()).count();
+    assert!(missing >= 8, "only {missing} are missed");
+}
+
+#[test]
+fn a_malformed_fixture_is_an_error() {
+    let copy = copy_of("siglip2");
+    let file = copy.path().join("expected.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let wrong = [99_999_i64; 6].map(i64::to_le_bytes).concat();
+    let ids = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![2, 3], &wrong).unwrap();
+    let replaced =
+        all.iter().map(|(name, view)| if name == "input_ids" { (name, ids.clone()) } else { (name, view) });
+    let changed = safetensors::serialize(replaced, None).unwrap();
+    std::fs::write(&file, changed).unwrap();
+    assert!(check(copy.path(), "cpu").unwrap_err().to_string().contains("libtorch refused"));
+}
+
+#[test]
+fn a_changed_weight_is_noticed() {
+    let copy = copy_of("siglip2");
+    let snapshot = copy.path().join("snapshot");
     let weights = snapshot.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let end = bytes.len();

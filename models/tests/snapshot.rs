@@ -148,6 +148,85 @@ fn what_is_wrong_with_a_folder_is_said() {
     }
 }
 
+/// Sizes that would be allocated for, or wrap, before a tensor is seen to be missing.
+#[test]
+fn absurd_sizes_and_numbers_are_refused_by_name() {
+    for (fixture_name, file, path, value, expected) in [
+        (
+            "dinov3_vit",
+            "config.json",
+            "/num_hidden_layers",
+            1e9,
+            "num_hidden_layers 1000000000 is out of range",
+        ),
+        (
+            "dinov3_vit",
+            "config.json",
+            "/num_attention_heads",
+            4e18,
+            "num_attention_heads 4000000000000000000 is out of",
+        ),
+        (
+            "dinov3_vit",
+            "config.json",
+            "/patch_size",
+            -1.0,
+            "patch_size -1 is out of range: must be from 1 to 1024",
+        ),
+        ("siglip2", "config.json", "/text_config/num_hidden_layers", 1e9, "text_config: num_hidden_layers"),
+        ("siglip2", "config.json", "/text_config/vocab_size", 300.0, "the text tower ids under 300"),
+        (
+            "siglip2",
+            "config.json",
+            "/vision_config/num_hidden_layers",
+            0.0,
+            "vision_config: num_hidden_layers 0",
+        ),
+        (
+            "siglip2",
+            "preprocessor_config.json",
+            "/rescale_factor",
+            0.0,
+            "rescale_factor 0 must be greater than 0",
+        ),
+        ("siglip2", "preprocessor_config.json", "/size/height", 0.0, "size 0 is not a side in pixels"),
+    ] {
+        let copy = copy_of(fixture_name);
+        let file = copy.path().join(file);
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        *config.pointer_mut(path).unwrap() = (value as i64).into();
+        fs::write(&file, config.to_string()).unwrap();
+        let architecture = fixture_name.split('_').next().unwrap();
+        let message = load(architecture, copy.path()).unwrap_err().to_string();
+        assert!(message.contains(expected), "{expected:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn half_precision_names_the_same_label_with_logits_close_by() {
+    let image = concord_models::RgbImage::from_fn(64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, 90].into());
+    let logits = |dtype: &str| {
+        let options = ModelOptions {
+            architecture: "dinov3".to_owned(),
+            snapshot: fixture("dinov3_vit"),
+            device: "cpu".to_owned(),
+            dtype: dtype.to_owned(),
+            heads: [("digits".to_owned(), PathBuf::from("classifier_head.safetensors"))].into(),
+            ..ModelOptions::default()
+        };
+        let mut model = load_model(&options, Path::new("")).unwrap();
+        model.prepare(&digits(10)).unwrap();
+        let pixels = model.preprocessor().apply(&image).unwrap();
+        model.classify("digits", &[&pixels]).unwrap().remove(0)
+    };
+    let exact = logits("fp32");
+    for dtype in ["bf16", "fp16"] {
+        let half = logits(dtype);
+        let largest = exact.iter().zip(&half).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest > 0.0 && largest < 0.1, "{dtype}: {largest}");
+    }
+}
+
 #[test]
 fn a_shard_outside_the_folder_is_refused() {
     let copy = copy_of("dinov3_vit");

@@ -2,7 +2,8 @@
 
 mod print;
 
-use std::io::{IsTerminal, Write, stderr};
+use std::fs::File;
+use std::io::{IsTerminal, Read, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,10 +12,10 @@ use concord_actors::Cascade;
 use concord_actors::policy::{Decision, Policy};
 use concord_models::decode;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, say, warn};
 use crate::config::{Ensemble, ServerSection};
 use crate::inputs::{Input, expand};
 use crate::problem::Problem;
@@ -49,22 +50,22 @@ struct Outcome {
 
 impl Outcome {
     /// One object: the request, and beside it the verdict's fields, or `error`.
-    fn json(&self) -> serde_json::Result<Value> {
+    fn json(&self) -> Value {
         let mut object = Map::new();
         object.insert("file".to_owned(), Value::from(self.file.as_str()));
         object.insert("request_id".to_owned(), Value::from(self.request_id.to_string()));
         object.insert("task".to_owned(), Value::from(self.task.as_str()));
         match &self.result {
             Ok(verdict) => {
-                if let Value::Object(fields) = serde_json::to_value(verdict)? {
+                if let Ok(Value::Object(fields)) = serde_json::to_value(verdict) {
                     object.extend(fields);
                 }
             }
             Err(problem) => {
-                object.insert("error".to_owned(), serde_json::to_value(problem)?);
+                object.insert("error".to_owned(), json!(problem));
             }
         }
-        Ok(Value::Object(object))
+        Value::Object(object)
     }
 }
 
@@ -93,7 +94,7 @@ struct Asking<'a> {
 fn prepare(args: &ClassifyArgs) -> Result<(Ensemble, Cascade, String), String> {
     let ensemble = args.ensemble.read()?;
     let task = choose_task(&ensemble, args.task.as_deref())?;
-    let cascade = load_models(&ensemble)?;
+    let cascade = load_models(&ensemble, Some(&task))?;
     Ok((ensemble, cascade, task))
 }
 
@@ -117,11 +118,7 @@ fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
         let outcome = classify_one(input, asking);
         all_answered &= outcome.result.is_ok();
         if args.json {
-            if let Err(error) = print_line(&outcome) {
-                // Whoever was reading has left, as `head` does.
-                warn(&format!("standard output: {error}"));
-                return ExitCode::FAILURE;
-            }
+            say(&outcome.json());
         } else {
             outcomes.push(outcome);
         }
@@ -132,11 +129,6 @@ fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
         print::table(asking.task, asking.policy, &outcomes, start.elapsed());
     }
     if all_answered { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn print_line(outcome: &Outcome) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", outcome.json()?)
 }
 
 /// Visible at a terminal only.
@@ -163,11 +155,7 @@ fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
 }
 
 fn verdict_on(path: &Path, asking: &Asking<'_>) -> Result<Verdict, Problem> {
-    let size = std::fs::metadata(path).map_err(|error| Problem::unreadable(&error))?.len();
-    if size > asking.server.max_body_bytes {
-        return Err(Problem::too_many_bytes(size, asking.server.max_body_bytes));
-    }
-    let bytes = std::fs::read(path).map_err(|error| Problem::unreadable(&error))?;
+    let bytes = read_at_most(path, asking.server.max_body_bytes)?;
     let start = Instant::now();
     let image = decode(&bytes, asking.server.max_pixels)?;
     let decoding = start.elapsed();
@@ -176,4 +164,14 @@ fn verdict_on(path: &Path, asking: &Asking<'_>) -> Result<Verdict, Problem> {
         Decision::Failed(failure) => Err(failure.into()),
         Decision::Ask { .. } => unreachable!("the cascade asks until it is decided"),
     }
+}
+
+/// A file's bytes. Devices and pipes have no size to ask for beforehand, so what is read is counted.
+fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
+    let file = File::open(path).map_err(|error| Problem::unreadable(&error))?;
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| Problem::unreadable(&error))?;
+    if bytes.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok(bytes) }
 }

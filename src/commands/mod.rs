@@ -5,7 +5,8 @@ pub mod models;
 pub mod parity;
 pub mod validate;
 
-use std::io::{IsTerminal, stderr};
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::path::PathBuf;
 
 use concord_actors::Cascade;
@@ -38,8 +39,15 @@ impl EnsembleArgs {
     }
 }
 
-/// Loads all models of a configuration, saying which at a terminal, since big ones take a while.
-fn load_models(ensemble: &Ensemble) -> Result<Cascade, String> {
+/// Loads all models of a configuration, or those that one task asks, saying which at a terminal, since big ones
+/// take a while.
+fn load_models(ensemble: &Ensemble, task: Option<&str>) -> Result<Cascade, String> {
+    let mut tasks = ensemble.tasks().clone();
+    let mut models = ensemble.models().clone();
+    if let Some(task) = task {
+        tasks.retain(|name, _| name == task);
+        models.retain(|name, _| tasks[task].members().any(|member| member.model().as_ref() == name));
+    }
     set_cpu_threads(ensemble.server().cpu_threads);
     let show = stderr().is_terminal();
     let on_start = |name: &str| {
@@ -47,7 +55,7 @@ fn load_models(ensemble: &Ensemble) -> Result<Cascade, String> {
             eprint!("\r\x1b[Kloading {name} …");
         }
     };
-    let loaded = Cascade::load(ensemble.models(), ensemble.tasks(), ensemble.folder(), on_start);
+    let loaded = Cascade::load(&models, &tasks, ensemble.folder(), on_start);
     if show {
         eprint!("\r\x1b[K");
     }
@@ -57,4 +65,14 @@ fn load_models(ensemble: &Ensemble) -> Result<Cascade, String> {
 /// Tells the person at the terminal what went wrong.
 pub fn warn(message: &str) {
     eprintln!("concord: {message}");
+}
+
+/// Prints to standard output, and ends the program where nobody reads it any more, as behind `head`.
+pub fn say(text: &impl Display) {
+    if let Err(error) = writeln!(stdout(), "{text}") {
+        if error.kind() != ErrorKind::BrokenPipe {
+            warn(&format!("standard output: {error}"));
+        }
+        std::process::exit(1);
+    }
 }

@@ -7,7 +7,7 @@ use concord_actors::policy::Policy;
 use concord_models::{device_name, dtype_name};
 use serde_json::json;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, say, warn};
 use crate::config::Ensemble;
 
 /// List the configured models, loaded: where they are, how large, for which tasks.
@@ -33,7 +33,7 @@ pub fn run(args: &ModelsArgs) -> ExitCode {
 }
 
 fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
-    let cascade = load_models(ensemble)?;
+    let cascade = load_models(ensemble, None)?;
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
         "model",
@@ -55,14 +55,11 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             .map(|(task, _)| task.as_str())
             .collect();
         if as_json {
-            println!(
-                "{}",
-                json!({
-                    "model": name, "architecture": options.architecture, "snapshot": options.snapshot,
-                    "device": device_name(place.device), "dtype": dtype_name(place.kind),
-                    "parameters": model.parameters(), "tasks": tasks,
-                })
-            );
+            say(&json!({
+                "model": name, "architecture": options.architecture, "snapshot": options.snapshot,
+                "device": device_name(place.device), "dtype": dtype_name(place.kind),
+                "parameters": model.parameters(), "tasks": tasks,
+            }));
             continue;
         }
         table.add_row([
@@ -76,7 +73,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         ]);
     }
     if !as_json {
-        println!("{table}");
+        say(&table);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{EnsembleArgs, load_models, warn};
+use super::{EnsembleArgs, load_models, say, warn};
 
 /// Check the configuration, and that its snapshots and heads load.
 #[derive(Debug, clap::Args)]
@@ -20,14 +20,14 @@ pub struct ValidateArgs {
 pub fn run(args: &ValidateArgs) -> ExitCode {
     let checked = args.ensemble.read().and_then(|ensemble| {
         if !args.no_load {
-            load_models(&ensemble)?;
+            load_models(&ensemble, None)?;
         }
         Ok((ensemble.models().len(), ensemble.tasks().len()))
     });
     match checked {
         Ok((models, tasks)) => {
             let what = if args.no_load { "no faults" } else { "no faults, and all models load" };
-            println!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display());
+            say(&format!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display()));
             ExitCode::SUCCESS
         }
         Err(message) => {

@@ -1,7 +1,7 @@
 //! Runs the real `concord` program as a person would, from the repository's root.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -34,18 +34,32 @@ pub(crate) fn concord(arguments: &[&str]) -> Run {
 
 /// The same with environment variables; none of the caller's own reach the program.
 pub(crate) fn concord_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    run_of(&command(arguments).envs(variables.iter().copied()).output().unwrap())
+}
+
+/// The same, with nobody at the other end of standard output.
+pub(crate) fn concord_into_closed_pipe(arguments: &[&str]) -> Run {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    run_of(&child.wait_with_output().unwrap())
+}
+
+fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_concord"));
-    // Tests run at once, and OpenMP threads that wait for each other across processes take seconds.
-    command.env("OMP_NUM_THREADS", "1");
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CONCORD_")) {
         command.env_remove(name);
     }
-    let output =
-        command.args(arguments).envs(variables.iter().copied()).current_dir(root()).output().unwrap();
+    // Tests run at once, and OpenMP threads that wait for each other across processes take seconds.
+    command.env("OMP_NUM_THREADS", "1").args(arguments).current_dir(root());
+    command
+}
+
+fn run_of(output: &Output) -> Run {
     Run {
         status: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
+        stdout: String::from_utf8(output.stdout.clone()).unwrap(),
+        stderr: String::from_utf8(output.stderr.clone()).unwrap(),
     }
 }
 

@@ -47,9 +47,10 @@ unsafe impl Send for RawStream {}
 
 impl RawStream {
     pub(super) fn new(device: usize) -> Result<Self, LibtorchError> {
-        let device = c_int::try_from(device).map_err(|error| LibtorchError(error.to_string()))?;
+        // libtorch counts devices in a byte, and takes what does not fit for another one.
+        let device = i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))?;
         // SAFETY: plain argument; the shim gives an owned pointer or null.
-        NonNull::new(unsafe { concord_stream_new(device) }).map(Self).ok_or_else(last_error)
+        NonNull::new(unsafe { concord_stream_new(c_int::from(device)) }).map(Self).ok_or_else(last_error)
     }
 
     /// Makes this stream the thread's current one; the result is the one that was.
@@ -103,7 +104,7 @@ impl RawEvent {
     pub(super) fn elapsed_ms(&self, later: &Self) -> Result<f64, LibtorchError> {
         // SAFETY: both own live objects.
         let milliseconds = unsafe { concord_event_elapsed_ms(self.0.as_ptr(), later.0.as_ptr()) };
-        if milliseconds < 0.0 { Err(last_error()) } else { Ok(milliseconds) }
+        if milliseconds.is_nan() { Err(last_error()) } else { Ok(milliseconds) }
     }
 }
 

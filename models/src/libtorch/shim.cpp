@@ -11,6 +11,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
+#include <cmath>
 #include <exception>
 #include <string>
 
@@ -49,20 +50,16 @@ const char* concord_last_error() {
 
 // The CUDA half registers itself when it is loaded; it stays loaded for good.
 bool concord_load_cuda() {
-  // Next to the libtorch_cpu that this program runs with, so that the two are of one build.
+  // Only the one beside the libc10 that this program runs with: another may be of another build.
   Dl_info loaded;
-  std::string beside;
-  if (dladdr(reinterpret_cast<void*>(&c10::DeviceTypeName), &loaded) != 0 && loaded.dli_fname != nullptr) {
-    const std::string c10_path = loaded.dli_fname;
-    const auto slash = c10_path.rfind('/');
-    if (slash != std::string::npos) {
-      beside = c10_path.substr(0, slash + 1) + "libtorch_cuda.so";
-    }
+  if (dladdr(reinterpret_cast<void*>(&c10::DeviceTypeName), &loaded) == 0 || loaded.dli_fname == nullptr) {
+    last_error = "libc10.so could not be found";
+    return false;
   }
-  if (!beside.empty() && dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) {
-    return true;
-  }
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) {
+  const std::string c10_path = loaded.dli_fname;
+  const auto slash = c10_path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "" : c10_path.substr(0, slash + 1);
+  if (dlopen((folder + "libtorch_cuda.so").c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) {
     return true;
   }
   const char* why = dlerror();
@@ -126,9 +123,9 @@ bool concord_event_synchronize(void* event) {
   });
 }
 
-// Milliseconds between two recorded events; negative when they cannot be compared.
+// Milliseconds between two recorded events; NaN when they cannot be compared.
 double concord_event_elapsed_ms(void* from, void* to) {
-  return caught(-1.0, [&] {
+  return caught(std::nan(""), [&] {
     return static_cast<c10::Event*>(from)->elapsedTime(*static_cast<c10::Event*>(to));
   });
 }

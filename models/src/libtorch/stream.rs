@@ -8,7 +8,8 @@ use tch::Device;
 use super::LibtorchError;
 use super::ffi::{RawEvent, RawStream};
 
-/// An order of work on one device, apart from that of other streams.
+/// An order of work on one device, apart from that of other streams as far as there are: CUDA's come from
+/// libtorch's pool of 32 a device, and the 33rd is the first again.
 ///
 /// The current stream is a property of the thread, so a model's forward always runs on the thread
 /// that entered the model's stream.

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::layers::{Activation, LayerNorm, Linear, attention, split_heads};
+use crate::layers::{Activation, LayerNorm, Linear, attention, check_transformer, split_heads};
 use crate::weights::WeightLoader;
 
 /// The sizes of one tower.
@@ -18,16 +18,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn check(&self) -> Result<(), String> {
-        if [self.hidden, self.intermediate, self.layers, self.heads].iter().any(|&size| size < 1) {
-            return Err("a size is not positive".to_owned());
-        }
-        if self.hidden % self.heads != 0 {
-            return Err(format!(
-                "hidden_size {} is not a multiple of num_attention_heads {}",
-                self.hidden, self.heads
-            ));
-        }
-        Ok(())
+        check_transformer(self.hidden, self.intermediate, self.layers, self.heads, self.eps, 1)
     }
 }
 

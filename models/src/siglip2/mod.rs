@@ -72,20 +72,23 @@ struct Siglip2 {
     parameters: i64,
     preprocessor: Preprocessor,
     place: Placement,
-    /// Of each prepared task, the labels' embeddings: [labels, width], unit rows.
+    /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
+    /// after the towers: half precision would round the scaled cosines to tenths.
     labels: HashMap<String, Tensor>,
 }
 
 impl Siglip2 {
     /// [batch, width], unit rows.
     fn image_embeddings(&self, batch: &VisionBatch) -> Tensor {
-        unit_rows(&self.vision.pool(&self.vision.output(&self.vision.hidden_states(batch)), batch))
+        let pooled = self.vision.pool(&self.vision.output(&self.vision.hidden_states(batch)), batch);
+        unit_rows(&pooled.to_kind(Kind::Float))
     }
 
     /// The mean of a label's prompt embeddings, brought back to length 1.
     fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
         let ids = self.text.tokenize(prompts, self.place.device)?;
-        let embeddings = unit_rows(&self.text.pool(&self.text.output(&self.text.hidden_states(&ids))));
+        let pooled = self.text.pool(&self.text.output(&self.text.hidden_states(&ids)));
+        let embeddings = unit_rows(&pooled.to_kind(Kind::Float));
         Ok(unit_rows(&embeddings.mean_dim([0].as_slice(), false, None::<Kind>)))
     }
 }
@@ -117,9 +120,12 @@ impl Model for Siglip2 {
             task: task.to_owned(),
             message: "was not prepared".to_owned(),
         })?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
         let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
         let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
-        Ok(rows(&(cosines * self.logit_scale.exp()))?)
+        Ok(rows(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

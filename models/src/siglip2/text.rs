@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 
 use super::encoder::{Encoder, Sizes};
 use crate::ModelError;
-use crate::layers::{Activation, LayerNorm, Linear};
+use crate::layers::{Activation, LayerNorm, Linear, VOCABULARY_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::Snapshot;
 use crate::tokenizer::PaddingTokenizer;
 use crate::weights::WeightLoader;
@@ -55,11 +55,17 @@ impl TextConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.vocab_size < 1 || !(2..=100_000).contains(&self.max_position_embeddings) {
-            return Err("text_config: vocab_size or max_position_embeddings is out of range".to_owned());
-        }
-        self.sizes().check().map_err(|fault| format!("text_config: {fault}"))
+        let in_text = |fault| format!("text_config: {fault}");
+        in_range("vocab_size", self.vocab_size, 1..=VOCABULARY_MAX).map_err(in_text)?;
+        in_range("max_position_embeddings", self.max_position_embeddings, 2..=WIDTH_MAX).map_err(in_text)?;
+        in_range("projection_size", self.projection_size.unwrap_or(1), 1..=WIDTH_MAX).map_err(in_text)?;
+        self.sizes().check().map_err(in_text)
     }
+}
+
+/// Character by character, as the `Lowercase` normaliser does: `str::to_lowercase` looks at a sigma's neighbours.
+fn lowercase(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
 }
 
 #[derive(Debug)]
@@ -84,9 +90,12 @@ impl TextTower {
     ) -> Result<Self, ModelError> {
         let tokenizer =
             PaddingTokenizer::load(snapshot, usize::try_from(config.max_position_embeddings).unwrap_or(2))?;
-        if i64::try_from(tokenizer.vocabulary()).is_ok_and(|tokens| tokens > config.vocab_size) {
-            let message =
-                format!("has {} tokens, the text tower {}", tokenizer.vocabulary(), config.vocab_size);
+        if tokenizer.largest_id() >= config.vocab_size {
+            let message = format!(
+                "has the id {}, the text tower ids under {}",
+                tokenizer.largest_id(),
+                config.vocab_size
+            );
             return Err(ModelError::malformed(&snapshot.path("tokenizer.json"), message));
         }
         let (sizes, hidden) = (config.sizes(), config.hidden_size);
@@ -111,7 +120,7 @@ impl TextTower {
         let mut ids = Vec::new();
         for text in texts {
             let encoded = if self.lowercase {
-                self.tokenizer.encode(&text.to_lowercase())
+                self.tokenizer.encode(&lowercase(text))
             } else {
                 self.tokenizer.encode(text)
             };

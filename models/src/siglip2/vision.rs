@@ -7,7 +7,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::encoder::{Encoder, Mlp, Sizes};
 use crate::ModelError;
-use crate::layers::{Activation, LayerNorm, Linear, PatchEmbedding, attention, split_heads};
+use crate::layers::{
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, in_range, split_heads,
+};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::weights::WeightLoader;
@@ -26,6 +28,7 @@ pub(super) struct VisionConfig {
     patch_size: i64,
     hidden_act: Activation,
     layer_norm_eps: f64,
+    vision_use_head: bool,
 }
 
 impl Default for VisionConfig {
@@ -40,6 +43,7 @@ impl Default for VisionConfig {
             patch_size: 16,
             hidden_act: Activation::GeluTanh,
             layer_norm_eps: 1e-6,
+            vision_use_head: true,
         }
     }
 }
@@ -57,10 +61,16 @@ impl VisionConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.patch_size < 1 || self.image_size < self.patch_size || self.num_patches < 1 {
-            return Err("vision_config: patch_size, image_size or num_patches is out of range".to_owned());
+        let in_vision = |fault| format!("vision_config: {fault}");
+        in_range("patch_size", self.patch_size, 1..=PATCH_MAX).map_err(in_vision)?;
+        in_range("image_size", self.image_size, self.patch_size..=WIDTH_MAX).map_err(in_vision)?;
+        in_range("num_patches", self.num_patches, 1..=WIDTH_MAX).map_err(in_vision)?;
+        if !self.vision_use_head {
+            return Err(in_vision(
+                "vision_use_head = false is not supported: the pooling head gives the embedding".to_owned(),
+            ));
         }
-        self.sizes().check().map_err(|fault| format!("vision_config: {fault}"))
+        self.sizes().check().map_err(in_vision)
     }
 
     /// Whether the processor gives the images that the tower takes.

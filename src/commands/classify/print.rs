@@ -6,11 +6,11 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use concord_actors::policy::{Policy, Reason};
 
-use super::Outcome;
+use super::{Outcome, say};
 use crate::verdict::Verdict;
 
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration) {
-    println!("{task}: {}\n", policy.question());
+    say(&format!("{task}: {}\n", policy.question()));
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     let models: Vec<&str> = policy.members().map(|member| member.model().as_ref()).collect();
@@ -32,8 +32,8 @@ pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: 
             }
         });
     }
-    println!("{table}");
-    println!("\n{}", summary(policy, outcomes, elapsed));
+    say(&table);
+    say(&format!("\n{}", summary(policy, outcomes, elapsed)));
 }
 
 /// A picture of many is told apart by its path, one of a few by its name.
