@@ -28,7 +28,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // libtorch's exceptions are panics, contained where models run: a line in the log, not a backtrace.
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("{}", panic.to_string().lines().take(2).collect::<Vec<_>>().join(": "))
+        let text = panic.to_string();
+        tracing::error!("{}", text.lines().take(2).collect::<Vec<_>>().join(": "));
     }));
     // Before the first tensor, or libtorch takes this for a machine without a GPU.
     if let Err(error) = concord_models::libtorch::load_cuda() {

@@ -95,11 +95,10 @@ impl Preprocessor {
         }
         let processor = config.image_processor_type.trim_end_matches("Fast").trim_end_matches("Pil");
         let filter = match config.resample {
-            Some(2) => Filter::Bilinear,
-            Some(3) => Filter::Bicubic,
-            // What the class does when its file does not say.
+            // What the classes do when their file does not say.
             None if processor == "SiglipImageProcessor" => Filter::Bicubic,
-            None => Filter::Bilinear,
+            None | Some(2) => Filter::Bilinear,
+            Some(3) => Filter::Bicubic,
             Some(other) => {
                 return Err(format!("resample {other} is not supported: 2 (bilinear), 3 (bicubic)"));
             }
