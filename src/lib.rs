@@ -1,7 +1,10 @@
-//! Concord: the command line, and the configuration behind it.
+//! Concord: the command line, the endpoint, and the configuration behind them.
 
 pub mod commands;
 pub mod config;
+pub mod http;
 pub mod inputs;
 pub mod problem;
+pub mod serve;
+pub mod telemetry;
 pub mod verdict;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::commands::{classify, models, parity, validate};
-use tracing_subscriber::EnvFilter;
+use concord::telemetry::log_warnings;
+use concord::commands::{classify, models, parity, serve, validate};
 
 /// Answers questions about images with a cascade of vision models.
 #[derive(Debug, Parser)]
@@ -17,6 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::ServeArgs),
     Classify(classify::ClassifyArgs),
     Models(models::ModelsArgs),
     Validate(validate::ValidateArgs),
@@ -24,8 +25,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // libtorch's exceptions are panics, contained where models run: a line in the log, not a backtrace.
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.to_string();
@@ -35,7 +34,14 @@ fn main() -> ExitCode {
     if let Err(error) = concord_models::libtorch::load_cuda() {
         tracing::debug!(%error, "computing on the CPU");
     }
-    match Cli::parse().command {
+    // For every TLS connection of this process; fails only when there is one already.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Serve(_)) {
+        log_warnings();
+    }
+    match command {
+        Command::Serve(args) => serve::run(&args),
         Command::Classify(args) => classify::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Validate(args) => validate::run(&args),

@@ -1,11 +1,12 @@
-//! Why a picture got no verdict, with a type that programs can rely on.
+//! Why a request got no verdict, with a type that programs can rely on. The one place that maps failures to statuses.
 
-use concord_actors::policy::Failure;
+use concord_actors::RouteError;
 use concord_models::DecodeError;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A request that failed. The type is stable, the detail is for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
     /// What kind of failure it is.
     #[serde(rename = "type")]
@@ -15,10 +16,10 @@ pub struct Problem {
 }
 
 /// The kinds of failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
-    /// The file is missing or cannot be read.
+    /// The file is missing or cannot be read (command line only).
     Unreadable,
     /// There are no bytes.
     Empty,
@@ -28,20 +29,91 @@ pub enum ProblemKind {
     BrokenImage,
     /// More bytes or pixels than the configuration allows.
     TooLarge,
+    /// The body is not what its content type says, or lacks the image.
+    BadRequest,
+    /// The body is compressed, or of a type that holds no image.
+    UnsupportedMediaType,
+    /// The body took longer to arrive than a request may.
+    SlowBody,
+    /// No API key, or a wrong one.
+    Unauthorized,
+    /// No task of that name.
+    UnknownTask,
+    /// Nothing is served there.
+    NotFound,
+    /// Something is served there, by another method.
+    MethodNotAllowed,
+    /// As much is being done as may be.
+    Busy,
     /// A model that the policy requires gave no vote.
     ModelFailed,
+    /// The models are being loaded, or the process is about to end.
+    NotReady,
+    /// No answer within the time limit.
+    TimedOut,
+    /// A fault in Concord.
+    Internal,
+}
+
+impl ProblemKind {
+    /// The HTTP status.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Empty | Self::NotAnImage | Self::BrokenImage | Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Unreadable | Self::UnknownTask | Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::SlowBody => 408,
+            Self::TooLarge => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::Busy => 429,
+            Self::Internal => 500,
+            Self::ModelFailed | Self::NotReady => 503,
+            Self::TimedOut => 504,
+        }
+    }
+
+    /// The kind in words, the same for every problem of that kind.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Unreadable => "the file cannot be read",
+            Self::Empty => "the image is empty",
+            Self::NotAnImage => "not an image",
+            Self::BrokenImage => "the image is broken",
+            Self::TooLarge => "the image is too large",
+            Self::BadRequest => "the request cannot be read",
+            Self::UnsupportedMediaType => "the body's type is not supported",
+            Self::SlowBody => "the body did not arrive in time",
+            Self::Unauthorized => "an API key is needed",
+            Self::UnknownTask => "no such task",
+            Self::NotFound => "nothing is served here",
+            Self::MethodNotAllowed => "not by this method",
+            Self::Busy => "too many requests",
+            Self::ModelFailed => "a required model gave no vote",
+            Self::NotReady => "not ready",
+            Self::TimedOut => "no answer in time",
+            Self::Internal => "a fault in Concord",
+        }
+    }
 }
 
 impl Problem {
+    /// A problem of this kind.
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+
     /// A file that cannot be read.
     pub fn unreadable(error: &impl ToString) -> Self {
-        Self { kind: ProblemKind::Unreadable, detail: error.to_string() }
+        Self::new(ProblemKind::Unreadable, error.to_string())
     }
 
     /// An encoded image of more bytes than allowed.
     pub fn too_many_bytes(limit: u64) -> Self {
-        let detail = format!("the image has more than the limit of {limit} bytes (max_body_bytes)");
-        Self { kind: ProblemKind::TooLarge, detail }
+        Self::new(
+            ProblemKind::TooLarge,
+            format!("the image has more than the limit of {limit} bytes (max_body_bytes)"),
+        )
     }
 }
 
@@ -53,12 +125,21 @@ impl From<DecodeError> for Problem {
             DecodeError::TooLarge { .. } => ProblemKind::TooLarge,
             DecodeError::Broken { .. } => ProblemKind::BrokenImage,
         };
-        Self { kind, detail: error.to_string() }
+        Self::new(kind, error.to_string())
     }
 }
 
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        Self { kind: ProblemKind::ModelFailed, detail: failure.to_string() }
+impl From<RouteError> for Problem {
+    fn from(error: RouteError) -> Self {
+        let kind = match error {
+            RouteError::Image(error) => return error.into(),
+            RouteError::NotReady => ProblemKind::NotReady,
+            RouteError::UnknownTask { .. } => ProblemKind::UnknownTask,
+            RouteError::Busy(_) => ProblemKind::Busy,
+            RouteError::Expired => ProblemKind::TimedOut,
+            RouteError::Failed(_) => ProblemKind::ModelFailed,
+            RouteError::Lost(_) => ProblemKind::Internal,
+        };
+        Self::new(kind, error.to_string())
     }
 }

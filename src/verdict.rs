@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use concord_actors::policy::{Answer, Distribution, Opinion, Policy, Reason};
+use concord_actors::Routed;
+use concord_actors::policy::{Distribution, Opinion, Policy, Reason};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::telemetry::RequestContext;
 
 /// The fused answer to a task, why the cascade stopped where it did, and every vote.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Verdict {
+    /// The request, as logs and spans call it: a UUIDv7.
+    pub request_id: String,
+    /// The request's trace, as Jaeger calls it.
+    pub trace_id: String,
+    /// The task's name.
+    pub task: String,
     /// The most probable label.
     pub label: String,
     /// Its fused probability.
@@ -16,17 +26,22 @@ pub struct Verdict {
     /// What the accept rules were applied to: the largest fused probability.
     pub confidence: f64,
     /// The fused probability of each label.
+    #[schema(value_type = std::collections::BTreeMap<String, f64>)]
     pub probabilities: Map<String, Value>,
     /// The stage at which the cascade stopped, from 1.
     pub stage: usize,
     /// How many stages the policy has.
     pub stages: usize,
     /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last.
+    #[schema(value_type = String)]
     pub reason: Reason,
     /// Whether every successful vote has the same most probable label.
     pub agreement: bool,
     /// Whether every model that was asked has voted.
     pub complete: bool,
+    /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again), `some_votes`,
+    /// `joined` (answered together with an identical request), or `miss`.
+    pub cache: &'static str,
     /// Every vote, in the order of the policy.
     pub votes: Vec<VoteReport>,
     /// Where the time went.
@@ -34,7 +49,7 @@ pub struct Verdict {
 }
 
 /// One vote of a verdict.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct VoteReport {
     /// The model's name in `ensemble.toml`.
     pub model: String,
@@ -48,6 +63,7 @@ pub struct VoteReport {
     pub probability: Option<f64>,
     /// The calibrated probability of each label.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
     pub probabilities: Option<Map<String, Value>>,
     /// Its share of the answer; the shares of the votes that exist sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,33 +71,41 @@ pub struct VoteReport {
     /// Why it gave no vote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whether it came out of the cache, and cost nothing.
+    pub cached: bool,
     /// What it cost.
     pub milliseconds: VoteMilliseconds,
 }
 
 /// What a verdict cost, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct Milliseconds {
-    /// From encoded bytes to pixels.
+    /// From encoded bytes to pixels; 0 where that was not needed.
     pub decode: f64,
-    /// From encoded bytes to the verdict.
+    /// From the arrival of the encoded bytes at the router to the verdict.
     pub total: f64,
 }
 
 /// What a vote cost, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct VoteMilliseconds {
+    /// Ready, and waiting for the model.
+    pub queue: f64,
     /// From pixels to the model's input.
     pub preprocess: f64,
-    /// In the model.
+    /// In the model, with the other images of its batch.
     pub model: f64,
 }
 
 impl Verdict {
     /// Puts an answer into words: the labels' names, stages from 1, milliseconds.
-    pub fn new(policy: &Policy, answer: &Answer, decode: Duration, total: Duration) -> Self {
+    pub fn new(request: &RequestContext, routed: &Routed) -> Self {
+        let (policy, answer) = (routed.task.policy(), &routed.answer);
         let confidence = answer.confidence().get();
         Self {
+            request_id: request.id.to_string(),
+            trace_id: request.trace_id.clone(),
+            task: routed.task.name().to_owned(),
             label: policy.labels()[answer.label()].clone(),
             probability: confidence,
             confidence,
@@ -91,8 +115,12 @@ impl Verdict {
             reason: answer.reason,
             agreement: answer.agreement,
             complete: answer.is_complete(),
+            cache: routed.cache.name(),
             votes: answer.opinions.iter().map(|opinion| VoteReport::new(policy, opinion)).collect(),
-            milliseconds: Milliseconds { decode: in_milliseconds(decode), total: in_milliseconds(total) },
+            milliseconds: Milliseconds {
+                decode: in_milliseconds(routed.decode),
+                total: in_milliseconds(routed.total),
+            },
         }
     }
 }
@@ -109,7 +137,9 @@ impl VoteReport {
             probabilities: distribution.map(|distribution| by_label(policy, distribution)),
             weight: belief.map(|belief| belief.weight),
             error: opinion.belief.as_ref().err().map(ToString::to_string),
+            cached: opinion.cost.cached,
             milliseconds: VoteMilliseconds {
+                queue: in_milliseconds(opinion.cost.queue),
                 preprocess: in_milliseconds(opinion.cost.preprocess),
                 model: in_milliseconds(opinion.cost.model),
             },

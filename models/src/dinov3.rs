@@ -15,7 +15,7 @@ use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
     in_range, rows, size4, split_heads,
 };
-use crate::model::{Architecture, Model, ModelOptions, Placement, TaskLabels};
+use crate::model::{Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
@@ -89,7 +89,7 @@ impl Config {
     }
 }
 
-fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+fn load(snapshot: &Snapshot, _options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
     let mut weights =
         WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
     let backbone = Backbone::load(snapshot, &mut weights)?;
@@ -104,11 +104,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         parameters: weights.finish()?,
         preprocessor,
         place,
-        head_files: options
-            .heads
-            .iter()
-            .map(|(task, file)| (task.clone(), snapshot.folder().join(file)))
-            .collect(),
+        folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
     }))
 }
@@ -119,8 +115,9 @@ struct Dinov3 {
     parameters: i64,
     preprocessor: Preprocessor,
     place: Placement,
-    head_files: HashMap<String, PathBuf>,
-    heads: HashMap<String, Head>,
+    /// Where heads lie.
+    folder: PathBuf,
+    heads: HashMap<TaskId, Head>,
 }
 
 impl Model for Dinov3 {
@@ -136,23 +133,24 @@ impl Model for Dinov3 {
         self.place
     }
 
-    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
-        let file = self.head_files.get(&task.task).ok_or_else(|| ModelError::Task {
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        let file = task.head.as_ref().ok_or_else(|| ModelError::Task {
             task: task.task.clone(),
             message: "this model has no head for it".to_owned(),
         })?;
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
         let place = Placement { kind: Kind::Float, ..self.place };
-        let head = Head::load(file, self.backbone.config.hidden_size, &labels, place)?;
-        self.heads.insert(task.task.clone(), head);
+        let head = Head::load(&self.folder.join(file), self.backbone.config.hidden_size, &labels, place)?;
+        self.heads.insert(id, head);
         Ok(())
     }
 
-    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let head = self.heads.get(task).ok_or_else(|| ModelError::Task {
-            task: task.to_owned(),
-            message: "was not prepared".to_owned(),
-        })?;
+    fn forget(&mut self, id: TaskId) {
+        self.heads.remove(&id);
+    }
+
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let head = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
         }

@@ -42,6 +42,9 @@ pub enum ModelError {
         /// What is missing or wrong.
         message: String,
     },
+    /// A task that was asked for before it was prepared.
+    #[error("the task was not prepared")]
+    NotPrepared,
     /// The device does not exist or refused.
     #[error("device {device}: {message}")]
     Device {

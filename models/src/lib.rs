@@ -5,6 +5,7 @@
 mod decode;
 mod device;
 mod dinov3;
+mod digest;
 mod error;
 mod head;
 mod layers;
@@ -19,7 +20,8 @@ mod weights;
 
 pub use decode::{DecodeError, decode};
 pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
+pub use digest::{head_digest, snapshot_digest};
 pub use error::ModelError;
 pub use image::RgbImage;
-pub use model::{ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskLabels, load_model};
+pub use model::{ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels, load_model};
 pub use preprocess::{Pixels, Preprocessor};

@@ -59,6 +59,12 @@ pub struct ModelOptions {
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
     pub lowercase: bool,
+    /// The most images that run together.
+    pub max_batch: usize,
+    /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
+    pub max_delay_ms: u64,
+    /// How many images may wait or run; the next is refused at once.
+    pub queue_capacity: usize,
 }
 
 impl Default for ModelOptions {
@@ -70,6 +76,9 @@ impl Default for ModelOptions {
             dtype: "fp32".to_owned(),
             heads: BTreeMap::new(),
             lowercase: true,
+            max_batch: 32,
+            max_delay_ms: 2,
+            queue_capacity: 256,
         }
     }
 }
@@ -90,12 +99,18 @@ pub struct TaskLabels {
     pub task: String,
     /// The labels in the policy's order, each with its prompts (for zero-shot models).
     pub labels: Vec<(String, Vec<String>)>,
+    /// The file of the trained head, relative to the snapshot's folder (for backbones).
+    pub head: Option<PathBuf>,
 }
+
+/// Names one preparation of a task, so that a changed task can be made ready while requests still use the old one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(pub u64);
 
 /// A loaded model.
 ///
-/// Its methods run on one thread, `prepare` and `classify` with the same stream current. They may panic where libtorch throws (out of memory, a CUDA error):
-/// the caller contains that, and loses one batch.
+/// Its methods run on one thread at a time, `prepare` and `classify` with the same stream current. They may panic
+/// where libtorch throws (out of memory, a CUDA error): the caller contains that, and loses one batch.
 pub trait Model: Send + std::fmt::Debug {
     /// What turns an image into this model's input; may be used on any thread.
     fn preprocessor(&self) -> &Preprocessor;
@@ -107,17 +122,20 @@ pub trait Model: Send + std::fmt::Debug {
     fn placement(&self) -> Placement;
 
     /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
-    /// request has to wait for it. Done again when the task changes.
+    /// request has to wait for it.
     ///
     /// # Errors
     /// When the model cannot answer this task.
-    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError>;
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError>;
+
+    /// Gives up what was prepared under this name.
+    fn forget(&mut self, id: TaskId);
 
     /// An uncalibrated logit for each label, for each image. The task must have been prepared.
     ///
     /// # Errors
     /// When it was not, or libtorch refuses.
-    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError>;
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError>;
 
     /// The tensors of a parity fixture, computed by this implementation and named as there.
     ///

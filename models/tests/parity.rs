@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
-use concord_models::{ModelOptions, Pixels, TaskLabels, decode, load_model};
+use concord_models::{ModelOptions, Pixels, TaskId, TaskLabels, decode, load_model};
 
 const FIXTURES: [&str; 4] = ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex"];
 
@@ -107,7 +107,6 @@ fn a_batch_of_n_equals_n_single_runs() {
                 architecture: name.split('_').next().unwrap().to_owned(),
                 snapshot: folder(name).join("snapshot"),
                 device: "cpu".to_owned(),
-                heads: head.map(|file| ("digits".to_owned(), PathBuf::from(file))).into_iter().collect(),
                 ..ModelOptions::default()
             },
             Path::new(""),
@@ -115,7 +114,12 @@ fn a_batch_of_n_equals_n_single_runs() {
         .unwrap();
         let labels = (0..10)
             .map(|digit| (digit.to_string(), vec![format!("a photo of {digit}"), format!("{digit} cats")]));
-        model.prepare(&TaskLabels { task: "digits".to_owned(), labels: labels.collect() }).unwrap();
+        let task = TaskLabels {
+            task: "digits".to_owned(),
+            labels: labels.collect(),
+            head: head.map(PathBuf::from),
+        };
+        model.prepare(TaskId(1), &task).unwrap();
         let pixels: Vec<Pixels> = images
             .iter()
             .map(|image| {
@@ -123,10 +127,10 @@ fn a_batch_of_n_equals_n_single_runs() {
                 model.preprocessor().apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
             })
             .collect();
-        let together = model.classify("digits", &pixels.iter().collect::<Vec<_>>()).unwrap();
+        let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();
         assert_eq!(together.len(), images.len());
         for (image, (alone, in_batch)) in images.iter().zip(pixels.iter().zip(&together)) {
-            let alone = &model.classify("digits", &[alone]).unwrap()[0];
+            let alone = &model.classify(TaskId(1), &[alone]).unwrap()[0];
             assert_eq!(alone.len(), 10, "{name} {image}");
             for (a, b) in alone.iter().zip(in_batch) {
                 assert!((a - b).abs() < 1e-4, "{name} {image}: alone {alone:?}, in a batch {in_batch:?}");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use concord_models::{Model, ModelError, ModelOptions, TaskLabels, load_model};
+use concord_models::{Model, ModelError, ModelOptions, TaskId, TaskLabels, load_model};
 use safetensors::tensor::{Dtype, TensorView};
 
 fn fixture(name: &str) -> PathBuf {
@@ -28,7 +28,6 @@ fn load(architecture: &str, folder: &Path) -> Result<Box<dyn Model>, ModelError>
             architecture: architecture.to_owned(),
             snapshot: folder.to_owned(),
             device: "cpu".to_owned(),
-            heads: [("digits".to_owned(), PathBuf::from("classifier_head.safetensors"))].into(),
             ..ModelOptions::default()
         },
         Path::new(""),
@@ -211,13 +210,12 @@ fn half_precision_names_the_same_label_with_logits_close_by() {
             snapshot: fixture("dinov3_vit"),
             device: "cpu".to_owned(),
             dtype: dtype.to_owned(),
-            heads: [("digits".to_owned(), PathBuf::from("classifier_head.safetensors"))].into(),
             ..ModelOptions::default()
         };
         let mut model = load_model(&options, Path::new("")).unwrap();
-        model.prepare(&digits(10)).unwrap();
+        model.prepare(DIGITS, &digits(10)).unwrap();
         let pixels = model.preprocessor().apply(&image).unwrap();
-        model.classify("digits", &[&pixels]).unwrap().remove(0)
+        model.classify(DIGITS, &[&pixels]).unwrap().remove(0)
     };
     let exact = logits("fp32");
     for dtype in ["bf16", "fp16"] {
@@ -236,22 +234,24 @@ fn a_shard_outside_the_folder_is_refused() {
     assert!(load("dinov3", copy.path()).unwrap_err().to_string().contains("not a plain file name"));
 }
 
+const DIGITS: TaskId = TaskId(1);
+
 fn digits(count: usize) -> TaskLabels {
     let labels = (0..count).map(|digit| (digit.to_string(), vec![digit.to_string()])).collect();
-    TaskLabels { task: "digits".to_owned(), labels }
+    TaskLabels { task: "digits".to_owned(), labels, head: Some("classifier_head.safetensors".into()) }
 }
 
 #[test]
 fn a_head_for_other_labels_is_refused() {
     let copy = copy_of("dinov3_vit");
     let mut model = load("dinov3", copy.path()).unwrap();
-    model.prepare(&digits(10)).unwrap();
-    let message = model.prepare(&digits(9)).unwrap_err().to_string();
+    model.prepare(DIGITS, &digits(10)).unwrap();
+    let message = model.prepare(DIGITS, &digits(9)).unwrap_err().to_string();
     assert!(message.contains("gives 10 logits, but the task has 9 labels"), "{message}");
     let message =
-        model.prepare(&TaskLabels { task: "colours".to_owned(), ..digits(10) }).unwrap_err().to_string();
+        model.prepare(DIGITS, &TaskLabels { head: None, ..digits(10) }).unwrap_err().to_string();
     assert!(message.contains("no head"), "{message}");
-    assert!(model.classify("colours", &[]).is_err());
+    assert!(model.classify(TaskId(2), &[]).is_err());
 }
 
 #[test]
@@ -275,14 +275,14 @@ fn an_mlp_head_pools_the_patches_by_attention() {
     }
     write_tensors(&copy.path().join("classifier_head.safetensors"), &tensors);
     let mut model = load("dinov3", copy.path()).unwrap();
-    model.prepare(&digits(3)).unwrap();
+    model.prepare(DIGITS, &digits(3)).unwrap();
     let image = concord_models::RgbImage::from_fn(64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, 90].into());
     let pixels = model.preprocessor().apply(&image).unwrap();
-    let logits = model.classify("digits", &[&pixels, &pixels]).unwrap();
+    let logits = model.classify(DIGITS, &[&pixels, &pixels]).unwrap();
     assert_eq!(logits[0].len(), 3);
     assert!(logits[0].iter().all(|logit| logit.is_finite()));
     assert_eq!(logits[0], logits[1]);
     tensors.remove("mlp.2.bias");
     write_tensors(&copy.path().join("classifier_head.safetensors"), &tensors);
-    assert!(model.prepare(&digits(3)).unwrap_err().to_string().contains("mlp.2.bias: missing"));
+    assert!(model.prepare(DIGITS, &digits(3)).unwrap_err().to_string().contains("mlp.2.bias: missing"));
 }

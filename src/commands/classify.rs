@@ -6,19 +6,20 @@ use std::fs::File;
 use std::io::{IsTerminal, Read, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use concord_actors::Cascade;
-use concord_actors::policy::{Decision, Policy};
-use concord_models::decode;
+use actix::Addr;
+use concord_actors::policy::Policy;
+use concord_actors::{Caller, Classify, Router};
+use futures::stream::{self, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, say, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn, with_engine};
 use crate::config::{Ensemble, ServerSection};
 use crate::inputs::{Input, expand};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemKind};
+use crate::telemetry::{RequestContext, Sampling};
 use crate::verdict::Verdict;
 
 /// Answer a task for pictures.
@@ -39,22 +40,25 @@ pub struct ClassifyArgs {
     files: Vec<PathBuf>,
 }
 
+/// Pictures under way at once: while a model runs on one, the next is decoded.
+const IN_FLIGHT: usize = 2;
+/// Nobody waits at the other end of a connection: the person at the terminal decides how long is too long.
+const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
 /// What became of one picture.
 #[derive(Debug)]
 struct Outcome {
     file: String,
-    request_id: Uuid,
+    request: RequestContext,
     task: String,
     result: Result<Verdict, Problem>,
 }
 
 impl Outcome {
-    /// One object: the request, and beside it the verdict's fields, or `error`.
+    /// One object: the file, and beside it the verdict's fields, or `error`.
     fn json(&self) -> Value {
         let mut object = Map::new();
         object.insert("file".to_owned(), Value::from(self.file.as_str()));
-        object.insert("request_id".to_owned(), Value::from(self.request_id.to_string()));
-        object.insert("task".to_owned(), Value::from(self.task.as_str()));
         match &self.result {
             Ok(verdict) => {
                 if let Ok(Value::Object(fields)) = serde_json::to_value(verdict) {
@@ -62,6 +66,8 @@ impl Outcome {
                 }
             }
             Err(problem) => {
+                object.insert("request_id".to_owned(), Value::from(self.request.id.to_string()));
+                object.insert("task".to_owned(), Value::from(self.task.as_str()));
                 object.insert("error".to_owned(), json!(problem));
             }
         }
@@ -69,33 +75,27 @@ impl Outcome {
     }
 }
 
-/// Answers all pictures, one after the other.
+/// Answers all pictures, and tells of them in the order of the arguments.
 pub fn run(args: &ClassifyArgs) -> ExitCode {
-    match prepare(args) {
-        Ok((ensemble, cascade, task)) => {
-            let policy = &ensemble.tasks()[&task];
-            classify_all(args, &Asking { server: ensemble.server(), cascade: &cascade, task: &task, policy })
-        }
-        Err(message) => {
-            warn(&message);
-            ExitCode::from(EXIT_UNUSABLE)
-        }
-    }
+    let answered = args.ensemble.read().and_then(|ensemble| {
+        let task = choose_task(&ensemble, args.task.as_deref())?;
+        with_engine(&ensemble, Some(&task), async |engine| {
+            let (server, policy) = (ensemble.server(), &ensemble.tasks()[&task]);
+            classify_all(args, &Asking { server, router: engine.router(), task: &task, policy }).await
+        })
+    });
+    answered.unwrap_or_else(|message| {
+        warn(&message);
+        ExitCode::from(EXIT_UNUSABLE)
+    })
 }
 
 /// What every picture of one call is asked with.
 struct Asking<'a> {
     server: &'a ServerSection,
-    cascade: &'a Cascade,
+    router: Addr<Router>,
     task: &'a str,
     policy: &'a Policy,
-}
-
-fn prepare(args: &ClassifyArgs) -> Result<(Ensemble, Cascade, String), String> {
-    let ensemble = args.ensemble.read()?;
-    let task = choose_task(&ensemble, args.task.as_deref())?;
-    let cascade = load_models(&ensemble, Some(&task))?;
-    Ok((ensemble, cascade, task))
 }
 
 fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, String> {
@@ -108,14 +108,14 @@ fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, Strin
     }
 }
 
-fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
+async fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
     let inputs = expand(&args.files);
     let progress = progress_bar(inputs.len());
     let start = Instant::now();
     let mut outcomes = Vec::new();
     let mut all_answered = true;
-    for input in inputs {
-        let outcome = classify_one(input, asking);
+    let mut answers = stream::iter(inputs).map(|input| classify_one(input, asking)).buffered(IN_FLIGHT);
+    while let Some(outcome) = answers.next().await {
         all_answered &= outcome.result.is_ok();
         if args.json {
             say(&outcome.json());
@@ -141,29 +141,32 @@ fn progress_bar(pictures: usize) -> ProgressBar {
     ProgressBar::new(pictures as u64).with_style(style)
 }
 
-fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
+async fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
+    let request = Sampling::none().request("classify", None);
     let result = match input.fault {
         Some(fault) => Err(Problem::unreadable(&fault)),
-        None => verdict_on(&input.path, asking),
+        None => verdict_on(&input.path, asking, &request).await,
     };
-    Outcome {
-        file: input.path.display().to_string(),
-        request_id: Uuid::now_v7(),
-        task: asking.task.to_owned(),
-        result,
-    }
+    Outcome { file: input.path.display().to_string(), request, task: asking.task.to_owned(), result }
 }
 
-fn verdict_on(path: &Path, asking: &Asking<'_>) -> Result<Verdict, Problem> {
-    let bytes = read_at_most(path, asking.server.max_body_bytes)?;
-    let start = Instant::now();
-    let image = decode(&bytes, asking.server.max_pixels)?;
-    let decoding = start.elapsed();
-    match asking.cascade.answer(asking.task, asking.policy, &image) {
-        Decision::Answer(answer) => Ok(Verdict::new(asking.policy, &answer, decoding, start.elapsed())),
-        Decision::Failed(failure) => Err(failure.into()),
-        Decision::Ask { .. } => unreachable!("the cascade asks until it is decided"),
-    }
+async fn verdict_on(
+    path: &Path,
+    asking: &Asking<'_>,
+    request: &RequestContext,
+) -> Result<Verdict, Problem> {
+    let image = read_at_most(path, asking.server.max_body_bytes)?.into();
+    let (caller, _presence) = Caller::new();
+    let question = Classify {
+        task: asking.task.to_owned(),
+        image,
+        deadline: Instant::now() + TIME_LIMIT,
+        fresh: false,
+        trace: request.trace.clone(),
+        caller,
+    };
+    let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
+    Ok(Verdict::new(request, &asking.router.send(question).await.map_err(lost)??))
 }
 
 /// A file's bytes. Devices and pipes have no size to ask for beforehand, so what is read is counted.

@@ -3,14 +3,15 @@
 pub mod classify;
 pub mod models;
 pub mod parity;
+pub mod serve;
 pub mod validate;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::path::PathBuf;
 
-use concord_actors::Cascade;
-use concord_models::set_cpu_threads;
+use concord_actors::Engine;
+use concord_models::load_model;
 
 use crate::config::{ConfigError, Ensemble};
 
@@ -39,27 +40,43 @@ impl EnsembleArgs {
     }
 }
 
-/// Loads all models of a configuration, or those that one task asks, saying which at a terminal, since big ones
-/// take a while.
-fn load_models(ensemble: &Ensemble, task: Option<&str>) -> Result<Cascade, String> {
+/// Starts the actors of a configuration, or of one task and the models that it asks, saying at a terminal how far it
+/// is, since big models take a while; then does `work` with them.
+fn with_engine<T>(
+    ensemble: &Ensemble,
+    task: Option<&str>,
+    work: impl AsyncFnOnce(&Engine) -> T,
+) -> Result<T, String> {
     let mut tasks = ensemble.tasks().clone();
-    let mut models = ensemble.models().clone();
+    let mut options = ensemble.engine_options();
     if let Some(task) = task {
         tasks.retain(|name, _| name == task);
-        models.retain(|name, _| tasks[task].members().any(|member| member.model().as_ref() == name));
+        options.models.retain(|name, _| tasks[task].members().any(|member| **member.model() == **name));
     }
-    set_cpu_threads(ensemble.server().cpu_threads);
     let show = stderr().is_terminal();
-    let on_start = |name: &str| {
-        if show {
-            eprint!("\r\x1b[Kloading {name} …");
-        }
-    };
-    let loaded = Cascade::load(&models, &tasks, ensemble.folder(), on_start);
+    let count = options.models.len();
     if show {
-        eprint!("\r\x1b[K");
+        eprint!("loading {count} models …");
     }
-    loaded.map_err(|error| error.to_string())
+    actix::System::new().block_on(async {
+        let engine = Engine::new(options).map_err(|error| error.to_string())?;
+        let mut loaded = 0;
+        let outcome = engine.load(
+            &tasks,
+            &|_: &str, options: &_, base: &_| load_model(options, base),
+            |name, _| {
+                loaded += 1;
+                if show {
+                    eprint!("\r\x1b[Kloaded {loaded} of {count} models: {name} …");
+                }
+            },
+        );
+        if show {
+            eprint!("\r\x1b[K");
+        }
+        outcome.map_err(|error| error.to_string())?;
+        Ok(work(&engine).await)
+    })
 }
 
 /// Tells the person at the terminal what went wrong.

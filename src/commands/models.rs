@@ -7,7 +7,7 @@ use concord_actors::policy::Policy;
 use concord_models::{device_name, dtype_name};
 use serde_json::json;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, load_models, say, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn, with_engine};
 use crate::config::Ensemble;
 
 /// List the configured models, loaded: where they are, how large, for which tasks.
@@ -33,7 +33,7 @@ pub fn run(args: &ModelsArgs) -> ExitCode {
 }
 
 fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
-    let cascade = load_models(ensemble, None)?;
+    let models = with_engine(ensemble, None, async |engine| engine.models())?;
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
         "model",
@@ -44,9 +44,8 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         "parameters",
         "tasks",
     ]);
-    for (name, model) in cascade.models() {
-        let options = &ensemble.models()[name];
-        let place = model.placement();
+    for model in models {
+        let (name, options, place) = (model.name.as_str(), &model.options, model.placement);
         let asked = |policy: &Policy| policy.members().any(|member| member.model().as_ref() == name);
         let tasks: Vec<&str> = ensemble
             .tasks()
@@ -58,7 +57,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             say(&json!({
                 "model": name, "architecture": options.architecture, "snapshot": options.snapshot,
                 "device": device_name(place.device), "dtype": dtype_name(place.kind),
-                "parameters": model.parameters(), "tasks": tasks,
+                "parameters": model.parameters, "tasks": tasks,
             }));
             continue;
         }
@@ -68,7 +67,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             Cell::new(options.snapshot.display()),
             Cell::new(device_name(place.device)),
             Cell::new(dtype_name(place.kind)),
-            Cell::new(millions(model.parameters())).set_alignment(CellAlignment::Right),
+            Cell::new(millions(model.parameters)).set_alignment(CellAlignment::Right),
             Cell::new(tasks.join(", ")),
         ]);
     }

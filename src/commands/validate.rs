@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{EnsembleArgs, load_models, say, warn};
+use super::{EnsembleArgs, say, warn, with_engine};
 
 /// Check the configuration, and that its snapshots and heads load.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub struct ValidateArgs {
 pub fn run(args: &ValidateArgs) -> ExitCode {
     let checked = args.ensemble.read().and_then(|ensemble| {
         if !args.no_load {
-            load_models(&ensemble, None)?;
+            with_engine(&ensemble, None, async |_| ())?;
         }
         Ok((ensemble.models().len(), ensemble.tasks().len()))
     });

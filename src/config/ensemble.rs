@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use concord_actors::{CacheSection, EngineOptions};
 use concord_actors::policy::Policy;
 use concord_models::ModelOptions;
 
@@ -10,6 +11,7 @@ use super::error::{ConfigError, Faults, Located};
 use super::reader::{Sections, read_sections};
 use super::server::ServerSection;
 use super::source::Source;
+use crate::telemetry::TelemetrySection;
 
 /// A configuration without faults: every name in it refers to something, every number is in its range.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,9 +62,32 @@ impl Ensemble {
         &self.folder
     }
 
+    /// What the actors of all its models are started with.
+    pub fn engine_options(&self) -> EngineOptions {
+        let server = self.server();
+        EngineOptions {
+            models: self.models().clone(),
+            base: self.folder.clone(),
+            cache: self.cache().clone(),
+            max_pixels: server.max_pixels,
+            max_in_flight: usize::try_from(server.max_in_flight).unwrap_or(usize::MAX),
+            cpu_threads: server.cpu_threads,
+        }
+    }
+
     /// `[server]`.
     pub fn server(&self) -> &ServerSection {
         &self.sections.server
+    }
+
+    /// `[cache]`.
+    pub fn cache(&self) -> &CacheSection {
+        &self.sections.cache
+    }
+
+    /// `[telemetry]`.
+    pub fn telemetry(&self) -> &TelemetrySection {
+        &self.sections.telemetry
     }
 
     /// `[models.NAME]`, by name; at least one.

@@ -2,6 +2,7 @@
 //!
 //! What comes out is an [`Ensemble`] without faults, or all the faults there are, each with its line.
 
+mod changes;
 mod ensemble;
 mod error;
 mod keys;
@@ -11,6 +12,7 @@ mod section;
 mod server;
 mod source;
 
+pub use changes::{Change, change};
 pub use ensemble::Ensemble;
 pub use error::{ConfigError, Faults, Located, Location};
 pub use server::ServerSection;

@@ -1,9 +1,19 @@
 //! What `[models.NAME]` must say; the section itself is [`ModelOptions`].
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use concord_actors::policy::{Fault, not_one_of};
 use concord_models::{ARCHITECTURES, Architecture, DEVICES, DTYPES, ModelOptions, is_device_name};
+
+use super::server::out_of_range;
+
+/// Larger batches only wait longer: a GPU is full before.
+const MAX_BATCH: RangeInclusive<u64> = 1..=1024;
+/// A batch that waits for longer than a second is a slip.
+const MAX_DELAY_MS: RangeInclusive<u64> = 0..=1000;
+/// Every image that waits is held in memory, as pixels and as the model's input.
+const QUEUE_CAPACITY: RangeInclusive<u64> = 1..=65_536;
 
 /// The option that gives a model something of its own for each task.
 const HEADS: &str = "heads";
@@ -42,6 +52,11 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if !DTYPES.iter().any(|(name, _)| *name == options.dtype) {
         fault("dtype", not_one_of(&options.dtype, "a number format", DTYPES.iter().map(|(name, _)| *name)));
     }
+    faults.extend(out_of_range([
+        ("max_batch", options.max_batch as u64, MAX_BATCH),
+        ("max_delay_ms", options.max_delay_ms, MAX_DELAY_MS),
+        ("queue_capacity", options.queue_capacity as u64, QUEUE_CAPACITY),
+    ]));
     faults.extend(check_heads(options, tasks));
     faults
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use concord_actors::CacheSection;
 use concord_actors::policy::{
     AcceptSection, Fault, FusionSection, PathPart, Policy, StageSection, TaskSection,
 };
@@ -13,14 +14,17 @@ use super::keys::fields_of;
 use super::model::{check_model, needs_heads};
 use super::section::{Section, flat_keys, unknown_key};
 use super::server::ServerSection;
+use crate::telemetry::TelemetrySection;
 
 /// The tables at the top of the file.
-const SECTIONS: [&str; 3] = ["server", "models", "tasks"];
+const SECTIONS: [&str; 5] = ["server", "cache", "telemetry", "models", "tasks"];
 
 /// What the file's tables hold; whole only where there are no faults.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sections {
     pub(super) server: ServerSection,
+    pub(super) cache: CacheSection,
+    pub(super) telemetry: TelemetrySection,
     pub(super) models: BTreeMap<String, ModelOptions>,
     pub(super) tasks: BTreeMap<String, Policy>,
 }
@@ -28,7 +32,9 @@ pub(super) struct Sections {
 /// Reads and validates every section; the faults have paths from the top of the file.
 pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fault>) {
     let mut reader = Reader { faults: Vec::new() };
-    let server = reader.server(take(&mut values, "server"));
+    let server = reader.flat("server", &mut values, ServerSection::check);
+    let cache = reader.flat("cache", &mut values, CacheSection::check);
+    let telemetry = reader.flat("telemetry", &mut values, TelemetrySection::check);
     let models = reader.named_tables("models", take(&mut values, "models"));
     let tasks = reader.named_tables("tasks", take(&mut values, "tasks"));
     for key in values.keys() {
@@ -38,7 +44,7 @@ pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fa
     let task_names = tasks.keys().cloned().collect();
     let models = reader.models(models, &task_names);
     let tasks = reader.tasks(tasks, &model_names, &models);
-    (Sections { server, models, tasks }, reader.faults)
+    (Sections { server, cache, telemetry, models, tasks }, reader.faults)
 }
 
 /// Reads one kind of section after the other and collects what is wrong.
@@ -47,10 +53,16 @@ struct Reader {
 }
 
 impl Reader {
-    fn server(&mut self, value: Value) -> ServerSection {
-        let section = Section::read(value, flat_keys::<ServerSection>);
-        let semantic = section.content.as_ref().map(ServerSection::check).unwrap_or_default();
-        self.finish(&["server".into()], section, semantic).unwrap_or_default()
+    /// A section without tables in it; what is wrong with its values, `check` says.
+    fn flat<T: DeserializeOwned + Default>(
+        &mut self,
+        name: &str,
+        values: &mut Map<String, Value>,
+        check: fn(&T) -> Vec<Fault>,
+    ) -> T {
+        let section = Section::read(take(values, name), flat_keys::<T>);
+        let semantic = section.content.as_ref().map(check).unwrap_or_default();
+        self.finish(&[name.into()], section, semantic).unwrap_or_default()
     }
 
     /// The tables in `[models]` or `[tasks]`, of which there must be one, by names that must be in order.

@@ -1,6 +1,8 @@
-//! `[server]`: what one process may use.
+//! `[server]`: where Concord listens, and what one process may use.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use concord_actors::policy::Fault;
 use serde::Deserialize;
@@ -10,46 +12,117 @@ const MAX_PIXELS: RangeInclusive<u64> = 1..=1_000_000_000;
 /// From what the smallest real image needs, up to 1 GiB: a body is held in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
 /// No machine that Concord is made for has more, so a larger number is a slip.
-const CPU_THREADS: RangeInclusive<u64> = 0..=1024;
+const THREADS: RangeInclusive<u64> = 0..=1024;
+/// Routers hold as many messages as this, and some more.
+const MAX_IN_FLIGHT: RangeInclusive<u64> = 1..=50_000;
+/// More than a process may have files open.
+const MAX_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
+/// Up to an hour.
+const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 1..=3_600_000;
+const SHUTDOWN_TIMEOUT_S: RangeInclusive<u64> = 1..=3600;
 
 /// `[server]` in `ensemble.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ServerSection {
+    /// The address and port of the endpoint; port 0 takes a free one.
+    pub listen: String,
+    /// How many threads serve HTTP, each with a router; 0: one for each core.
+    pub workers: usize,
+    /// The most connections that one of those threads holds; more wait to be accepted.
+    pub max_connections: u64,
+    /// The most requests that are answered at once; the next are refused with 429.
+    pub max_in_flight: u64,
+    /// A request that has no answer after this long is refused with 504.
+    pub request_timeout_ms: u64,
+    /// How long requests may still take when the process is told to end.
+    pub shutdown_timeout_s: u64,
     /// The most pixels that an image may have, told from its header before it is decoded.
     pub max_pixels: u64,
     /// The most bytes that an encoded image may have.
     pub max_body_bytes: u64,
-    /// How many CPU threads one operation of a model may use; 0: one for each core. Small models are faster
-    /// with 1: threads that wait for each other at every operation cost more than they bring, and many times
-    /// more when other processes want the cores too.
+    /// How many cores are computed on; 0: all. Models on the CPU share them, and half as many threads decode.
     pub cpu_threads: usize,
+    /// The environment variable that holds the API keys, with commas between them. Where it is not given, none is
+    /// asked for.
+    pub api_keys_env: Option<String>,
+    /// A PEM file with the certificate chain, for TLS.
+    pub tls_certificate: Option<PathBuf>,
+    /// A PEM file with its private key.
+    pub tls_key: Option<PathBuf>,
 }
 
 impl Default for ServerSection {
     fn default() -> Self {
-        // 64 megapixels are above what phones take: 192 MB when decoded, and 1.3 GB at the peak of a process that
-        // resizes one for DINOv3, in fp32 as the reference does.
-        Self { max_pixels: 64_000_000, max_body_bytes: 32 * 1024 * 1024, cpu_threads: 0 }
+        Self {
+            // Not reachable from elsewhere until someone says so.
+            listen: "127.0.0.1:8080".to_owned(),
+            workers: 0,
+            max_connections: 10_000,
+            // Four queues of models of their default size.
+            max_in_flight: 1024,
+            request_timeout_ms: 10_000,
+            shutdown_timeout_s: 30,
+            // 64 megapixels are above what phones take: 192 MB when decoded, and 1.3 GB at the peak of a process that
+            // resizes one for DINOv3, in fp32 as the reference does.
+            max_pixels: 64_000_000,
+            max_body_bytes: 32 * 1024 * 1024,
+            cpu_threads: 0,
+            api_keys_env: None,
+            tls_certificate: None,
+            tls_key: None,
+        }
     }
 }
 
 impl ServerSection {
-    /// The fields that are out of their range.
+    /// How long a request may take.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+
+    /// The fields that cannot be used.
     pub(super) fn check(&self) -> Vec<Fault> {
         let fields = [
+            ("workers", self.workers as u64, THREADS),
+            ("max_connections", self.max_connections, MAX_CONNECTIONS),
+            ("max_in_flight", self.max_in_flight, MAX_IN_FLIGHT),
+            ("request_timeout_ms", self.request_timeout_ms, REQUEST_TIMEOUT_MS),
+            ("shutdown_timeout_s", self.shutdown_timeout_s, SHUTDOWN_TIMEOUT_S),
             ("max_pixels", self.max_pixels, MAX_PIXELS),
             ("max_body_bytes", self.max_body_bytes, MAX_BODY_BYTES),
-            ("cpu_threads", self.cpu_threads as u64, CPU_THREADS),
+            ("cpu_threads", self.cpu_threads as u64, THREADS),
         ];
-        let mut faults = Vec::new();
-        for (key, value, range) in fields {
-            if !range.contains(&value) {
-                let message =
-                    format!("{value} is out of range: must be from {} to {}", range.start(), range.end());
-                faults.push(Fault::new(vec![key.into()], message));
+        let mut faults = out_of_range(fields);
+        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        // Only its form: a name may be known on the machine where it will be used.
+        if self.listen.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            fault("listen", format!("{:?} is not an address: must be HOST:PORT", self.listen));
+        }
+        let with_tls = (&self.tls_certificate, &self.tls_key);
+        for (key, other, missing) in [
+            ("tls_key", "tls_certificate", matches!(with_tls, (Some(_), None))),
+            ("tls_certificate", "tls_key", matches!(with_tls, (None, Some(_)))),
+        ] {
+            if missing {
+                fault(key, format!("is missing: must be given with {other}"));
             }
         }
         faults
     }
+}
+
+/// A fault for each number that is out of its range.
+pub(super) fn out_of_range<'a>(
+    fields: impl IntoIterator<Item = (&'a str, u64, RangeInclusive<u64>)>,
+) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (key, value, range) in fields {
+        if !range.contains(&value) {
+            let message =
+                format!("{value} is out of range: must be from {} to {}", range.start(), range.end());
+            faults.push(Fault::new(vec![key.into()], message));
+        }
+    }
+    faults
 }

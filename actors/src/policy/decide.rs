@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::fusion::{Belief, shares};
 use super::probability::{Distribution, Logits, Probability, Weight};
@@ -54,10 +54,20 @@ impl Answer {
     pub fn is_complete(&self) -> bool {
         self.opinions.iter().all(|opinion| opinion.belief.is_ok())
     }
+
+    /// The same answer, as it is when it comes out of the cache: its votes cost nothing then.
+    #[must_use]
+    pub fn as_cached(&self) -> Self {
+        let mut answer = self.clone();
+        for opinion in &mut answer.opinions {
+            opinion.cost = Cost::CACHED;
+        }
+        answer
+    }
 }
 
 /// Why a cascade stopped with an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
     /// The stage's accept rule was satisfied.
@@ -66,12 +76,19 @@ pub enum Reason {
     Exhausted,
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl Reason {
+    /// As verdicts, spans and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Accepted => "accepted",
             Self::Exhausted => "exhausted",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 

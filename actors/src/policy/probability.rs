@@ -129,6 +129,16 @@ impl Logits {
 pub struct Distribution(Vec<f64>);
 
 impl Distribution {
+    /// Takes probabilities that were stored; `None` for what is no distribution.
+    pub fn new(probabilities: Vec<f64>) -> Option<Self> {
+        /// Rounding moves a sum of thousands of probabilities by less.
+        const SUM_ERROR_MAX: f64 = 1e-9;
+        let sum: f64 = probabilities.iter().sum();
+        let is_distribution = (sum - 1.0).abs() <= SUM_ERROR_MAX
+            && probabilities.iter().all(|probability| (0.0..=1.0).contains(probability));
+        is_distribution.then_some(Self(probabilities))
+    }
+
     /// The softmax of finite `values` divided by `temperature`, in the form that cannot overflow.
     pub(super) fn softmax(values: &[f64], temperature: Temperature) -> Self {
         let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -18,23 +18,62 @@ pub struct Vote {
     pub cost: Cost,
 }
 
-/// The time that a vote took.
+/// What a vote cost; nothing where it came out of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
+    /// Waiting for the model, ready to run.
+    pub queue: Duration,
     /// From decoded image to the model's input.
     pub preprocess: Duration,
-    /// In the model.
+    /// In the model: of the whole batch that the image was part of.
     pub model: Duration,
+    /// Whether the vote came out of the cache.
+    pub cached: bool,
+}
+
+impl Cost {
+    /// Of a vote that came out of the cache.
+    pub const CACHED: Self =
+        Self { queue: Duration::ZERO, preprocess: Duration::ZERO, model: Duration::ZERO, cached: true };
 }
 
 /// Why a model gave no usable vote, in words for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct VoteFailure(String);
+#[error("{reason}")]
+pub struct VoteFailure {
+    kind: FailureKind,
+    reason: String,
+}
+
+/// What a failed vote means for whoever asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The model failed.
+    Model,
+    /// The model has as much to do as it may have: asking later may help.
+    Busy,
+    /// Nobody wanted the vote any more, or the deadline passed before the model came to it.
+    Expired,
+}
 
 impl VoteFailure {
-    /// A failure with this reason.
+    /// A model that failed for this reason.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        Self { kind: FailureKind::Model, reason: reason.into() }
+    }
+
+    /// A model whose queue is full.
+    pub fn busy() -> Self {
+        Self { kind: FailureKind::Busy, reason: "the model's queue is full (queue_capacity)".to_owned() }
+    }
+
+    /// A vote that came too late to be given.
+    pub fn expired() -> Self {
+        Self { kind: FailureKind::Expired, reason: "the deadline passed before the model ran".to_owned() }
+    }
+
+    /// What it means for whoever asked.
+    pub fn kind(&self) -> FailureKind {
+        self.kind
     }
 }

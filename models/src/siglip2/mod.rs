@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::layers::{rows, unit_rows};
-use crate::model::{Architecture, Model, ModelOptions, Placement, TaskLabels};
+use crate::model::{Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
@@ -74,7 +74,7 @@ struct Siglip2 {
     place: Placement,
     /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
     /// after the towers: half precision would round the scaled cosines to tenths.
-    labels: HashMap<String, Tensor>,
+    labels: HashMap<TaskId, Tensor>,
 }
 
 impl Siglip2 {
@@ -106,20 +106,21 @@ impl Model for Siglip2 {
         self.place
     }
 
-    fn prepare(&mut self, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
         let embeddings: Vec<Tensor> =
             task.labels.iter().map(|(_, prompts)| self.label_embedding(prompts)).collect::<Result<_, _>>()?;
-        self.labels.insert(task.task.clone(), Tensor::stack(&embeddings, 0));
+        self.labels.insert(id, Tensor::stack(&embeddings, 0));
         Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.labels.remove(&id);
     }
 
     /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
     /// labels does not see it.
-    fn classify(&self, task: &str, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let labels = self.labels.get(task).ok_or_else(|| ModelError::Task {
-            task: task.to_owned(),
-            message: "was not prepared".to_owned(),
-        })?;
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let labels = self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,0 +1,139 @@
+//! Values in a Redis server, which may be slow, gone, or full of what others wrote.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{RedisError, cmd, pipe};
+use tokio::time::timeout;
+
+use super::breaker::Breaker;
+use super::{CacheSection, Get, Lookup, Value};
+use crate::digest::Digest;
+use crate::metrics::Metrics;
+
+/// Writes that may be under way at once; more are not kept, since nobody waits for them to slow down.
+const WRITES_MAX: usize = 256;
+/// Writes wait for nobody, so they may take longer than reads, but not for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that is made at the first use and again when it breaks.
+pub(crate) struct RedisStore {
+    connection: ConnectionManager,
+    ttl_s: u64,
+    timeout: Duration,
+    /// Shared by the calls that are under way; held for no longer than a comparison.
+    breaker: Mutex<Breaker>,
+    writes: AtomicUsize,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RedisStore").finish_non_exhaustive()
+    }
+}
+
+impl RedisStore {
+    pub(super) fn new(section: &CacheSection, metrics: &Metrics) -> Result<Self, RedisError> {
+        let limit = Duration::from_millis(section.timeout_ms);
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(WRITE_TIMEOUT))
+            .set_number_of_retries(1);
+        let client = redis::Client::open(section.url.as_str())?;
+        Ok(Self {
+            connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            ttl_s: section.ttl_s,
+            timeout: limit,
+            breaker: Mutex::new(Breaker::default()),
+            writes: AtomicUsize::new(0),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// One round trip for all keys, so that a slow server delays a request once.
+    pub(super) async fn get(&self, get: &Get) -> Lookup {
+        let mut command = cmd("MGET");
+        command.arg(name(&get.verdict));
+        for vote in &get.votes {
+            command.arg(name(vote));
+        }
+        let mut connection = self.connection.clone();
+        let answer = self.call(self.timeout, command.query_async::<Vec<Option<Vec<u8>>>>(&mut connection)).await;
+        let mut values = answer.unwrap_or_default().into_iter().map(|bytes| self.decoded(&bytes?));
+        let verdict = values.next().flatten().filter(|value| matches!(value, Value::Verdict(_)));
+        let mut votes: Vec<Option<Value>> = values.collect();
+        votes.resize(get.votes.len(), None);
+        Lookup { verdict, votes }
+    }
+
+    pub(super) async fn put(&self, values: Vec<(Digest, Value)>) {
+        if self.writes.fetch_add(1, Ordering::Relaxed) < WRITES_MAX {
+            let mut pipeline = pipe();
+            for (key, value) in &values {
+                pipeline.cmd("SET").arg(name(key)).arg(value.encode()).arg("EX").arg(self.ttl_s).ignore();
+            }
+            let mut connection = self.connection.clone();
+            let _failure_is_counted = self.call(WRITE_TIMEOUT, pipeline.query_async::<()>(&mut connection)).await;
+        } else {
+            self.count("write_limit");
+        }
+        self.writes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Waits for an answer no longer than `limit`, unless the server is left alone for now.
+    async fn call<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, RedisError>>,
+    ) -> Option<T> {
+        if !self.breaker().allows(Instant::now()) {
+            self.count("breaker");
+            return None;
+        }
+        let (why, error) = match timeout(limit, call).await {
+            Ok(Ok(answer)) => {
+                let was_open = self.breaker().is_open();
+                self.breaker().succeeded();
+                if was_open {
+                    tracing::info!("the cache answers again");
+                }
+                return Some(answer);
+            }
+            Ok(Err(error)) if error.is_timeout() => ("timeout", error.to_string()),
+            Ok(Err(error)) => ("refused", error.to_string()),
+            Err(_) => ("timeout", format!("no answer within {} ms", limit.as_millis())),
+        };
+        self.count(why);
+        let was_open = self.breaker().is_open();
+        self.breaker().failed(Instant::now());
+        if !was_open && self.breaker().is_open() {
+            tracing::warn!(error, "the cache is left alone until it answers again");
+        }
+        None
+    }
+
+    fn decoded(&self, bytes: &[u8]) -> Option<Value> {
+        let value = Value::decode(bytes);
+        if value.is_none() {
+            self.count("rubbish");
+        }
+        value
+    }
+
+    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        // A breaker is as good after a panic as before it.
+        self.breaker.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn count(&self, why: &str) {
+        self.metrics.cache_errors.with_label_values(&[why]).inc();
+    }
+}
+
+/// The key as Redis has it: readable, so that `redis-cli --scan --pattern 'concord:*'` finds ours.
+fn name(key: &Digest) -> String {
+    format!("concord:{key}")
+}

@@ -1,0 +1,79 @@
+//! `[cache]`: where votes and verdicts are kept, and how long.
+
+use serde::Deserialize;
+
+use crate::policy::{Fault, not_one_of};
+
+/// `[cache]` in `ensemble.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct CacheSection {
+    /// `memory` (of this process) or `redis` (shared, and still there after a restart).
+    pub backend: String,
+    /// redis only: `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`. With a password, better given by
+    /// `CONCORD__CACHE__URL` than in the file.
+    pub url: String,
+    /// How long a value is kept, in seconds.
+    pub ttl_s: u64,
+    /// memory only: how many bytes the values may take.
+    pub capacity_bytes: u64,
+    /// redis only: a server that has not answered after this long is a miss.
+    pub timeout_ms: u64,
+}
+
+/// Where values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheBackend {
+    /// In this process.
+    Memory,
+    /// In a Redis server.
+    Redis,
+}
+
+const BACKENDS: [&str; 2] = ["memory", "redis"];
+/// A year.
+const TTL_S_MAX: u64 = 366 * 24 * 3600;
+/// A request that waits longer than this for a cache would be faster without.
+const TIMEOUT_MS_MAX: u64 = 10_000;
+
+impl Default for CacheSection {
+    fn default() -> Self {
+        Self {
+            backend: "memory".to_owned(),
+            url: "redis://127.0.0.1:6379".to_owned(),
+            ttl_s: 24 * 3600,
+            // About 100,000 verdicts of two models.
+            capacity_bytes: 64 << 20,
+            // Redis answers within a millisecond; the models that it saves take tens of them.
+            timeout_ms: 20,
+        }
+    }
+}
+
+impl CacheSection {
+    /// Which of the backends it names.
+    pub fn backend(&self) -> CacheBackend {
+        if self.backend == "redis" { CacheBackend::Redis } else { CacheBackend::Memory }
+    }
+
+    /// The fields that cannot be used.
+    pub fn check(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        if !BACKENDS.contains(&self.backend.as_str()) {
+            fault("backend", not_one_of(&self.backend, "a cache backend", BACKENDS));
+        }
+        // The address is not repeated: it may hold a password.
+        if redis::Client::open(self.url.as_str()).is_err() {
+            fault("url", "is not the address of a Redis server: must be redis://HOST[:PORT][/DATABASE]".to_owned());
+        }
+        for (key, value, max) in
+            [("ttl_s", self.ttl_s, TTL_S_MAX), ("timeout_ms", self.timeout_ms, TIMEOUT_MS_MAX)]
+        {
+            if !(1..=max).contains(&value) {
+                fault(key, format!("{value} is out of range: must be from 1 to {max}"));
+            }
+        }
+        faults
+    }
+}

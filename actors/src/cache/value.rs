@@ -1,0 +1,171 @@
+//! What is kept, and the bytes that it is in Redis.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{Answer, Belief, Cost, Distribution, Logits, Opinion, Reason};
+
+/// A value of the cache. Nothing failed is ever one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    /// Uncalibrated.
+    Vote(Logits),
+    /// Complete: every model that was asked has voted.
+    Verdict(Arc<Answer>),
+}
+
+/// How many bytes of the payload's digest stand before it: enough to tell ours from rubbish.
+const CHECKSUM_BYTES: usize = 8;
+
+/// The form in which values are written. Changing it needs no migration: what does not decode is a miss.
+#[derive(Serialize, Deserialize)]
+enum Stored {
+    Vote(Vec<f32>),
+    Verdict { stage: u32, reason: Reason, agreement: bool, distribution: Vec<f64>, opinions: Vec<StoredOpinion> },
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredOpinion {
+    model: String,
+    stage: u32,
+    weight: f64,
+    distribution: Vec<f64>,
+}
+
+impl Value {
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Vote(logits) => size_of_val(logits.values()),
+            Self::Verdict(answer) => {
+                let distribution = size_of_val(answer.distribution.probabilities());
+                size_of::<Answer>()
+                    + distribution
+                    + answer.opinions.len() * (size_of::<Opinion>() + distribution)
+            }
+        }
+    }
+
+    /// A checksum, and the value.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let stored = match self {
+            Self::Vote(logits) => Stored::Vote(logits.values().to_vec()),
+            Self::Verdict(answer) => Stored::of(answer),
+        };
+        // Writing to memory fails only for types that say so themselves; these do not.
+        let payload = postcard::to_stdvec(&stored).unwrap_or_default();
+        [&checksum(&payload), payload.as_slice()].concat()
+    }
+
+    /// `None` for bytes that [`Value::encode`] did not write.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (sum, payload) = bytes.split_at_checked(CHECKSUM_BYTES)?;
+        if sum != checksum(payload) {
+            return None;
+        }
+        postcard::from_bytes::<Stored>(payload).ok()?.into_value()
+    }
+}
+
+impl Stored {
+    fn of(answer: &Answer) -> Self {
+        let opinions = answer.opinions.iter().filter_map(|opinion| {
+            let belief = opinion.belief.as_ref().ok()?;
+            Some(StoredOpinion {
+                model: opinion.model.to_string(),
+                stage: u32::try_from(opinion.stage).ok()?,
+                weight: belief.weight,
+                distribution: belief.distribution.probabilities().to_vec(),
+            })
+        });
+        Self::Verdict {
+            stage: u32::try_from(answer.stage).unwrap_or(u32::MAX),
+            reason: answer.reason,
+            agreement: answer.agreement,
+            distribution: answer.distribution.probabilities().to_vec(),
+            opinions: opinions.collect(),
+        }
+    }
+
+    fn into_value(self) -> Option<Value> {
+        match self {
+            Self::Vote(logits) => {
+                let labels = logits.len();
+                Logits::new(logits, labels).ok().map(Value::Vote)
+            }
+            Self::Verdict { stage, reason, agreement, distribution, opinions } => {
+                let opinions: Option<Vec<Opinion>> =
+                    opinions.into_iter().map(StoredOpinion::into_opinion).collect();
+                Some(Value::Verdict(Arc::new(Answer {
+                    distribution: Distribution::new(distribution)?,
+                    agreement,
+                    stage: stage as usize,
+                    reason,
+                    opinions: opinions?,
+                })))
+            }
+        }
+    }
+}
+
+impl StoredOpinion {
+    fn into_opinion(self) -> Option<Opinion> {
+        let belief = Belief { distribution: Distribution::new(self.distribution)?, weight: self.weight };
+        Some(Opinion {
+            model: Arc::from(self.model),
+            stage: self.stage as usize,
+            belief: Ok(belief),
+            cost: Cost::CACHED,
+        })
+    }
+}
+
+fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut sum = [0; CHECKSUM_BYTES];
+    sum.copy_from_slice(&blake3::hash(payload).as_bytes()[..CHECKSUM_BYTES]);
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values() -> [Value; 2] {
+        let distribution = Distribution::new(vec![0.1, 0.9]).unwrap();
+        let opinion = Opinion {
+            model: Arc::from("dinov3"),
+            stage: 0,
+            belief: Ok(Belief { distribution: distribution.clone(), weight: 1.0 }),
+            cost: Cost::CACHED,
+        };
+        let answer =
+            Answer { distribution, agreement: true, stage: 0, reason: Reason::Accepted, opinions: vec![opinion] };
+        [Value::Vote(Logits::new(vec![0.25, -1e-30], 2).unwrap()), Value::Verdict(Arc::new(answer))]
+    }
+
+    #[test]
+    fn a_value_survives_its_bytes_exactly() {
+        for value in values() {
+            assert_eq!(Value::decode(&value.encode()), Some(value));
+        }
+    }
+
+    #[test]
+    fn what_was_cut_changed_or_written_by_others_is_no_value() {
+        for value in values() {
+            let bytes = value.encode();
+            for length in 0..bytes.len() {
+                assert_eq!(Value::decode(&bytes[..length]), None, "{length} bytes");
+            }
+            for position in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[position] ^= 0x10;
+                assert_eq!(Value::decode(&changed), None, "byte {position}");
+            }
+        }
+        for rubbish in [&b"PONG"[..], b"{\"label\": \"road work\"}", &[0; 64]] {
+            assert_eq!(Value::decode(rubbish), None);
+        }
+    }
+}

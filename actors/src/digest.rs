@@ -1,0 +1,125 @@
+//! Digests, and what goes into them: the keys of the cache.
+
+use std::fmt;
+
+use concord_models::ModelOptions;
+
+use crate::policy::Policy;
+
+/// A BLAKE3 digest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The key of what `self`, a way to an answer, gives for the image of this digest.
+    #[must_use]
+    pub fn for_image(&self, image: &Self) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0).update(&image.0);
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The digest itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// In hexadecimal digits.
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// What the logits of a vote depend on, apart from the image. Temperatures and weights are not in it: votes are
+/// kept uncalibrated, so a changed policy finds them again.
+pub(crate) fn vote_digest(
+    options: &ModelOptions,
+    snapshot: &[u8; 32],
+    head: Option<&[u8; 32]>,
+    policy: &Policy,
+) -> Digest {
+    let mut fields = Fields::new("vote");
+    fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
+    fields.number(u64::from(options.lowercase)).bytes(head.map_or(&[][..], |head| head));
+    fields.text(policy.question());
+    for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
+        fields.text(label).number(prompts.len() as u64);
+        for prompt in prompts {
+            fields.text(prompt);
+        }
+    }
+    fields.finish()
+}
+
+/// What a verdict depends on, apart from the image: its votes, in the order of the policy's members, and all that
+/// the policy makes of them.
+pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> Digest {
+    let mut fields = Fields::new("verdict");
+    fields.text(task).text(policy.fusion().name());
+    let mut votes = votes.iter();
+    for stage in policy.stages() {
+        let accept = stage.accept();
+        fields.number(stage.members().len() as u64);
+        fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
+        fields.number(u64::from(accept.is_some_and(|rule| rule.needs_agreement())));
+        for member in stage.members() {
+            fields.text(member.model()).number(u64::from(member.is_required()));
+            fields.real(member.weight().get()).real(member.temperature().get());
+            fields.bytes(votes.next().map_or(&[][..], |vote| vote.as_bytes()));
+        }
+    }
+    fields.finish()
+}
+
+/// Hashes fields so that no two lists of them are the same bytes: each has its length before it.
+struct Fields(blake3::Hasher);
+
+impl Fields {
+    /// For one kind of value of this version of Concord, whose numerics another version may have changed.
+    fn new(kind: &str) -> Self {
+        let mut fields = Self(blake3::Hasher::new());
+        fields.text(env!("CARGO_PKG_VERSION")).text(kind);
+        fields
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        self
+    }
+
+    fn text(&mut self, text: &str) -> &mut Self {
+        self.bytes(text.as_bytes())
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        self.0.update(&number.to_le_bytes());
+        self
+    }
+
+    fn real(&mut self, number: f64) -> &mut Self {
+        self.number(number.to_bits())
+    }
+
+    fn finish(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
+}

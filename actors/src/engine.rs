@@ -1,0 +1,283 @@
+//! The actors of a process: starts them, changes what they answer by, and ends them.
+
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, Arbiter};
+use arc_swap::ArcSwap;
+use concord_models::{ModelOptions, Placement, set_cpu_threads};
+use tokio::sync::Semaphore;
+
+use crate::cache::{Cache, CacheSection, MemoryStore};
+use crate::fatal::Fatal;
+use crate::metrics::Metrics;
+use crate::model::{ModelHandle, Running, Seat};
+use crate::plan::Plan;
+use crate::policy::{Policy, VoteFailure};
+use crate::pool::Pool;
+use crate::router::{Flights, Router, Shared};
+
+pub use crate::model::Loader;
+
+/// What the actors are started with; changing it needs a restart.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// `[models.NAME]` by name.
+    pub models: BTreeMap<String, ModelOptions>,
+    /// The folder from which relative snapshot paths start.
+    pub base: PathBuf,
+    /// `[cache]`.
+    pub cache: CacheSection,
+    /// The most pixels that an image may have.
+    pub max_pixels: u64,
+    /// The most requests that are answered at once.
+    pub max_in_flight: usize,
+    /// How many cores are computed on; 0: all.
+    pub cpu_threads: usize,
+}
+
+/// Models that could not be loaded, or cannot answer a task that asks them: all of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct LoadError {
+    /// The models' names, each with what was wrong.
+    pub failures: Vec<(String, VoteFailure)>,
+}
+
+impl LoadError {
+    fn text(&self) -> String {
+        let lines: Vec<String> =
+            self.failures.iter().map(|(name, error)| format!("model {name}: {error}")).collect();
+        lines.join("\n")
+    }
+}
+
+/// No threads for the actors, or metrics that cannot be registered.
+#[derive(Debug, thiserror::Error)]
+#[error("the actors cannot be started: {0}")]
+pub struct StartError(String);
+
+/// A running model, as it is shown to people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Its name in `ensemble.toml`.
+    pub name: String,
+    /// What it was started with.
+    pub options: ModelOptions,
+    /// Where it is, and in which number format.
+    pub placement: Placement,
+    /// How many parameters it has.
+    pub parameters: i64,
+    /// The digest of its snapshot, in hexadecimal digits.
+    pub digest: String,
+}
+
+/// The actors of a process. Models are loaded after it is made, so that a server can answer that it is not ready.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    shared: Arc<Shared>,
+    memory: MemoryStore,
+    fatal: Fatal,
+    /// The thread of the model actors, which only pass messages on.
+    arbiter: Arbiter,
+    models: OnceLock<BTreeMap<Arc<str>, ModelHandle>>,
+    /// One change at a time.
+    changing: Mutex<()>,
+}
+
+impl Engine {
+    /// The actors without models: their routers answer that they are not ready. Must be called where an actix system
+    /// runs.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn new(options: EngineOptions) -> Result<Arc<Self>, StartError> {
+        let failed = |error: &dyn std::fmt::Display| StartError(error.to_string());
+        let metrics = Metrics::new().map_err(|error| failed(&error))?;
+        let pool = Pool::new(pool_threads(&options)).map_err(|error| failed(&error))?;
+        let memory = MemoryStore::new(&options.cache);
+        let shared = Shared {
+            plan: ArcSwap::default(),
+            is_ready: AtomicBool::new(false),
+            flights: Flights::default(),
+            admission: Semaphore::new(options.max_in_flight),
+            pool,
+            metrics,
+            max_pixels: options.max_pixels,
+        };
+        Ok(Arc::new(Self {
+            options,
+            shared: Arc::new(shared),
+            memory,
+            fatal: Fatal::default(),
+            arbiter: Arbiter::new(),
+            models: OnceLock::new(),
+            changing: Mutex::new(()),
+        }))
+    }
+
+    /// Loads every model, each on a thread of its own, makes `tasks` ready and begins to answer. Blocks meanwhile.
+    /// `on_loaded` is told each model's name and how long it took.
+    ///
+    /// # Errors
+    /// When any model does not load or cannot answer a task: all of those.
+    pub fn load(
+        &self,
+        tasks: &BTreeMap<String, Policy>,
+        loader: &Loader,
+        mut on_loaded: impl FnMut(&str, Duration),
+    ) -> Result<(), LoadError> {
+        let cpu_threads = model_threads(&self.options);
+        let (loaded, done) = mpsc::channel();
+        let mut seats = BTreeMap::new();
+        let mut failures = Vec::new();
+        std::thread::scope(|scope| {
+            for (name, options) in &self.options.models {
+                let loaded = loaded.clone();
+                scope.spawn(move || {
+                    set_cpu_threads(cpu_threads);
+                    let started = Instant::now();
+                    let seat = Seat::load(name, options, &self.options.base, loader);
+                    // The receiver lives as long as this scope.
+                    let _received = loaded.send((name, options, seat, started.elapsed()));
+                });
+            }
+            drop(loaded);
+            for (name, options, seat, elapsed) in done {
+                match seat {
+                    Ok(seat) => {
+                        on_loaded(name, elapsed);
+                        seats.insert(Arc::<str>::from(name.as_str()), (seat, options));
+                    }
+                    Err(failure) => failures.push((name.clone(), failure)),
+                }
+            }
+        });
+        if !failures.is_empty() {
+            failures.sort_by(|(left, _), (right, _)| left.cmp(right));
+            return Err(LoadError { failures });
+        }
+        let arbiter = self.arbiter.handle();
+        let (pool, metrics, fatal) = (&self.shared.pool, &self.shared.metrics, &self.fatal);
+        let running = Running { arbiter: &arbiter, pool, metrics, fatal, cpu_threads };
+        let start = |(name, (seat, options)): (Arc<str>, (Seat, &ModelOptions))| {
+            let handle = ModelHandle::start(&name, seat, options, &running);
+            (name, handle)
+        };
+        // A second call changes nothing: the models are those of the first.
+        let _models = self.models.get_or_init(|| seats.into_iter().map(start).collect());
+        self.apply(tasks, &self.options.models)?;
+        self.set_ready(true);
+        Ok(())
+    }
+
+    /// Answers by other policies from the next request on; requests that are being answered keep the policy that they
+    /// came under. Of `models` only the heads count. Blocks while text embeddings are computed and heads read.
+    ///
+    /// # Errors
+    /// When a model cannot answer a task that asks it; nothing has changed then.
+    pub fn apply(
+        &self,
+        tasks: &BTreeMap<String, Policy>,
+        models: &BTreeMap<String, ModelOptions>,
+    ) -> Result<(), LoadError> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = BTreeMap::new();
+        let running = self.models.get().unwrap_or(&none);
+        let current = self.shared.plan.load_full();
+        let plan = Plan::prepare(tasks, running, models, &self.options.base, &current)?;
+        self.shared.plan.store(Arc::new(plan));
+        Ok(())
+    }
+
+    /// A router, with its cache actor, on the calling thread's arbiter.
+    pub fn router(&self) -> Addr<Router> {
+        let cache = Cache::new(&self.options.cache, &self.memory, &self.shared.metrics).start();
+        Router::new(Arc::clone(&self.shared), cache).start()
+    }
+
+    /// Whether requests are answered.
+    pub fn is_ready(&self) -> bool {
+        self.shared.is_ready.load(Ordering::Acquire) && self.fatal.get().is_none()
+    }
+
+    /// Says whether requests are to be answered.
+    fn set_ready(&self, ready: bool) {
+        self.shared.is_ready.store(ready, Ordering::Release);
+        self.shared.metrics.ready.set(f64::from(u8::from(ready)));
+    }
+
+    /// What requests are answered by at this moment.
+    pub fn plan(&self) -> Arc<Plan> {
+        self.shared.plan.load_full()
+    }
+
+    /// The running models, by name.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        let info = |model: &ModelHandle| ModelInfo {
+            name: model.name().to_string(),
+            options: (*model.options).clone(),
+            placement: model.placement,
+            parameters: model.parameters,
+            digest: crate::digest::Digest::from(model.snapshot).to_string(),
+        };
+        self.models.get().into_iter().flat_map(BTreeMap::values).map(info).collect()
+    }
+
+    /// What the actors were started with.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// What this process cannot go on after.
+    pub fn fatal(&self) -> &Fatal {
+        &self.fatal
+    }
+}
+
+/// The models' threads end after what they have been given.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for model in self.models.get().into_iter().flat_map(BTreeMap::values) {
+            model.close();
+        }
+        self.arbiter.stop();
+    }
+}
+
+/// How many cores are computed on.
+fn cores(options: &EngineOptions) -> usize {
+    match options.cpu_threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    }
+}
+
+/// How many models compute on the CPU.
+fn models_on_cpu(options: &EngineOptions) -> usize {
+    let has_gpu = concord_models::libtorch::cuda_devices() > 0;
+    let on_cpu = |model: &&ModelOptions| model.device == "cpu" || (model.device == "auto" && !has_gpu);
+    options.models.values().filter(on_cpu).count()
+}
+
+/// For one operation of a model: the cores are shared out among the models that compute on them, because threads that
+/// wait for each other at every operation cost more than they bring when something else wants their cores.
+fn model_threads(options: &EngineOptions) -> usize {
+    (cores(options) / models_on_cpu(options).max(1)).max(1)
+}
+
+/// For decoding and resizing: all cores where the models are elsewhere, otherwise half of them.
+fn pool_threads(options: &EngineOptions) -> usize {
+    let share = if models_on_cpu(options) == 0 { 1 } else { 2 };
+    (cores(options) / share).max(1)
+}

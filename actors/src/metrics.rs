@@ -1,0 +1,135 @@
+//! What is counted, for Prometheus. Labels are bounded: names from the configuration, and fixed words.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+/// From a cache hit, in tens of microseconds, to the longest timeouts.
+const SECONDS: [f64; 16] =
+    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Every metric of a process.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by `task`, the `stage` that was reached (0: none) and `outcome`.
+    pub requests: IntCounterVec,
+    /// From the request's arrival at its router to the answer, by `task` and `cache` outcome.
+    pub request_seconds: HistogramVec,
+    /// By `phase`: `cache_get`, `decode`, `preprocess`, `queue`, `model`.
+    pub phase_seconds: HistogramVec,
+    /// Requests that are being answered.
+    pub in_flight: IntGauge,
+    /// Lookups by `kind` (`verdict`, `vote`) and `outcome` (`hit`, `miss`).
+    pub cache_lookups: IntCounterVec,
+    /// What went wrong with the cache, by `why`; each is a miss, or something that was not kept.
+    pub cache_errors: IntCounterVec,
+    /// Images that ran through a `model`.
+    pub forwards: IntCounterVec,
+    /// Images in a batch, by `model`.
+    pub batch_size: HistogramVec,
+    /// Images that wait for a `model` or run in it.
+    pub queue_depth: IntGaugeVec,
+    /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
+    pub dropped: IntCounterVec,
+    /// Votes by `model` and `outcome` (`given`, `failed`, `busy`, `expired`).
+    pub votes: IntCounterVec,
+    /// How often the thread of a `model` was started again after a panic.
+    pub restarts: IntCounterVec,
+    /// Changes of the configuration, by `outcome` (`applied`, `rejected`, `unchanged`).
+    pub config_reloads: IntCounterVec,
+    /// The faults of the configuration file as it is now, by `location` and `fault`; none where it is in use.
+    pub config_faults: GaugeVec,
+    /// 1 while requests are taken.
+    pub ready: Gauge,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// When two have the same name.
+    pub fn new() -> Result<Self, Error> {
+        let registry = Registry::new_custom(Some("concord".to_owned()), None)?;
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            registered(&registry, HistogramVec::new(options, labels)?)
+        };
+        Ok(Self {
+            requests: counters(
+                "requests_total",
+                "Requests by task, stage reached and outcome.",
+                &["task", "stage", "outcome"],
+            )?,
+            request_seconds: histograms(
+                "request_seconds",
+                "From a request's arrival at its router to the answer.",
+                &["task", "cache"],
+                &SECONDS,
+            )?,
+            phase_seconds: histograms("phase_seconds", "Where the time goes.", &["phase"], &SECONDS)?,
+            in_flight: registered(
+                &registry,
+                IntGauge::new("in_flight_requests", "Requests that are being answered.")?,
+            )?,
+            cache_lookups: counters(
+                "cache_lookups_total",
+                "Lookups of verdicts and votes.",
+                &["kind", "outcome"],
+            )?,
+            cache_errors: counters("cache_errors_total", "What went wrong with the cache.", &["why"])?,
+            forwards: counters("forwards_total", "Images that ran through a model.", &["model"])?,
+            batch_size: histograms("batch_size", "Images in a batch.", &["model"], &BATCH_SIZES)?,
+            queue_depth: registered(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("queue_depth", "Images that wait for a model or run in it."),
+                    &["model"],
+                )?,
+            )?,
+            dropped: counters(
+                "dropped_total",
+                "Images dropped before they ran, because nobody waited for them any more.",
+                &["model", "why"],
+            )?,
+            votes: counters("votes_total", "Votes by model and outcome.", &["model", "outcome"])?,
+            restarts: counters(
+                "model_restarts_total",
+                "How often a model's thread was started again after a panic.",
+                &["model"],
+            )?,
+            config_reloads: counters(
+                "config_reloads_total",
+                "Changes of the configuration by outcome.",
+                &["outcome"],
+            )?,
+            config_faults: registered(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("config_fault", "1 for each fault of the configuration file as it is now."),
+                    &["location", "fault"],
+                )?,
+            )?,
+            ready: registered(&registry, Gauge::new("ready", "1 while requests are taken.")?)?,
+            registry,
+        })
+    }
+
+    /// In the text format of Prometheus.
+    ///
+    /// # Errors
+    /// When a metric cannot be written.
+    pub fn text(&self) -> Result<String, Error> {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,53 @@
+//! The one answer that every image gets.
+
+use tokio::sync::oneshot;
+
+use crate::policy::{Cost, VoteFailure};
+
+/// What a model says about an image: logits as the model gave them, and what they cost.
+#[derive(Debug)]
+pub(crate) struct VoteReply {
+    pub(crate) outcome: Result<Vec<f32>, VoteFailure>,
+    pub(crate) cost: Cost,
+    /// How many images ran together.
+    pub(crate) batch: usize,
+}
+
+/// Answers once: at the latest when it is dropped, which happens to whatever a panic finds on its way.
+#[derive(Debug)]
+pub(crate) struct Reply(Option<oneshot::Sender<VoteReply>>);
+
+impl Reply {
+    /// And where the answer arrives.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<VoteReply>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Some(sender)), receiver)
+    }
+
+    pub(super) fn send(mut self, reply: VoteReply) {
+        self.answer(reply);
+    }
+
+    pub(super) fn failed(self, reason: String) {
+        self.send(VoteReply { outcome: Err(VoteFailure::new(reason)), cost: Cost::default(), batch: 0 });
+    }
+
+    /// Nobody waits for it any more, or the deadline has passed.
+    pub(super) fn expired(self) {
+        self.send(VoteReply { outcome: Err(VoteFailure::expired()), cost: Cost::default(), batch: 0 });
+    }
+
+    fn answer(&mut self, reply: VoteReply) {
+        if let Some(sender) = self.0.take() {
+            // Whoever has left needs no answer.
+            let _left = sender.send(reply);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let reason = if std::thread::panicking() { "the model panicked" } else { "the model is gone" };
+        self.answer(VoteReply { outcome: Err(VoteFailure::new(reason)), cost: Cost::default(), batch: 0 });
+    }
+}

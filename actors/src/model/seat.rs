@@ -1,0 +1,91 @@
+//! A loaded model and the stream that its work goes to.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use concord_models::libtorch::{Event, LibtorchError, Stream};
+use concord_models::{Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, snapshot_digest};
+
+use crate::policy::{Logits, VoteFailure};
+
+/// Loads a model that `[models.NAME]` describes; relative paths start at the folder given.
+pub type Loader =
+    dyn Fn(&str, &ModelOptions, &Path) -> Result<Box<dyn Model>, ModelError> + Send + Sync + 'static;
+
+/// A model, its stream, and what identifies its output.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) model: Box<dyn Model>,
+    stream: Stream,
+    pub(crate) snapshot: [u8; 32],
+}
+
+/// Any size will do: preprocessing brings it to the model's.
+const WARM_UP_SIDE: u32 = 256;
+
+impl Seat {
+    /// Loads a model. Whatever thread runs this, the model may move to another.
+    pub(crate) fn load(
+        name: &str,
+        options: &ModelOptions,
+        base: &Path,
+        loader: &Loader,
+    ) -> Result<Self, VoteFailure> {
+        contained(|| {
+            let model = loader(name, options, base)?;
+            let stream = Stream::new(model.placement().device)?;
+            Ok(Self { model, stream, snapshot: snapshot_digest(&base.join(&options.snapshot))? })
+        })
+    }
+
+    /// Makes a task ready and runs it once: libtorch chooses and prepares its kernels at the first run of a shape,
+    /// which would otherwise be the first request's to wait for. It also shows that the model runs at all.
+    pub(super) fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), VoteFailure> {
+        contained(|| {
+            // What is prepared is read on this stream, and other streams do not wait for it.
+            let _current = self.stream.enter()?;
+            self.model.prepare(id, task)?;
+            let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
+            let pixels = self.model.preprocessor().apply(&blank)?;
+            let logits = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
+            Logits::new(logits, task.labels.len()).map(drop).map_err(|error| ModelError::Task {
+                task: task.task.clone(),
+                message: error.to_string(),
+            })
+        })
+    }
+
+    /// The logits of a batch, and the milliseconds on the device.
+    pub(super) fn forward(
+        &self,
+        task: TaskId,
+        images: &[&Pixels],
+    ) -> Result<(Vec<Vec<f32>>, f64), ModelError> {
+        let _current = self.stream.enter()?;
+        let start = Event::record(&self.stream)?;
+        let logits = self.model.classify(task, images)?;
+        let end = Event::record(&self.stream)?;
+        end.synchronize()?;
+        Ok((logits, start.elapsed_ms(&end)?))
+    }
+
+    /// Whether the device still works: a CUDA error of the kind that sticks to the process shows here.
+    pub(super) fn check_device(&self) -> Result<(), LibtorchError> {
+        self.stream.synchronize()
+    }
+}
+
+/// libtorch's exceptions arrive as panics.
+fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, VoteFailure> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(|error| VoteFailure::new(error.to_string())),
+        Err(panic) => Err(VoteFailure::new(format!("the model panicked: {}", panic_text(panic.as_ref())))),
+    }
+}
+
+/// The first line of what a panic said.
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    text.lines().next().unwrap_or_default().to_owned()
+}

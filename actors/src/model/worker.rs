@@ -1,0 +1,131 @@
+//! The thread that owns a model and its stream: take, stack, run, reply.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use concord_models::{Pixels, set_cpu_threads};
+use opentelemetry::trace::TraceContextExt;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::queue::{Entry, Queue, Work};
+use super::seat::panic_text;
+use super::{Seat, VoteReply};
+use crate::metrics::Metrics;
+use crate::policy::{Cost, VoteFailure};
+use crate::trace::TRACE_TARGET;
+
+/// What a model may take at once, and what it may compute with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_batch: usize,
+    pub(super) max_delay: Duration,
+    pub(super) cpu_threads: usize,
+}
+
+/// Why the thread ended.
+#[derive(Debug)]
+pub(super) enum Exit {
+    /// Nothing will come any more.
+    Closed,
+    /// In a batch, whose images have been answered.
+    Panicked(String),
+    /// The GPU refuses all further work of this process.
+    DeviceLost(String),
+}
+
+/// What the thread has beside the model.
+pub(super) struct Worker {
+    pub(super) name: Arc<str>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) limits: Limits,
+    pub(super) metrics: Metrics,
+}
+
+impl Worker {
+    /// Until there is nothing more to do, or a batch panics.
+    pub(super) fn run(&self, seat: &mut Seat) -> Exit {
+        set_cpu_threads(self.limits.cpu_threads);
+        let exit = match catch_unwind(AssertUnwindSafe(|| self.work(seat))) {
+            Ok(()) => Exit::Closed,
+            Err(panic) => Exit::Panicked(panic_text(panic.as_ref())),
+        };
+        match seat.check_device() {
+            Ok(()) => exit,
+            Err(error) => {
+                self.queue.clear();
+                Exit::DeviceLost(error.to_string())
+            }
+        }
+    }
+
+    fn work(&self, seat: &mut Seat) {
+        let Limits { max_batch, max_delay, .. } = self.limits;
+        loop {
+            let drop_unwanted = |entry: Entry, why: crate::ticket::Unwanted| {
+                self.metrics.dropped.with_label_values(&[&*self.name, why.name()]).inc();
+                entry.reply.expired();
+            };
+            match self.queue.take(max_batch, max_delay, drop_unwanted) {
+                Work::Batch(batch) => self.run_batch(seat, batch),
+                Work::Job(job) => job(seat),
+                Work::Closed => return,
+            }
+        }
+    }
+
+    /// Answers every image of the batch: by `Reply`'s drop where the forward panics.
+    fn run_batch(&self, seat: &Seat, batch: Vec<Entry>) {
+        let started = Instant::now();
+        let span = self.batch_span(&batch);
+        let images: Vec<&Pixels> = batch.iter().map(|entry| &entry.pixels).collect();
+        let task = batch.first().map(|entry| entry.task).unwrap_or_default();
+        let result = seat.forward(task, &images);
+        let model = started.elapsed();
+        self.count(&batch, started, model);
+        let size = batch.len();
+        let outcomes: Vec<Result<Vec<f32>, VoteFailure>> = match result {
+            Ok((logits, device_ms)) if logits.len() == size => {
+                span.record("gpu_ms", device_ms);
+                logits.into_iter().map(Ok).collect()
+            }
+            Ok((logits, _)) => {
+                let failure = VoteFailure::new(format!("{} answers to {size} images", logits.len()));
+                vec![Err(failure); size]
+            }
+            Err(error) => vec![Err(VoteFailure::new(error.to_string())); size],
+        };
+        for (entry, outcome) in batch.into_iter().zip(outcomes) {
+            let queue = started.saturating_duration_since(entry.queued);
+            let cost = Cost { queue, preprocess: entry.preprocess, model, cached: false };
+            entry.reply.send(VoteReply { outcome, cost, batch: size });
+        }
+    }
+
+    fn count(&self, batch: &[Entry], started: Instant, model: Duration) {
+        let phase = |name: &str| self.metrics.phase_seconds.with_label_values(&[name]);
+        self.metrics.forwards.with_label_values(&[&*self.name]).inc_by(batch.len() as u64);
+        self.metrics.batch_size.with_label_values(&[&*self.name]).observe(batch.len() as f64);
+        phase("model").observe(model.as_secs_f64());
+        let queue = phase("queue");
+        for entry in batch {
+            queue.observe(started.saturating_duration_since(entry.queued).as_secs_f64());
+        }
+    }
+
+    /// A trace of its own, linked to every request of the batch whose trace is exported; none where there is none.
+    fn batch_span(&self, batch: &[Entry]) -> Span {
+        let mut sampled = batch.iter().filter(|entry| entry.trace.is_sampled()).peekable();
+        if sampled.peek().is_none() {
+            return Span::none();
+        }
+        let span = tracing::info_span!(target: TRACE_TARGET, parent: None, "batch",
+            concord.service = format_args!("concord-model-{}", self.name),
+            batch_size = batch.len(), gpu_ms = tracing::field::Empty);
+        for entry in sampled {
+            span.add_link(entry.trace.span().context().span().span_context().clone());
+        }
+        span
+    }
+}

@@ -1,0 +1,148 @@
+//! What requests are answered by: each task's policy, the models that it asks, made ready for it, and the keys of
+//! what they say. Replaced as a whole, between requests.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use concord_models::{ModelOptions, TaskLabels, head_digest};
+
+use crate::digest::{Digest, verdict_digest, vote_digest};
+use crate::engine::LoadError;
+use crate::model::{ModelHandle, Prepared};
+use crate::policy::{Policy, VoteFailure};
+
+/// Every task.
+#[derive(Debug, Default)]
+pub struct Plan {
+    tasks: BTreeMap<String, Arc<TaskPlan>>,
+}
+
+/// One task.
+#[derive(Debug)]
+pub struct TaskPlan {
+    name: String,
+    policy: Policy,
+    /// The models, in the order of the policy's members.
+    seats: Vec<PlannedModel>,
+    /// What its verdicts depend on.
+    digest: Digest,
+}
+
+/// A model made ready for a task.
+#[derive(Debug)]
+pub(crate) struct PlannedModel {
+    pub(crate) model: ModelHandle,
+    pub(crate) prepared: Arc<Prepared>,
+    /// What its votes depend on.
+    digest: Digest,
+}
+
+impl Plan {
+    /// The task of that name.
+    pub fn task(&self, name: &str) -> Option<&Arc<TaskPlan>> {
+        self.tasks.get(name)
+    }
+
+    /// Every task, by name.
+    pub fn tasks(&self) -> impl Iterator<Item = &TaskPlan> {
+        self.tasks.values().map(AsRef::as_ref)
+    }
+
+    /// Makes the models ready for `tasks`. What is the same as in `current` is taken over as it is.
+    ///
+    /// # Errors
+    /// When a model cannot answer a task that asks it: all of those.
+    pub(crate) fn prepare(
+        tasks: &BTreeMap<String, Policy>,
+        models: &BTreeMap<Arc<str>, ModelHandle>,
+        heads: &BTreeMap<String, ModelOptions>,
+        base: &Path,
+        current: &Self,
+    ) -> Result<Self, LoadError> {
+        let mut plan = Self::default();
+        let mut failures = Vec::new();
+        for (name, policy) in tasks {
+            let mut seats = Vec::new();
+            for member in policy.members() {
+                let preparation = Preparation { task: name, policy, base, current: current.task(name) };
+                let seat = match models.get(member.model()) {
+                    Some(model) => preparation.seat(model, heads.get(&**member.model())),
+                    None => Err(VoteFailure::new("the model is not loaded")),
+                };
+                match seat {
+                    Ok(seat) => seats.push(seat),
+                    Err(failure) => failures.push((member.model().to_string(), failure)),
+                }
+            }
+            let votes: Vec<Digest> = seats.iter().map(|seat| seat.digest).collect();
+            let digest = verdict_digest(name, policy, &votes);
+            let task = TaskPlan { name: name.clone(), policy: policy.clone(), seats, digest };
+            plan.tasks.insert(name.clone(), Arc::new(task));
+        }
+        if failures.is_empty() { Ok(plan) } else { Err(LoadError { failures }) }
+    }
+}
+
+impl TaskPlan {
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// By which it is decided.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The key of the verdict on the image of this digest.
+    pub(crate) fn verdict_key(&self, image: &Digest) -> Digest {
+        self.digest.for_image(image)
+    }
+
+    /// The keys of the votes on it, in the order of the policy's members.
+    pub(crate) fn vote_keys(&self, image: &Digest) -> Vec<Digest> {
+        self.seats.iter().map(|seat| seat.digest.for_image(image)).collect()
+    }
+
+    /// The models, in the order of the policy's members.
+    pub(crate) fn seats(&self) -> &[PlannedModel] {
+        &self.seats
+    }
+}
+
+/// One task to be made ready in its models.
+struct Preparation<'a> {
+    task: &'a str,
+    policy: &'a Policy,
+    base: &'a Path,
+    current: Option<&'a Arc<TaskPlan>>,
+}
+
+impl Preparation<'_> {
+    /// `options` are those of the configuration to come; of them only the head counts, the rest is as it was started.
+    fn seat(&self, model: &ModelHandle, options: Option<&ModelOptions>) -> Result<PlannedModel, VoteFailure> {
+        let head: Option<PathBuf> = options.and_then(|options| options.heads.get(self.task).cloned());
+        let folder = self.base.join(&model.options.snapshot);
+        let head_digest = head
+            .as_ref()
+            .map(|head| head_digest(&folder, head))
+            .transpose()
+            .map_err(|error| VoteFailure::new(error.to_string()))?;
+        let digest = vote_digest(&model.options, &model.snapshot, head_digest.as_ref(), self.policy);
+        let same = self.current.and_then(|task| {
+            task.seats.iter().find(|seat| seat.digest == digest && seat.model.name() == model.name())
+        });
+        let prepared = match same {
+            Some(seat) => Arc::clone(&seat.prepared),
+            None => model.prepare(self.labels(head))?,
+        };
+        Ok(PlannedModel { model: model.clone(), prepared, digest })
+    }
+
+    fn labels(&self, head: Option<PathBuf>) -> TaskLabels {
+        let prompts = self.policy.prompts().iter().cloned();
+        let labels = self.policy.labels().iter().cloned().zip(prompts).collect();
+        TaskLabels { task: self.task.to_owned(), labels, head }
+    }
+}

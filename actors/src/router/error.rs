@@ -1,0 +1,65 @@
+//! Why a request got no answer.
+
+use concord_models::DecodeError;
+
+use crate::policy::{Failure, FailureKind};
+
+/// Why a request got no answer; every kind means something else for whoever asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// The models are being loaded, or the process is about to end.
+    #[error("not ready: the models are being loaded")]
+    NotReady,
+    /// No task has that name.
+    #[error("no task {task:?} is configured: there is {}", tasks.join(", "))]
+    UnknownTask {
+        /// The name that was asked for.
+        task: String,
+        /// Those that there are.
+        tasks: Vec<String>,
+    },
+    /// The bytes are no image, or one that is too large.
+    #[error(transparent)]
+    Image(#[from] DecodeError),
+    /// As much is being done as may be; asking later may help.
+    #[error("{0}")]
+    Busy(String),
+    /// The deadline passed.
+    #[error("no answer within the time limit (request_timeout_ms)")]
+    Expired,
+    /// A model that the policy requires gave no vote, or none did.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The computation ended without an outcome, which is a fault in Concord.
+    #[error("the request was lost: {0}")]
+    Lost(&'static str),
+}
+
+impl RouteError {
+    /// As metrics call it.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::NotReady => "not_ready",
+            Self::UnknownTask { .. } => "unknown_task",
+            Self::Image(_) => "bad_image",
+            Self::Busy(_) => "busy",
+            Self::Expired => "expired",
+            Self::Failed(_) => "failed",
+            Self::Lost(_) => "lost",
+        }
+    }
+}
+
+impl From<Failure> for RouteError {
+    fn from(failure: Failure) -> Self {
+        let kind = match &failure {
+            Failure::RequiredVote { failure, .. } => failure.kind(),
+            Failure::NoVote => FailureKind::Model,
+        };
+        match kind {
+            FailureKind::Model => Self::Failed(failure),
+            FailureKind::Busy => Self::Busy(failure.to_string()),
+            FailureKind::Expired => Self::Expired,
+        }
+    }
+}

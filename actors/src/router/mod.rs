@@ -1,0 +1,326 @@
+//! The Router actor: a request in, the answer out. The only actor that knows a policy.
+
+mod cascade;
+mod error;
+mod flight;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, Context, Handler, Message, ResponseFuture};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::sync::{Semaphore, oneshot};
+
+pub use self::error::RouteError;
+pub(crate) use self::flight::Flights;
+
+use self::cascade::{Cascade, Computed};
+use self::flight::{Boarding, Start};
+use crate::Trace;
+use crate::cache::{Cache, Get, Lookup, Value};
+use crate::digest::Digest;
+use crate::metrics::Metrics;
+use crate::plan::{Plan, TaskPlan};
+use crate::policy::{Answer, Cost, Logits};
+use crate::pool::Pool;
+use crate::trace::TRACE_TARGET;
+
+/// More than `max_in_flight` may be, so that a full mailbox is never what a request waits for.
+const MAILBOX: usize = 65_536;
+/// Hashing more than this takes longer than going to another thread does: about 50 µs.
+const HASHED_IN_PLACE_BYTES: usize = 128 << 10;
+
+/// An image to be judged.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Routed, RouteError>")]
+pub struct Classify {
+    /// The task's name.
+    pub task: String,
+    /// The encoded image.
+    pub image: Bytes,
+    /// When an answer is of no use any more.
+    pub deadline: Instant,
+    /// Whether to answer without looking into the cache.
+    pub fresh: bool,
+    /// The request's span.
+    pub trace: Trace,
+    /// Told when whoever asked has left.
+    pub caller: Caller,
+}
+
+/// Tells a router that whoever asked has left.
+#[derive(Debug)]
+pub struct Caller(oneshot::Receiver<()>);
+
+/// Kept by whoever asks; dropping it means leaving.
+#[derive(Debug)]
+pub struct Presence(#[expect(dead_code, reason = "its drop is what it is for")] oneshot::Sender<()>);
+
+impl Caller {
+    /// A caller, who is there as long as the presence is kept.
+    pub fn new() -> (Self, Presence) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(receiver), Presence(sender))
+    }
+}
+
+/// An answer, and how it came about.
+#[derive(Debug, Clone)]
+pub struct Routed {
+    /// The task as it was when the request came.
+    pub task: Arc<TaskPlan>,
+    /// The fused answer.
+    pub answer: Arc<Answer>,
+    /// What the cache spared.
+    pub cache: CacheOutcome,
+    /// From encoded bytes to pixels; nothing where that was not needed.
+    pub decode: Duration,
+    /// From the request's arrival at the router to the answer.
+    pub total: Duration,
+}
+
+/// What the cache spared a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// Everything: the verdict was there.
+    Verdict,
+    /// Every forward: the votes were there, and were fused again.
+    Votes,
+    /// Some forwards.
+    SomeVotes,
+    /// Nothing of its own: it was answered together with an identical request.
+    Joined,
+    /// Nothing.
+    Miss,
+}
+
+impl CacheOutcome {
+    /// As verdicts and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Verdict => "verdict",
+            Self::Votes => "votes",
+            Self::SomeVotes => "some_votes",
+            Self::Joined => "joined",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+/// What all routers of a process share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) plan: ArcSwap<Plan>,
+    pub(crate) is_ready: AtomicBool,
+    pub(crate) flights: Flights,
+    pub(crate) admission: Semaphore,
+    pub(crate) pool: Pool,
+    pub(crate) metrics: Metrics,
+    pub(crate) max_pixels: u64,
+}
+
+/// The actor: one on each HTTP worker's thread, with a cache actor beside it.
+#[derive(Debug)]
+pub struct Router {
+    shared: Arc<Shared>,
+    cache: Addr<Cache>,
+}
+
+impl Router {
+    pub(crate) fn new(shared: Arc<Shared>, cache: Addr<Cache>) -> Self {
+        Self { shared, cache }
+    }
+}
+
+impl Actor for Router {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<Classify> for Router {
+    type Result = ResponseFuture<Result<Routed, RouteError>>;
+
+    fn handle(&mut self, request: Classify, _: &mut Self::Context) -> Self::Result {
+        let route = Route { shared: Arc::clone(&self.shared), cache: self.cache.clone(), arrived: Instant::now() };
+        Box::pin(route.answer(request))
+    }
+}
+
+/// One request's way.
+struct Route {
+    shared: Arc<Shared>,
+    cache: Addr<Cache>,
+    arrived: Instant,
+}
+
+impl Route {
+    async fn answer(self, mut request: Classify) -> Result<Routed, RouteError> {
+        self.shared.metrics.in_flight.inc();
+        request.trace = request.trace.child(|parent| {
+            tracing::info_span!(target: TRACE_TARGET, parent: parent, "route", concord.service = "concord-router",
+                task = request.task, cache = tracing::field::Empty, stage = tracing::field::Empty,
+                outcome = tracing::field::Empty)
+        });
+        let task = self.task(&request.task);
+        let known_task = task.as_ref().ok().cloned();
+        let trace = request.trace.clone();
+        let result = match task {
+            Ok(task) => self.answer_task(task, request).await,
+            Err(error) => Err(error),
+        };
+        self.count(known_task.as_deref(), &result, &trace);
+        self.shared.metrics.in_flight.dec();
+        result
+    }
+
+    fn task(&self, name: &str) -> Result<Arc<TaskPlan>, RouteError> {
+        if !self.shared.is_ready.load(Ordering::Acquire) {
+            return Err(RouteError::NotReady);
+        }
+        let plan = self.shared.plan.load();
+        plan.task(name).cloned().ok_or_else(|| RouteError::UnknownTask {
+            task: name.to_owned(),
+            tasks: plan.tasks().map(|task| task.name().to_owned()).collect(),
+        })
+    }
+
+    async fn answer_task(&self, task: Arc<TaskPlan>, request: Classify) -> Result<Routed, RouteError> {
+        let _admitted = self.shared.admission.try_acquire().map_err(|_| {
+            RouteError::Busy("as many requests are in flight as may be (max_in_flight)".to_owned())
+        })?;
+        let image = self.digest(&request.image).await?;
+        let verdict_key = task.verdict_key(&image);
+        let vote_keys = task.vote_keys(&image);
+        let found = if request.fresh {
+            Lookup::default()
+        } else {
+            self.look_up(verdict_key, vote_keys.clone(), &request.trace).await
+        };
+        if let Some(Value::Verdict(answer)) = found.verdict {
+            return Ok(self.routed(task, answer, CacheOutcome::Verdict, Duration::ZERO));
+        }
+        let boarding = if request.fresh {
+            Boarding::alone(request.deadline)
+        } else {
+            self.shared.flights.board(verdict_key, request.deadline)
+        };
+        let joined = boarding.start.is_none();
+        if let Some(start) = boarding.start {
+            let cascade = Cascade {
+                shared: Arc::clone(&self.shared),
+                cache: self.cache.clone(),
+                task: Arc::clone(&task),
+                keys: (verdict_key, vote_keys),
+                bytes: request.image,
+                trace: request.trace,
+                ticket: Arc::clone(&start.ticket),
+            };
+            self.start(cascade, start, logits(found.votes));
+        }
+        let computed = wait(boarding.arrival, request.deadline, request.caller).await?;
+        drop(boarding.waiter);
+        let Computed { answer, decode } = &*computed;
+        let cache = if joined { CacheOutcome::Joined } else { outcome_of(answer) };
+        Ok(self.routed(task, Arc::clone(answer), cache, *decode))
+    }
+
+    async fn digest(&self, image: &Bytes) -> Result<Digest, RouteError> {
+        if image.len() <= HASHED_IN_PLACE_BYTES {
+            return Ok(Digest::of(image));
+        }
+        let image = image.clone();
+        let digest = self.shared.pool.run(move || Digest::of(&image)).await;
+        digest.map_err(|_| RouteError::Lost("its digest could not be computed"))
+    }
+
+    async fn look_up(&self, verdict: Digest, votes: Vec<Digest>, trace: &Trace) -> Lookup {
+        let get = Get { verdict, votes, trace: trace.clone() };
+        // A cache that does not answer is a miss.
+        self.cache.send(get).await.unwrap_or_default()
+    }
+
+    /// Lets a computation run on this thread, apart from the request that began it.
+    fn start(&self, cascade: Cascade, start: Start, known: Vec<Option<Logits>>) {
+        let shared = Arc::clone(&self.shared);
+        let key = cascade.keys.0;
+        actix::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = cascade.run(known) => outcome,
+                _unwanted = start.ticket.until_unwanted() => Err(RouteError::Expired),
+            };
+            shared.flights.land(&key, &start.ticket);
+            // Nobody may be waiting any more.
+            let _left = start.outcome.send(outcome);
+        });
+    }
+
+    fn routed(
+        &self,
+        task: Arc<TaskPlan>,
+        answer: Arc<Answer>,
+        cache: CacheOutcome,
+        decode: Duration,
+    ) -> Routed {
+        Routed { task, answer, cache, decode, total: self.arrived.elapsed() }
+    }
+
+    fn count(&self, task: Option<&TaskPlan>, result: &Result<Routed, RouteError>, trace: &Trace) {
+        // The name of a task that does not exist is anybody's choice, and labels are bounded.
+        let name = task.map_or("unknown", TaskPlan::name);
+        let (stage, outcome) = match result {
+            Ok(routed) => (routed.answer.stage + 1, routed.answer.reason.name()),
+            Err(error) => (0, error.outcome()),
+        };
+        let metrics = &self.shared.metrics;
+        metrics.requests.with_label_values(&[name, STAGES.get(stage).unwrap_or(&"more"), outcome]).inc();
+        trace.record("outcome", outcome);
+        trace.record("stage", stage);
+        if let Ok(routed) = result {
+            trace.record("cache", routed.cache.name());
+            let seconds = metrics.request_seconds.with_label_values(&[name, routed.cache.name()]);
+            seconds.observe(routed.total.as_secs_f64());
+        }
+    }
+}
+
+/// Stages as labels; ensembles have fewer.
+const STAGES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+
+/// The outcome, or whatever ends the waiting before.
+async fn wait(
+    arrival: flight::Arrival,
+    deadline: Instant,
+    caller: Caller,
+) -> Result<Arc<Computed>, RouteError> {
+    // Nothing is ever sent to a caller's channel: it only closes.
+    let caller_left = caller.0.map(drop);
+    tokio::select! {
+        outcome = arrival => outcome.unwrap_or(Err(RouteError::Lost("its computation ended without an outcome"))),
+        () = tokio::time::sleep_until(deadline.into()) => Err(RouteError::Expired),
+        () = caller_left => Err(RouteError::Expired),
+    }
+}
+
+fn logits(values: Vec<Option<Value>>) -> Vec<Option<Logits>> {
+    let logits = |value| match value {
+        Some(Value::Vote(logits)) => Some(logits),
+        _ => None,
+    };
+    values.into_iter().map(logits).collect()
+}
+
+fn outcome_of(answer: &Answer) -> CacheOutcome {
+    let is_cached = |cost: &Cost| cost.cached;
+    let cached = answer.opinions.iter().filter(|opinion| is_cached(&opinion.cost)).count();
+    match cached {
+        0 => CacheOutcome::Miss,
+        all if all == answer.opinions.len() => CacheOutcome::Votes,
+        _ => CacheOutcome::SomeVotes,
+    }
+}

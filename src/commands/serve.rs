@@ -1,0 +1,73 @@
+//! `concord serve`: the endpoint, until the process is told to end.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use concord_models::load_model;
+use tokio::sync::Notify;
+
+use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn};
+use crate::config::Ensemble;
+use crate::serve::{ServeError, ServeOptions, serve};
+use crate::telemetry::Telemetry;
+
+/// Serve the tasks over HTTP.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "POST an image to /v1/tasks/TASK/classify; /openapi.json describes the rest.\n\
+    The configuration is followed: policies, prompts, temperatures and heads apply as soon as they are saved.\n\
+    SIGTERM and SIGINT end it after what is in flight has been answered.\n\
+    Exit status: 0 when it was told to end, 1 when it could not go on, 2 when it could not start.")]
+pub struct ServeArgs {
+    #[command(flatten)]
+    ensemble: EnsembleArgs,
+    /// The address to listen on, instead of the one in the configuration; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Do not follow changes of the configuration
+    #[arg(long)]
+    no_reload: bool,
+}
+
+/// Serves until the process is told to end.
+pub fn run(args: &ServeArgs) -> ExitCode {
+    let unusable = |message: String| {
+        warn(&message);
+        ExitCode::from(EXIT_UNUSABLE)
+    };
+    let ensemble = match args.ensemble.read() {
+        Ok(ensemble) => ensemble,
+        Err(message) => return unusable(message),
+    };
+    let telemetry = match Telemetry::start(ensemble.telemetry()) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return unusable(format!("traces: {error}")),
+    };
+    let served = actix::System::new().block_on(answer(args, ensemble, &telemetry));
+    telemetry.shutdown();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(ServeError::Fatal(message)) => {
+            warn(&message);
+            ExitCode::FAILURE
+        }
+        Err(error) => unusable(error.to_string()),
+    }
+}
+
+async fn answer(args: &ServeArgs, ensemble: Ensemble, telemetry: &Telemetry) -> Result<(), ServeError> {
+    let scheme = if ensemble.server().tls_certificate.is_some() { "https" } else { "http" };
+    let tasks = ensemble.tasks().keys().cloned().collect::<Vec<_>>().join(", ");
+    let options = ServeOptions {
+        ensemble,
+        listen: args.listen.clone(),
+        file: (!args.no_reload).then(|| args.ensemble.ensemble.clone()),
+        sampling: telemetry.sampling(),
+        loader: Arc::new(|_: &str, options: &_, base: &_| load_model(options, base)),
+        stop: Arc::new(Notify::new()),
+    };
+    serve(options, |address, engine| {
+        let models = engine.models().len();
+        say(&format!("ready at {scheme}://{address} ({models} models; tasks: {tasks})"));
+    })
+    .await
+}

@@ -1,0 +1,60 @@
+//! What of a changed configuration applies at once, and what a running process leaves alone.
+
+use std::collections::BTreeMap;
+
+use concord_actors::policy::Policy;
+use concord_models::ModelOptions;
+
+use super::Ensemble;
+
+/// What a running process makes of a changed file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The tasks to answer from now on.
+    pub tasks: BTreeMap<String, Policy>,
+    /// What needs a restart, in words; it stays as it was.
+    pub left_alone: Vec<String>,
+}
+
+/// Compares a changed configuration with the one that the process was started with. `current` are the tasks as they
+/// are answered now: a task that asks a model which does not run stays as it is there.
+pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &Ensemble) -> Change {
+    let mut left_alone = Vec::new();
+    for (section, differs) in [
+        ("[server]", started.server() != changed.server()),
+        ("[cache]", started.cache() != changed.cache()),
+        ("[telemetry]", started.telemetry() != changed.telemetry()),
+    ] {
+        if differs {
+            left_alone.push(format!("{section} has changed"));
+        }
+    }
+    for (name, options) in changed.models() {
+        match started.models().get(name) {
+            None => left_alone.push(format!("[models.{name}] is new")),
+            Some(running) if !same_but_for_heads(running, options) => {
+                left_alone.push(format!("[models.{name}] has changed in more than its heads"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in started.models().keys().filter(|name| !changed.models().contains_key(*name)) {
+        left_alone.push(format!("[models.{name}] is gone"));
+    }
+    let mut tasks = BTreeMap::new();
+    for (name, policy) in changed.tasks() {
+        match policy.members().find(|member| !started.models().contains_key(&**member.model())) {
+            None => _ = tasks.insert(name.clone(), policy.clone()),
+            Some(member) => {
+                let model = member.model();
+                left_alone.push(format!("[tasks.{name}] asks model {model}, which does not run yet"));
+                tasks.extend(current.get(name).map(|policy| (name.clone(), policy.clone())));
+            }
+        }
+    }
+    Change { tasks, left_alone }
+}
+
+fn same_but_for_heads(running: &ModelOptions, changed: &ModelOptions) -> bool {
+    *running == ModelOptions { heads: running.heads.clone(), ..changed.clone() }
+}

@@ -1,0 +1,161 @@
+//! The encoded image out of a request's body: the body itself, a part of a form, or base64 in JSON.
+
+use actix_multipart::{Multipart, MultipartError};
+use actix_web::error::PayloadError;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::web::{Bytes, BytesMut, Payload};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::problem::{Problem, ProblemKind};
+
+/// The part of a form that holds the image.
+const PART: &str = "image";
+/// What a JSON body or a form may have around the image.
+const WRAPPING_BYTES_MAX: u64 = 16 * 1024;
+
+/// A JSON body.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageRequest {
+    /// The encoded image in base64, or as a data URL: `data:image/png;base64,…`.
+    pub image: String,
+}
+
+/// How a body holds its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyKind {
+    /// It is the image.
+    Raw,
+    /// `multipart/form-data`.
+    Form,
+    /// `application/json`.
+    Json,
+}
+
+impl BodyKind {
+    /// By the headers.
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let unsupported = |detail: String| Problem::new(ProblemKind::UnsupportedMediaType, detail);
+        if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+            return Err(unsupported(format!("content-encoding {encoding:?}: images are sent as they are")));
+        }
+        let content_type = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+        let Some(content_type) = content_type else { return Ok(Self::Raw) };
+        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "application/json" => Ok(Self::Json),
+            "multipart/form-data" => Ok(Self::Form),
+            // What curl sends with --data-binary when it is told nothing else.
+            "application/octet-stream" | "application/x-www-form-urlencoded" | "" => Ok(Self::Raw),
+            other if other.starts_with("image/") => Ok(Self::Raw),
+            other => Err(unsupported(format!(
+                "content-type {other:?}: must be image/*, application/octet-stream, multipart/form-data or application/json"
+            ))),
+        }
+    }
+
+    /// How many bytes a body may have that holds an image of `limit` bytes.
+    fn body_limit(self, limit: u64) -> u64 {
+        match self {
+            Self::Raw => limit,
+            Self::Form => limit.saturating_add(WRAPPING_BYTES_MAX),
+            // Four characters for three bytes.
+            Self::Json => limit.div_ceil(3).saturating_mul(4).saturating_add(WRAPPING_BYTES_MAX),
+        }
+    }
+}
+
+/// Reads the image, of at most `limit` bytes.
+pub(super) async fn image(headers: &HeaderMap, payload: Payload, limit: u64) -> Result<Bytes, Problem> {
+    let kind = BodyKind::of(headers)?;
+    let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > kind.body_limit(limit)) {
+        return Err(Problem::too_many_bytes(limit));
+    }
+    let image = match kind {
+        BodyKind::Raw => collect(payload, declared, limit).await?,
+        BodyKind::Form => from_form(headers, payload, limit).await?,
+        BodyKind::Json => {
+            // The limit is the image's, and told as such.
+            let body = collect(payload, declared, kind.body_limit(limit)).await;
+            from_json(&body.map_err(|problem| match problem.kind {
+                ProblemKind::TooLarge => Problem::too_many_bytes(limit),
+                _ => problem,
+            })?)?
+        }
+    };
+    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok(image) }
+}
+
+/// The bytes of a stream, if there are at most `limit`. `declared` is what the sender says that there will be.
+async fn collect(
+    mut stream: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
+    declared: Option<u64>,
+    limit: u64,
+) -> Result<Bytes, Problem> {
+    let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0).min(limit)).unwrap_or(0));
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| incomplete(&error))?;
+        if (bytes.len() + chunk.len()) as u64 > limit {
+            return Err(Problem::too_many_bytes(limit));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+async fn from_form(headers: &HeaderMap, payload: Payload, limit: u64) -> Result<Bytes, Problem> {
+    let unreadable = |error: MultipartError| match error {
+        MultipartError::Payload(error) => incomplete(&error),
+        other => Problem::new(ProblemKind::BadRequest, format!("the form cannot be read: {other}")),
+    };
+    let mut form = Multipart::new(headers, payload);
+    // Of the whole body, so that parts which nobody reads are counted too.
+    let mut left = BodyKind::Form.body_limit(limit);
+    while let Some(part) = form.next().await {
+        let mut part = part.map_err(unreadable)?;
+        let is_image = part.name() == Some(PART);
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = part.next().await {
+            let chunk = chunk.map_err(unreadable)?;
+            left = left.checked_sub(chunk.len() as u64).ok_or_else(|| Problem::too_many_bytes(limit))?;
+            if is_image {
+                bytes.extend_from_slice(&chunk);
+            }
+        }
+        if is_image {
+            return Ok(bytes.freeze());
+        }
+    }
+    Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}")))
+}
+
+/// The image of a JSON body. Public for the fuzzer.
+///
+/// # Errors
+/// When it is no JSON of that form, or its text is not base64.
+pub fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
+    let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
+    let request: ImageRequest =
+        serde_json::from_slice(body).map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
+    let text = request.image.trim();
+    let text = match text.strip_prefix("data:") {
+        Some(url) => {
+            let (_, data) = url
+                .split_once(";base64,")
+                .ok_or_else(|| bad("image: a data URL must be of the form data:TYPE;base64,DATA".to_owned()))?;
+            data
+        }
+        None => text,
+    };
+    let bytes = STANDARD.decode(text).map_err(|error| bad(format!("image: not base64: {error}")))?;
+    Ok(Bytes::from(bytes))
+}
+
+fn incomplete(error: &PayloadError) -> Problem {
+    Problem::new(ProblemKind::BadRequest, format!("the body did not arrive whole: {error}"))
+}

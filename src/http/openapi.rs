@@ -1,0 +1,22 @@
+//! `GET /openapi.json`: the endpoint's description for programs.
+
+use actix_web::HttpResponse;
+use utoipa::OpenApi;
+
+use super::{body, classify, pages};
+use crate::problem::{Problem, ProblemKind};
+use crate::verdict::Verdict;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Concord", description = "Answers questions about images with a cascade of vision models."),
+    paths(classify::classify, pages::tasks, pages::models, pages::healthz, pages::readyz, pages::metrics, page),
+    components(schemas(Verdict, Problem, ProblemKind, body::ImageRequest))
+)]
+struct Description;
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses((status = 200, body = String, content_type = "application/json")))]
+pub(super) async fn page() -> HttpResponse {
+    HttpResponse::Ok().json(Description::openapi())
+}

@@ -1,0 +1,177 @@
+//! What the endpoint tells about itself.
+
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use concord_actors::policy::Stage;
+use concord_models::{device_name, dtype_name};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Worker;
+use super::auth::Authorized;
+use super::respond::Refusal;
+use crate::problem::{Problem, ProblemKind};
+
+/// A task as it is answered now.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TaskPage {
+    /// Its name.
+    task: String,
+    /// The question about an image.
+    question: String,
+    /// The possible answers.
+    labels: Vec<String>,
+    /// How votes are fused.
+    fusion: &'static str,
+    /// The stages, in the order in which they are asked.
+    stages: Vec<StagePage>,
+}
+
+/// A stage of a task.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StagePage {
+    /// The models that are asked together.
+    models: Vec<MemberPage>,
+    /// The least confidence with which the cascade stops here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confidence: Option<f64>,
+    /// Whether all votes so far must name the same label as well.
+    agreement: bool,
+}
+
+/// A model's part in a task.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct MemberPage {
+    /// Its name.
+    model: String,
+    /// Whether there is no answer without its vote.
+    required: bool,
+    /// How much its vote counts beside the others.
+    weight: f64,
+    /// What its logits are divided by.
+    temperature: f64,
+}
+
+/// A running model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelPage {
+    /// Its name.
+    model: String,
+    /// Which implementation runs it.
+    architecture: String,
+    /// Where it computes.
+    device: String,
+    /// The number format.
+    dtype: &'static str,
+    /// How many parameters it has.
+    parameters: i64,
+    /// The tasks that ask it.
+    tasks: Vec<String>,
+    /// The BLAKE3 digest of its snapshot.
+    digest: String,
+}
+
+/// Whether requests are answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StatusPage {
+    /// `ok`, `ready`, `loading`, `draining` or `failed`.
+    status: &'static str,
+    /// Why, where it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// The tasks and their policies, as they are answered now.
+#[utoipa::path(get, path = "/v1/tasks", tag = "tasks", responses((status = 200, body = Vec<TaskPage>)))]
+pub(super) async fn tasks(_authorized: Authorized, worker: Data<Worker>) -> HttpResponse {
+    let plan = worker.engine.plan();
+    let page = |task: &concord_actors::TaskPlan| {
+        let policy = task.policy();
+        TaskPage {
+            task: task.name().to_owned(),
+            question: policy.question().to_owned(),
+            labels: policy.labels().to_vec(),
+            fusion: policy.fusion().name(),
+            stages: policy.stages().iter().map(stage_page).collect(),
+        }
+    };
+    HttpResponse::Ok().json(plan.tasks().map(page).collect::<Vec<_>>())
+}
+
+fn stage_page(stage: &Stage) -> StagePage {
+    let member = |member: &concord_actors::policy::Member| MemberPage {
+        model: member.model().to_string(),
+        required: member.is_required(),
+        weight: member.weight().get(),
+        temperature: member.temperature().get(),
+    };
+    StagePage {
+        models: stage.members().iter().map(member).collect(),
+        confidence: stage.accept().map(|rule| rule.confidence().get()),
+        agreement: stage.accept().is_some_and(concord_actors::policy::AcceptRule::needs_agreement),
+    }
+}
+
+/// The running models.
+#[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = Vec<ModelPage>)))]
+pub(super) async fn models(_authorized: Authorized, worker: Data<Worker>) -> HttpResponse {
+    let plan = worker.engine.plan();
+    let asks = |task: &concord_actors::TaskPlan, model: &str| {
+        task.policy().members().any(|member| &**member.model() == model)
+    };
+    let page = |model: concord_actors::ModelInfo| ModelPage {
+        tasks: plan
+            .tasks()
+            .filter(|task| asks(task, &model.name))
+            .map(|task| task.name().to_owned())
+            .collect(),
+        architecture: model.options.architecture,
+        device: device_name(model.placement.device),
+        dtype: dtype_name(model.placement.kind),
+        parameters: model.parameters,
+        digest: model.digest,
+        model: model.name,
+    };
+    HttpResponse::Ok().json(worker.engine.models().into_iter().map(page).collect::<Vec<_>>())
+}
+
+/// Whether the process is alive; what it says does not depend on its models.
+#[utoipa::path(get, path = "/healthz", tag = "operations", responses((status = 200, body = StatusPage)))]
+pub(super) async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().json(StatusPage { status: "ok", detail: None })
+}
+
+/// Whether requests are answered: after the models have been loaded, until the process is told to end.
+#[utoipa::path(get, path = "/readyz", tag = "operations",
+    responses((status = 200, body = StatusPage), (status = 503, body = StatusPage)))]
+pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {
+    let unready = |status, detail| HttpResponse::ServiceUnavailable().json(StatusPage { status, detail });
+    if let Some(detail) = worker.engine.fatal().get() {
+        unready("failed", Some(detail))
+    } else if worker.draining.has_begun() {
+        unready("draining", None)
+    } else if worker.engine.is_ready() {
+        HttpResponse::Ok().json(StatusPage { status: "ready", detail: None })
+    } else {
+        unready("loading", None)
+    }
+}
+
+/// What is counted, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn metrics(request: HttpRequest, worker: Data<Worker>) -> Result<HttpResponse, Refusal> {
+    let text = worker.engine.metrics().text().map_err(|error| {
+        Refusal::of(&request, Problem::new(ProblemKind::Internal, format!("metrics: {error}")))
+    })?;
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(text))
+}
+
+pub(super) async fn not_found(request: HttpRequest) -> HttpResponse {
+    let detail = format!("nothing is served at {}: /openapi.json lists what is", request.path());
+    Refusal::of(&request, Problem::new(ProblemKind::NotFound, detail)).respond()
+}
+
+pub(super) async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
+    let detail = format!("{} is not served by {}: /openapi.json says by what", request.path(), request.method());
+    Refusal::of(&request, Problem::new(ProblemKind::MethodNotAllowed, detail)).respond()
+}

@@ -1,0 +1,133 @@
+//! What goes back: a verdict, or a problem in the form of RFC 9457, each with the request's id and trace.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use serde::Serialize;
+
+use super::{Draining, Worker};
+use crate::problem::{Problem, ProblemKind};
+use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
+use crate::verdict::Verdict;
+
+const REQUEST_ID: &str = "x-request-id";
+const PROBLEM_JSON: &str = "application/problem+json";
+/// Queues that are full now have been worked off by then.
+const RETRY_AFTER_S: &str = "1";
+
+/// The body of a problem.
+#[derive(Serialize)]
+struct ProblemBody<'a> {
+    #[serde(rename = "type")]
+    kind: ProblemKind,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    request_id: String,
+    trace_id: &'a str,
+}
+
+/// The answer to one request.
+pub(super) struct Reply<'a> {
+    context: &'a RequestContext,
+    /// What was asked for, for the log.
+    path: &'a str,
+    close: bool,
+}
+
+impl<'a> Reply<'a> {
+    pub(super) fn new(request: &'a HttpRequest, context: &'a RequestContext, draining: &Draining) -> Self {
+        Self { context, path: request.path(), close: draining.has_begun() }
+    }
+
+    pub(super) fn verdict(&self, verdict: &Verdict) -> HttpResponse {
+        self.record(StatusCode::OK);
+        tracing::debug!(parent: self.context.trace.span(), path = self.path, status = 200, label = verdict.label,
+            cache = verdict.cache, ms = verdict.milliseconds.total, "answered");
+        self.builder(StatusCode::OK).json(verdict)
+    }
+
+    pub(super) fn problem(&self, problem: &Problem) -> HttpResponse {
+        let kind = problem.kind;
+        let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        self.record(status);
+        self.log(problem, status);
+        let mut builder = self.builder(status);
+        match kind {
+            ProblemKind::Busy | ProblemKind::NotReady => _ = builder.insert_header((RETRY_AFTER, RETRY_AFTER_S)),
+            ProblemKind::Unauthorized => _ = builder.insert_header((WWW_AUTHENTICATE, "Bearer")),
+            // The rest of the body is not worth reading.
+            ProblemKind::TooLarge | ProblemKind::SlowBody => _ = builder.insert_header((CONNECTION, "close")),
+            _ => {}
+        }
+        let body = ProblemBody {
+            kind,
+            title: kind.title(),
+            status: kind.status(),
+            detail: &problem.detail,
+            request_id: self.context.id.to_string(),
+            trace_id: &self.context.trace_id,
+        };
+        builder.content_type(PROBLEM_JSON).body(serde_json::to_string(&body).unwrap_or_default())
+    }
+
+    fn builder(&self, status: StatusCode) -> HttpResponseBuilder {
+        let mut builder = HttpResponse::build(status);
+        builder.insert_header((REQUEST_ID, self.context.id.to_string()));
+        builder.insert_header((TRACEPARENT, self.context.traceparent.as_str()));
+        if self.close {
+            builder.force_close();
+        }
+        builder
+    }
+
+    fn record(&self, status: StatusCode) {
+        let trace = &self.context.trace;
+        trace.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            trace.record("otel.status_code", "ERROR");
+        }
+    }
+
+    fn log(&self, problem: &Problem, status: StatusCode) {
+        let (span, path, status) = (self.context.trace.span(), self.path, status.as_u16());
+        let detail = problem.detail.as_str();
+        match problem.kind {
+            ProblemKind::ModelFailed | ProblemKind::TimedOut | ProblemKind::Internal => {
+                tracing::warn!(parent: span, path, status, detail, "refused");
+            }
+            _ => tracing::debug!(parent: span, path, status, detail, "refused"),
+        }
+    }
+}
+
+/// A request that is refused before it has a context.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    problem: Problem,
+    request: HttpRequest,
+}
+
+impl Refusal {
+    pub(super) fn of(request: &HttpRequest, problem: Problem) -> Self {
+        Self { problem, request: request.clone() }
+    }
+
+    pub(super) fn respond(&self) -> HttpResponse {
+        let context = Sampling::none().request("refused", None);
+        let draining = self.request.app_data::<web::Data<Worker>>().map(|worker| worker.draining.clone());
+        Reply::new(&self.request, &context, &draining.unwrap_or_default()).problem(&self.problem)
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.problem.detail)
+    }
+}
+
+impl ResponseError for Refusal {
+    fn error_response(&self) -> HttpResponse {
+        self.respond()
+    }
+}

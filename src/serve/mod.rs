@@ -1,0 +1,133 @@
+//! `concord serve` from start to end: bind, load, answer, follow the configuration, drain.
+
+mod reload;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use concord_actors::{Engine, LoadError, Loader, StartError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::config::Ensemble;
+use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
+use crate::telemetry::Sampling;
+use reload::Reloader;
+
+/// What a server is started with.
+pub struct ServeOptions {
+    /// The configuration.
+    pub ensemble: Ensemble,
+    /// Where to listen, instead of where the configuration says.
+    pub listen: Option<String>,
+    /// The file that it came from, to be followed; `None`: it stays as it is.
+    pub file: Option<PathBuf>,
+    /// Which requests have their trace exported.
+    pub sampling: Sampling,
+    /// How models are loaded.
+    pub loader: Arc<Loader>,
+    /// Ends the server when it is notified, as SIGTERM does.
+    pub stop: Arc<Notify>,
+}
+
+/// Why a server could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be had, or the certificate cannot be used.
+    #[error("{listen}: {source}")]
+    Listen {
+        /// As it is configured.
+        listen: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// No API keys where some are asked for.
+    #[error(transparent)]
+    Keys(#[from] ApiKeysError),
+    /// No threads.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Models that do not load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Something that this process cannot go on after, such as a lost GPU.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Serves until the process is told to end, and then until what is in flight has been answered. `on_ready` is told the
+/// address once the models are loaded. Must be called where an actix system runs.
+///
+/// # Errors
+/// When it cannot start, or cannot go on.
+pub async fn serve(
+    options: ServeOptions,
+    on_ready: impl FnOnce(SocketAddr, &Arc<Engine>),
+) -> Result<(), ServeError> {
+    let mut section = options.ensemble.server().clone();
+    if let Some(listen) = options.listen {
+        section.listen = listen;
+    }
+    let keys = section.api_keys_env.as_deref().map(ApiKeys::from_env).transpose()?.map(Arc::new);
+    let engine = Engine::new(options.ensemble.engine_options())?;
+    let draining = Draining::default();
+    let endpoint = EndpointOptions { section: section.clone(), keys, sampling: options.sampling };
+    let listen_error = |source| ServeError::Listen { listen: section.listen.clone(), source };
+    let socket = http::bind(&section).map_err(listen_error)?;
+    let address = socket.local_addr().map_err(listen_error)?;
+    let server = http::server(&engine, endpoint, &draining, socket).map_err(listen_error)?;
+    let handle = server.handle();
+    let mut serving = actix::spawn(server);
+
+    let tasks = options.ensemble.tasks().clone();
+    let loading = {
+        let (engine, loader) = (Arc::clone(&engine), Arc::clone(&options.loader));
+        let log = |name: &str, took: std::time::Duration| tracing::info!(model = name, ?took, "loaded");
+        tokio::task::spawn_blocking(move || engine.load(&tasks, &*loader, log))
+    };
+    let ended = tokio::select! {
+        loaded = loading => {
+            loaded.map_err(|error| ServeError::Fatal(error.to_string()))??;
+            on_ready(address, &engine);
+            let _reloader = options.file.map(|file| Reloader::start(file, options.ensemble, &engine));
+            end_of(&engine, &options.stop).await
+        }
+        ended = end_of(&engine, &options.stop) => ended,
+        _ = &mut serving => Ended::Asked("the endpoint ended"),
+    };
+    match &ended {
+        Ended::Asked(why) => tracing::info!(why, "ending: what is in flight is answered first"),
+        Ended::Failed(message) => tracing::error!(message, "ending"),
+    }
+    draining.begin();
+    handle.stop(true).await;
+    tracing::info!("ended");
+    match ended {
+        Ended::Asked(_) => Ok(()),
+        Ended::Failed(message) => Err(ServeError::Fatal(message)),
+    }
+}
+
+/// Why a server ends.
+enum Ended {
+    Asked(&'static str),
+    Failed(String),
+}
+
+/// Resolves when the server is to end.
+async fn end_of(engine: &Engine, stop: &Notify) -> Ended {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => signals.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = terminate => Ended::Asked("SIGTERM"),
+        _ = tokio::signal::ctrl_c() => Ended::Asked("SIGINT"),
+        () = stop.notified() => Ended::Asked("told to"),
+        message = engine.fatal().raised() => Ended::Failed(message),
+    }
+}
