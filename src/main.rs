@@ -6,6 +6,11 @@ use clap::{Parser, Subcommand};
 use concord::telemetry::log_warnings;
 use concord::commands::{classify, models, parity, serve, validate};
 
+/// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
+/// a fifth fewer of them out of its cache (`make bench`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Answers questions about images with a cascade of vision models.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
