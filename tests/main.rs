@@ -2,8 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
 
+mod bad_input;
 mod classify;
 mod commands;
 mod gtsrb;
 mod harness;
+mod resilience;
+mod serve;
+mod traces;
 mod validate;

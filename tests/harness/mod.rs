@@ -1,5 +1,10 @@
 //! Runs the real `concord` program as a person would, from the repository's root.
 
+pub(crate) mod otlp;
+pub(crate) mod redis;
+pub(crate) mod server;
+pub(crate) mod troubled;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

@@ -1,0 +1,140 @@
+//! Every bad request to its status, in the form of RFC 9457, and the server answers the next one.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::harness::server::{Server, photograph};
+use crate::harness::{edited_ensemble, replace, root};
+use flate2::Compression;
+use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+
+/// A chunk of a PNG.
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut checksum = flate2::Crc::new();
+    checksum.update(kind);
+    checksum.update(data);
+    let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+    [&length, &kind[..], data, &checksum.sum().to_be_bytes()].concat()
+}
+
+/// A grey PNG that says it is so large, with this as its compressed pixels.
+fn png(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", pixels), &chunk(b"IEND", &[])].concat()
+}
+
+fn zeros(bytes: usize) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&vec![0; bytes]).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn every_bad_body_has_its_status() {
+    let (_folder, file) =
+        edited_ensemble(|text| replace(&text, "max_body_bytes = 33_554_432", "max_body_bytes = 2_000_000"));
+    let server = Server::start(&file);
+    let good = photograph(0);
+    let png_bytes = std::fs::read(root().join("examples/coffee.png")).unwrap();
+    let gzip = {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&vec![0; 10_000_000]).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zip = {
+        let mut encoder = DeflateEncoder::new(b"PK\x03\x04".to_vec(), Compression::best());
+        encoder.write_all(&vec![0; 10_000_000]).unwrap();
+        encoder.finish().unwrap()
+    };
+    let json = |text: &str| text.as_bytes().to_vec();
+    let form = |name: &str| {
+        let image = String::from_utf8_lossy(b"not an image");
+        json(&format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"a\"\r\n\r\n{image}\r\n--b--\r\n"))
+    };
+    let (app_json, multipart) = ("application/json", "multipart/form-data; boundary=b");
+    let cases: Vec<(&str, &str, Vec<u8>, u16, &str)> = vec![
+        ("empty", "image/png", Vec::new(), 400, "empty"),
+        ("text", "image/png", json("this is no picture"), 400, "not-an-image"),
+        ("a zip bomb", "image/png", zip, 400, "not-an-image"),
+        ("truncated", "image/png", png_bytes[..png_bytes.len() / 2].to_vec(), 400, "broken-image"),
+        ("50,000 × 50,000 declared", "image/png", png(50_000, 50_000, &zeros(1000)), 413, "too-large"),
+        ("a PNG that unpacks to more than it declares", "image/png", png(8, 8, &zeros(100_000_000)), 200, ""),
+        ("a PNG that unpacks to less", "image/png", png(7000, 7000, &zeros(1000)), 400, "broken-image"),
+        ("oversized", "image/png", vec![0; 2_000_001], 413, "too-large"),
+        ("wrong type", "text/html", good.clone(), 415, "unsupported-media-type"),
+        ("no JSON", app_json, json("{\"image\": "), 400, "bad-request"),
+        ("JSON without an image", app_json, json("{\"picture\": \"\"}"), 400, "bad-request"),
+        ("JSON of another form", app_json, json("[1, 2]"), 400, "bad-request"),
+        ("bad base64", app_json, json("{\"image\": \"???\"}"), 400, "bad-request"),
+        ("a data URL without base64", app_json, json("{\"image\": \"data:image/png,abc\"}"), 400, "bad-request"),
+        ("base64 of no image", app_json, json("{\"image\": \"aGVsbG8=\"}"), 400, "not-an-image"),
+        ("base64 of nothing", app_json, json("{\"image\": \"\"}"), 400, "empty"),
+        ("oversized JSON", app_json, vec![b' '; 3_000_000], 413, "too-large"),
+        ("a form without an image", multipart, form("other"), 400, "bad-request"),
+        ("a form with no image in it", multipart, form("image"), 400, "not-an-image"),
+        ("no form", multipart, json("nothing of the kind"), 400, "bad-request"),
+    ];
+    for (what, content_type, body, status, kind) in cases {
+        let answer = server.client.send(server.client.post("roadwork").header("content-type", content_type).body(body));
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        if status == 200 {
+            continue;
+        }
+        assert_eq!(answer.body["type"], kind, "{what}: {answer:?}");
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{what}");
+        assert_eq!(answer.body["status"], status, "{what}");
+        for field in ["title", "detail", "request_id", "trace_id"] {
+            assert!(answer.body[field].as_str().is_some_and(|text| !text.is_empty()), "{what}: {field} in {answer:?}");
+        }
+    }
+    let compressed = server.client.post("roadwork").header("content-encoding", "gzip").body(gzip);
+    assert_eq!(server.client.send(compressed).status, 415);
+    let unknown = server.client.classify("potholes", &good);
+    assert_eq!((unknown.status, &unknown.body["type"]), (404, &"unknown-task".into()));
+    assert!(unknown.body["detail"].as_str().unwrap().contains("roadwork, traffic_sign"), "{unknown:?}");
+    assert_eq!(server.client.get("/v2/nothing").body["type"], "not-found");
+    assert_eq!(server.client.get("/v1/tasks/roadwork/classify").status, 405);
+    assert_eq!(server.client.classify("roadwork", &good).status, 200, "and the next one is answered");
+    assert_eq!(server.client.metric("concord_in_flight_requests", &[]), 0.0);
+}
+
+#[test]
+fn unusual_pictures_are_judged_as_what_they_show() {
+    let server = Server::start(&root().join("ensemble.toml"));
+    let folder = root().join("models/tests/fixtures/images");
+    for name in ["grey16.png", "cmyk.jpg", "orientation_6.jpg", "palette.png", "rgba.png", "bilevel.png"] {
+        let judge = |name: &str| {
+            server.client.classify_fresh("traffic_sign", &std::fs::read(folder.join(name)).unwrap())
+        };
+        // Beside each lies what Pillow makes of it: upright, 8-bit RGB.
+        let (stored, plain) = (judge(name), judge(&format!("{name}.rgb.png")));
+        assert_eq!((stored.status, plain.status), (200, 200), "{name}: {stored:?}");
+        assert_eq!(stored.body["label"], plain.body["label"], "{name}");
+    }
+}
+
+/// A body that trickles in holds nothing but its connection, and not for ever.
+#[test]
+fn a_slow_body_is_given_up() {
+    let (_folder, file) =
+        edited_ensemble(|text| replace(&text, "[server]\n", "[server]\nrequest_timeout_ms = 500\n"));
+    let server = Server::start(&file);
+    let address = server.client.address.strip_prefix("http://").unwrap();
+    let mut slow = TcpStream::connect(address).unwrap();
+    slow.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head = "POST /v1/tasks/roadwork/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n";
+    slow.write_all(head.as_bytes()).unwrap();
+    slow.write_all(&[0; 10]).unwrap();
+    let started = Instant::now();
+    let mut answer = String::new();
+    let _closed_or_reset = slow.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("slow-body"), "{answer:?}");
+    assert!(started.elapsed() >= Duration::from_millis(400));
+    // One that never comes whole.
+    let mut broken = TcpStream::connect(address).unwrap();
+    broken.write_all(head.as_bytes()).unwrap();
+    drop(broken);
+    server.client.wait_until("it is forgotten", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
+    assert_eq!(server.client.classify("roadwork", &photograph(0)).status, 200);
+}

@@ -1,0 +1,76 @@
+//! A real Redis server.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `redis-server` on a free port, without files; killed when it is dropped.
+pub(crate) struct Redis {
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Redis {
+    pub(crate) fn start() -> Self {
+        let mut redis = Self { port: free_port(), child: None };
+        redis.restart();
+        redis
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it at once, without a word to its clients.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// On the same port, empty.
+    pub(crate) fn restart(&mut self) {
+        let port = self.port.to_string();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.unwrap_or_else(|error| {
+            panic!("redis-server: {error}: `make setup` installs it, or says what to install")
+        });
+        self.child = Some(child);
+        let started = Instant::now();
+        while !TcpStream::connect(("127.0.0.1", self.port)).is_ok_and(|_| self.call("PING").starts_with('+')) {
+            assert!(started.elapsed() < Duration::from_secs(20), "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// One command, as a person would type it; the first bytes of the answer.
+    pub(crate) fn call(&self, command: &str) -> String {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return String::new() };
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        let mut bytes = [0; 65536];
+        let count = stream.read(&mut bytes).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    }
+
+    /// Every key.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let answer = self.call("KEYS *");
+        answer.lines().filter(|line| !line.starts_with(['*', '$'])).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that nobody has at this moment.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}

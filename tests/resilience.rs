@@ -1,0 +1,323 @@
+//! Whatever dies, every request is answered exactly once.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::harness::redis::Redis;
+use crate::harness::server::{Answer, Endpoint, Load, Server, photograph};
+use crate::harness::troubled::TroubledServer;
+use crate::harness::{edited_ensemble, replace, root};
+
+/// The statuses of a load, and a message where a request had no answer at all.
+fn statuses(outcomes: &[Result<(u16, Duration), String>]) -> Vec<u16> {
+    outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Ok((status, _)) => *status,
+            Err(error) => panic!("a request was not answered: {error}"),
+        })
+        .collect()
+}
+
+fn with_redis(redis: &Redis) -> (Server, String) {
+    let url = redis.url();
+    let server = Server::start_with(
+        &root().join("ensemble.toml"),
+        &[("CONCORD__CACHE__BACKEND", "redis"), ("CONCORD__CACHE__URL", &url), ("CONCORD__CACHE__TIMEOUT_MS", "100")],
+    );
+    (server, url)
+}
+
+/// Waits for writes, which nobody else does.
+fn wait_for_keys(redis: &Redis, count: usize) {
+    let started = Instant::now();
+    while redis.keys().len() < count {
+        assert!(started.elapsed() < Duration::from_secs(30), "only {:?}", redis.keys());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn redis_keeps_votes_and_verdicts_for_other_processes() {
+    let redis = Redis::start();
+    let image = photograph(1);
+    {
+        let (first, _) = with_redis(&redis);
+        assert_eq!(first.client.classify("roadwork", &image).label_and_cache().1, "miss");
+        wait_for_keys(&redis, 3);
+    }
+    assert!(redis.keys().iter().all(|key| key.starts_with("concord:")), "{:?}", redis.keys());
+    let (second, _) = with_redis(&redis);
+    let answer = second.client.classify("roadwork", &image);
+    assert_eq!(answer.label_and_cache(), ("road work", "verdict"));
+    assert_eq!(answer.body["votes"][1]["model"], "siglip2");
+    assert_eq!(second.client.forwards(), 0.0);
+    let ttl = redis.call(&format!("TTL {}", redis.keys()[0]));
+    assert!(ttl.trim_start_matches(':').trim().parse::<i64>().unwrap() > 0, "no time to live: {ttl}");
+}
+
+#[test]
+fn rubbish_in_redis_is_a_counted_miss() {
+    let redis = Redis::start();
+    let (server, _) = with_redis(&redis);
+    let image = photograph(1);
+    let first = server.client.classify("roadwork", &image).body;
+    wait_for_keys(&redis, 3);
+    for key in redis.keys() {
+        assert!(redis.call(&format!("SET {key} rubbish")).starts_with("+OK"));
+    }
+    let again = server.client.classify("roadwork", &image);
+    assert_eq!(again.label_and_cache().1, "miss");
+    assert_eq!(again.body["probability"], first["probability"]);
+    assert_eq!(server.client.metric("concord_cache_errors_total", &["why=\"rubbish\""]), 3.0);
+}
+
+#[test]
+fn redis_may_be_slow_die_and_come_back_under_load() {
+    let mut redis = Redis::start();
+    let (server, _) = with_redis(&redis);
+    let load = Load::start(&server.client, 3);
+    std::thread::sleep(Duration::from_millis(700));
+    redis.call("CLIENT PAUSE 1500");
+    std::thread::sleep(Duration::from_millis(2000));
+    redis.kill();
+    std::thread::sleep(Duration::from_millis(1500));
+    let outcomes_so_far = server.client.metric("concord_requests_total", &[]);
+    redis.restart();
+    server.client.wait_until("values are kept again", |_| !redis.keys().is_empty());
+    let outcomes = load.finish();
+    assert!(outcomes_so_far > 20.0);
+    assert!(statuses(&outcomes).iter().all(|status| *status == 200), "{outcomes:?}");
+    for why in ["timeout", "refused", "breaker"] {
+        let counted = server.client.metric("concord_cache_errors_total", &[&format!("why=\"{why}\"")]);
+        assert!(counted > 0.0, "{why} was not counted");
+    }
+}
+
+#[test]
+fn a_server_starts_and_answers_without_its_redis() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let (mut server, _) = with_redis(&redis);
+    let answers: Vec<Answer> = (0..6).map(|number| server.client.classify("roadwork", &photograph(number))).collect();
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    // Refused at once, and then left alone: the models' time is what is left.
+    let cached = server.client.metric("concord_phase_seconds_sum", &["phase=\"cache_get\""]);
+    assert!(cached < 6.0 * 0.1 + 0.1, "six lookups may take their timeout and no more: {cached} s");
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0, "{}", server.log());
+}
+
+#[test]
+fn a_panic_in_a_forward_costs_its_batch_and_no_more() {
+    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let load = Load::start(&server.client, 4);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        server.trouble.panic_in_the_next(1);
+    }
+    server.client.wait_until("the threads were started again", |client| {
+        client.metric("concord_model_restarts_total", &[]) >= 3.0
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let outcomes = load.finish();
+    let statuses = statuses(&outcomes);
+    let failed = statuses.iter().filter(|status| **status != 200).count();
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
+    // Four clients, so no batch is larger.
+    assert!((1..=12).contains(&failed), "{failed} of {}", statuses.len());
+    assert!(statuses.len() > 30, "only {}", statuses.len());
+    let after = server.client.classify("roadwork", &photograph(77));
+    assert_eq!(after.label_and_cache().0, "road work", "and the model is back");
+    assert_eq!(server.client.metric("concord_queue_depth", &[]), 0.0);
+}
+
+#[test]
+fn a_model_that_panics_again_and_again_still_answers_every_request() {
+    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    server.trouble.panic_in_the_next(8);
+    for number in 0..8 {
+        let answer = server.client.classify("roadwork", &photograph(number));
+        assert_eq!((answer.status, &answer.body["type"]), (503, &"model-failed".into()), "{answer:?}");
+        assert!(answer.body["detail"].as_str().unwrap().contains("panicked"), "{answer:?}");
+    }
+    let started = Instant::now();
+    assert_eq!(server.client.classify("roadwork", &photograph(8)).status, 200);
+    assert!(started.elapsed() < Duration::from_secs(20), "a restart waits half a second at most");
+}
+
+#[test]
+fn a_server_that_is_told_to_end_answers_what_it_has_accepted() {
+    let mut server = Server::start(&root().join("ensemble.toml"));
+    let load = Load::start(&server.client, 6);
+    std::thread::sleep(Duration::from_millis(600));
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0, "{}", server.log());
+    let outcomes = load.finish();
+    assert!(outcomes.len() > 10, "only {}", outcomes.len());
+    assert!(statuses(&outcomes).iter().all(|status| *status == 200), "{outcomes:?}");
+    assert!(TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).is_err());
+}
+
+/// More than may be in flight is refused at once, and what was accepted is answered in time.
+#[test]
+fn ten_times_too_much_is_refused_at_once() {
+    let (_folder, file) = edited_ensemble(|text| {
+        replace(&text, "snapshot = \"models/nano/dinov3\"", "queue_capacity = 4\nsnapshot = \"models/nano/dinov3\"")
+    });
+    let server = TroubledServer::start(&file);
+    server.trouble.hold();
+    let clients = |count: usize, first: usize| -> Vec<_> {
+        let ask = |number: usize| {
+            let client = server.client.clone();
+            std::thread::spawn(move || (client.classify("roadwork", &photograph(number)), Instant::now()))
+        };
+        (first..first + count).map(ask).collect()
+    };
+    let accepted = clients(4, 0);
+    server.client.wait_until("the queue is full", |client| {
+        client.metric("concord_queue_depth", &["model=\"dinov3\""]) == 4.0
+    });
+    // The model stands still, so every one of these is answered without it.
+    for (answer, _) in clients(40, 100).into_iter().map(|client| client.join().unwrap()) {
+        assert_eq!((answer.status, &answer.body["type"]), (429, &"busy".into()), "{answer:?}");
+        assert_eq!(answer.header("retry-after"), "1");
+        assert!(answer.body["detail"].as_str().unwrap().contains("queue_capacity"), "{answer:?}");
+    }
+    let released = Instant::now();
+    server.trouble.release();
+    for (answer, at) in accepted.into_iter().map(|client| client.join().unwrap()) {
+        assert!(answer.status == 200 && at >= released, "{answer:?}");
+    }
+}
+
+/// Sends a request and goes without waiting for the answer.
+fn ask_and_leave(client: &Endpoint, number: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(client.address.strip_prefix("http://").unwrap()).unwrap();
+    let image = photograph(number);
+    let head = format!("POST /v1/tasks/roadwork/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", image.len());
+    stream.write_all(&[head.as_bytes(), &image].concat()).unwrap();
+    stream
+}
+
+#[test]
+fn nothing_runs_for_a_client_that_has_gone() {
+    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let depth = |client: &Endpoint| client.metric("concord_queue_depth", &["model=\"dinov3\""]);
+    server.trouble.hold();
+    let patient = {
+        let client = server.client.clone();
+        std::thread::spawn(move || client.classify("roadwork", &photograph(0)))
+    };
+    server.client.wait_until("the first one runs", |_| server.trouble.begun() > WARM_UPS);
+    let gone: Vec<TcpStream> = (1..=5).map(|number| ask_and_leave(&server.client, number)).collect();
+    server.client.wait_until("all are queued", |client| depth(client) == 6.0);
+    drop(gone);
+    server.client.wait_until("the server knows", |client| client.metric("concord_in_flight_requests", &[]) == 1.0);
+    server.trouble.release();
+    assert_eq!(patient.join().unwrap().status, 200);
+    server.client.wait_until("the queue is empty", |client| depth(client) == 0.0);
+    assert_eq!(server.client.metric("concord_dropped_total", &["why=\"abandoned\""]), 5.0);
+    assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
+}
+
+/// Both models are tried with a blank picture for each of the two tasks when they are loaded.
+const WARM_UPS: usize = 4;
+
+#[test]
+fn what_is_too_late_is_refused_and_does_not_run() {
+    let (_folder, file) =
+        edited_ensemble(|text| replace(&text, "[server]\n", "[server]\nrequest_timeout_ms = 300\n"));
+    let server = TroubledServer::start(&file);
+    server.trouble.hold();
+    let asked = Instant::now();
+    let clients: Vec<_> = (0..3)
+        .map(|number| {
+            let client = server.client.clone();
+            std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
+        })
+        .collect();
+    for answer in clients.into_iter().map(|client| client.join().unwrap()) {
+        assert_eq!((answer.status, &answer.body["type"]), (504, &"timed-out".into()), "{answer:?}");
+    }
+    assert!(asked.elapsed() >= Duration::from_millis(300));
+    server.trouble.release();
+    server.client.wait_until("the queue is empty", |client| client.metric("concord_queue_depth", &[]) == 0.0);
+    // The one or more that had begun are done in vain; of the others none has run.
+    let (dropped, ran) =
+        (server.client.metric("concord_dropped_total", &[]), server.client.metric("concord_forwards_total", &[]));
+    assert_eq!(dropped + ran, 3.0, "dropped {dropped}, ran {ran}");
+    assert_eq!(server.client.metric("concord_requests_total", &["outcome=\"expired\""]), 3.0);
+}
+
+#[test]
+fn identical_requests_share_one_computation_that_outlives_its_first() {
+    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    server.trouble.hold();
+    let leader = ask_and_leave(&server.client, 7);
+    server.client.wait_until("the computation runs", |_| server.trouble.begun() > WARM_UPS);
+    let followers: Vec<_> = (0..5)
+        .map(|_| {
+            let client = server.client.clone();
+            std::thread::spawn(move || client.classify("roadwork", &photograph(7)))
+        })
+        .collect();
+    server.client.wait_until("all wait", |client| client.metric("concord_in_flight_requests", &[]) == 6.0);
+    drop(leader);
+    server.client.wait_until("one has gone", |client| client.metric("concord_in_flight_requests", &[]) == 5.0);
+    server.trouble.release();
+    for answer in followers.into_iter().map(|client| client.join().unwrap()) {
+        assert_eq!(answer.label_and_cache(), ("road work", "joined"), "{answer:?}");
+    }
+    assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
+}
+
+/// While a batch runs, what comes meanwhile is put together to the next one.
+#[test]
+fn what_waits_together_runs_together_and_says_the_same() {
+    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let alone: Vec<Answer> =
+        (0..6).map(|number| server.client.classify_fresh("roadwork", &photograph(number))).collect();
+    server.trouble.hold();
+    let before = server.client.metric("concord_batch_size_count", &["model=\"dinov3\""]);
+    let ask = |number: usize| {
+        let client = server.client.clone();
+        std::thread::spawn(move || client.classify_fresh("roadwork", &photograph(number)))
+    };
+    let begun = server.trouble.begun();
+    let first = ask(99);
+    server.client.wait_until("the first one runs", |_| server.trouble.begun() > begun);
+    let others: Vec<_> = (0..6).map(ask).collect();
+    server.client.wait_until("the others wait", |client| {
+        client.metric("concord_queue_depth", &["model=\"dinov3\""]) == 7.0
+    });
+    // The last of them may still be being made ready when its place is taken.
+    std::thread::sleep(Duration::from_millis(300));
+    server.trouble.release();
+    assert_eq!(first.join().unwrap().status, 200);
+    for (answer, alone) in others.into_iter().map(|client| client.join().unwrap()).zip(alone) {
+        let p = |answer: &Answer| answer.body["probability"].as_f64().unwrap();
+        assert!((p(&answer) - p(&alone)).abs() < 1e-5, "{answer:?} {alone:?}");
+    }
+    let batches = server.client.metric("concord_batch_size_count", &["model=\"dinov3\""]) - before;
+    assert_eq!(batches, 2.0, "one alone, and six together");
+}
+
+#[test]
+fn readiness_ends_before_the_connections_do() {
+    let server = Server::start(&root().join("ensemble.toml"));
+    // A request that is not whole keeps the server from ending.
+    let mut half = TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).unwrap();
+    half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let image = photograph(0);
+    let head = format!("POST /v1/tasks/roadwork/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", image.len());
+    half.write_all(&[head.as_bytes(), &image[..100]].concat()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    half.write_all(&image[100..]).unwrap();
+    let mut answer = String::new();
+    let _closed = half.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer:?}");
+}
