@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::telemetry::log_warnings;
 use concord::commands::{classify, models, parity, serve, validate};
+use concord::telemetry::log_warnings;
 
 /// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
 /// a fifth fewer of them out of its cache (`make bench`).

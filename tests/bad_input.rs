@@ -21,7 +21,8 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 /// A grey PNG that says it is so large, with this as its compressed pixels.
 fn png(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
-    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", pixels), &chunk(b"IEND", &[])].concat()
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", pixels), &chunk(b"IEND", &[])]
+        .concat()
 }
 
 fn zeros(bytes: usize) -> Vec<u8> {
@@ -50,7 +51,9 @@ fn every_bad_body_has_its_status() {
     let json = |text: &str| text.as_bytes().to_vec();
     let form = |name: &str| {
         let image = String::from_utf8_lossy(b"not an image");
-        json(&format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"a\"\r\n\r\n{image}\r\n--b--\r\n"))
+        json(&format!(
+            "--b\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"a\"\r\n\r\n{image}\r\n--b--\r\n"
+        ))
     };
     let (app_json, multipart) = ("application/json", "multipart/form-data; boundary=b");
     let cases: Vec<(&str, &str, Vec<u8>, u16, &str)> = vec![
@@ -67,7 +70,13 @@ fn every_bad_body_has_its_status() {
         ("JSON without an image", app_json, json("{\"picture\": \"\"}"), 400, "bad-request"),
         ("JSON of another form", app_json, json("[1, 2]"), 400, "bad-request"),
         ("bad base64", app_json, json("{\"image\": \"???\"}"), 400, "bad-request"),
-        ("a data URL without base64", app_json, json("{\"image\": \"data:image/png,abc\"}"), 400, "bad-request"),
+        (
+            "a data URL without base64",
+            app_json,
+            json("{\"image\": \"data:image/png,abc\"}"),
+            400,
+            "bad-request",
+        ),
         ("base64 of no image", app_json, json("{\"image\": \"aGVsbG8=\"}"), 400, "not-an-image"),
         ("base64 of nothing", app_json, json("{\"image\": \"\"}"), 400, "empty"),
         ("oversized JSON", app_json, vec![b' '; 3_000_000], 413, "too-large"),
@@ -76,7 +85,9 @@ fn every_bad_body_has_its_status() {
         ("no form", multipart, json("nothing of the kind"), 400, "bad-request"),
     ];
     for (what, content_type, body, status, kind) in cases {
-        let answer = server.client.send(server.client.post("roadwork").header("content-type", content_type).body(body));
+        let answer = server
+            .client
+            .send(server.client.post("roadwork").header("content-type", content_type).body(body));
         assert_eq!(answer.status, status, "{what}: {answer:?}");
         if status == 200 {
             continue;
@@ -85,7 +96,10 @@ fn every_bad_body_has_its_status() {
         assert_eq!(answer.header("content-type"), "application/problem+json", "{what}");
         assert_eq!(answer.body["status"], status, "{what}");
         for field in ["title", "detail", "request_id", "trace_id"] {
-            assert!(answer.body[field].as_str().is_some_and(|text| !text.is_empty()), "{what}: {field} in {answer:?}");
+            assert!(
+                answer.body[field].as_str().is_some_and(|text| !text.is_empty()),
+                "{what}: {field} in {answer:?}"
+            );
         }
     }
     let compressed = server.client.post("roadwork").header("content-encoding", "gzip").body(gzip);
@@ -135,6 +149,8 @@ fn a_slow_body_is_given_up() {
     let mut broken = TcpStream::connect(address).unwrap();
     broken.write_all(head.as_bytes()).unwrap();
     drop(broken);
-    server.client.wait_until("it is forgotten", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
+    server
+        .client
+        .wait_until("it is forgotten", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
     assert_eq!(server.client.classify("roadwork", &photograph(0)).status, 200);
 }

@@ -45,7 +45,16 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     assert_eq!(answer.status, 200, "{answer:?}");
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
     assert_eq!(answer.body["trace_id"], trace_id, "the caller's trace goes on");
-    let expected = ["POST /v1/tasks/{task}/classify", "route", "cache.get", "decode", "stage 1", "vote", "fuse", "cache.put"];
+    let expected = [
+        "POST /v1/tasks/{task}/classify",
+        "route",
+        "cache.get",
+        "decode",
+        "stage 1",
+        "vote",
+        "fuse",
+        "cache.put",
+    ];
     let spans = receiver.wait_for("whole trace", |spans| {
         let spans = of_trace(spans, trace_id);
         expected.iter().all(|name| !named(&spans, name).is_empty())
@@ -54,7 +63,13 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     });
     let trace = of_trace(&spans, trace_id);
     let services: BTreeSet<&str> = trace.iter().map(|received| received.service.as_str()).collect();
-    let all = ["concord-cache", "concord-endpoint", "concord-model-dinov3", "concord-model-siglip2", "concord-router"];
+    let all = [
+        "concord-cache",
+        "concord-endpoint",
+        "concord-model-dinov3",
+        "concord-model-siglip2",
+        "concord-router",
+    ];
     assert_eq!(services, BTreeSet::from(all));
 
     let one = |name: &str| named(&trace, name)[0];
@@ -78,14 +93,24 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
         let model = vote.attribute("model").unwrap();
         assert_eq!(vote.service, format!("concord-model-{model}"));
         for attribute in ["batch_size", "queue_ms", "gpu_ms", "p", "weight", "label"] {
-            assert!(vote.attribute(attribute).is_some(), "{model} has no {attribute}: {:?}", vote.span.attributes);
+            assert!(
+                vote.attribute(attribute).is_some(),
+                "{model} has no {attribute}: {:?}",
+                vote.span.attributes
+            );
         }
         assert!(vote.attribute("concord.service").is_none());
         // A batch is its own trace, linked to the votes in it.
-        let batch = spans.iter().find(|received| received.span.name == "batch" && received.service == vote.service);
+        let batch =
+            spans.iter().find(|received| received.span.name == "batch" && received.service == vote.service);
         let batch = &batch.unwrap().span;
         assert_ne!(batch.trace_id, vote.span.trace_id);
-        assert!(batch.links.iter().any(|link| link.span_id == vote.span.span_id && link.trace_id == vote.span.trace_id));
+        assert!(
+            batch
+                .links
+                .iter()
+                .any(|link| link.span_id == vote.span.span_id && link.trace_id == vote.span.trace_id)
+        );
     }
     assert_eq!(one("fuse").attribute("reason").as_deref(), Some("accepted"));
     assert_eq!(one("route").attribute("cache").as_deref(), Some("miss"));
@@ -97,7 +122,11 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     let log = server.log();
     let line = log.lines().find(|line| line.contains(id) && line.contains("answered")).unwrap();
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!((&line["span"]["request_id"], &line["span"]["trace_id"]), (&id.into(), &trace_id.into()), "{line}");
+    assert_eq!(
+        (&line["span"]["request_id"], &line["span"]["trace_id"]),
+        (&id.into(), &trace_id.into()),
+        "{line}"
+    );
 }
 
 #[test]
@@ -116,8 +145,11 @@ fn a_batch_is_linked_to_every_request_in_it() {
         let linked: usize = batches(spans).map(|batch| batch.span.links.len()).sum();
         votes == 48 && linked == 48
     });
-    let votes: BTreeSet<Vec<u8>> =
-        spans.iter().filter(|received| received.span.name == "vote").map(|vote| vote.span.span_id.clone()).collect();
+    let votes: BTreeSet<Vec<u8>> = spans
+        .iter()
+        .filter(|received| received.span.name == "vote")
+        .map(|vote| vote.span.span_id.clone())
+        .collect();
     let linked: BTreeSet<Vec<u8>> =
         batches(&spans).flat_map(|batch| batch.span.links.iter().map(|link| link.span_id.clone())).collect();
     assert_eq!(votes, linked, "every vote is in one batch");
@@ -136,7 +168,8 @@ fn a_caller_who_has_decided_is_followed_and_the_others_by_the_ratio() {
     let server = traced(&receiver, "0.0001");
     let ask = |traceparent: Option<&str>, number: usize| {
         let request = server.client.post("roadwork").body(photograph(number));
-        let request = traceparent.map_or(request.try_clone().unwrap(), |parent| request.header("traceparent", parent));
+        let request =
+            traceparent.map_or(request.try_clone().unwrap(), |parent| request.header("traceparent", parent));
         server.client.send(request)
     };
     for number in 0..5 {
@@ -147,7 +180,8 @@ fn a_caller_who_has_decided_is_followed_and_the_others_by_the_ratio() {
     assert_eq!(unsampled.body["trace_id"], "0af7651916cd43dd8448eb211c80319c");
     let sampled = ask(Some(&PARENT.replace("0af", "1af")), 6);
     assert!(sampled.header("traceparent").ends_with("-01"), "{sampled:?}");
-    let spans = receiver.wait_for("sampled trace", |spans| spans.iter().any(|received| received.span.name == "route"));
+    let spans = receiver
+        .wait_for("sampled trace", |spans| spans.iter().any(|received| received.span.name == "route"));
     assert!(spans.iter().all(|received| received.span.name == "batch" || received.span.trace_id[0] == 0x1a));
 }
 

@@ -38,7 +38,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
     let Err(ConfigError::Faults(faults)) = Ensemble::load(&path) else { panic!("the file has faults") };
     let found = faults.to_string().replace(&format!("{}:", path.display()), "");
     let expected = [
-        r#"4: server.max_pixles: unknown key (did you mean "max_pixels"?): must be one of max_pixels, max_body_bytes, cpu_threads"#,
+        r#"4: server.max_pixles: unknown key (did you mean "max_pixels"?): must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_body_bytes, cpu_threads, api_keys_env, tls_certificate, tls_key"#,
         r#"5: server.max_body_bytes: "32 MiB" is of the wrong type: must be a whole number, 0 or more"#,
         "6: server.cpu_threads: 5000 is out of range: must be from 0 to 1024",
         r#"11: models.dinov3.heads.streets: "streets" is not a configured task: must be one of roadwork, sign"#,
@@ -60,7 +60,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
 #[test]
 fn wrong_types_in_one_section_do_not_hide_each_other() {
     let text = SHIPPED.replacen("max_pixels = 64_000_000", "max_pixels = true", 1).replacen(
-        "cpu_threads = 1",
+        "cpu_threads = 2",
         "cpu_threads = -1",
         1,
     );
@@ -76,12 +76,53 @@ fn a_spoilt_file_is_told_as_such() {
     // What is replaced in the shipped file, by what, and a part of what is said.
     let cases = [
         ("\n[server]", "\n[server", "ensemble.toml:7:8: not TOML: "),
-        ("cpu_threads = 1 ", "cpu_threads = nan ", "\"NaN\" is of the wrong type: must be a whole number"),
+        ("cpu_threads = 2 ", "cpu_threads = nan ", "\"NaN\" is of the wrong type: must be a whole number"),
         ("[models.siglip2]", "[models.SigLIP]", "models.SigLIP: not a name: must be of lower-case letters"),
         (
             "\n[server]",
-            "\n[cache]\n[server]",
-            "ensemble.toml:7: cache: unknown key: must be one of server, models, tasks",
+            "\n[chache]\n[server]",
+            "ensemble.toml:7: chache: unknown key (did you mean \"cache\"?): must be one of server, cache, telemetry, models, tasks",
+        ),
+        (
+            "[server]\n",
+            "[server]\nlisten = \"8080\"\n",
+            "server.listen: \"8080\" is not an address: must be HOST:PORT",
+        ),
+        (
+            "[server]\n",
+            "[server]\ntls_key = \"key.pem\"\n",
+            "server.tls_certificate: is missing: must be given with tls_key",
+        ),
+        (
+            "[server]\n",
+            "[cache]\nbackend = \"reddis\"\n[server]\n",
+            "cache.backend: \"reddis\" is not a cache backend (did you mean \"redis\"?): must be one of memory, redis",
+        ),
+        ("[server]\n", "[cache]\nttl_s = 0\n[server]\n", "cache.ttl_s: 0 is out of range"),
+        (
+            "[server]\n",
+            "[cache]\nurl = \"http://user:secret@x\"\n[server]\n",
+            "cache.url: is not the address of a Redis server",
+        ),
+        (
+            "[server]\n",
+            "[telemetry]\nsample_ratio = 1.5\n[server]\n",
+            "telemetry.sample_ratio: 1.5 is not a share",
+        ),
+        (
+            "[server]\n",
+            "[telemetry]\notlp_endpoint = \"jaeger:4318\"\n[server]\n",
+            "telemetry.otlp_endpoint: \"jaeger:4318\" is not an address",
+        ),
+        (
+            "[server]\n",
+            "[telemetry]\nlog_format = \"xml\"\n[server]\n",
+            "telemetry.log_format: \"xml\" is not a log format",
+        ),
+        (
+            "dtype = \"fp32\"",
+            "dtype = \"fp32\"\nmax_batch = 0",
+            "models.dinov3.max_batch: 0 is out of range: must be from 1 to 1024",
         ),
         ("\n[server]", "\ntasks = 3\n[server]", "not TOML: "),
         (
@@ -168,12 +209,12 @@ fn a_faulty_variable_is_named() {
         (
             "CONCORD__SERVER__THREADS",
             "3",
-            "server.threads: unknown key: must be one of max_pixels, max_body_bytes, cpu_threads",
+            "server.threads: unknown key: must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_body_bytes, cpu_threads, api_keys_env, tls_certificate, tls_key",
         ),
         (
             "CONCORD__SERVED__PORT",
             "3",
-            "served: unknown key (did you mean \"server\"?): must be one of server, models, tasks",
+            "served: unknown key (did you mean \"server\"?): must be one of server, cache, telemetry, models, tasks",
         ),
         (
             "CONCORD__MODELS__CLIP__SNAPSHOT",

@@ -19,7 +19,8 @@ pub fn snapshot_digest(folder: &Path) -> Result<[u8; 32], ModelError> {
     let entries = std::fs::read_dir(folder).map_err(|source| ModelError::file(folder, source))?;
     for entry in entries {
         let path = entry.map_err(|source| ModelError::file(folder, source))?.path();
-        let is_small = path.extension().is_some_and(|ending| SMALL_FILES.iter().any(|&small| ending == small));
+        let is_small =
+            path.extension().is_some_and(|ending| SMALL_FILES.iter().any(|&small| ending == small));
         if is_small && path.is_file() {
             files.push(path);
         }

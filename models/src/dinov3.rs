@@ -89,7 +89,11 @@ impl Config {
     }
 }
 
-fn load(snapshot: &Snapshot, _options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+fn load(
+    snapshot: &Snapshot,
+    _options: &ModelOptions,
+    place: Placement,
+) -> Result<Box<dyn Model>, ModelError> {
     let mut weights =
         WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
     let backbone = Backbone::load(snapshot, &mut weights)?;

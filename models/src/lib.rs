@@ -4,8 +4,8 @@
 
 mod decode;
 mod device;
-mod dinov3;
 mod digest;
+mod dinov3;
 mod error;
 mod head;
 mod layers;
@@ -23,5 +23,7 @@ pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_c
 pub use digest::{head_digest, snapshot_digest};
 pub use error::ModelError;
 pub use image::RgbImage;
-pub use model::{ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels, load_model};
+pub use model::{
+    ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels, load_model,
+};
 pub use preprocess::{Pixels, Preprocessor};

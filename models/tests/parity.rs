@@ -114,11 +114,8 @@ fn a_batch_of_n_equals_n_single_runs() {
         .unwrap();
         let labels = (0..10)
             .map(|digit| (digit.to_string(), vec![format!("a photo of {digit}"), format!("{digit} cats")]));
-        let task = TaskLabels {
-            task: "digits".to_owned(),
-            labels: labels.collect(),
-            head: head.map(PathBuf::from),
-        };
+        let task =
+            TaskLabels { task: "digits".to_owned(), labels: labels.collect(), head: head.map(PathBuf::from) };
         model.prepare(TaskId(1), &task).unwrap();
         let pixels: Vec<Pixels> = images
             .iter()

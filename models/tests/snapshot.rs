@@ -248,8 +248,7 @@ fn a_head_for_other_labels_is_refused() {
     model.prepare(DIGITS, &digits(10)).unwrap();
     let message = model.prepare(DIGITS, &digits(9)).unwrap_err().to_string();
     assert!(message.contains("gives 10 logits, but the task has 9 labels"), "{message}");
-    let message =
-        model.prepare(DIGITS, &TaskLabels { head: None, ..digits(10) }).unwrap_err().to_string();
+    let message = model.prepare(DIGITS, &TaskLabels { head: None, ..digits(10) }).unwrap_err().to_string();
     assert!(message.contains("no head"), "{message}");
     assert!(model.classify(TaskId(2), &[]).is_err());
 }

@@ -150,11 +150,7 @@ async fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
     Outcome { file: input.path.display().to_string(), request, task: asking.task.to_owned(), result }
 }
 
-async fn verdict_on(
-    path: &Path,
-    asking: &Asking<'_>,
-    request: &RequestContext,
-) -> Result<Verdict, Problem> {
+async fn verdict_on(path: &Path, asking: &Asking<'_>, request: &RequestContext) -> Result<Verdict, Problem> {
     let image = read_at_most(path, asking.server.max_body_bytes)?.into();
     let (caller, _presence) = Caller::new();
     let question = Classify {

@@ -61,16 +61,13 @@ fn with_engine<T>(
     actix::System::new().block_on(async {
         let engine = Engine::new(options).map_err(|error| error.to_string())?;
         let mut loaded = 0;
-        let outcome = engine.load(
-            &tasks,
-            &|_: &str, options: &_, base: &_| load_model(options, base),
-            |name, _| {
+        let outcome =
+            engine.load(&tasks, &|_: &str, options: &_, base: &_| load_model(options, base), |name, _| {
                 loaded += 1;
                 if show {
                     eprint!("\r\x1b[Kloaded {loaded} of {count} models: {name} …");
                 }
-            },
-        );
+            });
         if show {
             eprint!("\r\x1b[K");
         }

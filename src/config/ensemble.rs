@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use concord_actors::{CacheSection, EngineOptions};
 use concord_actors::policy::Policy;
+use concord_actors::{CacheSection, EngineOptions};
 use concord_models::ModelOptions;
 
 use super::error::{ConfigError, Faults, Located};

@@ -96,7 +96,11 @@ impl ServerSection {
         let mut faults = out_of_range(fields);
         let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
         // Only its form: a name may be known on the machine where it will be used.
-        if self.listen.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+        if self
+            .listen
+            .rsplit_once(':')
+            .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+        {
             fault("listen", format!("{:?} is not an address: must be HOST:PORT", self.listen));
         }
         let with_tls = (&self.tls_certificate, &self.tls_key);

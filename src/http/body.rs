@@ -134,20 +134,17 @@ async fn from_form(headers: &HeaderMap, payload: Payload, limit: u64) -> Result<
     Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}")))
 }
 
-/// The image of a JSON body. Public for the fuzzer.
-///
-/// # Errors
-/// When it is no JSON of that form, or its text is not base64.
-pub fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
+/// The image of a JSON body.
+fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
-    let request: ImageRequest =
-        serde_json::from_slice(body).map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
+    let request: ImageRequest = serde_json::from_slice(body)
+        .map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
     let text = request.image.trim();
     let text = match text.strip_prefix("data:") {
         Some(url) => {
-            let (_, data) = url
-                .split_once(";base64,")
-                .ok_or_else(|| bad("image: a data URL must be of the form data:TYPE;base64,DATA".to_owned()))?;
+            let (_, data) = url.split_once(";base64,").ok_or_else(|| {
+                bad("image: a data URL must be of the form data:TYPE;base64,DATA".to_owned())
+            })?;
             data
         }
         None => text,

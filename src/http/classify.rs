@@ -9,7 +9,7 @@ use concord_actors::{Caller, Classify};
 use tokio::time::timeout_at;
 
 use super::auth::Authorized;
-use super::respond::{Reply, Refusal};
+use super::respond::{Refusal, Reply};
 use super::{Worker, body};
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::{RequestContext, TRACEPARENT};

@@ -10,7 +10,15 @@ use crate::verdict::Verdict;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Concord", description = "Answers questions about images with a cascade of vision models."),
-    paths(classify::classify, pages::tasks, pages::models, pages::healthz, pages::readyz, pages::metrics, page),
+    paths(
+        classify::classify,
+        pages::tasks,
+        pages::models,
+        pages::healthz,
+        pages::readyz,
+        pages::metrics,
+        page
+    ),
     components(schemas(Verdict, Problem, ProblemKind, body::ImageRequest))
 )]
 struct Description;

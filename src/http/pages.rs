@@ -172,6 +172,7 @@ pub(super) async fn not_found(request: HttpRequest) -> HttpResponse {
 }
 
 pub(super) async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
-    let detail = format!("{} is not served by {}: /openapi.json says by what", request.path(), request.method());
+    let detail =
+        format!("{} is not served by {}: /openapi.json says by what", request.path(), request.method());
     Refusal::of(&request, Problem::new(ProblemKind::MethodNotAllowed, detail)).respond()
 }

@@ -54,7 +54,9 @@ impl<'a> Reply<'a> {
         self.log(problem, status);
         let mut builder = self.builder(status);
         match kind {
-            ProblemKind::Busy | ProblemKind::NotReady => _ = builder.insert_header((RETRY_AFTER, RETRY_AFTER_S)),
+            ProblemKind::Busy | ProblemKind::NotReady => {
+                _ = builder.insert_header((RETRY_AFTER, RETRY_AFTER_S))
+            }
             ProblemKind::Unauthorized => _ = builder.insert_header((WWW_AUTHENTICATE, "Bearer")),
             // The rest of the body is not worth reading.
             ProblemKind::TooLarge | ProblemKind::SlowBody => _ = builder.insert_header((CONNECTION, "close")),

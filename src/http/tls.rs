@@ -11,7 +11,9 @@ use crate::config::ServerSection;
 
 /// `None` where no certificate is configured.
 pub(super) fn config(section: &ServerSection) -> io::Result<Option<ServerConfig>> {
-    let (Some(certificate), Some(key)) = (&section.tls_certificate, &section.tls_key) else { return Ok(None) };
+    let (Some(certificate), Some(key)) = (&section.tls_certificate, &section.tls_key) else {
+        return Ok(None);
+    };
     let unusable = |path: &Path, error: &dyn std::fmt::Display| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{}: {error}", path.display()))
     };

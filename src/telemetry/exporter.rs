@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use opentelemetry::{KeyValue, Value};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};

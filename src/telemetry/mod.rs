@@ -43,7 +43,9 @@ impl Telemetry {
     pub fn start(section: &TelemetrySection) -> Result<Self, reqwest::Error> {
         let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let logs: Box<dyn Layer<Registry> + Send + Sync> = match section.log_format.as_str() {
-            "json" => logs.json().flatten_event(true).with_span_list(false).with_filter(filter("info")).boxed(),
+            "json" => {
+                logs.json().flatten_event(true).with_span_list(false).with_filter(filter("info")).boxed()
+            }
             _ => logs.with_filter(filter("info")).boxed(),
         };
         let Some(endpoint) = &section.otlp_endpoint else {

@@ -48,9 +48,11 @@ impl Sampling {
     pub fn request(self, route: &'static str, traceparent: Option<&str>) -> RequestContext {
         let id = Uuid::now_v7();
         let parent = traceparent.and_then(parse);
-        let trace_id =
-            parent.as_ref().map_or_else(|| RandomIdGenerator::default().new_trace_id(), SpanContext::trace_id);
-        let sampled = self.ratio > 0.0 && parent.as_ref().map_or(self.chooses(trace_id), SpanContext::is_sampled);
+        let trace_id = parent
+            .as_ref()
+            .map_or_else(|| RandomIdGenerator::default().new_trace_id(), SpanContext::trace_id);
+        let sampled =
+            self.ratio > 0.0 && parent.as_ref().map_or(self.chooses(trace_id), SpanContext::is_sampled);
         if sampled { exported(id, route, parent) } else { unexported(id, route, trace_id) }
     }
 

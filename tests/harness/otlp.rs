@@ -32,7 +32,8 @@ impl Receiver {
                     let spans = web::Data::new(Arc::clone(&shared));
                     App::new().app_data(spans).route("/v1/traces", web::post().to(receive))
                 };
-                let server = HttpServer::new(app).workers(1).disable_signals().bind(("127.0.0.1", 0)).unwrap();
+                let server =
+                    HttpServer::new(app).workers(1).disable_signals().bind(("127.0.0.1", 0)).unwrap();
                 bound.send(server.addrs()[0].port()).unwrap();
                 server.run().await.unwrap();
             });

@@ -41,7 +41,8 @@ impl Redis {
         });
         self.child = Some(child);
         let started = Instant::now();
-        while !TcpStream::connect(("127.0.0.1", self.port)).is_ok_and(|_| self.call("PING").starts_with('+')) {
+        while !TcpStream::connect(("127.0.0.1", self.port)).is_ok_and(|_| self.call("PING").starts_with('+'))
+        {
             assert!(started.elapsed() < Duration::from_secs(20), "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(10));
         }

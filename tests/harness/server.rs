@@ -58,7 +58,8 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.strip_prefix("ready at ").and_then(|rest| rest.split_whitespace().next());
-        let address = address.unwrap_or_else(|| panic!("the server did not start: {line:?} {}", log.lock().unwrap()));
+        let address =
+            address.unwrap_or_else(|| panic!("the server did not start: {line:?} {}", log.lock().unwrap()));
         Self { child, client: Endpoint::new(address), log }
     }
 
@@ -205,7 +206,10 @@ impl Load {
                     }
                     // The whole answer, or it does not count as one.
                     let read = sent.and_then(|response| Ok((response.status().as_u16(), response.bytes()?)));
-                    outcomes.push(read.map(|(status, _)| (status, started.elapsed())).map_err(|error| format!("{error:?}")));
+                    outcomes.push(
+                        read.map(|(status, _)| (status, started.elapsed()))
+                            .map_err(|error| format!("{error:?}")),
+                    );
                 }
                 outcomes
             })

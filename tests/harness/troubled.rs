@@ -1,10 +1,9 @@
-//! A server in this process whose real models can be made to panic, to be slow, or to wait.
+//! A server in this process whose real models can be made to panic or to wait.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
-use std::time::Duration;
 
 use concord::config::Ensemble;
 use concord::serve::{ServeError, ServeOptions, serve};
@@ -21,8 +20,6 @@ use super::server::Endpoint;
 pub(crate) struct Trouble {
     /// So many of the next batches panic.
     panics: AtomicUsize,
-    /// Each batch takes so much longer.
-    delay_ms: AtomicU64,
     /// While it is true, forwards wait.
     held: Mutex<bool>,
     released: Condvar,
@@ -33,10 +30,6 @@ pub(crate) struct Trouble {
 impl Trouble {
     pub(crate) fn panic_in_the_next(&self, batches: usize) {
         self.panics.store(batches, Ordering::Release);
-    }
-
-    pub(crate) fn delay(&self, delay: Duration) {
-        self.delay_ms.store(u64::try_from(delay.as_millis()).unwrap(), Ordering::Release);
     }
 
     pub(crate) fn hold(&self) {
@@ -59,7 +52,6 @@ impl Trouble {
             held = self.released.wait(held).unwrap();
         }
         drop(held);
-        std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Acquire)));
         let one_less = |panics: usize| panics.checked_sub(1);
         if self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
             panic!("as the test wants it");

@@ -30,8 +30,11 @@ impl MemoryStore {
     pub(super) fn get(&self, get: &Get) -> Lookup {
         let verdict = self.0.get(&get.verdict);
         // A verdict needs no votes.
-        let votes =
-            if verdict.is_some() { Vec::new() } else { get.votes.iter().map(|key| self.0.get(key)).collect() };
+        let votes = if verdict.is_some() {
+            Vec::new()
+        } else {
+            get.votes.iter().map(|key| self.0.get(key)).collect()
+        };
         Lookup { verdict, votes }
     }
 

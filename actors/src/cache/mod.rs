@@ -17,8 +17,8 @@ use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::trace::TRACE_TARGET;
 
-pub use self::section::{CacheBackend, CacheSection};
 pub(crate) use self::memory::MemoryStore;
+pub use self::section::{CacheBackend, CacheSection};
 pub(crate) use self::value::Value;
 
 use self::redis::RedisStore;

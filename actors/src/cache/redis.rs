@@ -61,7 +61,8 @@ impl RedisStore {
             command.arg(name(vote));
         }
         let mut connection = self.connection.clone();
-        let answer = self.call(self.timeout, command.query_async::<Vec<Option<Vec<u8>>>>(&mut connection)).await;
+        let answer =
+            self.call(self.timeout, command.query_async::<Vec<Option<Vec<u8>>>>(&mut connection)).await;
         let mut values = answer.unwrap_or_default().into_iter().map(|bytes| self.decoded(&bytes?));
         let verdict = values.next().flatten().filter(|value| matches!(value, Value::Verdict(_)));
         let mut votes: Vec<Option<Value>> = values.collect();
@@ -76,7 +77,8 @@ impl RedisStore {
                 pipeline.cmd("SET").arg(name(key)).arg(value.encode()).arg("EX").arg(self.ttl_s).ignore();
             }
             let mut connection = self.connection.clone();
-            let _failure_is_counted = self.call(WRITE_TIMEOUT, pipeline.query_async::<()>(&mut connection)).await;
+            let _failure_is_counted =
+                self.call(WRITE_TIMEOUT, pipeline.query_async::<()>(&mut connection)).await;
         } else {
             self.count("write_limit");
         }
@@ -84,11 +86,7 @@ impl RedisStore {
     }
 
     /// Waits for an answer no longer than `limit`, unless the server is left alone for now.
-    async fn call<T>(
-        &self,
-        limit: Duration,
-        call: impl Future<Output = Result<T, RedisError>>,
-    ) -> Option<T> {
+    async fn call<T>(&self, limit: Duration, call: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
         if !self.breaker().allows(Instant::now()) {
             self.count("breaker");
             return None;

@@ -65,7 +65,10 @@ impl CacheSection {
         }
         // The address is not repeated: it may hold a password.
         if redis::Client::open(self.url.as_str()).is_err() {
-            fault("url", "is not the address of a Redis server: must be redis://HOST[:PORT][/DATABASE]".to_owned());
+            fault(
+                "url",
+                "is not the address of a Redis server: must be redis://HOST[:PORT][/DATABASE]".to_owned(),
+            );
         }
         for (key, value, max) in
             [("ttl_s", self.ttl_s, TTL_S_MAX), ("timeout_ms", self.timeout_ms, TIMEOUT_MS_MAX)]

@@ -22,7 +22,13 @@ const CHECKSUM_BYTES: usize = 8;
 #[derive(Serialize, Deserialize)]
 enum Stored {
     Vote(Vec<f32>),
-    Verdict { stage: u32, reason: Reason, agreement: bool, distribution: Vec<f64>, opinions: Vec<StoredOpinion> },
+    Verdict {
+        stage: u32,
+        reason: Reason,
+        agreement: bool,
+        distribution: Vec<f64>,
+        opinions: Vec<StoredOpinion>,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,8 +145,13 @@ mod tests {
             belief: Ok(Belief { distribution: distribution.clone(), weight: 1.0 }),
             cost: Cost::CACHED,
         };
-        let answer =
-            Answer { distribution, agreement: true, stage: 0, reason: Reason::Accepted, opinions: vec![opinion] };
+        let answer = Answer {
+            distribution,
+            agreement: true,
+            stage: 0,
+            reason: Reason::Accepted,
+            opinions: vec![opinion],
+        };
         [Value::Vote(Logits::new(vec![0.25, -1e-30], 2).unwrap()), Value::Verdict(Arc::new(answer))]
     }
 

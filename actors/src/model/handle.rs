@@ -56,12 +56,7 @@ pub(crate) struct Prepared {
 
 impl ModelHandle {
     /// Starts the actor of a loaded model.
-    pub(crate) fn start(
-        name: &Arc<str>,
-        seat: Seat,
-        options: &ModelOptions,
-        running: &Running<'_>,
-    ) -> Self {
+    pub(crate) fn start(name: &Arc<str>, seat: Seat, options: &ModelOptions, running: &Running<'_>) -> Self {
         let queue = Arc::new(Queue::new(options.queue_capacity));
         let (snapshot, placement, parameters) =
             (seat.snapshot, seat.model.placement(), seat.model.parameters());

@@ -15,8 +15,8 @@ use concord_models::{Preprocessor, RgbImage, TaskId};
 
 pub(crate) use self::handle::{ModelHandle, Place, Prepared, Running};
 pub(crate) use self::reply::{Reply, VoteReply};
-pub(crate) use self::seat::Seat;
 pub use self::seat::Loader;
+pub(crate) use self::seat::Seat;
 
 use self::queue::{Entry, Queue};
 use self::worker::{Exit, Limits, Worker};
@@ -113,16 +113,20 @@ impl Handler<Ask> for ModelActor {
 
     fn handle(&mut self, ask: Ask, _: &mut Self::Context) {
         let (preprocessor, queue) = (Arc::clone(&self.preprocessor), Arc::clone(&self.queue));
-        let phase = self.metrics.phase_seconds.with_label_values(&["preprocess"]);
+        let (name, metrics) = (Arc::clone(&self.name), self.metrics.clone());
         self.pool.spawn(move || {
-            if ask.ticket.unwanted().is_some() {
+            if let Some(why) = ask.ticket.unwanted() {
+                metrics.dropped.with_label_values(&[&*name, why.name()]).inc();
                 return ask.reply.expired();
             }
             let started = Instant::now();
             match preprocessor.apply(&ask.image) {
                 Ok(pixels) => {
                     let preprocess = started.elapsed();
-                    phase.observe(preprocess.as_secs_f64());
+                    metrics
+                        .phase_seconds
+                        .with_label_values(&["preprocess"])
+                        .observe(preprocess.as_secs_f64());
                     let Ask { task, ticket, trace, place, reply, .. } = ask;
                     let queued = Instant::now();
                     queue.push(Entry { task, pixels, ticket, trace, place, reply, preprocess, queued });
@@ -144,7 +148,12 @@ impl Handler<WorkerExited> for ModelActor {
                 self.panics = if forwards == self.forwards_at_last_panic { self.panics + 1 } else { 0 };
                 self.forwards_at_last_panic = forwards;
                 let delay = RESTART_DELAY.saturating_mul(1 << self.panics.min(16)).min(RESTART_DELAY_MAX);
-                tracing::error!(model = &*self.name, message, ?delay, "the model's thread panicked, and starts again");
+                tracing::error!(
+                    model = &*self.name,
+                    message,
+                    ?delay,
+                    "the model's thread panicked, and starts again"
+                );
                 self.metrics.restarts.with_label_values(&[&*self.name]).inc();
                 self.start_worker(delay, context);
             }

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use concord_models::libtorch::{Event, LibtorchError, Stream};
-use concord_models::{Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, snapshot_digest};
+use concord_models::{
+    Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, snapshot_digest,
+};
 
 use crate::policy::{Logits, VoteFailure};
 
@@ -48,10 +50,9 @@ impl Seat {
             let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
             let pixels = self.model.preprocessor().apply(&blank)?;
             let logits = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
-            Logits::new(logits, task.labels.len()).map(drop).map_err(|error| ModelError::Task {
-                task: task.task.clone(),
-                message: error.to_string(),
-            })
+            Logits::new(logits, task.labels.len())
+                .map(drop)
+                .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })
         })
     }
 

@@ -131,7 +131,8 @@ impl Cascade {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "decode", concord.service = "concord-router",
                 bytes = self.bytes.len(), width = Empty, height = Empty)
         });
-        let (bytes, max_pixels, ticket) = (self.bytes.clone(), self.shared.max_pixels, Arc::clone(&self.ticket));
+        let (bytes, max_pixels, ticket) =
+            (self.bytes.clone(), self.shared.max_pixels, Arc::clone(&self.ticket));
         let work = move || {
             if ticket.unwanted().is_some() {
                 return (Err(RouteError::Expired), Duration::ZERO);

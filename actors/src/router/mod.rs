@@ -147,7 +147,8 @@ impl Handler<Classify> for Router {
     type Result = ResponseFuture<Result<Routed, RouteError>>;
 
     fn handle(&mut self, request: Classify, _: &mut Self::Context) -> Self::Result {
-        let route = Route { shared: Arc::clone(&self.shared), cache: self.cache.clone(), arrived: Instant::now() };
+        let route =
+            Route { shared: Arc::clone(&self.shared), cache: self.cache.clone(), arrived: Instant::now() };
         Box::pin(route.answer(request))
     }
 }
