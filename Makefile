@@ -4,16 +4,19 @@ export CONCORD_DATA ?= ../shared/data
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt doc deny clean
+.PHONY: help setup tools build demo test bench bench-micro lint fmt doc deny clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  LIBTORCH=/path or LIBTORCH_USE_PYTORCH=1 uses a libtorch 2.11.0 that is there (with CUDA, say)."
 	@echo "  CONCORD_DATA=/path names the folder of the GTSRB archives that some tests measure on."
 
 setup: ## put libtorch 2.11.0 into .libtorch (545 MB, once)
 	@python3 deploy/libtorch.py
+
+tools: ## redis-server, which the tests start
+	@deploy/tools.sh redis-server
 
 build: setup ## target/release/concord
 	$(CARGO) build --release --locked
@@ -24,8 +27,15 @@ demo: build ## answer the pictures in examples/
 
 # One OpenMP thread a process: tests run at once, and threads that wait for each other at every small operation
 # are many times slower when something else wants the cores.
-test: setup ## all tests
+test: setup tools ## all tests
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
+
+bench: setup ## what the server costs beside its models, under load (a table, and JSON; about 3 minutes)
+	@deploy/tools.sh wrk
+	$(CARGO) bench --locked --bench load
+
+bench-micro: setup ## decide, fuse, cache keys, decoding and preprocessing, by criterion
+	$(CARGO) bench --locked --bench decisions
 
 lint: setup ## formatting, clippy and rustdoc, warnings denied
 	$(CARGO) fmt --all --check

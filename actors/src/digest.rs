@@ -80,7 +80,7 @@ pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> D
         let accept = stage.accept();
         fields.number(stage.members().len() as u64);
         fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
-        fields.number(u64::from(accept.is_some_and(|rule| rule.needs_agreement())));
+        fields.number(u64::from(accept.is_some_and(crate::policy::AcceptRule::needs_agreement)));
         for member in stage.members() {
             fields.text(member.model()).number(u64::from(member.is_required()));
             fields.real(member.weight().get()).real(member.temperature().get());

@@ -1,0 +1,99 @@
+//! What a request costs apart from its models: decide, fuse, the keys of the cache, and preprocessing.
+//!
+//!     make bench-micro
+
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+
+use concord_actors::Digest;
+use concord_actors::policy::{Cost, FusionMethod, Logits, Policy, TaskSection, Vote, decide};
+use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
+use criterion::{Criterion, criterion_group, criterion_main};
+use serde_json::json;
+
+const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "molmo2"];
+
+/// A task of so many labels that asks four models in three stages and accepts none of them before the last.
+fn policy(labels: usize, method: FusionMethod) -> Policy {
+    let labels: Vec<String> = (0..labels).map(|label| format!("label {label}")).collect();
+    let section = json!({
+        "question": "?", "labels": labels, "fusion": { "method": method.name() },
+        "stages": [
+            { "models": ["dinov3"], "accept": { "confidence": 1.0 } },
+            { "models": ["siglip2", "florence2"], "accept": { "confidence": 1.0, "agreement": true } },
+            { "models": ["molmo2"], "accept": { "confidence": 0.5 } },
+        ],
+    });
+    let section: TaskSection = serde_json::from_value(section).expect("the section has the right types");
+    Policy::from_section(&section, &BTreeSet::from(MODELS.map(str::to_owned))).expect("the section is valid")
+}
+
+fn votes(labels: usize) -> Vec<Vote> {
+    let logits = |model: usize| (0..labels).map(|label| ((label * 7 + model) % 11) as f32 * 0.3).collect();
+    let vote = |(index, model): (usize, &&str)| Vote {
+        model: Arc::from(*model),
+        outcome: Ok(Logits::new(logits(index), labels).expect("the logits are finite")),
+        cost: Cost::default(),
+    };
+    MODELS.iter().enumerate().map(vote).collect()
+}
+
+/// Deciding includes fusing once for each stage that is judged.
+fn decisions(criterion: &mut Criterion) {
+    for labels in [2, 43] {
+        for method in FusionMethod::ALL {
+            let (policy, votes) = (policy(labels, method), votes(labels));
+            criterion.bench_function(&format!("decide/{labels} labels, 4 votes, {method}"), |bencher| {
+                bencher.iter(|| decide(black_box(&policy), black_box(&votes)));
+            });
+        }
+        // One stage: a single fusion.
+        let (policy, votes) = (policy(labels, FusionMethod::Linear), votes(labels));
+        criterion.bench_function(&format!("fuse/{labels} labels, 1 vote"), |bencher| {
+            bencher.iter(|| decide(black_box(&policy), black_box(&votes[..1])));
+        });
+    }
+}
+
+fn keys(criterion: &mut Criterion) {
+    let policy = Digest::of(b"a policy");
+    for (name, bytes) in [("5 KB", 5 << 10), ("1 MB", 1 << 20)] {
+        let image = vec![7; bytes];
+        criterion.bench_function(&format!("cache key/{name}"), |bencher| {
+            bencher.iter(|| policy.for_image(&Digest::of(black_box(&image))));
+        });
+    }
+}
+
+fn preprocessing(criterion: &mut Criterion) {
+    set_cpu_threads(1);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let picture = |name: &str| {
+        std::fs::read(root.join("examples").join(name)).expect("the repository has its examples")
+    };
+    for name in ["road-work-far.jpg", "rocket.jpg"] {
+        let bytes = picture(name);
+        let image = decode(&bytes, u64::MAX).expect("the examples are pictures");
+        let (width, height) = (image.width(), image.height());
+        criterion.bench_function(&format!("decode/{name} {width}x{height}"), |bencher| {
+            bencher.iter(|| decode(black_box(&bytes), u64::MAX));
+        });
+        for architecture in ["dinov3", "siglip2"] {
+            let options = ModelOptions {
+                architecture: architecture.to_owned(),
+                snapshot: root.join("models/nano").join(architecture),
+                device: "cpu".to_owned(),
+                ..ModelOptions::default()
+            };
+            let model = load_model(&options, root).expect("the nano snapshots load");
+            criterion.bench_function(&format!("preprocess/{architecture} {width}x{height}"), |bencher| {
+                bencher.iter(|| model.preprocessor().apply(black_box(&image)));
+            });
+        }
+    }
+}
+
+criterion_group!(benches, decisions, keys, preprocessing);
+criterion_main!(benches);

@@ -1,0 +1,57 @@
+//! What the server costs beside its models, under load on this machine; each figure beside its peer's in the same run.
+//!
+//!     make bench
+//!
+//! Prints a table, and the same as JSON. The load generator shares the cores with the server. Needs wrk.
+
+mod client;
+mod instant;
+mod measure;
+mod servers;
+mod wrk;
+
+use comfy_table::{Table, presets};
+use serde_json::{Map, Value};
+
+/// One line of the table.
+struct Row {
+    what: &'static str,
+    value: String,
+    /// What the same machine does in the same run without Concord, or what is aimed at.
+    beside: String,
+}
+
+/// Everything that was measured.
+#[derive(Default)]
+struct Report {
+    rows: Vec<Row>,
+    json: Map<String, Value>,
+}
+
+impl Report {
+    fn add(&mut self, what: &'static str, key: &str, value: f64, unit: &str, beside: impl Into<String>) {
+        let digits = if value >= 100.0 { 0 } else { 3 };
+        self.rows.push(Row { what, value: format!("{value:.digits$} {unit}"), beside: beside.into() });
+        self.json.insert(key.to_owned(), Value::from(value));
+    }
+
+    fn print(self) {
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(["what", "measured", "beside"]);
+        for row in self.rows {
+            table.add_row([row.what.to_owned(), row.value, row.beside]);
+        }
+        println!("{table}\n{}", Value::Object(self.json));
+    }
+}
+
+fn main() {
+    // Models on the CPU compute on their own threads; more of them would only fight here.
+    concord_models::set_cpu_threads(1);
+    let mut report = Report::default();
+    measure::router_latency(&mut report);
+    measure::overload(&mut report);
+    measure::cached_verdicts(&mut report);
+    measure::nano_models(&mut report);
+    report.print();
+}

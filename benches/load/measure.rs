@@ -1,0 +1,207 @@
+//! The measurements.
+
+use std::time::{Duration, Instant};
+
+use crate::Report;
+use crate::client::Client;
+use crate::servers::{Program, no_op, root, with_instant_model};
+use crate::wrk;
+
+/// Requests of each kind, in rounds that alternate, so that whatever else the machine does meets both.
+const ROUNDS: usize = 40;
+const ROUND: usize = 100;
+/// The first requests find cold caches and connections.
+const WARM_UP: usize = 200;
+
+/// Latencies, sorted.
+struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    fn of(mut values: Vec<Duration>) -> Self {
+        values.sort_unstable();
+        Self(values)
+    }
+
+    fn ms(&self, quantile: f64) -> f64 {
+        let index = ((self.0.len() - 1) as f64 * quantile).round() as usize;
+        self.0[index].as_secs_f64() * 1e3
+    }
+}
+
+/// A grey PNG of 32 × 32 pixels that no other number has.
+fn small_png(number: u64) -> Vec<u8> {
+    let mut pixels = vec![0; 32 * 33];
+    for (index, byte) in number.to_le_bytes().into_iter().enumerate() {
+        // Each row begins with its filter, which is none.
+        pixels[1 + index] = byte;
+    }
+    let mut stream = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut stream, &pixels).expect("memory takes it");
+    let pixels = stream.finish().expect("memory takes it");
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let mut checksum = flate2::Crc::new();
+        checksum.update(kind);
+        checksum.update(data);
+        let length = u32::try_from(data.len()).expect("it is small").to_be_bytes();
+        [&length, &kind[..], data, &checksum.sum().to_be_bytes()].concat()
+    };
+    let header = [&32_u32.to_be_bytes()[..], &32_u32.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &pixels), &chunk(b"IEND", &[])].concat()
+}
+
+/// A photograph of 5 KB: a comment fills it up.
+fn photograph_5kb() -> Vec<u8> {
+    let jpeg = std::fs::read(root().join("examples/road-work-far.jpg")).expect("the repository has its examples");
+    let comment = vec![b'x'; 5120 - jpeg.len() - 4];
+    let length = u16::try_from(comment.len() + 2).expect("it is short").to_be_bytes();
+    [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()
+}
+
+/// The whole way of an image that nobody has seen, with a model that takes no time, minus a route that does nothing.
+pub(crate) fn router_latency(report: &mut Report) {
+    let path = "/v1/tasks/bench/classify";
+    let full = with_instant_model(Duration::ZERO, &[]);
+    let mut full = Client::connect(&full.to_string());
+    let mut peer = Client::connect(&no_op().to_string());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut number = 0;
+    for round in 0..ROUNDS + WARM_UP / ROUND {
+        for _ in 0..ROUND {
+            number += 1;
+            let (status, latency) = full.post(path, "", &small_png(number));
+            assert_eq!(status, 200);
+            if round >= WARM_UP / ROUND {
+                ours.push(latency);
+            }
+        }
+        for _ in 0..ROUND {
+            number += 1;
+            let (_, latency) = peer.post(path, "", &small_png(number));
+            if round >= WARM_UP / ROUND {
+                theirs.push(latency);
+            }
+        }
+    }
+    let (ours, theirs) = (Latencies::of(ours), Latencies::of(theirs));
+    for (what, key, quantile, aim) in [
+        ("router-added latency, p50", "router_added_ms_p50", 0.5, "at most 0.3 ms, goal 0.2"),
+        ("router-added latency, p99", "router_added_ms_p99", 0.99, "at most 1.5 ms, goal 1"),
+    ] {
+        let (full, no_op) = (ours.ms(quantile), theirs.ms(quantile));
+        report.add(what, key, full - no_op, "ms", format!("{full:.3} ms - {no_op:.3} ms without; {aim}"));
+    }
+}
+
+/// Ten times as many clients as the model has places, each asking again as soon as it is answered.
+pub(crate) fn overload(report: &mut Report) {
+    const PLACES: usize = 4;
+    let places = PLACES.to_string();
+    let variables = [("CONCORD__MODELS__INSTANT__QUEUE_CAPACITY", places.as_str())];
+    let address = with_instant_model(Duration::from_millis(20), &variables).to_string();
+    let ask = |client: usize| {
+        let address = address.clone();
+        std::thread::spawn(move || {
+            let mut connection = Client::connect(&address);
+            let started = Instant::now();
+            let mut answers = Vec::new();
+            for number in 0.. {
+                if started.elapsed() > Duration::from_secs(4) {
+                    break;
+                }
+                let image = small_png((client * 10_000_000 + number) as u64);
+                answers.push(connection.post("/v1/tasks/bench/classify", "", &image));
+                // A client that is refused comes back later; ten of them to a place are still too many.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            answers
+        })
+    };
+    let clients: Vec<_> = (0..10 * PLACES).map(ask).collect();
+    let answers: Vec<(u16, Duration)> =
+        clients.into_iter().flat_map(|client| client.join().expect("no client fails")).collect();
+    let of = |status: u16| {
+        Latencies::of(answers.iter().filter(|(found, _)| *found == status).map(|(_, latency)| *latency).collect())
+    };
+    let (refused, accepted) = (of(429), of(200));
+    assert_eq!(refused.0.len() + accepted.0.len(), answers.len(), "nothing but 200 and 429");
+    let beside = format!("{} refused, {} accepted; aim: under 5 ms", refused.0.len(), accepted.0.len());
+    report.add("429 under ten times overload, p50", "refused_ms_p50", refused.ms(0.5), "ms", beside.clone());
+    report.add("429 under ten times overload, p99", "refused_ms_p99", refused.ms(0.99), "ms", beside);
+    report.add("accepted under the same load, max", "accepted_ms_max", accepted.ms(1.0), "ms", "deadline 10,000 ms");
+}
+
+/// Verdicts out of the cache: the whole way through router and cache actor, and what is left in memory after a million.
+pub(crate) fn cached_verdicts(report: &mut Report) {
+    const CONNECTIONS: usize = 32;
+    const SECONDS: usize = 5;
+    let image = photograph_5kb();
+    let peer = no_op();
+    let program = Program::start(peer);
+    let idle = program.megabytes();
+    let url = |address: &str| format!("http://{address}/v1/tasks/roadwork/classify");
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut total = 0.0;
+    for _ in 0..5 {
+        for (address, rates) in [(&program.address, &mut ours), (&peer.to_string(), &mut theirs)] {
+            let found = wrk::post(&url(address), &image, CONNECTIONS, SECONDS);
+            assert_eq!(found.errors, 0.0, "every answer is a verdict");
+            rates.push(found.per_second);
+            if *address == program.address {
+                total += found.requests;
+            }
+        }
+    }
+    let median = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        (rates[rates.len() / 2], rates[rates.len() - 1])
+    };
+    let ((ours, best), (theirs, _)) = (median(&mut ours), median(&mut theirs));
+    let ratio = ours / theirs;
+    let beside = format!("{theirs:.0}/s of a route that does nothing: {ratio:.2} of it; at least 25,000, goal 35,000");
+    report.add("verdicts out of the cache, median of 5 runs", "cached_per_second", ours, "/s", beside);
+    report.add("the same, best run", "cached_per_second_best", best, "/s", "");
+    report.json.insert("no_op_per_second".to_owned(), theirs.into());
+    while total < 1e6 {
+        total += wrk::post(&url(&program.address), &image, CONNECTIONS, SECONDS).requests;
+    }
+    report.add("resident memory, idle", "resident_mb_idle", idle, "MB", "after loading two nano models");
+    let after = program.megabytes();
+    report.add("resident memory, later", "resident_mb_after", after, "MB", format!("after {:.2} million requests", total / 1e6));
+}
+
+/// The shipped ensemble on pictures that it has not seen: where the time goes.
+pub(crate) fn nano_models(report: &mut Report) {
+    const REQUESTS: usize = 300;
+    let program = Program::start(no_op());
+    let mut client = Client::connect(&program.address);
+    let names = ["camera.png", "caution.jpg", "chelsea.png", "coffee.png", "road-work-clear.jpg", "road-work-dusk.jpg"];
+    let images = names.map(|name| std::fs::read(root().join("examples").join(name)).expect("an example"));
+    let mut ask = |count: usize| -> Vec<Duration> {
+        let path = "/v1/tasks/roadwork/classify";
+        (0..count).map(|index| client.post(path, "cache-control: no-cache\r\n", &images[index % images.len()]).1).collect()
+    };
+    ask(30);
+    let mut watcher = Client::connect(&program.address);
+    let mut sums = || -> Vec<f64> {
+        let metrics = watcher.get("/metrics");
+        PHASES.iter().map(|phase| sum(&metrics, phase)).collect()
+    };
+    let before = sums();
+    let latencies = Latencies::of(ask(REQUESTS));
+    let after = sums();
+    let beside = "six examples in turn, concurrency 1, no cache; a third of them reach stage 2";
+    report.add("nano ensemble over HTTP, p50", "nano_ms_p50", latencies.ms(0.5), "ms", beside);
+    report.add("nano ensemble over HTTP, p99", "nano_ms_p99", latencies.ms(0.99), "ms", beside);
+    for ((phase, before), after) in PHASES.iter().zip(before).zip(after) {
+        let ms = (after - before) * 1e3 / REQUESTS as f64;
+        report.json.insert(format!("nano_{phase}_ms_mean"), ms.into());
+        report.rows.push(crate::Row { what: "  of which, mean", value: format!("{ms:.3} ms"), beside: (*phase).to_owned() });
+    }
+}
+
+const PHASES: [&str; 4] = ["decode", "preprocess", "queue", "model"];
+
+fn sum(metrics: &str, phase: &str) -> f64 {
+    let name = format!("concord_phase_seconds_sum{{phase=\"{phase}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0.0)
+}
