@@ -163,8 +163,8 @@ impl Engine {
             return Err(LoadError { failures });
         }
         let arbiter = self.arbiter.handle();
-        let (pool, metrics, fatal) = (&self.shared.pool, &self.shared.metrics, &self.fatal);
-        let running = Running { arbiter: &arbiter, pool, metrics, fatal, cpu_threads };
+        let running =
+            Running { arbiter: &arbiter, metrics: &self.shared.metrics, fatal: &self.fatal, cpu_threads };
         let start = |(name, (seat, options)): (Arc<str>, (Seat, &ModelOptions))| {
             let handle = ModelHandle::start(&name, seat, options, &running);
             (name, handle)

@@ -20,7 +20,8 @@ impl Client {
     /// The status of the answer, and how long it took.
     pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, Duration) {
         let length = body.len();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: bench\r\n{headers}content-length: {length}\r\n\r\n");
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: bench\r\n{headers}content-length: {length}\r\n\r\n");
         let request = [head.as_bytes(), body].concat();
         let started = Instant::now();
         self.stream.get_mut().write_all(&request).expect("the connection is kept");

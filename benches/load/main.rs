@@ -50,6 +50,9 @@ fn main() {
     concord_models::set_cpu_threads(1);
     let mut report = Report::default();
     measure::router_latency(&mut report);
+    if std::env::args().any(|argument| argument == "latency") {
+        return report.print();
+    }
     measure::overload(&mut report);
     measure::cached_verdicts(&mut report);
     measure::nano_models(&mut report);

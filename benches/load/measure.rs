@@ -46,12 +46,14 @@ fn small_png(number: u64) -> Vec<u8> {
         [&length, &kind[..], data, &checksum.sum().to_be_bytes()].concat()
     };
     let header = [&32_u32.to_be_bytes()[..], &32_u32.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
-    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &pixels), &chunk(b"IEND", &[])].concat()
+    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &pixels), &chunk(b"IEND", &[])]
+        .concat()
 }
 
 /// A photograph of 5 KB: a comment fills it up.
 fn photograph_5kb() -> Vec<u8> {
-    let jpeg = std::fs::read(root().join("examples/road-work-far.jpg")).expect("the repository has its examples");
+    let jpeg =
+        std::fs::read(root().join("examples/road-work-far.jpg")).expect("the repository has its examples");
     let comment = vec![b'x'; 5120 - jpeg.len() - 4];
     let length = u16::try_from(comment.len() + 2).expect("it is short").to_be_bytes();
     [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()
@@ -61,6 +63,7 @@ fn photograph_5kb() -> Vec<u8> {
 pub(crate) fn router_latency(report: &mut Report) {
     let path = "/v1/tasks/bench/classify";
     let full = with_instant_model(Duration::ZERO, &[]);
+    let mut watcher = Client::connect(&full.to_string());
     let mut full = Client::connect(&full.to_string());
     let mut peer = Client::connect(&no_op().to_string());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -90,6 +93,8 @@ pub(crate) fn router_latency(report: &mut Report) {
         let (full, no_op) = (ours.ms(quantile), theirs.ms(quantile));
         report.add(what, key, full - no_op, "ms", format!("{full:.3} ms - {no_op:.3} ms without; {aim}"));
     }
+    let requests = (ROUNDS * ROUND + WARM_UP) as f64;
+    add_phases(report, "router", &[0.0; PHASES.len()], &phases(&mut watcher), requests);
 }
 
 /// Ten times as many clients as the model has places, each asking again as soon as it is answered.
@@ -120,14 +125,22 @@ pub(crate) fn overload(report: &mut Report) {
     let answers: Vec<(u16, Duration)> =
         clients.into_iter().flat_map(|client| client.join().expect("no client fails")).collect();
     let of = |status: u16| {
-        Latencies::of(answers.iter().filter(|(found, _)| *found == status).map(|(_, latency)| *latency).collect())
+        Latencies::of(
+            answers.iter().filter(|(found, _)| *found == status).map(|(_, latency)| *latency).collect(),
+        )
     };
     let (refused, accepted) = (of(429), of(200));
     assert_eq!(refused.0.len() + accepted.0.len(), answers.len(), "nothing but 200 and 429");
     let beside = format!("{} refused, {} accepted; aim: under 5 ms", refused.0.len(), accepted.0.len());
     report.add("429 under ten times overload, p50", "refused_ms_p50", refused.ms(0.5), "ms", beside.clone());
     report.add("429 under ten times overload, p99", "refused_ms_p99", refused.ms(0.99), "ms", beside);
-    report.add("accepted under the same load, max", "accepted_ms_max", accepted.ms(1.0), "ms", "deadline 10,000 ms");
+    report.add(
+        "accepted under the same load, max",
+        "accepted_ms_max",
+        accepted.ms(1.0),
+        "ms",
+        "deadline 10,000 ms",
+    );
 }
 
 /// Verdicts out of the cache: the whole way through router and cache actor, and what is left in memory after a million.
@@ -157,7 +170,8 @@ pub(crate) fn cached_verdicts(report: &mut Report) {
     };
     let ((ours, best), (theirs, _)) = (median(&mut ours), median(&mut theirs));
     let ratio = ours / theirs;
-    let beside = format!("{theirs:.0}/s of a route that does nothing: {ratio:.2} of it; at least 25,000, goal 35,000");
+    let beside =
+        format!("{theirs:.0}/s of a route that does nothing: {ratio:.2} of it; at least 25,000, goal 35,000");
     report.add("verdicts out of the cache, median of 5 runs", "cached_per_second", ours, "/s", beside);
     report.add("the same, best run", "cached_per_second_best", best, "/s", "");
     report.json.insert("no_op_per_second".to_owned(), theirs.into());
@@ -166,7 +180,13 @@ pub(crate) fn cached_verdicts(report: &mut Report) {
     }
     report.add("resident memory, idle", "resident_mb_idle", idle, "MB", "after loading two nano models");
     let after = program.megabytes();
-    report.add("resident memory, later", "resident_mb_after", after, "MB", format!("after {:.2} million requests", total / 1e6));
+    report.add(
+        "resident memory, later",
+        "resident_mb_after",
+        after,
+        "MB",
+        format!("after {:.2} million requests", total / 1e6),
+    );
 }
 
 /// The shipped ensemble on pictures that it has not seen: where the time goes.
@@ -174,28 +194,44 @@ pub(crate) fn nano_models(report: &mut Report) {
     const REQUESTS: usize = 300;
     let program = Program::start(no_op());
     let mut client = Client::connect(&program.address);
-    let names = ["camera.png", "caution.jpg", "chelsea.png", "coffee.png", "road-work-clear.jpg", "road-work-dusk.jpg"];
+    let names = [
+        "camera.png",
+        "caution.jpg",
+        "chelsea.png",
+        "coffee.png",
+        "road-work-clear.jpg",
+        "road-work-dusk.jpg",
+    ];
     let images = names.map(|name| std::fs::read(root().join("examples").join(name)).expect("an example"));
     let mut ask = |count: usize| -> Vec<Duration> {
         let path = "/v1/tasks/roadwork/classify";
-        (0..count).map(|index| client.post(path, "cache-control: no-cache\r\n", &images[index % images.len()]).1).collect()
+        (0..count)
+            .map(|index| client.post(path, "cache-control: no-cache\r\n", &images[index % images.len()]).1)
+            .collect()
     };
     ask(30);
     let mut watcher = Client::connect(&program.address);
-    let mut sums = || -> Vec<f64> {
-        let metrics = watcher.get("/metrics");
-        PHASES.iter().map(|phase| sum(&metrics, phase)).collect()
-    };
-    let before = sums();
+    let before = phases(&mut watcher);
     let latencies = Latencies::of(ask(REQUESTS));
-    let after = sums();
+    let after = phases(&mut watcher);
     let beside = "six examples in turn, concurrency 1, no cache; a third of them reach stage 2";
     report.add("nano ensemble over HTTP, p50", "nano_ms_p50", latencies.ms(0.5), "ms", beside);
     report.add("nano ensemble over HTTP, p99", "nano_ms_p99", latencies.ms(0.99), "ms", beside);
+    add_phases(report, "nano", &before, &after, REQUESTS as f64);
+}
+
+/// The seconds that have been spent in each phase.
+fn phases(watcher: &mut Client) -> [f64; PHASES.len()] {
+    let metrics = watcher.get("/metrics");
+    PHASES.map(|phase| sum(&metrics, phase))
+}
+
+fn add_phases(report: &mut Report, of: &str, before: &[f64], after: &[f64], requests: f64) {
     for ((phase, before), after) in PHASES.iter().zip(before).zip(after) {
-        let ms = (after - before) * 1e3 / REQUESTS as f64;
-        report.json.insert(format!("nano_{phase}_ms_mean"), ms.into());
-        report.rows.push(crate::Row { what: "  of which, mean", value: format!("{ms:.3} ms"), beside: (*phase).to_owned() });
+        let ms = (after - before) * 1e3 / requests;
+        report.json.insert(format!("{of}_{phase}_ms_mean"), ms.into());
+        let value = format!("{ms:.3} ms");
+        report.rows.push(crate::Row { what: "  of which, mean", value, beside: (*phase).to_owned() });
     }
 }
 

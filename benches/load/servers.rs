@@ -19,20 +19,21 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A task of one stage and one model, which takes so long for a batch; otherwise the real server, in this process.
+/// A task of one stage and one model, which takes so long for a batch; otherwise the real server, in this process. The
+/// snapshot only has to be there.
 pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]) -> SocketAddr {
     let text = "
         [models.instant]
-        architecture = \"dinov3\"
-        snapshot = \"models/nano/dinov3\"
+        architecture = \"siglip2\"
+        snapshot = \"models/tests/fixtures/parity/siglip2/snapshot\"
         device = \"cpu\"
-        heads = { bench = \"head.roadwork.safetensors\" }
         [tasks.bench]
         question = \"?\"
         labels = [\"no\", \"yes\"]
         stages = [{ models = [\"instant\"], accept = { confidence = 0.9 } }]";
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let ensemble = Ensemble::parse(text, "bench.toml", root(), variables).expect("the configuration is valid");
+    let ensemble =
+        Ensemble::parse(text, "bench.toml", root(), variables).expect("the configuration is valid");
     let (ready, address) = mpsc::channel();
     std::thread::spawn(move || {
         let options = ServeOptions {
@@ -40,7 +41,7 @@ pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]
             listen: Some("127.0.0.1:0".to_owned()),
             file: None,
             sampling: Sampling::none(),
-            loader: Arc::new(move |_: &str, options: &_, base: &_| Instant::load(options, base, per_batch)),
+            loader: Arc::new(move |_: &str, _: &_, _: &_| Ok(Instant::boxed(per_batch))),
             stop: Arc::new(Notify::new()),
         };
         let on_ready = move |address, _: &_| ready.send(address).expect("the bench waits");

@@ -14,7 +14,8 @@ use crate::snapshot::Snapshot;
 #[derive(Debug)]
 pub struct Pixels {
     /// [3, height, width] where the model has one resolution, otherwise [patches, patch·patch·3] with
-    /// the values of a patch in the order row, column, channel. fp32, on the CPU.
+    /// the values of a patch in the order row, column, channel; fp32, on the CPU. For a model that takes images as they
+    /// are: [height, width, 3], bytes.
     pub values: Tensor,
     /// Rows and columns of patches, where the model takes any resolution (NaFlex).
     pub grid: Option<[i64; 2]>,
@@ -37,6 +38,8 @@ enum Recipe {
     ResizeFloat { height: i64, width: i64, filter: Filter },
     /// `SiglipImageProcessor`: resize in bytes, then to fp32.
     ResizeBytes { height: i64, width: i64, filter: Filter },
+    /// None: the image as it is.
+    Bytes,
     /// `Siglip2ImageProcessor`: the size that keeps the aspect ratio within a number of patches.
     NaFlex { patch: i64, max_patches: i64, filter: Filter },
 }
@@ -77,6 +80,11 @@ const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 const SIDE_MAX: i64 = 8192;
 
 impl Preprocessor {
+    /// Leaves images as they are, for a model that resizes and normalises by itself.
+    pub fn none() -> Self {
+        Self { recipe: Recipe::Bytes, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0 }
+    }
+
     /// The one that the snapshot describes.
     ///
     /// # Errors
@@ -150,6 +158,10 @@ impl Preprocessor {
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
         let bytes = image_tensor(image)?;
         match self.recipe {
+            Recipe::Bytes => {
+                let values = bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
+                Ok(Pixels { values, grid: None })
+            }
             Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
                 // In place: of 64 megapixels each copy takes 768 MB.
@@ -218,7 +230,7 @@ impl Preprocessor {
             Recipe::ResizeFloat { height, width, .. } | Recipe::ResizeBytes { height, width, .. } => {
                 Some((height, width))
             }
-            Recipe::NaFlex { .. } => None,
+            Recipe::NaFlex { .. } | Recipe::Bytes => None,
         }
     }
 }

@@ -1,20 +1,19 @@
-//! What others have of a model: its address, a way to reserve a place in its queue, and tasks made ready in it.
+//! What others have of a model: a way to reserve a place in its queue, and tasks made ready in it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle};
-use concord_models::{ModelOptions, Placement, TaskId, TaskLabels};
+use actix::{Actor, ArbiterHandle};
+use concord_models::{ModelOptions, Placement, Preprocessor, TaskId, TaskLabels};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::queue::Queue;
 use super::worker::Limits;
-use super::{Ask, ModelActor, Seat};
+use super::{ModelActor, Seat};
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::policy::VoteFailure;
-use crate::pool::Pool;
 
 /// A task's text embeddings take milliseconds on a GPU, seconds on a slow CPU behind a full queue.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,7 +24,7 @@ static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug, Clone)]
 pub(crate) struct ModelHandle {
     name: Arc<str>,
-    address: Addr<ModelActor>,
+    preprocessor: Arc<Preprocessor>,
     queue: Arc<Queue>,
     places: Arc<Semaphore>,
     metrics: Metrics,
@@ -57,12 +56,12 @@ pub(crate) struct Prepared {
 impl ModelHandle {
     /// Starts the actor of a loaded model.
     pub(crate) fn start(name: &Arc<str>, seat: Seat, options: &ModelOptions, running: &Running<'_>) -> Self {
-        let queue = Arc::new(Queue::new(options.queue_capacity));
+        let queue = Arc::new(Queue::default());
         let (snapshot, placement, parameters) =
             (seat.snapshot, seat.model.placement(), seat.model.parameters());
+        let preprocessor = Arc::new(seat.model.preprocessor().clone());
         let actor = ModelActor {
             name: Arc::clone(name),
-            preprocessor: Arc::new(seat.model.preprocessor().clone()),
             queue: Arc::clone(&queue),
             seat: Arc::new(Mutex::new(seat)),
             limits: Limits {
@@ -70,15 +69,16 @@ impl ModelHandle {
                 max_delay: Duration::from_millis(options.max_delay_ms),
                 cpu_threads: running.cpu_threads,
             },
-            pool: running.pool.clone(),
             metrics: running.metrics.clone(),
             fatal: running.fatal.clone(),
             panics: 0,
             forwards_at_last_panic: 0,
         };
+        // Nobody needs its address: it lives as long as its thread, which tells it how it ends.
+        let _address = ModelActor::start_in_arbiter(running.arbiter, move |_| actor);
         Self {
             name: Arc::clone(name),
-            address: ModelActor::start_in_arbiter(running.arbiter, move |_| actor),
+            preprocessor,
             queue,
             places: Arc::new(Semaphore::new(options.queue_capacity)),
             metrics: running.metrics.clone(),
@@ -102,11 +102,16 @@ impl ModelHandle {
         Ok(Place { _permit: permit, queue: Arc::clone(&self.queue), depth, arrived: false })
     }
 
-    /// Hands an image over. Where the actor cannot take it, dropping it answers.
-    pub(crate) fn ask(&self, ask: Ask) {
-        if let Err(error) = self.address.try_send(ask) {
-            tracing::warn!(model = &*self.name, %error, "the model's actor took no message");
-        }
+    pub(super) fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Makes a task ready on the model's thread, between two batches, and waits for it.
@@ -140,7 +145,6 @@ impl ModelHandle {
 /// What all models share.
 pub(crate) struct Running<'a> {
     pub(crate) arbiter: &'a ArbiterHandle,
-    pub(crate) pool: &'a Pool,
     pub(crate) metrics: &'a Metrics,
     pub(crate) fatal: &'a Fatal,
     /// That one operation of a model may use.

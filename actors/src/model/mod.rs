@@ -1,6 +1,10 @@
-//! The Model actor: admits images to one model, has them made ready, starts its thread again when it dies, and
-//! reports. The model itself is the thread's, see `worker`.
+//! The Model actor: starts a model's thread, and starts it again when it dies. The model itself is the thread's, see
+//! `worker`; images come to it by way of its `handle`.
+//!
+//! Images do not pass through the actor's mailbox: on an idle machine of two cores each change of thread costs 0.1 ms
+//! and more, and the places of the handle admit as a mailbox would (`make bench`, router-added latency).
 
+mod ask;
 mod handle;
 mod queue;
 mod reply;
@@ -8,40 +12,25 @@ mod seat;
 mod worker;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
-use concord_models::{Preprocessor, RgbImage, TaskId};
 
+pub(crate) use self::ask::Ask;
 pub(crate) use self::handle::{ModelHandle, Place, Prepared, Running};
 pub(crate) use self::reply::{Reply, VoteReply};
 pub use self::seat::Loader;
 pub(crate) use self::seat::Seat;
 
-use self::queue::{Entry, Queue};
+use self::queue::Queue;
 use self::worker::{Exit, Limits, Worker};
-use crate::Trace;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
-use crate::pool::Pool;
-use crate::ticket::Ticket;
 
 /// How long a thread that panicked is left before it starts again, at first; doubled up to the maximum while nothing
 /// succeeds. A model is back within a second.
 const RESTART_DELAY: Duration = Duration::from_millis(5);
 const RESTART_DELAY_MAX: Duration = Duration::from_millis(500);
-
-/// Asks a model for a vote; the place has been reserved.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Ask {
-    pub(crate) task: TaskId,
-    pub(crate) image: Arc<RgbImage>,
-    pub(crate) ticket: Arc<Ticket>,
-    pub(crate) trace: Trace,
-    pub(crate) place: Place,
-    pub(crate) reply: Reply,
-}
 
 /// The model's thread has ended.
 #[derive(Debug, Message)]
@@ -52,13 +41,11 @@ struct WorkerExited(Exit);
 #[derive(Debug)]
 pub(crate) struct ModelActor {
     name: Arc<str>,
-    preprocessor: Arc<Preprocessor>,
     queue: Arc<Queue>,
     /// The weights, which outlive the thread. A lock, because a thread that died cannot hand them over; held by the
     /// one thread that runs.
     seat: Arc<Mutex<Seat>>,
     limits: Limits,
-    pool: Pool,
     metrics: Metrics,
     fatal: Fatal,
     /// Panics since the last batch that succeeded.
@@ -102,38 +89,7 @@ impl Actor for ModelActor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
-        // As many messages as there are places: whoever has a place finds room.
-        context.set_mailbox_capacity(self.queue.capacity());
         self.start_worker(Duration::ZERO, context);
-    }
-}
-
-impl Handler<Ask> for ModelActor {
-    type Result = ();
-
-    fn handle(&mut self, ask: Ask, _: &mut Self::Context) {
-        let (preprocessor, queue) = (Arc::clone(&self.preprocessor), Arc::clone(&self.queue));
-        let (name, metrics) = (Arc::clone(&self.name), self.metrics.clone());
-        self.pool.spawn(move || {
-            if let Some(why) = ask.ticket.unwanted() {
-                metrics.dropped.with_label_values(&[&*name, why.name()]).inc();
-                return ask.reply.expired();
-            }
-            let started = Instant::now();
-            match preprocessor.apply(&ask.image) {
-                Ok(pixels) => {
-                    let preprocess = started.elapsed();
-                    metrics
-                        .phase_seconds
-                        .with_label_values(&["preprocess"])
-                        .observe(preprocess.as_secs_f64());
-                    let Ask { task, ticket, trace, place, reply, .. } = ask;
-                    let queued = Instant::now();
-                    queue.push(Entry { task, pixels, ticket, trace, place, reply, preprocess, queued });
-                }
-                Err(error) => ask.reply.failed(error.to_string()),
-            }
-        });
     }
 }
 

@@ -38,13 +38,12 @@ pub(super) enum Work {
 
 /// Shared by those who fill it and the one thread that empties it. A lock and a condition rather than a channel:
 /// taking a batch looks at all that waits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     /// Images that have a place and are still being made ready: worth a short wait.
     expected: AtomicUsize,
-    capacity: usize,
 }
 
 #[derive(Default)]
@@ -63,19 +62,6 @@ impl std::fmt::Debug for State {
 }
 
 impl Queue {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self {
-            state: Mutex::new(State::default()),
-            changed: Condvar::new(),
-            expected: AtomicUsize::new(0),
-            capacity,
-        }
-    }
-
-    pub(super) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// One more image is on its way.
     pub(super) fn expect(&self) {
         self.expected.fetch_add(1, Ordering::AcqRel);

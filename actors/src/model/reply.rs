@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use crate::Trace;
 use crate::policy::{Cost, VoteFailure};
 
 /// What a model says about an image: logits as the model gave them, and what they cost.
@@ -11,6 +12,14 @@ pub(crate) struct VoteReply {
     pub(crate) cost: Cost,
     /// How many images ran together.
     pub(crate) batch: usize,
+    /// The vote's span.
+    pub(crate) trace: Trace,
+}
+
+impl VoteReply {
+    fn failed(failure: VoteFailure) -> Self {
+        Self { outcome: Err(failure), cost: Cost::default(), batch: 0, trace: Trace::none() }
+    }
 }
 
 /// Answers once: at the latest when it is dropped, which happens to whatever a panic finds on its way.
@@ -29,12 +38,12 @@ impl Reply {
     }
 
     pub(super) fn failed(self, reason: String) {
-        self.send(VoteReply { outcome: Err(VoteFailure::new(reason)), cost: Cost::default(), batch: 0 });
+        self.send(VoteReply::failed(VoteFailure::new(reason)));
     }
 
     /// Nobody waits for it any more, or the deadline has passed.
     pub(super) fn expired(self) {
-        self.send(VoteReply { outcome: Err(VoteFailure::expired()), cost: Cost::default(), batch: 0 });
+        self.send(VoteReply::failed(VoteFailure::expired()));
     }
 
     fn answer(&mut self, reply: VoteReply) {
@@ -48,6 +57,6 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() { "the model panicked" } else { "the model is gone" };
-        self.answer(VoteReply { outcome: Err(VoteFailure::new(reason)), cost: Cost::default(), batch: 0 });
+        self.answer(VoteReply::failed(VoteFailure::new(reason)));
     }
 }

@@ -99,10 +99,10 @@ impl Worker {
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
             let queue = started.saturating_duration_since(entry.queued);
             let cost = Cost { queue, preprocess: entry.preprocess, model, cached: false };
-            let Entry { place, reply, .. } = entry;
+            let Entry { place, reply, trace, .. } = entry;
             // First, so that whoever has the answer finds a place for the next image.
             drop(place);
-            reply.send(VoteReply { outcome, cost, batch: size });
+            reply.send(VoteReply { outcome, cost, batch: size, trace });
         }
     }
 

@@ -1,12 +1,14 @@
 //! The computation of an answer: stage after stage, until the policy has decided.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::Bytes;
 use concord_models::{RgbImage, decode};
 use futures::future::join_all;
+use tokio::sync::oneshot;
+use tracing::Span;
 use tracing::field::Empty;
 
 use super::Shared;
@@ -15,9 +17,9 @@ use super::flight::Outcome;
 use crate::Trace;
 use crate::cache::{Cache, Put, Value};
 use crate::digest::Digest;
-use crate::model::{Ask, Place, Reply};
+use crate::model::{Ask, Reply, VoteReply};
 use crate::plan::TaskPlan;
-use crate::policy::{Answer, Cost, Decision, Logits, Member, Vote, VoteFailure, decide};
+use crate::policy::{Answer, Cost, Decision, FailureKind, Logits, Member, Vote, VoteFailure, decide};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
 
@@ -40,15 +42,14 @@ pub(super) struct Cascade {
     pub(super) ticket: Arc<Ticket>,
 }
 
-/// The image, once it has been decoded.
-#[derive(Default)]
-struct Decoded {
-    image: Option<Arc<RgbImage>>,
-    elapsed: Duration,
-}
+/// The image and how long it took, or why there is none; empty until it has been decoded.
+type Decoded = Arc<OnceLock<Result<(Arc<RgbImage>, Duration), RouteError>>>;
 
-/// A member of a stage, with a place in its model's queue.
-type Asked<'a> = (usize, &'a Member, Place);
+/// A vote that has been asked for.
+struct Asked<'a> {
+    member: &'a Member,
+    answer: oneshot::Receiver<VoteReply>,
+}
 
 impl Cascade {
     /// `known` are the votes of the cache, in the order of the policy's members.
@@ -56,12 +57,12 @@ impl Cascade {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
-        let mut decoded = Decoded::default();
+        let decoded = Decoded::default();
         loop {
             // Each round adds the votes of one stage, so there are no more rounds than stages.
             match decide(policy, &votes) {
                 Decision::Ask { stage } => {
-                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &mut decoded).await {
+                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &decoded).await {
                         self.keep(&votes, None);
                         return Err(error);
                     }
@@ -70,7 +71,11 @@ impl Cascade {
                     let answer = Arc::new(answer);
                     self.trace_fusion(&answer);
                     self.keep(&votes, Some(&answer));
-                    return Ok(Arc::new(Computed { answer, decode: decoded.elapsed }));
+                    let decode = match decoded.get() {
+                        Some(Ok((_, elapsed))) => *elapsed,
+                        _ => Duration::ZERO,
+                    };
+                    return Ok(Arc::new(Computed { answer, decode }));
                 }
                 Decision::Failed(failure) => {
                     self.keep(&votes, None);
@@ -86,7 +91,7 @@ impl Cascade {
         stage: usize,
         known: &mut [Option<Logits>],
         votes: &mut Vec<Vote>,
-        decoded: &mut Decoded,
+        decoded: &Decoded,
     ) -> Result<(), RouteError> {
         let policy = self.task.policy();
         let first: usize = policy.stages()[..stage].iter().map(|stage| stage.members().len()).sum();
@@ -94,7 +99,7 @@ impl Cascade {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "stage", otel.name = format!("stage {}", stage + 1),
                 concord.service = "concord-router")
         });
-        let mut asked: Vec<Asked<'_>> = Vec::new();
+        let (mut asks, mut asked) = (Vec::new(), Vec::new());
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
@@ -103,8 +108,21 @@ impl Cascade {
                 continue;
             }
             // Before the image is decoded: a full model must not cost anything.
-            match self.task.seats()[index].model.reserve() {
-                Ok(place) => asked.push((index, member, place)),
+            let seat = &self.task.seats()[index];
+            match seat.model.reserve() {
+                Ok(place) => {
+                    let (reply, answer) = Reply::new();
+                    let (task, ticket) = (seat.prepared.id, Arc::clone(&self.ticket));
+                    asks.push(Ask {
+                        model: seat.model.clone(),
+                        task,
+                        ticket,
+                        trace: trace.clone(),
+                        place,
+                        reply,
+                    });
+                    asked.push(Asked { member, answer });
+                }
                 Err(failure) if member.is_required() => {
                     self.count_vote(&model, "busy");
                     return Err(RouteError::Busy(format!("model {model}: {failure}")));
@@ -115,86 +133,81 @@ impl Cascade {
                 }
             }
         }
-        if !asked.is_empty() {
-            let image = self.decode(decoded).await?;
-            votes.extend(join_all(asked.into_iter().map(|asked| self.vote(asked, &image, &trace))).await);
+        if asks.is_empty() {
+            return Ok(());
+        }
+        self.submit(asks, decoded);
+        let replies = join_all(asked.iter_mut().map(|asked| &mut asked.answer)).await;
+        match decoded.get() {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error.clone()),
+            None => return Err(RouteError::Lost("the image decoder panicked")),
+        }
+        for (asked, reply) in asked.iter().zip(replies) {
+            votes.push(match reply {
+                Ok(reply) => self.vote(asked.member, reply),
+                // `Reply` answers when it is dropped, so this does not happen.
+                Err(_) => return Err(RouteError::Lost("a model did not answer")),
+            });
         }
         Ok(())
     }
 
-    /// At the first stage that needs it.
-    async fn decode(&self, decoded: &mut Decoded) -> Result<Arc<RgbImage>, RouteError> {
-        if let Some(image) = &decoded.image {
-            return Ok(Arc::clone(image));
-        }
-        let trace = self.trace.child(|parent| {
-            tracing::info_span!(target: TRACE_TARGET, parent: parent, "decode", concord.service = "concord-router",
-                bytes = self.bytes.len(), width = Empty, height = Empty)
+    /// Has the image decoded, where that has not been done, and made ready for each model, on the CPU threads. It does
+    /// not come back here in between: every change of thread costs more than the rest of this.
+    fn submit(&self, asks: Vec<Ask>, decoded: &Decoded) {
+        let trace = self.trace.child(|parent| match decoded.get() {
+            Some(_) => Span::none(),
+            None => tracing::info_span!(target: TRACE_TARGET, parent: parent, "decode",
+                concord.service = "concord-router", bytes = self.bytes.len(), width = Empty, height = Empty),
         });
-        let (bytes, max_pixels, ticket) =
-            (self.bytes.clone(), self.shared.max_pixels, Arc::clone(&self.ticket));
-        let work = move || {
-            if ticket.unwanted().is_some() {
-                return (Err(RouteError::Expired), Duration::ZERO);
+        let (decoded, bytes, ticket) = (Arc::clone(decoded), self.bytes.clone(), Arc::clone(&self.ticket));
+        let (shared, pool) = (Arc::clone(&self.shared), self.shared.pool.clone());
+        self.shared.pool.spawn(move || {
+            let result = decoded.get_or_init(|| decode_wanted(&bytes, &ticket, &shared, &trace));
+            drop(trace);
+            // Without an image the asks are dropped, which answers them.
+            let Ok((image, _)) = result else { return };
+            let mut asks = asks.into_iter();
+            let here = asks.next();
+            for ask in asks {
+                let image = Arc::clone(image);
+                pool.spawn(move || ask.submit(&image));
             }
-            let started = Instant::now();
-            let image = decode(&bytes, max_pixels).map_err(RouteError::from);
-            (image, started.elapsed())
-        };
-        let done = self.shared.pool.run(work).await;
-        let (image, elapsed) = done.map_err(|_| RouteError::Lost("the image decoder panicked"))?;
-        self.shared.metrics.phase_seconds.with_label_values(&["decode"]).observe(elapsed.as_secs_f64());
-        let image = Arc::new(image?);
-        trace.record("width", image.width());
-        trace.record("height", image.height());
-        *decoded = Decoded { image: Some(Arc::clone(&image)), elapsed };
-        Ok(image)
+            if let Some(ask) = here {
+                ask.submit(image);
+            }
+        });
     }
 
-    async fn vote(&self, (index, member, place): Asked<'_>, image: &Arc<RgbImage>, stage: &Trace) -> Vote {
+    fn vote(&self, member: &Member, VoteReply { outcome, cost, batch, trace }: VoteReply) -> Vote {
         let name = member.model();
-        let trace = stage.child(|parent| {
-            tracing::info_span!(target: TRACE_TARGET, parent: parent, "vote",
-                concord.service = format_args!("concord-model-{name}"), model = &**name, batch_size = Empty,
-                queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty,
-                weight = member.weight().get(), error = Empty)
-        });
-        let seat = &self.task.seats()[index];
-        let (reply, answer) = Reply::new();
-        seat.model.ask(Ask {
-            task: seat.prepared.id,
-            image: Arc::clone(image),
-            ticket: Arc::clone(&self.ticket),
-            trace: trace.clone(),
-            place,
-            reply,
-        });
         let labels = self.task.policy().labels();
-        let (outcome, cost) = match answer.await {
-            Ok(reply) => {
-                trace.record("batch_size", reply.batch);
-                let logits = |logits| {
-                    Logits::new(logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
-                };
-                (reply.outcome.and_then(logits), reply.cost)
-            }
-            Err(_) => (Err(VoteFailure::new("the model did not answer")), Cost::default()),
-        };
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        trace.record("batch_size", batch);
         trace.record("queue_ms", ms(cost.queue));
         trace.record("preprocess_ms", ms(cost.preprocess));
         trace.record("gpu_ms", ms(cost.model));
+        trace.record("weight", member.weight().get());
+        let outcome = outcome.and_then(|logits| {
+            Logits::new(logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
+        });
         match &outcome {
             Ok(logits) => {
-                let distribution = logits.calibrated(member.temperature());
-                trace.record("label", labels[distribution.argmax()].as_str());
-                trace.record("p", distribution.confidence().get());
+                if trace.is_sampled() {
+                    let distribution = logits.calibrated(member.temperature());
+                    trace.record("label", labels[distribution.argmax()].as_str());
+                    trace.record("p", distribution.confidence().get());
+                }
                 self.count_vote(name, "given");
             }
             Err(failure) => {
                 trace.record("error", failure.to_string());
-                self.count_vote(name, "failed");
-                tracing::warn!(parent: trace.span(), model = &**name, %failure, "no vote");
+                self.count_vote(
+                    name,
+                    if failure.kind() == FailureKind::Expired { "expired" } else { "failed" },
+                );
+                tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
             }
         }
         Vote { model: Arc::clone(name), outcome, cost }
@@ -234,4 +247,23 @@ impl Cascade {
     fn count_vote(&self, model: &str, outcome: &str) {
         self.shared.metrics.votes.with_label_values(&[model, outcome]).inc();
     }
+}
+
+/// The image, unless nobody waits for it any more.
+fn decode_wanted(
+    bytes: &[u8],
+    ticket: &Ticket,
+    shared: &Shared,
+    trace: &Trace,
+) -> Result<(Arc<RgbImage>, Duration), RouteError> {
+    if ticket.unwanted().is_some() {
+        return Err(RouteError::Expired);
+    }
+    let started = Instant::now();
+    let image = decode(bytes, shared.max_pixels)?;
+    let elapsed = started.elapsed();
+    shared.metrics.phase_seconds.with_label_values(&["decode"]).observe(elapsed.as_secs_f64());
+    trace.record("width", image.width());
+    trace.record("height", image.height());
+    Ok((Arc::new(image), elapsed))
 }
