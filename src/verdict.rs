@@ -1,17 +1,17 @@
 //! What is said about a picture, in the form in which it leaves Concord.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use concord_actors::Routed;
-use concord_actors::policy::{Distribution, Opinion, Policy, Reason};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use concord_actors::policy::{Distribution, Opinion, Reason};
+use concord_actors::{Routed, TaskPlan};
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::telemetry::RequestContext;
 
 /// The fused answer to a task, why the cascade stopped where it did, and every vote.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Verdict {
     /// The request, as logs and spans call it: a UUIDv7.
     pub request_id: String,
@@ -27,7 +27,7 @@ pub struct Verdict {
     pub confidence: f64,
     /// The fused probability of each label.
     #[schema(value_type = std::collections::BTreeMap<String, f64>)]
-    pub probabilities: Map<String, Value>,
+    pub probabilities: Probabilities,
     /// The stage at which the cascade stopped, from 1.
     pub stage: usize,
     /// How many stages the policy has.
@@ -49,7 +49,7 @@ pub struct Verdict {
 }
 
 /// One vote of a verdict.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct VoteReport {
     /// The model's name in `ensemble.toml`.
     pub model: String,
@@ -64,7 +64,7 @@ pub struct VoteReport {
     /// The calibrated probability of each label.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
-    pub probabilities: Option<Map<String, Value>>,
+    pub probabilities: Option<Probabilities>,
     /// Its share of the answer; the shares of the votes that exist sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
@@ -75,6 +75,19 @@ pub struct VoteReport {
     pub cached: bool,
     /// What it cost.
     pub milliseconds: VoteMilliseconds,
+}
+
+/// A probability for each label, by the label's name and in the order of the labels.
+#[derive(Debug, Clone)]
+pub struct Probabilities {
+    task: Arc<TaskPlan>,
+    distribution: Distribution,
+}
+
+impl Serialize for Probabilities {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.task.policy().labels().iter().zip(self.distribution.probabilities()))
+    }
 }
 
 /// What a verdict cost, in milliseconds.
@@ -109,14 +122,14 @@ impl Verdict {
             label: policy.labels()[answer.label()].clone(),
             probability: confidence,
             confidence,
-            probabilities: by_label(policy, &answer.distribution),
+            probabilities: by_label(&routed.task, &answer.distribution),
             stage: answer.stage + 1,
             stages: policy.stages().len(),
             reason: answer.reason,
             agreement: answer.agreement,
             complete: answer.is_complete(),
             cache: routed.cache.name(),
-            votes: answer.opinions.iter().map(|opinion| VoteReport::new(policy, opinion)).collect(),
+            votes: answer.opinions.iter().map(|opinion| VoteReport::new(&routed.task, opinion)).collect(),
             milliseconds: Milliseconds {
                 decode: in_milliseconds(routed.decode),
                 total: in_milliseconds(routed.total),
@@ -126,7 +139,8 @@ impl Verdict {
 }
 
 impl VoteReport {
-    fn new(policy: &Policy, opinion: &Opinion) -> Self {
+    fn new(task: &Arc<TaskPlan>, opinion: &Opinion) -> Self {
+        let policy = task.policy();
         let belief = opinion.belief.as_ref().ok();
         let distribution = belief.map(|belief| &belief.distribution);
         Self {
@@ -134,7 +148,7 @@ impl VoteReport {
             stage: opinion.stage + 1,
             label: distribution.map(|distribution| policy.labels()[distribution.argmax()].clone()),
             probability: distribution.map(|distribution| distribution.confidence().get()),
-            probabilities: distribution.map(|distribution| by_label(policy, distribution)),
+            probabilities: distribution.map(|distribution| by_label(task, distribution)),
             weight: belief.map(|belief| belief.weight),
             error: opinion.belief.as_ref().err().map(ToString::to_string),
             cached: opinion.cost.cached,
@@ -147,13 +161,8 @@ impl VoteReport {
     }
 }
 
-fn by_label(policy: &Policy, distribution: &Distribution) -> Map<String, Value> {
-    policy
-        .labels()
-        .iter()
-        .cloned()
-        .zip(distribution.probabilities().iter().map(|&p| Value::from(p)))
-        .collect()
+fn by_label(task: &Arc<TaskPlan>, distribution: &Distribution) -> Probabilities {
+    Probabilities { task: Arc::clone(task), distribution: distribution.clone() }
 }
 
 /// To the microsecond, which is what the clock is good for.

@@ -1,14 +1,16 @@
 //! The CPU threads that decode and resize, so that no actor and no model waits for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use concord_models::set_cpu_threads;
 use tokio::sync::oneshot;
 
+type Job = Box<dyn FnOnce() + Send>;
+
 /// A fixed number of threads. What waits for them is bounded by who may put it there: admitted requests.
 #[derive(Debug, Clone)]
-pub(crate) struct Pool(Arc<rayon::ThreadPool>);
+pub(crate) struct Pool(mpsc::Sender<Job>);
 
 /// The work panicked, or the pool is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -16,23 +18,32 @@ pub(crate) struct Pool(Arc<rayon::ThreadPool>);
 pub(crate) struct PoolError;
 
 impl Pool {
-    /// With this many threads.
+    /// With this many threads, which end when the last clone of it is gone.
     ///
     /// # Errors
     /// When the operating system gives none.
-    pub(crate) fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("cpu-{index}"))
-            // One image a thread: resizing must not spread over the cores that the other threads use.
-            .start_handler(|_| set_cpu_threads(1))
-            .build()?;
-        Ok(Self(Arc::new(pool)))
+    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
+        let (sender, jobs) = mpsc::channel::<Job>();
+        // One thread waits in the channel, the others for the lock.
+        let jobs = Arc::new(Mutex::new(jobs));
+        for index in 0..threads {
+            let jobs = Arc::clone(&jobs);
+            let next = move || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            std::thread::Builder::new().name(format!("cpu-{index}")).spawn(move || {
+                // One image a thread: resizing must not spread over the cores that the other threads use.
+                set_cpu_threads(1);
+                while let Ok(job) = next() {
+                    let _panicked = catch_unwind(AssertUnwindSafe(job));
+                }
+            })?;
+        }
+        Ok(Self(sender))
     }
 
     /// Runs `work` on one of the threads. A panic in it drops what it owns and goes no further.
     pub(crate) fn spawn(&self, work: impl FnOnce() + Send + 'static) {
-        self.0.spawn_fifo(move || _ = catch_unwind(AssertUnwindSafe(work)));
+        // The threads live as long as `self`.
+        let _sent = self.0.send(Box::new(work));
     }
 
     /// The result of `work`.

@@ -8,8 +8,9 @@ use crate::servers::{Program, no_op, root, with_instant_model};
 use crate::wrk;
 
 /// Requests of each kind, in rounds that alternate, so that whatever else the machine does meets both.
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 20;
 const ROUND: usize = 100;
+const SERVERS: usize = 7;
 /// The first requests find cold caches and connections.
 const WARM_UP: usize = 200;
 
@@ -60,41 +61,55 @@ fn photograph_5kb() -> Vec<u8> {
 }
 
 /// The whole way of an image that nobody has seen, with a model that takes no time, minus a route that does nothing.
+///
+/// With servers of their own, because where the operating system puts their threads decides between two levels.
 pub(crate) fn router_latency(report: &mut Report) {
-    let path = "/v1/tasks/bench/classify";
-    let full = with_instant_model(Duration::ZERO, &[]);
-    let mut watcher = Client::connect(&full.to_string());
-    let mut full = Client::connect(&full.to_string());
-    let mut peer = Client::connect(&no_op().to_string());
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    let mut number = 0;
-    for round in 0..ROUNDS + WARM_UP / ROUND {
-        for _ in 0..ROUND {
-            number += 1;
-            let (status, latency) = full.post(path, "", &small_png(number));
-            assert_eq!(status, 200);
-            if round >= WARM_UP / ROUND {
-                ours.push(latency);
-            }
-        }
-        for _ in 0..ROUND {
-            number += 1;
-            let (_, latency) = peer.post(path, "", &small_png(number));
-            if round >= WARM_UP / ROUND {
-                theirs.push(latency);
-            }
-        }
-    }
-    let (ours, theirs) = (Latencies::of(ours), Latencies::of(theirs));
+    let mut runs: Vec<[Latencies; 2]> = (0..SERVERS).map(|_| latencies_of_a_server(report)).collect();
     for (what, key, quantile, aim) in [
         ("router-added latency, p50", "router_added_ms_p50", 0.5, "at most 0.3 ms, goal 0.2"),
         ("router-added latency, p99", "router_added_ms_p99", 0.99, "at most 1.5 ms, goal 1"),
     ] {
-        let (full, no_op) = (ours.ms(quantile), theirs.ms(quantile));
-        report.add(what, key, full - no_op, "ms", format!("{full:.3} ms - {no_op:.3} ms without; {aim}"));
+        let added = |[full, no_op]: &[Latencies; 2]| full.ms(quantile) - no_op.ms(quantile);
+        runs.sort_by(|left, right| added(left).total_cmp(&added(right)));
+        let [full, no_op] = &runs[SERVERS / 2];
+        let all: Vec<String> = runs.iter().map(|run| format!("{:.2}", added(run))).collect();
+        let beside = format!(
+            "median of {SERVERS} servers ({}): {:.3} ms - {:.3} ms without; {aim}",
+            all.join(", "),
+            full.ms(quantile),
+            no_op.ms(quantile)
+        );
+        report.add(what, key, added(&runs[SERVERS / 2]), "ms", beside);
+    }
+}
+
+/// Of the full way, and of the route that does nothing.
+fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
+    let path = "/v1/tasks/bench/classify";
+    let address = with_instant_model(Duration::ZERO, &[]).to_string();
+    let (mut watcher, mut full) = (Client::connect(&address), Client::connect(&address));
+    let mut peer = Client::connect(&no_op().to_string());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut number = 0;
+    for round in 0..ROUNDS + WARM_UP / ROUND {
+        let is_warm = round >= WARM_UP / ROUND;
+        for _ in 0..ROUND {
+            number += 1;
+            let (status, latency) = full.post(path, "", &small_png(number));
+            assert_eq!(status, 200);
+            ours.extend(is_warm.then_some(latency));
+        }
+        for _ in 0..ROUND {
+            number += 1;
+            let (_, latency) = peer.post(path, "", &small_png(number));
+            theirs.extend(is_warm.then_some(latency));
+        }
     }
     let requests = (ROUNDS * ROUND + WARM_UP) as f64;
-    add_phases(report, "router", &[0.0; PHASES.len()], &phases(&mut watcher), requests);
+    for (phase, seconds) in PHASES.iter().zip(phases(&mut watcher)) {
+        report.json.insert(format!("router_{phase}_ms_mean"), (seconds * 1e3 / requests).into());
+    }
+    [Latencies::of(ours), Latencies::of(theirs)]
 }
 
 /// Ten times as many clients as the model has places, each asking again as soon as it is answered.
@@ -217,22 +232,18 @@ pub(crate) fn nano_models(report: &mut Report) {
     let beside = "six examples in turn, concurrency 1, no cache; a third of them reach stage 2";
     report.add("nano ensemble over HTTP, p50", "nano_ms_p50", latencies.ms(0.5), "ms", beside);
     report.add("nano ensemble over HTTP, p99", "nano_ms_p99", latencies.ms(0.99), "ms", beside);
-    add_phases(report, "nano", &before, &after, REQUESTS as f64);
+    for ((phase, before), after) in PHASES.iter().zip(before).zip(after) {
+        let ms = (after - before) * 1e3 / REQUESTS as f64;
+        report.json.insert(format!("nano_{phase}_ms_mean"), ms.into());
+        let value = format!("{ms:.3} ms");
+        report.rows.push(crate::Row { what: "  of which, mean", value, beside: (*phase).to_owned() });
+    }
 }
 
 /// The seconds that have been spent in each phase.
 fn phases(watcher: &mut Client) -> [f64; PHASES.len()] {
     let metrics = watcher.get("/metrics");
     PHASES.map(|phase| sum(&metrics, phase))
-}
-
-fn add_phases(report: &mut Report, of: &str, before: &[f64], after: &[f64], requests: f64) {
-    for ((phase, before), after) in PHASES.iter().zip(before).zip(after) {
-        let ms = (after - before) * 1e3 / requests;
-        report.json.insert(format!("{of}_{phase}_ms_mean"), ms.into());
-        let value = format!("{ms:.3} ms");
-        report.rows.push(crate::Row { what: "  of which, mean", value, beside: (*phase).to_owned() });
-    }
 }
 
 const PHASES: [&str; 4] = ["decode", "preprocess", "queue", "model"];
