@@ -4,7 +4,7 @@ export CONCORD_DATA ?= ../shared/data
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build demo test bench bench-micro lint fmt doc deny clean
+.PHONY: help setup tools build demo test bench bench-micro fuzz lint fmt doc deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: setup ## what the server costs beside its models, under load (a table, an
 
 bench-micro: setup ## decide, fuse, cache keys, decoding and preprocessing, by criterion
 	$(CARGO) bench --locked --bench decisions
+
+fuzz: setup ## fuzz the request decoder and the configuration, ten minutes each
+	deploy/fuzz.sh 600
 
 lint: setup ## formatting, clippy and rustdoc, warnings denied
 	$(CARGO) fmt --all --check

@@ -2,6 +2,8 @@
 //!
 //!     make bench-micro
 
+#![expect(clippy::expect_used, reason = "a bench stops at what it did not expect")]
+
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::path::Path;

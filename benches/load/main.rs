@@ -4,6 +4,8 @@
 //!
 //! Prints a table, and the same as JSON. The load generator shares the cores with the server. Needs wrk.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a bench stops at what it did not expect")]
+
 mod client;
 mod instant;
 mod measure;

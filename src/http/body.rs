@@ -3,7 +3,7 @@
 use actix_multipart::{Multipart, MultipartError};
 use actix_web::error::PayloadError;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
-use actix_web::web::{Bytes, BytesMut, Payload};
+use actix_web::web::{Bytes, BytesMut};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::{Stream, StreamExt};
@@ -70,7 +70,11 @@ impl BodyKind {
 }
 
 /// Reads the image, of at most `limit` bytes.
-pub(super) async fn image(headers: &HeaderMap, payload: Payload, limit: u64) -> Result<Bytes, Problem> {
+pub(super) async fn image(
+    headers: &HeaderMap,
+    payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
+    limit: u64,
+) -> Result<Bytes, Problem> {
     let kind = BodyKind::of(headers)?;
     let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > kind.body_limit(limit)) {
@@ -108,7 +112,11 @@ async fn collect(
     Ok(bytes.freeze())
 }
 
-async fn from_form(headers: &HeaderMap, payload: Payload, limit: u64) -> Result<Bytes, Problem> {
+async fn from_form(
+    headers: &HeaderMap,
+    payload: impl Stream<Item = Result<Bytes, PayloadError>> + 'static,
+    limit: u64,
+) -> Result<Bytes, Problem> {
     let unreadable = |error: MultipartError| match error {
         MultipartError::Payload(error) => incomplete(&error),
         other => Problem::new(ProblemKind::BadRequest, format!("the form cannot be read: {other}")),

@@ -3,6 +3,8 @@
 mod auth;
 mod body;
 mod classify;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod openapi;
 mod pages;
 mod respond;

@@ -53,14 +53,15 @@ impl<'a> Reply<'a> {
         self.record(status);
         self.log(problem, status);
         let mut builder = self.builder(status);
-        match kind {
-            ProblemKind::Busy | ProblemKind::NotReady => {
-                _ = builder.insert_header((RETRY_AFTER, RETRY_AFTER_S))
-            }
-            ProblemKind::Unauthorized => _ = builder.insert_header((WWW_AUTHENTICATE, "Bearer")),
+        let header = match kind {
+            ProblemKind::Busy | ProblemKind::NotReady => Some((RETRY_AFTER, RETRY_AFTER_S)),
+            ProblemKind::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
             // The rest of the body is not worth reading.
-            ProblemKind::TooLarge | ProblemKind::SlowBody => _ = builder.insert_header((CONNECTION, "close")),
-            _ => {}
+            ProblemKind::TooLarge | ProblemKind::SlowBody => Some((CONNECTION, "close")),
+            _ => None,
+        };
+        if let Some(header) = header {
+            builder.insert_header(header);
         }
         let body = ProblemBody {
             kind,

@@ -1,0 +1,18 @@
+//! The door of the fuzzer: the reader of bodies without a server around it.
+
+use actix_web::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use actix_web::web::Bytes;
+use futures::executor::block_on;
+use futures::stream;
+
+use super::body;
+use crate::problem::Problem;
+
+/// The image in a body of this type, which arrives in two pieces.
+pub fn image(content_type: &'static str, body: &[u8], limit: u64) -> Result<Bytes, Problem> {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let (start, end) = body.split_at(body.len() / 2);
+    let pieces = [start, end].map(|piece| Ok(Bytes::copy_from_slice(piece)));
+    block_on(body::image(&headers, stream::iter(pieces), limit))
+}

@@ -1,0 +1,22 @@
+//! Bodies of every kind → the image in them → pixels. Nothing may panic, and no limit may be passed.
+
+#![no_main]
+
+use concord::http::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+const BYTES_MAX: u64 = 1 << 16;
+const PIXELS_MAX: u64 = 1 << 16;
+const CONTENT_TYPES: [&str; 4] =
+    ["image/png", "application/json", "multipart/form-data; boundary=b", "application/octet-stream"];
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&kind, body)) = input.split_first() else { return };
+    let content_type = CONTENT_TYPES[usize::from(kind) % CONTENT_TYPES.len()];
+    if let Ok(image) = fuzzing::image(content_type, body, BYTES_MAX) {
+        assert!(image.len() as u64 <= BYTES_MAX);
+        if let Ok(pixels) = concord_models::decode(&image, PIXELS_MAX) {
+            assert!(u64::from(pixels.width()) * u64::from(pixels.height()) <= PIXELS_MAX);
+        }
+    }
+});
