@@ -21,9 +21,12 @@ tools: ## redis-server, which the tests start
 build: setup ## target/release/concord
 	$(CARGO) build --release --locked
 
-demo: build ## answer the pictures in examples/
+demo: build ## answer the pictures in examples/, then serve: verdict, cache hit, votes fused again
 	@echo
 	target/release/concord classify --task roadwork examples
+	@echo
+	@deploy/tools.sh curl
+	@deploy/demo.sh
 
 # One OpenMP thread a process: tests run at once, and threads that wait for each other at every small operation
 # are many times slower when something else wants the cores.

@@ -132,7 +132,7 @@ fn unusual_pictures_are_judged_as_what_they_show() {
 #[test]
 fn a_slow_body_is_given_up() {
     let (_folder, file) =
-        edited_ensemble(|text| replace(&text, "[server]\n", "[server]\nrequest_timeout_ms = 500\n"));
+        edited_ensemble(|text| replace(&text, "request_timeout_ms = 10_000", "request_timeout_ms = 500"));
     let server = Server::start(&file);
     let address = server.client.address.strip_prefix("http://").unwrap();
     let mut slow = TcpStream::connect(address).unwrap();

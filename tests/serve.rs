@@ -166,7 +166,7 @@ fn good_and_bad_edits_under_load_lose_nothing() {
         };
         edit(&file, |text| replace(text, &format!("question = \"{old}\""), &question));
         server.client.wait_until("the new question is there", |client| {
-            client.get("/v1/tasks").body[0]["question"] == Value::from(format!("Round {round}?"))
+            client.get("/v1/tasks").body[0]["question"] == format!("Round {round}?")
         });
     }
     // Two faults in one edit: both are named, and nothing changes.
@@ -248,6 +248,8 @@ fn the_endpoint_describes_itself() {
     let described = api["components"]["schemas"]["Verdict"]["properties"].as_object().unwrap();
     let told: Vec<&String> = verdict.as_object().unwrap().keys().collect();
     assert!(told.iter().all(|field| described.contains_key(*field)), "{told:?} {described:?}");
+    let problem = &api["components"]["schemas"]["Problem"]["properties"];
+    assert!(["type", "title", "status", "detail", "request_id"].iter().all(|field| problem[field].is_object()), "{problem}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use concord_actors::{Caller, Classify};
 use tokio::time::timeout_at;
 
 use super::auth::Authorized;
-use super::respond::{Refusal, Reply};
+use super::respond::{ProblemBody, Refusal, Reply};
 use super::{Worker, body};
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::{RequestContext, TRACEPARENT};
@@ -31,18 +31,18 @@ const SPAN: &str = "POST /v1/tasks/{task}/classify";
         (body::ImageRequest = "application/json"))),
     responses(
         (status = 200, description = "The verdict", body = Verdict),
-        (status = 400, description = "Not an image, a broken one, or a body that cannot be read", body = Problem,
+        (status = 400, description = "Not an image, a broken one, or a body that cannot be read", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 401, description = "No API key, or a wrong one", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "No such task", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "Too many bytes or pixels", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "A body of another type", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Busy; Retry-After says when to ask again", body = Problem,
+        (status = 401, description = "No API key, or a wrong one", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such task", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 408, description = "The body did not arrive in time", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 413, description = "Too many bytes or pixels", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 415, description = "A body of another type", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Busy; Retry-After says when to ask again", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 503, description = "Not ready, or a required model failed", body = Problem,
+        (status = 503, description = "Not ready, or a required model failed", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 504, description = "No answer in time", body = Problem, content_type = "application/problem+json")))]
+        (status = 504, description = "No answer in time", body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn classify(
     request: HttpRequest,
     _authorized: Authorized,

@@ -3,8 +3,9 @@
 use actix_web::HttpResponse;
 use utoipa::OpenApi;
 
+use super::respond::ProblemBody;
 use super::{body, classify, pages};
-use crate::problem::{Problem, ProblemKind};
+use crate::problem::ProblemKind;
 use crate::verdict::Verdict;
 
 #[derive(OpenApi)]
@@ -19,7 +20,7 @@ use crate::verdict::Verdict;
         pages::metrics,
         page
     ),
-    components(schemas(Verdict, Problem, ProblemKind, body::ImageRequest))
+    components(schemas(Verdict, ProblemBody<'static>, ProblemKind, body::ImageRequest))
 )]
 struct Description;
 

@@ -4,6 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Draining, Worker};
 use crate::problem::{Problem, ProblemKind};
@@ -15,15 +16,22 @@ const PROBLEM_JSON: &str = "application/problem+json";
 /// Queues that are full now have been worked off by then.
 const RETRY_AFTER_S: &str = "1";
 
-/// The body of a problem.
-#[derive(Serialize)]
-struct ProblemBody<'a> {
+/// Why a request got no verdict: RFC 9457, "Problem Details for HTTP APIs".
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct ProblemBody<'a> {
+    /// What kind of failure it is; stable, for programs.
     #[serde(rename = "type")]
     kind: ProblemKind,
+    /// The kind in words.
     title: &'static str,
+    /// The HTTP status.
     status: u16,
+    /// What happened to this request, and what to do about it.
     detail: &'a str,
+    /// The request, as logs and spans call it: a UUIDv7.
     request_id: String,
+    /// The request's trace, as Jaeger calls it.
     trace_id: &'a str,
 }
 

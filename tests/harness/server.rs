@@ -182,10 +182,13 @@ pub(crate) fn photograph(number: usize) -> Vec<u8> {
     [start, &[0xff, 0xfe], &length, comment.as_bytes(), rest].concat()
 }
 
+/// The status of an answer and how long it took, or why there was none.
+pub(crate) type Outcome = Result<(u16, Duration), String>;
+
 /// Asks from several threads until it is told to stop, each photograph once.
 pub(crate) struct Load {
     stop: Arc<std::sync::atomic::AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<Vec<Result<(u16, Duration), String>>>>,
+    threads: Vec<std::thread::JoinHandle<Vec<Outcome>>>,
 }
 
 impl Load {
@@ -219,7 +222,7 @@ impl Load {
     }
 
     /// The outcome of every request.
-    pub(crate) fn finish(self) -> Vec<Result<(u16, Duration), String>> {
+    pub(crate) fn finish(self) -> Vec<Outcome> {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     }
