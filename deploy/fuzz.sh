@@ -19,16 +19,19 @@ for image in models/tests/fixtures/images/*.* examples/road-work-far.jpg; do
 done
 printf '\001{"image": "data:image/png;base64,aGVsbG8="}' > "$corpus/request/json"
 printf '\002--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--b--\r\n' > "$corpus/request/form"
-run() {
-    # No sanitizer: they need a nightly toolchain, and only C code has memory errors to find here.
-    cargo fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz-build --sanitizer none "$1" "$corpus/$1" -- \
-        -max_total_time="$seconds" -rss_limit_mb=4096 -timeout=20 -max_len=65536 > "$corpus/$1.log" 2>&1
-}
+# No sanitizer: they need a nightly toolchain, and only C code has memory errors to find here.
 cargo fuzz build --fuzz-dir tests/fuzz --target-dir target/fuzz-build --sanitizer none
+host="$(rustc -vV | sed -n 's/^host: //p')"
+run() {
+    "target/fuzz-build/$host/release/$1" "$corpus/$1" -artifact_prefix="$corpus/$1-" -max_total_time="$seconds" \
+        -rss_limit_mb=4096 -timeout=20 -max_len=65536 > "$corpus/$1.log" 2>&1
+}
 run request & request=$!
 run configuration & configuration=$!
 status=0
 wait "$request" || status=1
 wait "$configuration" || status=1
-tail -n 3 "$corpus/request.log" "$corpus/configuration.log"
+for target in request configuration; do
+    echo "$target: $(tail -n 1 "$corpus/$target.log"), $(find "$corpus/$target" -type f | wc -l) inputs kept"
+done
 exit "$status"

@@ -303,15 +303,15 @@ fn what_waits_together_runs_together_and_says_the_same() {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify_fresh("roadwork", &photograph(number)))
     };
-    let begun = server.trouble.begun();
+    let made_ready =
+        |client: &Endpoint| client.metric("concord_phase_seconds_count", &["phase=\"preprocess\""]);
+    let (begun, ready) = (server.trouble.begun(), made_ready(&server.client));
     let first = ask(99);
     server.client.wait_until("the first one runs", |_| server.trouble.begun() > begun);
     let others: Vec<_> = (0..6).map(ask).collect();
-    server.client.wait_until("the others wait", |client| {
-        client.metric("concord_queue_depth", &["model=\"dinov3\""]) == 7.0
-    });
-    // The last of them may still be being made ready when its place is taken.
-    std::thread::sleep(Duration::from_millis(300));
+    server.client.wait_until("the others are ready", |client| made_ready(client) == ready + 7.0);
+    // The last of them is queued right after it has been counted.
+    std::thread::sleep(Duration::from_millis(200));
     server.trouble.release();
     assert_eq!(first.join().unwrap().status, 200);
     for (answer, alone) in others.into_iter().map(|client| client.join().unwrap()).zip(alone) {
@@ -334,9 +334,9 @@ fn readiness_ends_before_the_connections_do() {
         image.len()
     );
     half.write_all(&[head.as_bytes(), &image[..100]].concat()).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(500));
     server.signal("TERM");
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(500));
     half.write_all(&image[100..]).unwrap();
     let mut answer = String::new();
     let _closed = half.read_to_string(&mut answer);

@@ -249,7 +249,10 @@ fn the_endpoint_describes_itself() {
     let told: Vec<&String> = verdict.as_object().unwrap().keys().collect();
     assert!(told.iter().all(|field| described.contains_key(*field)), "{told:?} {described:?}");
     let problem = &api["components"]["schemas"]["Problem"]["properties"];
-    assert!(["type", "title", "status", "detail", "request_id"].iter().all(|field| problem[field].is_object()), "{problem}");
+    assert!(
+        ["type", "title", "status", "detail", "request_id"].iter().all(|field| problem[field].is_object()),
+        "{problem}"
+    );
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 mod reload;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use concord_actors::policy::Policy;
 use concord_actors::{Engine, LoadError, Loader, StartError};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::config::Ensemble;
 use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
@@ -81,20 +84,18 @@ pub async fn serve(
     let handle = server.handle();
     let mut serving = actix::spawn(server);
 
-    let tasks = options.ensemble.tasks().clone();
-    let loading = {
-        let (engine, loader) = (Arc::clone(&engine), Arc::clone(&options.loader));
-        let log = |name: &str, took: std::time::Duration| tracing::info!(model = name, ?took, "loaded");
-        tokio::task::spawn_blocking(move || engine.load(&tasks, &*loader, log))
-    };
+    let loading = load(&engine, options.ensemble.tasks().clone(), Arc::clone(&options.loader));
+    // One future for the whole time, so that no signal falls between two of them.
+    let stop = Arc::clone(&options.stop);
+    let mut end = std::pin::pin!(end_of(&engine, &stop));
     let ended = tokio::select! {
         loaded = loading => {
-            loaded.map_err(|error| ServeError::Fatal(error.to_string()))??;
+            loaded.map_err(|_| ServeError::Fatal("loading the models panicked".to_owned()))??;
             on_ready(address, &engine);
             let _reloader = options.file.map(|file| Reloader::start(file, options.ensemble, &engine));
-            end_of(&engine, &options.stop).await
+            end.as_mut().await
         }
-        ended = end_of(&engine, &options.stop) => ended,
+        ended = &mut end => ended,
         _ = &mut serving => Ended::Asked("the endpoint ended"),
     };
     match &ended {
@@ -108,6 +109,22 @@ pub async fn serve(
         Ended::Asked(_) => Ok(()),
         Ended::Failed(message) => Err(ServeError::Fatal(message)),
     }
+}
+
+/// Loads the models on a thread of its own, which a process that is told to end meanwhile does not wait for.
+fn load(
+    engine: &Arc<Engine>,
+    tasks: BTreeMap<String, Policy>,
+    loader: Arc<Loader>,
+) -> oneshot::Receiver<Result<(), LoadError>> {
+    let (loaded, loading) = oneshot::channel();
+    let engine = Arc::clone(engine);
+    std::thread::spawn(move || {
+        let log = |name: &str, took: Duration| tracing::info!(model = name, ?took, "loaded");
+        // Nobody waits where the process ends meanwhile.
+        let _ending = loaded.send(engine.load(&tasks, &*loader, log));
+    });
+    loading
 }
 
 /// Why a server ends.
