@@ -12,8 +12,12 @@ mod measure;
 mod servers;
 mod wrk;
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
+
+/// As the program has it: two of the measurements run the server in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// One line of the table.
 struct Row {
@@ -39,7 +43,11 @@ impl Report {
 
     fn print(self) {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(["what", "measured", "beside"]);
+        table
+            .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(120)
+            .set_header(["what", "measured", "beside"]);
         for row in self.rows {
             table.add_row([row.what.to_owned(), row.value, row.beside]);
         }

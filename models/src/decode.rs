@@ -78,24 +78,33 @@ fn format_name(format: ImageFormat) -> String {
     format!("{format:?}").to_uppercase()
 }
 
-/// Like Pillow, and unlike `DynamicImage::to_rgb8`, which rounds 16-bit samples.
+/// Like Pillow, and unlike `DynamicImage::to_rgb8`, which rounds 16-bit samples and takes grey ones through floats.
 fn to_rgb8(image: DynamicImage) -> RgbImage {
-    let (width, height) = (image.width(), image.height());
+    let size = (image.width(), image.height());
     let high = |sample: u16| sample.to_be_bytes()[0];
-    let sixteen_bit = |samples: &[u16], channels: usize| {
-        let pixels = samples.chunks_exact(channels).flat_map(|pixel| match *pixel {
-            [red, green, blue, ..] => [red, green, blue].map(high),
-            [grey, ..] => [high(grey); 3],
-            [] => [0; 3],
-        });
-        RgbImage::from_raw(width, height, pixels.collect()).unwrap_or_default()
-    };
     match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        DynamicImage::ImageLuma16(grey) => sixteen_bit(grey.as_raw(), 1),
-        DynamicImage::ImageLumaA16(grey) => sixteen_bit(grey.as_raw(), 2),
-        DynamicImage::ImageRgb16(colour) => sixteen_bit(colour.as_raw(), 3),
-        DynamicImage::ImageRgba16(colour) => sixteen_bit(colour.as_raw(), 4),
-        eight_bit => eight_bit.into_rgb8(),
+        DynamicImage::ImageLuma8(grey) => three_channels(size, grey.as_raw(), 1, |sample| sample),
+        DynamicImage::ImageLumaA8(grey) => three_channels(size, grey.as_raw(), 2, |sample| sample),
+        DynamicImage::ImageRgba8(colour) => three_channels(size, colour.as_raw(), 4, |sample| sample),
+        DynamicImage::ImageLuma16(grey) => three_channels(size, grey.as_raw(), 1, high),
+        DynamicImage::ImageLumaA16(grey) => three_channels(size, grey.as_raw(), 2, high),
+        DynamicImage::ImageRgb16(colour) => three_channels(size, colour.as_raw(), 3, high),
+        DynamicImage::ImageRgba16(colour) => three_channels(size, colour.as_raw(), 4, high),
+        other => other.into_rgb8(),
     }
+}
+
+fn three_channels<T: Copy>(
+    (width, height): (u32, u32),
+    samples: &[T],
+    channels: usize,
+    eight_bit: impl Fn(T) -> u8,
+) -> RgbImage {
+    let pixels = samples.chunks_exact(channels).flat_map(|pixel| match *pixel {
+        [red, green, blue, ..] => [red, green, blue].map(&eight_bit),
+        [grey, ..] => [eight_bit(grey); 3],
+        [] => [0; 3],
+    });
+    RgbImage::from_raw(width, height, pixels.collect()).unwrap_or_default()
 }
