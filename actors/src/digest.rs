@@ -67,6 +67,9 @@ pub(crate) fn vote_digest(
             fields.text(prompt);
         }
     }
+    for answer in policy.answers() {
+        fields.text(answer);
+    }
     fields.finish()
 }
 

@@ -143,6 +143,12 @@ impl Preparation<'_> {
     fn labels(&self, head: Option<PathBuf>) -> TaskLabels {
         let prompts = self.policy.prompts().iter().cloned();
         let labels = self.policy.labels().iter().cloned().zip(prompts).collect();
-        TaskLabels { task: self.task.to_owned(), labels, head }
+        TaskLabels {
+            task: self.task.to_owned(),
+            question: self.policy.question().to_owned(),
+            labels,
+            answers: self.policy.answers().to_vec(),
+            head,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use concord_models::parity::Fixture;
-use concord_models::{Model, ModelError, Pixels, Placement, Preprocessor, TaskId, TaskLabels};
+use concord_models::{Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels};
 use tch::{Device, Kind, Tensor};
 
 /// Takes images as they are, and always says the same.
@@ -40,11 +40,11 @@ impl Model for Instant {
     fn forget(&mut self, _: TaskId) {}
 
     /// The second of two labels, surely.
-    fn classify(&self, _: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn classify(&self, _: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         if !self.per_batch.is_zero() {
             std::thread::sleep(self.per_batch);
         }
-        Ok(vec![vec![0.0, 20.0]; images.len()])
+        Ok(vec![vec![0.0, 20.0].into(); images.len()])
     }
 
     fn reproduce(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -13,9 +13,9 @@ use crate::ModelError;
 use crate::head::{Features, Head};
 use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
-    in_range, rows, size4, split_heads,
+    in_range, scores, size4, split_heads,
 };
-use crate::model::{Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels};
+use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
@@ -153,7 +153,7 @@ impl Model for Dinov3 {
         self.heads.remove(&id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         let head = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
@@ -161,7 +161,7 @@ impl Model for Dinov3 {
         let hidden_states = self.backbone.hidden_states(&stack(images, self.place.device));
         // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
         let output = self.backbone.output(&hidden_states).to_kind(Kind::Float);
-        Ok(rows(&head.forward(&self.backbone.features(&output)))?)
+        Ok(scores(&head.forward(&self.backbone.features(&output)))?)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
+use crate::Scores;
 use crate::weights::WeightLoader;
 
 /// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
@@ -184,7 +185,9 @@ pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2.0, [-1], true)
 }
 
-/// A tensor's values on the CPU in fp32, row by row.
-pub(crate) fn rows(x: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
-    Vec::<Vec<f32>>::try_from(&x.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)
+/// The logits [images, labels] as the answers that they are.
+pub(crate) fn scores(logits: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
+    let rows =
+        Vec::<Vec<f32>>::try_from(&logits.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)?;
+    Ok(rows.into_iter().map(Scores::from).collect())
 }

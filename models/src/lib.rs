@@ -1,12 +1,14 @@
-//! Vision models on libtorch: a Hugging Face snapshot in, label logits out.
+//! Vision models on libtorch: a Hugging Face snapshot in, label logits or text out.
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 
 mod decode;
+mod decoder;
 mod device;
 mod digest;
 mod dinov3;
 mod error;
+mod generate;
 mod head;
 mod layers;
 pub mod libtorch;
@@ -22,8 +24,9 @@ pub use decode::{DecodeError, decode};
 pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use digest::{head_digest, snapshot_digest};
 pub use error::ModelError;
+pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
 pub use model::{
-    ARCHITECTURES, Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels, load_model,
+    ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
 };
 pub use preprocess::{Pixels, Preprocessor};

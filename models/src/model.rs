@@ -10,7 +10,7 @@ use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
-use crate::{ModelError, dinov3, siglip2};
+use crate::{Generator, ModelError, Region, dinov3, siglip2};
 
 /// Every architecture. A new one is a file beside this and a line here.
 pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE];
@@ -97,10 +97,29 @@ pub struct Placement {
 pub struct TaskLabels {
     /// The task's name.
     pub task: String,
+    /// The question about an image.
+    pub question: String,
     /// The labels in the policy's order, each with its prompts (for zero-shot models).
     pub labels: Vec<(String, Vec<String>)>,
+    /// For each label what a model that is asked the question would answer, for instance `YES`.
+    pub answers: Vec<String>,
     /// The file of the trained head, relative to the snapshot's folder (for backbones).
     pub head: Option<PathBuf>,
+}
+
+/// What a model says about one image for one task.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    /// Uncalibrated, one for each label.
+    pub logits: Vec<f32>,
+    /// What was found in the image, where the model looks for things.
+    pub regions: Vec<Region>,
+}
+
+impl From<Vec<f32>> for Scores {
+    fn from(logits: Vec<f32>) -> Self {
+        Self { logits, regions: Vec::new() }
+    }
 }
 
 /// Names one preparation of a task, so that a changed task can be made ready while requests still use the old one.
@@ -131,11 +150,16 @@ pub trait Model: Send + std::fmt::Debug {
     /// Gives up what was prepared under this name.
     fn forget(&mut self, id: TaskId);
 
-    /// An uncalibrated logit for each label, for each image. The task must have been prepared.
+    /// What it says about each image. The task must have been prepared.
     ///
     /// # Errors
     /// When it was not, or libtorch refuses.
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError>;
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError>;
+
+    /// The same model as a writer of text, where it is one.
+    fn generator(&self) -> Option<&dyn Generator> {
+        None
+    }
 
     /// The tensors of a parity fixture, computed by this implementation and named as there.
     ///

@@ -19,6 +19,8 @@ pub struct Pixels {
     pub values: Tensor,
     /// Rows and columns of patches, where the model takes any resolution (NaFlex).
     pub grid: Option<[i64; 2]>,
+    /// Width and height of the image as it was, in pixels.
+    pub image_size: [u32; 2],
 }
 
 /// What turns an image into [`Pixels`]; shared between threads.
@@ -157,23 +159,25 @@ impl Preprocessor {
     /// When libtorch refuses.
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
         let bytes = image_tensor(image)?;
+        let image_size = [image.width(), image.height()];
         match self.recipe {
             Recipe::Bytes => {
                 let values = bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
-                Ok(Pixels { values, grid: None })
+                Ok(Pixels { values, grid: None, image_size })
             }
             Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
                 // In place: of 64 megapixels each copy takes 768 MB.
                 let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
-                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None })
+                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None, image_size })
             }
             Recipe::ResizeBytes { height, width, filter } => {
                 let resized = resize(&bytes, height, width, filter)?;
                 Ok(Pixels {
                     values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?,
                     grid: None,
+                    image_size,
                 })
             }
             Recipe::NaFlex { patch, max_patches, filter } => {
@@ -185,7 +189,7 @@ impl Preprocessor {
                     .f_view([3, rows, patch, columns, patch])?
                     .f_permute([1, 3, 2, 4, 0])?
                     .f_reshape([rows * columns, patch * patch * 3])?;
-                Ok(Pixels { values: patches, grid: Some([rows, columns]) })
+                Ok(Pixels { values: patches, grid: Some([rows, columns]), image_size })
             }
         }
     }

@@ -114,8 +114,13 @@ fn a_batch_of_n_equals_n_single_runs() {
         .unwrap();
         let labels = (0..10)
             .map(|digit| (digit.to_string(), vec![format!("a photo of {digit}"), format!("{digit} cats")]));
-        let task =
-            TaskLabels { task: "digits".to_owned(), labels: labels.collect(), head: head.map(PathBuf::from) };
+        let task = TaskLabels {
+            task: "digits".to_owned(),
+            question: "Which digit?".to_owned(),
+            labels: labels.collect(),
+            answers: (0..10).map(|digit| digit.to_string()).collect(),
+            head: head.map(PathBuf::from),
+        };
         model.prepare(TaskId(1), &task).unwrap();
         let pixels: Vec<Pixels> = images
             .iter()
@@ -127,9 +132,9 @@ fn a_batch_of_n_equals_n_single_runs() {
         let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();
         assert_eq!(together.len(), images.len());
         for (image, (alone, in_batch)) in images.iter().zip(pixels.iter().zip(&together)) {
-            let alone = &model.classify(TaskId(1), &[alone]).unwrap()[0];
+            let alone = &model.classify(TaskId(1), &[alone]).unwrap()[0].logits;
             assert_eq!(alone.len(), 10, "{name} {image}");
-            for (a, b) in alone.iter().zip(in_batch) {
+            for (a, b) in alone.iter().zip(&in_batch.logits) {
                 assert!((a - b).abs() < 1e-4, "{name} {image}: alone {alone:?}, in a batch {in_batch:?}");
             }
         }

@@ -215,7 +215,7 @@ fn half_precision_names_the_same_label_with_logits_close_by() {
         let mut model = load_model(&options, Path::new("")).unwrap();
         model.prepare(DIGITS, &digits(10)).unwrap();
         let pixels = model.preprocessor().apply(&image).unwrap();
-        model.classify(DIGITS, &[&pixels]).unwrap().remove(0)
+        model.classify(DIGITS, &[&pixels]).unwrap().remove(0).logits
     };
     let exact = logits("fp32");
     for dtype in ["bf16", "fp16"] {
@@ -238,7 +238,8 @@ const DIGITS: TaskId = TaskId(1);
 
 fn digits(count: usize) -> TaskLabels {
     let labels = (0..count).map(|digit| (digit.to_string(), vec![digit.to_string()])).collect();
-    TaskLabels { task: "digits".to_owned(), labels, head: Some("classifier_head.safetensors".into()) }
+    let head = Some("classifier_head.safetensors".into());
+    TaskLabels { task: "digits".to_owned(), question: String::new(), labels, answers: Vec::new(), head }
 }
 
 #[test]
@@ -278,8 +279,8 @@ fn an_mlp_head_pools_the_patches_by_attention() {
     let image = concord_models::RgbImage::from_fn(64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, 90].into());
     let pixels = model.preprocessor().apply(&image).unwrap();
     let logits = model.classify(DIGITS, &[&pixels, &pixels]).unwrap();
-    assert_eq!(logits[0].len(), 3);
-    assert!(logits[0].iter().all(|logit| logit.is_finite()));
+    assert_eq!(logits[0].logits.len(), 3);
+    assert!(logits[0].logits.iter().all(|logit| logit.is_finite()));
     assert_eq!(logits[0], logits[1]);
     tensors.remove("mlp.2.bias");
     write_tensors(&copy.path().join("classifier_head.safetensors"), &tensors);

@@ -9,7 +9,9 @@ use concord::config::Ensemble;
 use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
-use concord_models::{Model, ModelError, Pixels, Placement, Preprocessor, TaskId, TaskLabels, load_model};
+use concord_models::{
+    Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels, load_model,
+};
 use tch::Tensor;
 use tokio::sync::Notify;
 
@@ -87,7 +89,7 @@ impl Model for Troubled {
         self.model.forget(id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         self.trouble.strike();
         self.model.classify(id, images)
     }

@@ -1,14 +1,15 @@
 //! The one answer that every image gets.
 
+use concord_models::Scores;
 use tokio::sync::oneshot;
 
 use crate::Trace;
 use crate::policy::{Cost, VoteFailure};
 
-/// What a model says about an image: logits as the model gave them, and what they cost.
+/// What a model says about an image, as the model gave it, and what it cost.
 #[derive(Debug)]
 pub(crate) struct VoteReply {
-    pub(crate) outcome: Result<Vec<f32>, VoteFailure>,
+    pub(crate) outcome: Result<Scores, VoteFailure>,
     pub(crate) cost: Cost,
     /// How many images ran together.
     pub(crate) batch: usize,

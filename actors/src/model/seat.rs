@@ -5,7 +5,7 @@ use std::path::Path;
 
 use concord_models::libtorch::{Event, LibtorchError, Stream};
 use concord_models::{
-    Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, snapshot_digest,
+    Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId, TaskLabels, snapshot_digest,
 };
 
 use crate::policy::{Logits, VoteFailure};
@@ -49,25 +49,21 @@ impl Seat {
             self.model.prepare(id, task)?;
             let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
             let pixels = self.model.preprocessor().apply(&blank)?;
-            let logits = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
-            Logits::new(logits, task.labels.len())
+            let scores = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
+            Logits::new(scores.logits, task.labels.len())
                 .map(drop)
                 .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })
         })
     }
 
-    /// The logits of a batch, and the milliseconds on the device.
-    pub(super) fn forward(
-        &self,
-        task: TaskId,
-        images: &[&Pixels],
-    ) -> Result<(Vec<Vec<f32>>, f64), ModelError> {
+    /// What the model says about a batch, and the milliseconds on the device.
+    pub(super) fn forward(&self, task: TaskId, images: &[&Pixels]) -> Result<(Vec<Scores>, f64), ModelError> {
         let _current = self.stream.enter()?;
         let start = Event::record(&self.stream)?;
-        let logits = self.model.classify(task, images)?;
+        let scores = self.model.classify(task, images)?;
         let end = Event::record(&self.stream)?;
         end.synchronize()?;
-        Ok((logits, start.elapsed_ms(&end)?))
+        Ok((scores, start.elapsed_ms(&end)?))
     }
 
     /// Whether the device still works: a CUDA error of the kind that sticks to the process shows here.

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use concord_models::{Pixels, set_cpu_threads};
+use concord_models::{Pixels, Scores, set_cpu_threads};
 use opentelemetry::trace::TraceContextExt;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -85,13 +85,13 @@ impl Worker {
         let model = started.elapsed();
         self.count(&batch, started, model);
         let size = batch.len();
-        let outcomes: Vec<Result<Vec<f32>, VoteFailure>> = match result {
-            Ok((logits, device_ms)) if logits.len() == size => {
+        let outcomes: Vec<Result<Scores, VoteFailure>> = match result {
+            Ok((scores, device_ms)) if scores.len() == size => {
                 span.record("gpu_ms", device_ms);
-                logits.into_iter().map(Ok).collect()
+                scores.into_iter().map(Ok).collect()
             }
-            Ok((logits, _)) => {
-                let failure = VoteFailure::new(format!("{} answers to {size} images", logits.len()));
+            Ok((scores, _)) => {
+                let failure = VoteFailure::new(format!("{} answers to {size} images", scores.len()));
                 vec![Err(failure); size]
             }
             Err(error) => vec![Err(VoteFailure::new(error.to_string())); size],

@@ -14,6 +14,7 @@ pub struct Policy {
     pub(super) question: String,
     pub(super) labels: Vec<String>,
     pub(super) prompts: Vec<Vec<String>>,
+    pub(super) answers: Vec<String>,
     pub(super) fusion: FusionMethod,
     pub(super) stages: Vec<Stage>,
 }
@@ -32,6 +33,11 @@ impl Policy {
     /// For each label the texts that stand for it in zero-shot models, at least one.
     pub fn prompts(&self) -> &[Vec<String>] {
         &self.prompts
+    }
+
+    /// For each label what a model that is asked the question answers when it means that label; all different.
+    pub fn answers(&self) -> &[String] {
+        &self.answers
     }
 
     /// How votes are fused.

@@ -25,6 +25,9 @@ pub struct TaskSection {
     pub prompts: BTreeMap<String, Vec<String>>,
     /// The texts for labels without `prompts`; `{label}` is replaced. `["a photo of {label}."]` where absent.
     pub prompt_templates: Option<Vec<String>>,
+    /// For a label, what a model that is asked the question answers when it means that label. Where absent, `NO` for
+    /// the first of two labels and `YES` for the second; of more than two, each label itself.
+    pub answers: BTreeMap<String, String>,
 }
 
 /// `fusion = { … }` of a task.

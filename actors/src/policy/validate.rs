@@ -20,6 +20,9 @@ const NOT_A_WEIGHT: &str = "is not a weight: must be greater than 0 and finite; 
 
 const NOT_A_TEMPERATURE: &str = "is not a temperature: must be greater than 0 and finite";
 
+/// What the answers to a question with two labels are where nothing else is said.
+const YES_NO: [&str; 2] = ["NO", "YES"];
+
 /// Fewer are no question.
 const LABELS_MIN: usize = 2;
 
@@ -33,13 +36,16 @@ impl Policy {
         check.question();
         check.labels();
         let prompts = check.prompts();
+        let answers = check.answers();
         let fusion = check.fusion_method();
         let weights = check.weights();
         let temperatures = check.temperatures();
         let stages = check.stages(&weights, &temperatures);
         let (question, labels) = (section.question.clone(), section.labels.clone());
         match fusion {
-            Some(fusion) if check.faults.is_empty() => Ok(Self { question, labels, prompts, fusion, stages }),
+            Some(fusion) if check.faults.is_empty() => {
+                Ok(Self { question, labels, prompts, answers, fusion, stages })
+            }
             _ => Err(check.faults),
         }
     }
@@ -124,6 +130,37 @@ impl Check<'_> {
             }
         }
         templates.clone()
+    }
+
+    /// The answer of each label: its own, otherwise that of a yes-no question, otherwise the label.
+    fn answers(&mut self) -> Vec<String> {
+        let section = self.section;
+        for (label, answer) in &section.answers {
+            let path = ["answers".into(), label.as_str().into()];
+            if !section.labels.contains(label) {
+                let labels = section.labels.iter().map(String::as_str);
+                self.fault(path.clone(), not_one_of(label, "a label of this task", labels));
+            }
+            if is_blank(answer) {
+                self.fault(path, "is empty: must be what a model answers when it means the label");
+            }
+        }
+        let default = |index: usize| {
+            if section.labels.len() == YES_NO.len() { YES_NO[index] } else { &section.labels[index] }
+        };
+        let answer = |(index, label): (usize, &String)| {
+            section.answers.get(label).map_or(default(index), String::as_str).trim().to_owned()
+        };
+        let answers: Vec<String> = section.labels.iter().enumerate().map(answer).collect();
+        for (index, answer) in answers.iter().enumerate() {
+            let same = |other: &String| other.eq_ignore_ascii_case(answer);
+            if answers[..index].iter().any(same) && !is_blank(answer) {
+                let message =
+                    format!("{answer:?} stands for two labels: answers must differ in more than case");
+                self.fault(["answers".into()], message);
+            }
+        }
+        answers
     }
 
     fn fusion_method(&mut self) -> Option<FusionMethod> {

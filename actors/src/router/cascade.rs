@@ -189,8 +189,8 @@ impl Cascade {
         trace.record("preprocess_ms", ms(cost.preprocess));
         trace.record("gpu_ms", ms(cost.model));
         trace.record("weight", member.weight().get());
-        let outcome = outcome.and_then(|logits| {
-            Logits::new(logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
+        let outcome = outcome.and_then(|scores| {
+            Logits::new(scores.logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
         });
         match &outcome {
             Ok(logits) => {

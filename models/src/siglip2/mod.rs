@@ -13,8 +13,8 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::layers::{rows, unit_rows};
-use crate::model::{Architecture, Model, ModelOptions, Placement, TaskId, TaskLabels};
+use crate::layers::{scores, unit_rows};
+use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
@@ -119,14 +119,14 @@ impl Model for Siglip2 {
 
     /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
     /// labels does not see it.
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         let labels = self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
         }
         let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
         let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
-        Ok(rows(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
+        Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
