@@ -38,6 +38,7 @@ fn every_bad_body_has_its_status() {
     let server = Server::start(&file);
     let good = photograph(0);
     let png_bytes = std::fs::read(root().join("examples/coffee.png")).unwrap();
+    let damaged = std::fs::read(root().join("models/tests/fixtures/damaged.jpg")).unwrap();
     let gzip = {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&vec![0; 10_000_000]).unwrap();
@@ -61,6 +62,7 @@ fn every_bad_body_has_its_status() {
         ("text", "image/png", json("this is no picture"), 400, "not-an-image"),
         ("a zip bomb", "image/png", zip, 400, "not-an-image"),
         ("truncated", "image/png", png_bytes[..png_bytes.len() / 2].to_vec(), 400, "broken-image"),
+        ("damaged so that the decoder panics", "image/jpeg", damaged, 400, "broken-image"),
         ("50,000 × 50,000 declared", "image/png", png(50_000, 50_000, &zeros(1000)), 413, "too-large"),
         ("a PNG that unpacks to more than it declares", "image/png", png(8, 8, &zeros(100_000_000)), 200, ""),
         ("a PNG that unpacks to less", "image/png", png(7000, 7000, &zeros(1000)), 400, "broken-image"),

@@ -1,6 +1,7 @@
 //! Encoded bytes → an upright 8-bit RGB image, the same that Pillow's `convert("RGB")` gives.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
@@ -55,9 +56,16 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
     }
     let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
     let format = format.ok_or(DecodeError::NotAnImage)?;
+    // Decoders have panicked on damaged files before: what a stranger sends must not look like a fault of ours.
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, max_pixels)));
+    decoded.unwrap_or_else(|_| {
+        Err(DecodeError::Broken { format: format_name(format), message: "it cannot be decoded".to_owned() })
+    })
+}
+
+fn decode_format(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<RgbImage, DecodeError> {
     let broken =
         |error: ImageError| DecodeError::Broken { format: format_name(format), message: error.to_string() };
-
     let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > max_pixels {

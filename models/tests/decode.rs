@@ -68,6 +68,13 @@ fn a_truncated_or_damaged_image_is_broken_at_every_length_and_never_panics() {
 }
 
 #[test]
+fn a_file_on_which_the_decoder_itself_panics_is_a_broken_image() {
+    // Found by fuzzing: zune-jpeg 0.5.15 panics in its inverse cosine transform.
+    let damaged = fs::read(fixtures().with_file_name("damaged.jpg")).unwrap();
+    assert!(matches!(decode(&damaged, LIMIT), Err(DecodeError::Broken { .. })));
+}
+
+#[test]
 fn a_declared_size_over_the_limit_is_refused_without_decoding() {
     // A PNG header of 50,000 × 50,000 pixels and nothing else: 7.5 GB if it were believed.
     let mut png = read("rgb.png")[..33].to_vec();
