@@ -183,6 +183,10 @@ fn good_and_bad_edits_under_load_lose_nothing() {
     }
     let log = server.log();
     assert!(log.contains("tasks.roadwork.question: is missing or empty") && log.contains("siglip2"), "{log}");
+    // What else happens in the folder, such as a log that grows, is not told as the same faults again.
+    fs::write(file.with_file_name("server.log"), "a line").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(reloads(&server, "rejected"), 1.0);
     // And mended.
     edit(&file, |text| {
         replace(&text.replace("\"siglip\"", "\"siglip2\""), "question = \"\"", "question = \"Mended?\"")

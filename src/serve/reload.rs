@@ -26,7 +26,7 @@ impl Reloader {
     /// Watches the folder, not the file: editors and Kubernetes replace it by another of the same name.
     pub(super) fn start(file: PathBuf, started: Ensemble, engine: &Arc<Engine>) -> Self {
         let (changed, changes) = mpsc::channel();
-        let follower = Follower { file, started, engine: Arc::clone(engine), seen: None };
+        let follower = Follower { file, started, engine: Arc::clone(engine), seen: None, told: None };
         let folder = follower.folder();
         let watch = || {
             let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -58,6 +58,9 @@ struct Follower {
     engine: Arc<Engine>,
     /// What the file said when it was last read; `None` before that, and when it could not be.
     seen: Option<Ensemble>,
+    /// What was wrong with it then. Other files of the folder change too, the log for instance, and must not make it
+    /// longer.
+    told: Option<String>,
 }
 
 impl Follower {
@@ -75,17 +78,22 @@ impl Follower {
     }
 
     fn reload(&mut self) {
-        let metrics = self.engine.metrics();
+        let metrics = self.engine.metrics().clone();
         let count = |outcome: &str| metrics.config_reloads.with_label_values(&[outcome]).inc();
         match Ensemble::load(&self.file) {
             // A head may have been trained again under its old name.
             Ok(ensemble) if self.seen.as_ref() == Some(&ensemble) => {
                 let tasks = change(&self.started, &self.current(), &ensemble).tasks;
-                if let Err(error) = self.engine.apply(&tasks, ensemble.models()) {
-                    tracing::error!(%error, "a head that has changed cannot be used, and the old one stays");
+                match self.engine.apply(&tasks, ensemble.models()) {
+                    Ok(()) => self.told = None,
+                    Err(error) if self.is_news(&error.to_string()) => {
+                        tracing::error!(%error, "a head that has changed cannot be used, and the old one stays");
+                    }
+                    Err(_) => {}
                 }
             }
             Ok(ensemble) => {
+                self.told = None;
                 metrics.config_faults.reset();
                 let change = change(&self.started, &self.current(), &ensemble);
                 count(if self.apply(&change, &ensemble) { "applied" } else { "rejected" });
@@ -93,10 +101,19 @@ impl Follower {
             }
             Err(error) => {
                 self.seen = None;
-                count("rejected");
-                self.tell(&error);
+                if self.is_news(&error.to_string()) {
+                    count("rejected");
+                    self.tell(&error);
+                }
             }
         }
+    }
+
+    /// Whether a fault has not been told yet; it has been then.
+    fn is_news(&mut self, fault: &str) -> bool {
+        let is_news = self.told.as_deref() != Some(fault);
+        self.told = Some(fault.to_owned());
+        is_news
     }
 
     /// The tasks as they are answered now.
@@ -105,7 +122,7 @@ impl Follower {
         plan.tasks().map(|task| (task.name().to_owned(), task.policy().clone())).collect()
     }
 
-    fn apply(&self, change: &Change, ensemble: &Ensemble) -> bool {
+    fn apply(&mut self, change: &Change, ensemble: &Ensemble) -> bool {
         for what in &change.left_alone {
             tracing::warn!(what, "needs a restart, and stays as it was");
         }
@@ -115,6 +132,7 @@ impl Follower {
                 true
             }
             Err(error) => {
+                self.told = Some(error.to_string());
                 for (model, failure) in &error.failures {
                     let fault = format!("model {model}: {failure}");
                     tracing::error!(fault, "the changed configuration cannot be used, and the old one stays");
