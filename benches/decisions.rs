@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord_actors::Digest;
-use concord_actors::policy::{Cost, FusionMethod, Logits, Policy, TaskSection, Vote, decide};
+use concord_actors::policy::{Context, Cost, FusionMethod, Logits, Policy, TaskSection, Vote, decide};
 use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
@@ -48,13 +48,13 @@ fn decisions(criterion: &mut Criterion) {
         for method in FusionMethod::ALL {
             let (policy, votes) = (policy(labels, method), votes(labels));
             criterion.bench_function(&format!("decide/{labels} labels, 4 votes, {method}"), |bencher| {
-                bencher.iter(|| decide(black_box(&policy), black_box(&votes)));
+                bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
             });
         }
         // One stage: a single fusion.
         let (policy, votes) = (policy(labels, FusionMethod::Linear), votes(labels));
         criterion.bench_function(&format!("fuse/{labels} labels, 1 vote"), |bencher| {
-            bencher.iter(|| decide(black_box(&policy), black_box(&votes[..1])));
+            bencher.iter(|| decide(black_box(&policy), black_box(&votes[..1]), &Context::default()));
         });
     }
 }

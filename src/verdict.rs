@@ -32,11 +32,14 @@ pub struct Verdict {
     pub stage: usize,
     /// How many stages the policy has.
     pub stages: usize,
-    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last.
+    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last; `incomplete`: it was the last, and an
+    /// optional model gave no vote, for the reason that stands beside it.
     #[schema(value_type = String)]
     pub reason: Reason,
     /// Whether every successful vote has the same most probable label.
     pub agreement: bool,
+    /// Whether a stage before was too busy, so that this one was asked instead.
+    pub burst: bool,
     /// Whether every model that was asked has voted.
     pub complete: bool,
     /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again), `some_votes`,
@@ -68,7 +71,10 @@ pub struct VoteReport {
     /// Its share of the answer; the shares of the votes that exist sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// Why it gave no vote.
+    /// What kind of failure it is: `failed`, `busy`, `expired`, `over_budget`, `left_alone` or `timed_out`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<&'static str>,
+    /// Why it gave no vote, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Whether it came out of the cache, and cost nothing.
@@ -127,6 +133,7 @@ impl Verdict {
             stages: policy.stages().len(),
             reason: answer.reason,
             agreement: answer.agreement,
+            burst: answer.burst,
             complete: answer.is_complete(),
             cache: routed.cache.name(),
             votes: answer.opinions.iter().map(|opinion| VoteReport::new(&routed.task, opinion)).collect(),
@@ -150,6 +157,7 @@ impl VoteReport {
             probability: distribution.map(|distribution| distribution.confidence().get()),
             probabilities: distribution.map(|distribution| by_label(task, distribution)),
             weight: belief.map(|belief| belief.weight),
+            failure: opinion.belief.as_ref().err().map(|failure| failure.kind().name()),
             error: opinion.belief.as_ref().err().map(ToString::to_string),
             cached: opinion.cost.cached,
             milliseconds: VoteMilliseconds {

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod classify;
+mod cloud;
 mod commands;
 mod gtsrb;
 mod harness;

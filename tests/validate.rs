@@ -44,13 +44,13 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
         r#"11: models.dinov3.heads.streets: "streets" is not a configured task: must be one of roadwork, sign"#,
         "12: models.dinov3.lowercase: not an option of architecture dinov3: only siglip2 takes it",
         "14: models.resnet.snapshot: is missing or empty: must be the folder of a Hugging Face snapshot",
-        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2"#,
+        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2, cloud"#,
         r#"16: models.resnet.device: "gpu" is not a device: must be auto, cpu, cuda or cuda:N"#,
         r#"23: tasks.roadwork.fusion.method: "log-linear" is not a fusion method (did you mean "log_linear"?): must be one of linear, log_linear"#,
         r#"24: tasks.roadwork.fusion.weights.resnet: "half" is of the wrong type: must be a number"#,
         "28: tasks.roadwork.stages[0].accept.confidence: 1.7 is not a confidence: must be greater than 0 and at most 1",
         r#"33: tasks.roadwork.stages[1].models[1]: "dinov2" is not a configured model (did you mean "dinov3"?): must be one of dinov3, resnet"#,
-        "35: tasks.roadwork.stages[1].burst_queue_depth: unknown key: must be one of models, optional, accept",
+        "35: tasks.roadwork.stages[1].burst_queue_depth: needs a stage of optional models: where they fail, the earlier stage is asked",
         "37: tasks.sign.question: is missing or empty: must be what is asked about the image",
         r#"39: tasks.sign.stages[0].models[0]: "dinov3" has no head for this task: must have one in models.dinov3.heads"#,
     ];
@@ -207,7 +207,7 @@ fn a_faulty_variable_is_named() {
         (
             "CONCORD__MODELS__CLIP__SNAPSHOT",
             "x",
-            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2",
+            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2, cloud",
         ),
         (
             "CONCORD__TASKS__ROADWORK__FUSION__WEIGHTS__DINOV3",

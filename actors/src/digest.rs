@@ -4,6 +4,7 @@ use std::fmt;
 
 use concord_models::ModelOptions;
 
+use crate::cloud::CloudSection;
 use crate::policy::Policy;
 
 /// A BLAKE3 digest.
@@ -73,6 +74,17 @@ pub(crate) fn vote_digest(
     fields.finish()
 }
 
+/// What the logits of a vote out of the cloud depend on, apart from the image.
+pub(crate) fn cloud_digest(section: &CloudSection, policy: &Policy) -> Digest {
+    let mut fields = Fields::new("cloud vote");
+    fields.text(&section.base_url).text(&section.model).text(&section.protocol);
+    fields.number(u64::from(section.max_image_side)).text(policy.question());
+    for (label, answer) in policy.labels().iter().zip(policy.answers()) {
+        fields.text(label).text(answer);
+    }
+    fields.finish()
+}
+
 /// What a verdict depends on, apart from the image: its votes, in the order of the policy's members, and all that
 /// the policy makes of them.
 pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> Digest {
@@ -84,6 +96,7 @@ pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> D
         fields.number(stage.members().len() as u64);
         fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
         fields.number(u64::from(accept.is_some_and(crate::policy::AcceptRule::needs_agreement)));
+        fields.number(stage.burst_queue_depth().map_or(u64::MAX, |depth| depth as u64));
         for member in stage.members() {
             fields.text(member.model()).number(u64::from(member.is_required()));
             fields.real(member.weight().get()).real(member.temperature().get());

@@ -1,6 +1,6 @@
 //! The actors of a process: starts them, changes what they answer by, and ends them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,11 @@ use concord_models::{ModelOptions, Placement, set_cpu_threads};
 use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
+use crate::cloud::{CloudHandle, CloudSection};
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::model::{ModelHandle, Running, Seat};
-use crate::plan::Plan;
+use crate::plan::{Plan, RunningModels};
 use crate::policy::{Policy, VoteFailure};
 use crate::pool::Pool;
 use crate::router::{Flights, Router, Shared};
@@ -28,6 +29,8 @@ pub use crate::model::Loader;
 pub struct EngineOptions {
     /// `[models.NAME]` by name.
     pub models: BTreeMap<String, ModelOptions>,
+    /// `[models.NAME]` of those behind a server, by name.
+    pub clouds: BTreeMap<String, CloudSection>,
     /// The folder from which relative snapshot paths start.
     pub base: PathBuf,
     /// `[cache]`.
@@ -83,9 +86,9 @@ pub struct Engine {
     shared: Arc<Shared>,
     memory: MemoryStore,
     fatal: Fatal,
-    /// The thread of the model actors, which only pass messages on.
+    /// The thread of the Model and Cloud actors, which only pass on what others compute.
     arbiter: Arbiter,
-    models: OnceLock<BTreeMap<Arc<str>, ModelHandle>>,
+    running: OnceLock<RunningModels>,
     /// One change at a time.
     changing: Mutex<()>,
 }
@@ -116,7 +119,7 @@ impl Engine {
             memory,
             fatal: Fatal::default(),
             arbiter: Arbiter::new(),
-            models: OnceLock::new(),
+            running: OnceLock::new(),
             changing: Mutex::new(()),
         }))
     }
@@ -170,7 +173,9 @@ impl Engine {
             (name, handle)
         };
         // A second call changes nothing: the models are those of the first.
-        let _models = self.models.get_or_init(|| seats.into_iter().map(start).collect());
+        let models: BTreeMap<_, _> = seats.into_iter().map(start).collect();
+        let (clouds, off) = self.start_clouds()?;
+        let _running = self.running.get_or_init(|| RunningModels { models, clouds, off });
         self.apply(tasks, &self.options.models)?;
         self.set_ready(true);
         Ok(())
@@ -187,8 +192,8 @@ impl Engine {
         models: &BTreeMap<String, ModelOptions>,
     ) -> Result<(), LoadError> {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let none = BTreeMap::new();
-        let running = self.models.get().unwrap_or(&none);
+        let none = RunningModels::default();
+        let running = self.running.get().unwrap_or(&none);
         let current = self.shared.plan.load_full();
         let plan = Plan::prepare(tasks, running, models, &self.options.base, &current)?;
         self.shared.plan.store(Arc::new(plan));
@@ -226,7 +231,30 @@ impl Engine {
             parameters: model.parameters,
             digest: crate::digest::Digest::from(model.snapshot).to_string(),
         };
-        self.models.get().into_iter().flat_map(BTreeMap::values).map(info).collect()
+        self.local_models().map(info).collect()
+    }
+
+    fn local_models(&self) -> impl Iterator<Item = &ModelHandle> {
+        self.running.get().into_iter().flat_map(|running| running.models.values())
+    }
+
+    /// Starts a Cloud actor for each model behind a server, and gives the names of those that are off.
+    fn start_clouds(&self) -> Result<(BTreeMap<Arc<str>, CloudHandle>, BTreeSet<String>), LoadError> {
+        let (mut clouds, mut off, mut failures) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        for (name, section) in &self.options.clouds {
+            if !section.is_on() {
+                let variable = section.api_key_env.as_deref().unwrap_or_default();
+                tracing::info!(model = name, variable, "is off: the variable that holds its key is not set");
+                off.insert(name.clone());
+                continue;
+            }
+            let (cache, arbiter) = (&self.options.cache, self.arbiter.handle());
+            match CloudHandle::start(name, section, cache, &arbiter, &self.shared.metrics) {
+                Ok(cloud) => _ = clouds.insert(Arc::clone(cloud.name()), cloud),
+                Err(failure) => failures.push((name.clone(), failure)),
+            }
+        }
+        if failures.is_empty() { Ok((clouds, off)) } else { Err(LoadError { failures }) }
     }
 
     /// What the actors were started with.
@@ -248,7 +276,7 @@ impl Engine {
 /// The models' threads end after what they have been given.
 impl Drop for Engine {
     fn drop(&mut self) {
-        for model in self.models.get().into_iter().flat_map(BTreeMap::values) {
+        for model in self.local_models() {
             model.close();
         }
         self.arbiter.stop();

@@ -1,10 +1,12 @@
 //! What Concord does with models and their votes: the actors, and the decisions behind them.
 //!
-//! [`Engine`] starts a Model actor for each model, and a [`Router`] with its Cache actor wherever requests arrive. A
+//! [`Engine`] starts a Model actor for each model, a Cloud actor for each that is behind a server, and a [`Router`] with its Cache actor wherever requests arrive. A
 //! router is sent [`Classify`] and answers [`Routed`]. Knows nothing of HTTP or of configuration files; [`policy`]
 //! knows nothing of models either.
 
+mod breaker;
 mod cache;
+mod cloud;
 mod digest;
 mod engine;
 mod fatal;
@@ -16,8 +18,10 @@ mod pool;
 mod router;
 mod ticket;
 mod trace;
+mod voter;
 
 pub use cache::{CacheBackend, CacheSection};
+pub use cloud::{CloudSection, Protocol};
 pub use digest::Digest;
 pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError};
 pub use fatal::Fatal;

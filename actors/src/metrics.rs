@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    CounterVec, Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 
 /// From a cache hit, in tens of microseconds, to the longest timeouts.
@@ -34,8 +35,10 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
     pub dropped: IntCounterVec,
-    /// Votes by `model` and `outcome` (`given`, `failed`, `busy`, `expired`).
+    /// Votes by `model` and `outcome` (`given`, `failed`, `busy`, `expired`, `over_budget`, `left_alone`, `timed_out`).
     pub votes: IntCounterVec,
+    /// What a `model` behind a server has cost, in US dollars.
+    pub cloud_usd: CounterVec,
     /// How often the thread of a `model` was started again after a panic.
     pub restarts: IntCounterVec,
     /// Changes of the configuration, by `outcome` (`applied`, `rejected`, `unchanged`).
@@ -98,6 +101,13 @@ impl Metrics {
                 &["model", "why"],
             )?,
             votes: counters("votes_total", "Votes by model and outcome.", &["model", "outcome"])?,
+            cloud_usd: registered(
+                &registry,
+                CounterVec::new(
+                    Opts::new("cloud_usd_total", "What models behind servers have cost, in US dollars."),
+                    &["model"],
+                )?,
+            )?,
             restarts: counters(
                 "model_restarts_total",
                 "How often a model's thread was started again after a panic.",

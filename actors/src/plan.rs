@@ -1,16 +1,18 @@
 //! What requests are answered by: each task's policy, the models that it asks, made ready for it, and the keys of
 //! what they say. Replaced as a whole, between requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use concord_models::{ModelOptions, TaskLabels, head_digest};
 
-use crate::digest::{Digest, verdict_digest, vote_digest};
+use crate::cloud::CloudHandle;
+use crate::digest::{Digest, cloud_digest, verdict_digest, vote_digest};
 use crate::engine::LoadError;
-use crate::model::{ModelHandle, Prepared};
+use crate::model::ModelHandle;
 use crate::policy::{Policy, VoteFailure};
+use crate::voter::Voter;
 
 /// Every task.
 #[derive(Debug, Default)]
@@ -29,11 +31,19 @@ pub struct TaskPlan {
     digest: Digest,
 }
 
+/// Every model that can be asked.
+#[derive(Debug, Default)]
+pub(crate) struct RunningModels {
+    pub(crate) models: BTreeMap<Arc<str>, ModelHandle>,
+    pub(crate) clouds: BTreeMap<Arc<str>, CloudHandle>,
+    /// Those that are configured and cannot be asked, because their key is not there.
+    pub(crate) off: BTreeSet<String>,
+}
+
 /// A model made ready for a task.
 #[derive(Debug)]
 pub(crate) struct PlannedModel {
-    pub(crate) model: ModelHandle,
-    pub(crate) prepared: Arc<Prepared>,
+    pub(crate) voter: Voter,
     /// What its votes depend on.
     digest: Digest,
 }
@@ -55,7 +65,7 @@ impl Plan {
     /// When a model cannot answer a task that asks it: all of those.
     pub(crate) fn prepare(
         tasks: &BTreeMap<String, Policy>,
-        models: &BTreeMap<Arc<str>, ModelHandle>,
+        running: &RunningModels,
         heads: &BTreeMap<String, ModelOptions>,
         base: &Path,
         current: &Self,
@@ -63,12 +73,21 @@ impl Plan {
         let mut plan = Self::default();
         let mut failures = Vec::new();
         for (name, policy) in tasks {
+            // A stage of models that are off would only say so in every verdict.
+            let Some(policy) = policy.without(|model| running.off.contains(model)) else {
+                let failure = VoteFailure::new(format!("task {name} asks only models that are off"));
+                failures.push((running.off.iter().cloned().collect::<Vec<_>>().join(", "), failure));
+                continue;
+            };
+            let policy = &policy;
             let mut seats = Vec::new();
             for member in policy.members() {
                 let preparation = Preparation { task: name, policy, base, current: current.task(name) };
-                let seat = match models.get(member.model()) {
-                    Some(model) => preparation.seat(model, heads.get(&**member.model())),
-                    None => Err(VoteFailure::new("the model is not loaded")),
+                let name = member.model();
+                let seat = match (running.models.get(name), running.clouds.get(name)) {
+                    (Some(model), _) => preparation.seat(model, heads.get(&**name)),
+                    (None, Some(cloud)) => Ok(preparation.cloud_seat(cloud)),
+                    (None, None) => Err(VoteFailure::new("the model is not loaded")),
                 };
                 match seat {
                     Ok(seat) => seats.push(seat),
@@ -131,13 +150,18 @@ impl Preparation<'_> {
             .map_err(|error| VoteFailure::new(error.to_string()))?;
         let digest = vote_digest(&model.options, &model.snapshot, head_digest.as_ref(), self.policy);
         let same = self.current.and_then(|task| {
-            task.seats.iter().find(|seat| seat.digest == digest && seat.model.name() == model.name())
+            task.seats.iter().find(|seat| seat.digest == digest && seat.voter.name() == model.name())
         });
-        let prepared = match same {
-            Some(seat) => Arc::clone(&seat.prepared),
-            None => model.prepare(self.labels(head))?,
+        let voter = match same {
+            Some(seat) => seat.voter.clone(),
+            None => Voter::Local { model: model.clone(), prepared: model.prepare(self.labels(head))? },
         };
-        Ok(PlannedModel { model: model.clone(), prepared, digest })
+        Ok(PlannedModel { voter, digest })
+    }
+
+    fn cloud_seat(&self, cloud: &CloudHandle) -> PlannedModel {
+        let voter = Voter::Cloud { cloud: cloud.clone(), task: Arc::new(self.labels(None)) };
+        PlannedModel { voter, digest: cloud_digest(cloud.section(), self.policy) }
     }
 
     fn labels(&self, head: Option<PathBuf>) -> TaskLabels {

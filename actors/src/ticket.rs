@@ -89,7 +89,7 @@ impl Ticket {
         }
     }
 
-    fn time_left(&self) -> Duration {
+    pub(crate) fn time_left(&self) -> Duration {
         let deadline = *START + Duration::from_nanos(self.deadline_ns.load(Ordering::Acquire));
         deadline.saturating_duration_since(Instant::now())
     }

@@ -38,12 +38,23 @@ pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &
             Some(_) => {}
         }
     }
+    for (name, cloud) in changed.clouds() {
+        match started.clouds().get(name) {
+            None => left_alone.push(format!("[models.{name}] is new")),
+            Some(running) if running != cloud => left_alone.push(format!("[models.{name}] has changed")),
+            Some(_) => {}
+        }
+    }
+    for name in started.clouds().keys().filter(|name| !changed.clouds().contains_key(*name)) {
+        left_alone.push(format!("[models.{name}] is gone"));
+    }
     for name in started.models().keys().filter(|name| !changed.models().contains_key(*name)) {
         left_alone.push(format!("[models.{name}] is gone"));
     }
+    let runs = |name: &str| started.models().contains_key(name) || started.clouds().contains_key(name);
     let mut tasks = BTreeMap::new();
     for (name, policy) in changed.tasks() {
-        match policy.members().find(|member| !started.models().contains_key(&**member.model())) {
+        match policy.members().find(|member| !runs(member.model())) {
             None => _ = tasks.insert(name.clone(), policy.clone()),
             Some(member) => {
                 let model = member.model();

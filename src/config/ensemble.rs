@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use concord_actors::policy::Policy;
-use concord_actors::{CacheSection, EngineOptions};
+use concord_actors::{CacheSection, CloudSection, EngineOptions};
 use concord_models::ModelOptions;
 
 use super::error::{ConfigError, Faults, Located};
@@ -67,6 +67,7 @@ impl Ensemble {
         let server = self.server();
         EngineOptions {
             models: self.models().clone(),
+            clouds: self.clouds().clone(),
             base: self.folder.clone(),
             cache: self.cache().clone(),
             max_pixels: server.max_pixels,
@@ -90,9 +91,14 @@ impl Ensemble {
         &self.sections.telemetry
     }
 
-    /// `[models.NAME]`, by name; at least one.
+    /// `[models.NAME]` of those that run here, by name.
     pub fn models(&self) -> &BTreeMap<String, ModelOptions> {
         &self.sections.models
+    }
+
+    /// `[models.NAME]` of those behind a server, by name.
+    pub fn clouds(&self) -> &BTreeMap<String, CloudSection> {
+        &self.sections.clouds
     }
 
     /// `[tasks.NAME]`, by name; at least one.

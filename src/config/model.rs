@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
+use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
 use concord_models::{ARCHITECTURES, Architecture, DEVICES, DTYPES, ModelOptions, is_device_name};
 
@@ -30,7 +31,10 @@ pub(super) fn needs_heads(options: &ModelOptions) -> bool {
 pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTreeSet<String>) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
-    let architectures = || ARCHITECTURES.iter().map(|architecture| architecture.name);
+    let architectures = || {
+        let local = ARCHITECTURES.iter().map(|architecture| architecture.name);
+        local.chain([CloudSection::ARCHITECTURE])
+    };
     match Architecture::by_name(&options.architecture) {
         Some(architecture) => {
             for (key, message) in misplaced_options(architecture, given) {

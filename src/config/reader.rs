@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use concord_actors::CacheSection;
 use concord_actors::policy::{
     AcceptSection, Fault, FusionSection, PathPart, Policy, StageSection, TaskSection,
 };
+use concord_actors::{CacheSection, CloudSection};
 use concord_models::ModelOptions;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -26,6 +26,7 @@ pub(super) struct Sections {
     pub(super) cache: CacheSection,
     pub(super) telemetry: TelemetrySection,
     pub(super) models: BTreeMap<String, ModelOptions>,
+    pub(super) clouds: BTreeMap<String, CloudSection>,
     pub(super) tasks: BTreeMap<String, Policy>,
 }
 
@@ -42,9 +43,13 @@ pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fa
     }
     let model_names = models.keys().cloned().collect();
     let task_names = tasks.keys().cloned().collect();
+    let is_cloud =
+        |value: &Value| value.get("architecture").is_some_and(|name| name == CloudSection::ARCHITECTURE);
+    let (clouds, models) = models.into_iter().partition(|(_, value)| is_cloud(value));
     let models = reader.models(models, &task_names);
+    let clouds = reader.clouds(clouds);
     let tasks = reader.tasks(tasks, &model_names, &models);
-    (Sections { server, cache, telemetry, models, tasks }, reader.faults)
+    (Sections { server, cache, telemetry, models, clouds, tasks }, reader.faults)
 }
 
 /// Reads one kind of section after the other and collects what is wrong.
@@ -101,6 +106,19 @@ impl Reader {
             models.extend(options.filter(|_| is_intact).map(|options| (name, options)));
         }
         models
+    }
+
+    /// The models behind a server that could be read in full.
+    fn clouds(&mut self, tables: BTreeMap<String, Value>) -> BTreeMap<String, CloudSection> {
+        let mut clouds = BTreeMap::new();
+        for (name, value) in tables {
+            let section = Section::read(value, flat_keys::<CloudSection>);
+            let semantic = section.content.as_ref().map(CloudSection::check).unwrap_or_default();
+            let is_intact = section.is_intact();
+            let cloud = self.finish(&["models".into(), name.as_str().into()], section, semantic);
+            clouds.extend(cloud.filter(|_| is_intact).map(|cloud| (name, cloud)));
+        }
+        clouds
     }
 
     /// The tasks without faults. `model_names` are all models, also those that could not be read: that is no

@@ -2,6 +2,7 @@
 
 pub(crate) mod otlp;
 pub(crate) mod redis;
+pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod troubled;
 

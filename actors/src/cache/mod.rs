@@ -1,7 +1,6 @@
 //! The Cache actor: votes and verdicts by key, in memory or in Redis. It never fails: what it cannot find or keep is
 //! a counted miss.
 
-mod breaker;
 mod memory;
 mod redis;
 mod section;

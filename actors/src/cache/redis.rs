@@ -8,8 +8,8 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{RedisError, cmd, pipe};
 use tokio::time::timeout;
 
-use super::breaker::Breaker;
 use super::{CacheSection, Get, Lookup, Value};
+use crate::breaker::Breaker;
 use crate::digest::Digest;
 use crate::metrics::Metrics;
 
@@ -17,6 +17,11 @@ use crate::metrics::Metrics;
 const WRITES_MAX: usize = 256;
 /// Writes wait for nobody, so they may take longer than reads, but not for ever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Failures in a row until the server is left alone: one timeout may be chance.
+const FAILURES_MAX: u32 = 3;
+/// How long it is left alone: at most one request a second then waits for a server that is gone.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that is made at the first use and again when it breaks.
 pub(crate) struct RedisStore {
@@ -47,7 +52,7 @@ impl RedisStore {
             connection: ConnectionManager::new_lazy_with_config(client, config)?,
             ttl_s: section.ttl_s,
             timeout: limit,
-            breaker: Mutex::new(Breaker::default()),
+            breaker: Mutex::new(Breaker::new(FAILURES_MAX, PAUSE)),
             writes: AtomicUsize::new(0),
             metrics: metrics.clone(),
         })

@@ -108,6 +108,7 @@ impl Stored {
                     agreement,
                     stage: stage as usize,
                     reason,
+                    burst: false,
                     opinions: opinions?,
                 })))
             }
@@ -150,6 +151,7 @@ mod tests {
             agreement: true,
             stage: 0,
             reason: Reason::Accepted,
+            burst: false,
             opinions: vec![opinion],
         };
         [Value::Vote(Logits::new(vec![0.25, -1e-30], 2).unwrap()), Value::Verdict(Arc::new(answer))]

@@ -2,18 +2,19 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ArbiterHandle};
-use concord_models::{ModelOptions, Placement, Preprocessor, TaskId, TaskLabels};
+use concord_models::{ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::queue::Queue;
+use super::queue::{Entry, Queue};
 use super::worker::Limits;
 use super::{ModelActor, Seat};
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::policy::VoteFailure;
+use crate::voter::Wanted;
 
 /// A task's text embeddings take milliseconds on a GPU, seconds on a slow CPU behind a full queue.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -102,15 +103,26 @@ impl ModelHandle {
         Ok(Place { _permit: permit, queue: Arc::clone(&self.queue), depth, arrived: false })
     }
 
-    pub(super) fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
+    /// How many images wait for it or run in it.
+    pub(crate) fn depth(&self) -> usize {
+        self.options.queue_capacity - self.places.available_permits()
     }
 
-    pub(super) fn queue(&self) -> &Queue {
-        &self.queue
+    /// Makes the image ready and queues it; the caller is a thread of the CPU pool.
+    pub(crate) fn submit(&self, task: TaskId, image: &RgbImage, place: Place, wanted: Wanted) {
+        let started = Instant::now();
+        match self.preprocessor.apply(image) {
+            Ok(pixels) => {
+                let preprocess = started.elapsed();
+                let phase = self.metrics.phase_seconds.with_label_values(&["preprocess"]);
+                phase.observe(preprocess.as_secs_f64());
+                self.queue.push(Entry { task, pixels, place, wanted, preprocess, queued: Instant::now() });
+            }
+            Err(error) => wanted.reply.failed(error.to_string()),
+        }
     }
 
-    pub(super) fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 

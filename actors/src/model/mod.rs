@@ -4,7 +4,6 @@
 //! Images do not pass through the actor's mailbox: on an idle machine of two cores each change of thread costs 0.1 ms
 //! and more, and the places of the handle admit as a mailbox would (`make bench`, router-added latency).
 
-mod ask;
 mod handle;
 mod queue;
 mod reply;
@@ -16,7 +15,6 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 
-pub(crate) use self::ask::Ask;
 pub(crate) use self::handle::{ModelHandle, Place, Prepared, Running};
 pub(crate) use self::reply::{Reply, VoteReply};
 pub use self::seat::Loader;

@@ -2,24 +2,22 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concord_models::{Pixels, TaskId};
 
-use super::{Place, Reply, Seat};
-use crate::Trace;
-use crate::ticket::{Ticket, Unwanted};
+use super::{Place, Seat};
+use crate::ticket::Unwanted;
+use crate::voter::Wanted;
 
 /// One image, ready to run.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) task: TaskId,
     pub(super) pixels: Pixels,
-    pub(super) ticket: Arc<Ticket>,
-    pub(super) trace: Trace,
     pub(super) place: Place,
-    pub(super) reply: Reply,
+    pub(super) wanted: Wanted,
     pub(super) preprocess: Duration,
     pub(super) queued: Instant,
 }
@@ -152,7 +150,7 @@ impl State {
         let mut unwanted = Vec::new();
         let mut index = 0;
         while index < self.entries.len() {
-            match self.entries[index].ticket.unwanted() {
+            match self.entries[index].wanted.ticket.unwanted() {
                 Some(why) => unwanted.extend(self.entries.remove(index).map(|entry| (entry, why))),
                 None => index += 1,
             }

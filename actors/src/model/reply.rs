@@ -34,16 +34,16 @@ impl Reply {
         (Self(Some(sender)), receiver)
     }
 
-    pub(super) fn send(mut self, reply: VoteReply) {
+    pub(crate) fn send(mut self, reply: VoteReply) {
         self.answer(reply);
     }
 
-    pub(super) fn failed(self, reason: String) {
+    pub(crate) fn failed(self, reason: String) {
         self.send(VoteReply::failed(VoteFailure::new(reason)));
     }
 
     /// Nobody waits for it any more, or the deadline has passed.
-    pub(super) fn expired(self) {
+    pub(crate) fn expired(self) {
         self.send(VoteReply::failed(VoteFailure::expired()));
     }
 

@@ -15,6 +15,7 @@ use super::{Seat, VoteReply};
 use crate::metrics::Metrics;
 use crate::policy::{Cost, VoteFailure};
 use crate::trace::TRACE_TARGET;
+use crate::voter::Wanted;
 
 /// What a model may take at once, and what it may compute with.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +66,7 @@ impl Worker {
         loop {
             let drop_unwanted = |entry: Entry, why: crate::ticket::Unwanted| {
                 self.metrics.dropped.with_label_values(&[&*self.name, why.name()]).inc();
-                entry.reply.expired();
+                entry.wanted.reply.expired();
             };
             match self.queue.take(max_batch, max_delay, drop_unwanted) {
                 Work::Batch(batch) => self.run_batch(seat, batch),
@@ -99,7 +100,7 @@ impl Worker {
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
             let queue = started.saturating_duration_since(entry.queued);
             let cost = Cost { queue, preprocess: entry.preprocess, model, cached: false };
-            let Entry { place, reply, trace, .. } = entry;
+            let Entry { place, wanted: Wanted { reply, trace, .. }, .. } = entry;
             // First, so that whoever has the answer finds a place for the next image.
             drop(place);
             reply.send(VoteReply { outcome, cost, batch: size, trace });
@@ -119,7 +120,7 @@ impl Worker {
 
     /// A trace of its own, linked to every request of the batch whose trace is exported; none where there is none.
     fn batch_span(&self, batch: &[Entry]) -> Span {
-        let mut sampled = batch.iter().filter(|entry| entry.trace.is_sampled()).peekable();
+        let mut sampled = batch.iter().filter(|entry| entry.wanted.trace.is_sampled()).peekable();
         if sampled.peek().is_none() {
             return Span::none();
         }
@@ -127,7 +128,7 @@ impl Worker {
             concord.service = format_args!("concord-model-{}", self.name),
             batch_size = batch.len(), gpu_ms = tracing::field::Empty);
         for entry in sampled {
-            span.add_link(entry.trace.span().context().span().span_context().clone());
+            span.add_link(entry.wanted.trace.span().context().span().span_context().clone());
         }
         span
     }

@@ -1,5 +1,6 @@
 //! Which stage is asked next, or what the answer is.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fusion::{Belief, shares};
 use super::probability::{Distribution, Logits, Probability, Weight};
-use super::rules::{Member, Policy};
+use super::rules::{Member, Policy, Stage};
 use super::vote::{Cost, Vote, VoteFailure};
 
 /// What happens next to a request.
@@ -35,8 +36,17 @@ pub struct Answer {
     pub stage: usize,
     /// Why the cascade stopped there.
     pub reason: Reason,
+    /// Whether a stage before the last that was asked was too busy, so that the last stood in for it.
+    pub burst: bool,
     /// Every vote that was asked for, in the order of the policy; at least one of them succeeded.
     pub opinions: Vec<Opinion>,
+}
+
+/// What a decision depends on besides the votes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Context {
+    /// How many images wait for each model or run in it; a model that is not here has none.
+    pub queue_depths: BTreeMap<Arc<str>, usize>,
 }
 
 impl Answer {
@@ -50,7 +60,12 @@ impl Answer {
         self.distribution.confidence()
     }
 
-    /// Whether every model that was asked has voted; if not, the answer is not to be cached.
+    /// Whether the same question would be answered in the same way again, so that the answer may be kept.
+    pub fn is_lasting(&self) -> bool {
+        self.is_complete() && !self.burst
+    }
+
+    /// Whether every model that was asked has voted.
     pub fn is_complete(&self) -> bool {
         self.opinions.iter().all(|opinion| opinion.belief.is_ok())
     }
@@ -74,6 +89,9 @@ pub enum Reason {
     Accepted,
     /// No rule was, and there is no further stage.
     Exhausted,
+    /// No rule was, and an optional model of the last stage gave no vote: its failure says whether it was over its
+    /// budget, left alone after failures, too slow or faulty.
+    Incomplete,
 }
 
 impl Reason {
@@ -82,6 +100,7 @@ impl Reason {
         match self {
             Self::Accepted => "accepted",
             Self::Exhausted => "exhausted",
+            Self::Incomplete => "incomplete",
         }
     }
 }
@@ -131,10 +150,24 @@ pub enum Failure {
 ///
 /// A stage is judged only when all its models have voted, if only to say that they failed; until then the
 /// decision is to ask it. A vote with another number of logits than the policy has labels counts as failed.
-pub fn decide(policy: &Policy, votes: &[Vote]) -> Decision {
+///
+/// Where a stage that has not been asked is busier than a later stage's `burst_queue_depth`, that one is asked instead;
+/// once one of its votes has succeeded, the stages before it that nobody has asked are left out.
+pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
     let mut heard = Vec::new();
     let mut answer = None;
+    let mut burst = false;
     for (index, stage) in policy.stages().iter().enumerate() {
+        if !stage.is_asked(votes) {
+            match stand_in(policy, index, votes, context) {
+                Some(StandIn::Voted) => {
+                    burst = true;
+                    continue;
+                }
+                Some(StandIn::Free(stage)) => return Decision::Ask { stage },
+                None => {}
+            }
+        }
         for member in stage.members() {
             let Some(vote) = votes.iter().find(|vote| vote.model == *member.model()) else {
                 return Decision::Ask { stage: index };
@@ -150,14 +183,50 @@ pub fn decide(policy: &Policy, votes: &[Vote]) -> Decision {
             return Decision::Failed(failure);
         }
         answer = fuse(policy, index, &heard);
-        if let (Some(fused), Some(rule)) = (&mut answer, stage.accept())
-            && rule.accepts(&fused.distribution, fused.agreement)
-        {
+        let Some(fused) = &mut answer else { continue };
+        fused.burst = burst;
+        if heard.iter().any(|heard| heard.stage == index && heard.logits.is_err()) {
+            fused.reason = Reason::Incomplete;
+        }
+        if stage.accept().is_some_and(|rule| rule.accepts(&fused.distribution, fused.agreement)) {
             fused.reason = Reason::Accepted;
             break;
         }
     }
     answer.map_or(Decision::Failed(Failure::NoVote), Decision::Answer)
+}
+
+/// What a later stage does for one that has not been asked.
+enum StandIn {
+    /// It has voted.
+    Voted,
+    /// It has not been asked, and may be: its index.
+    Free(usize),
+}
+
+/// Whether a later stage stands in for the stage `index`.
+fn stand_in(policy: &Policy, index: usize, votes: &[Vote], context: &Context) -> Option<StandIn> {
+    let later = policy.stages().iter().enumerate().skip(index + 1);
+    let mut bursts = later.filter_map(|(later, stage)| Some((later, stage, stage.burst_queue_depth()?)));
+    let depth_of = |member: &Member| context.queue_depths.get(member.model()).copied().unwrap_or(0);
+    let depth = policy.stages()[index].members().iter().map(depth_of).max().unwrap_or(0);
+    bursts.find_map(|(later, stage, limit)| {
+        if !stage.is_asked(votes) {
+            return (depth > limit).then_some(StandIn::Free(later));
+        }
+        let has_voted = |member: &Member| {
+            votes
+                .iter()
+                .any(|vote| vote.model == *member.model() && usable(vote, policy.labels().len()).is_ok())
+        };
+        stage.members().iter().any(has_voted).then_some(StandIn::Voted)
+    })
+}
+
+impl Stage {
+    fn is_asked(&self, votes: &[Vote]) -> bool {
+        self.members().iter().any(|member| votes.iter().any(|vote| vote.model == *member.model()))
+    }
 }
 
 /// A vote beside the policy's view of its model.
@@ -208,5 +277,5 @@ fn fuse(policy: &Policy, stage: usize, heard: &[Heard<'_>]) -> Option<Answer> {
     let mut favourites = beliefs().map(|belief| belief.distribution.argmax());
     let first = favourites.next();
     let agreement = favourites.all(|label| Some(label) == first);
-    Some(Answer { distribution, agreement, stage, reason: Reason::Exhausted, opinions })
+    Some(Answer { distribution, agreement, stage, reason: Reason::Exhausted, burst: false, opinions })
 }

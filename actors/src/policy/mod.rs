@@ -13,7 +13,7 @@ mod section;
 mod validate;
 mod vote;
 
-pub use decide::{Answer, Decision, Failure, Opinion, Reason, decide};
+pub use decide::{Answer, Context, Decision, Failure, Opinion, Reason, decide};
 pub use fault::{Fault, PathPart, nearest, not_one_of};
 pub use fusion::{Belief, FusionMethod};
 pub use probability::{Distribution, Logits, LogitsError, Probability, Temperature, Weight};

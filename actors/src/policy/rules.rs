@@ -50,6 +50,18 @@ impl Policy {
         &self.stages
     }
 
+    /// The same policy without some of its models, and without the stages that only they were in; `None` where nothing
+    /// is left.
+    #[must_use]
+    pub fn without(&self, is_off: impl Fn(&str) -> bool) -> Option<Self> {
+        let mut policy = self.clone();
+        for stage in &mut policy.stages {
+            stage.members.retain(|member| !is_off(&member.model));
+        }
+        policy.stages.retain(|stage| !stage.members.is_empty());
+        (!policy.stages.is_empty()).then_some(policy)
+    }
+
     /// Every model of every stage, in the order in which they are asked.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.stages.iter().flat_map(|stage| &stage.members)
@@ -61,12 +73,18 @@ impl Policy {
 pub struct Stage {
     pub(super) members: Vec<Member>,
     pub(super) accept: Option<AcceptRule>,
+    pub(super) burst_queue_depth: Option<usize>,
 }
 
 impl Stage {
     /// The models, in the order of the configuration.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models.
+    pub fn burst_queue_depth(&self) -> Option<usize> {
+        self.burst_queue_depth
     }
 
     /// When the cascade may stop here; `None`: never because of what was answered.

@@ -54,6 +54,9 @@ pub struct StageSection {
     pub models: Vec<String>,
     /// Those of them whose failure does not fail the request.
     pub optional: Vec<String>,
+    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models. Its own
+    /// models must be optional: where they fail, the earlier stage is asked after all.
+    pub burst_queue_depth: Option<usize>,
     /// When the cascade may stop after this stage. Where absent, it never does but at the end.
     pub accept: Option<AcceptSection>,
 }

@@ -7,7 +7,7 @@ use super::fault::{Fault, PathPart, not_one_of};
 use super::fusion::FusionMethod;
 use super::probability::{Probability, Temperature, Weight};
 use super::rules::{AcceptRule, Member, Policy, Stage};
-use super::section::{AcceptSection, TaskSection};
+use super::section::{AcceptSection, StageSection, TaskSection};
 
 /// For a task with neither prompts nor templates: the form that zero-shot models were trained on most.
 const DEFAULT_TEMPLATE: &str = "a photo of {label}.";
@@ -240,9 +240,23 @@ impl Check<'_> {
         for (index, stage) in section.stages.iter().enumerate() {
             let members = stage.models.iter().map(|model| member(model, &stage.optional)).collect();
             let accept = stage.accept.as_ref().and_then(|accept| self.accept_rule(index, accept));
-            stages.push(Stage { members, accept });
+            let burst_queue_depth = self.burst(index, stage);
+            stages.push(Stage { members, accept, burst_queue_depth });
         }
         stages
+    }
+
+    /// A stage that may stand in for earlier ones.
+    fn burst(&mut self, index: usize, section: &StageSection) -> Option<usize> {
+        let path = ["stages".into(), index.into(), "burst_queue_depth".into()];
+        let depth = section.burst_queue_depth?;
+        if index == 0 {
+            self.fault(path, "is of no use in the first stage: there is none before it that could be busy");
+        } else if section.models.iter().any(|model| !section.optional.contains(model)) {
+            let message = "needs a stage of optional models: where they fail, the earlier stage is asked";
+            self.fault(path, message);
+        }
+        Some(depth)
     }
 
     /// Every stage asks configured models, and none asks one that votes already.

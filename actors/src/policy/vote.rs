@@ -54,6 +54,26 @@ pub enum FailureKind {
     Busy,
     /// Nobody wanted the vote any more, or the deadline passed before the model came to it.
     Expired,
+    /// What may be spent on the model in an hour has been spent.
+    OverBudget,
+    /// The server behind the model has failed several times in a row, and is left alone for a while.
+    LeftAlone,
+    /// The server behind the model did not answer in time.
+    TimedOut,
+}
+
+impl FailureKind {
+    /// As verdicts and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "failed",
+            Self::Busy => "busy",
+            Self::Expired => "expired",
+            Self::OverBudget => "over_budget",
+            Self::LeftAlone => "left_alone",
+            Self::TimedOut => "timed_out",
+        }
+    }
 }
 
 impl VoteFailure {
@@ -70,6 +90,11 @@ impl VoteFailure {
     /// A vote that came too late to be given.
     pub fn expired() -> Self {
         Self { kind: FailureKind::Expired, reason: "the deadline passed before the model ran".to_owned() }
+    }
+
+    /// A model behind a server that was not asked, or did not answer.
+    pub fn remote(kind: FailureKind, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into() }
     }
 
     /// What it means for whoever asked.

@@ -17,11 +17,12 @@ use super::flight::Outcome;
 use crate::Trace;
 use crate::cache::{Cache, Put, Value};
 use crate::digest::Digest;
-use crate::model::{Ask, Reply, VoteReply};
-use crate::plan::TaskPlan;
-use crate::policy::{Answer, Cost, Decision, FailureKind, Logits, Member, Vote, VoteFailure, decide};
+use crate::model::{Reply, VoteReply};
+use crate::plan::{PlannedModel, TaskPlan};
+use crate::policy::{Answer, Context, Cost, Decision, Logits, Member, Vote, VoteFailure, decide};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
+use crate::voter::{Ask, Wanted};
 
 /// An answer, and what it took before the models.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Cascade {
         let decoded = Decoded::default();
         loop {
             // Each round adds the votes of one stage, so there are no more rounds than stages.
-            match decide(policy, &votes) {
+            match decide(policy, &votes, &self.context()) {
                 Decision::Ask { stage } => {
                     if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &decoded).await {
                         self.keep(&votes, None);
@@ -83,6 +84,15 @@ impl Cascade {
                 }
             }
         }
+    }
+
+    /// The queues, where the policy looks at them.
+    fn context(&self) -> Context {
+        if self.task.policy().stages().iter().all(|stage| stage.burst_queue_depth().is_none()) {
+            return Context::default();
+        }
+        let depth = |seat: &PlannedModel| (Arc::clone(seat.voter.name()), seat.voter.depth());
+        Context { queue_depths: self.task.seats().iter().map(depth).collect() }
     }
 
     /// Adds a vote for each member of the stage: out of the cache, or by its model, all at the same time.
@@ -109,18 +119,11 @@ impl Cascade {
             }
             // Before the image is decoded: a full model must not cost anything.
             let seat = &self.task.seats()[index];
-            match seat.model.reserve() {
-                Ok(place) => {
-                    let (reply, answer) = Reply::new();
-                    let (task, ticket) = (seat.prepared.id, Arc::clone(&self.ticket));
-                    asks.push(Ask {
-                        model: seat.model.clone(),
-                        task,
-                        ticket,
-                        trace: trace.clone(),
-                        place,
-                        reply,
-                    });
+            let (reply, answer) = Reply::new();
+            let wanted = Wanted { ticket: Arc::clone(&self.ticket), trace: trace.clone(), reply };
+            match seat.voter.ask(wanted) {
+                Ok(ask) => {
+                    asks.push(ask);
                     asked.push(Asked { member, answer });
                 }
                 Err(failure) if member.is_required() => {
@@ -203,10 +206,7 @@ impl Cascade {
             }
             Err(failure) => {
                 trace.record("error", failure.to_string());
-                self.count_vote(
-                    name,
-                    if failure.kind() == FailureKind::Expired { "expired" } else { "failed" },
-                );
+                self.count_vote(name, failure.kind().name());
                 tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
             }
         }
@@ -233,7 +233,7 @@ impl Cascade {
                 values.push((*key, Value::Vote(logits.clone())));
             }
         }
-        if let Some(answer) = answer.filter(|answer| answer.is_complete()) {
+        if let Some(answer) = answer.filter(|answer| answer.is_lasting()) {
             values.push((*verdict_key, Value::Verdict(Arc::new(answer.as_cached()))));
         }
         if !values.is_empty() {

@@ -57,7 +57,9 @@ impl From<Failure> for RouteError {
             Failure::NoVote => FailureKind::Model,
         };
         match kind {
-            FailureKind::Model => Self::Failed(failure),
+            FailureKind::Model | FailureKind::OverBudget | FailureKind::LeftAlone | FailureKind::TimedOut => {
+                Self::Failed(failure)
+            }
             FailureKind::Busy => Self::Busy(failure.to_string()),
             FailureKind::Expired => Self::Expired,
         }

@@ -1,6 +1,6 @@
 //! What is decided, case by case.
 
-use concord_actors::policy::{Decision, Failure, Logits, LogitsError, Reason, Vote, decide};
+use concord_actors::policy::{Context, Decision, Failure, Logits, LogitsError, Reason, Vote, decide};
 use serde_json::json;
 
 use super::{failed, policy, vote};
@@ -76,7 +76,7 @@ fn a_cascade_goes_on_until_a_stage_is_sure() {
                 failed("florence2"),
                 failed("cloud"),
             ],
-            "exhausted at 2: label 1, agreed, incomplete",
+            "incomplete at 2: label 1, agreed, incomplete",
         ),
         ("a required model fails", vec![failed("dinov3")], "required model dinov3 failed: out of memory"),
         (
@@ -98,8 +98,59 @@ fn a_cascade_goes_on_until_a_stage_is_sure() {
     ];
     let policy = policy(cascade());
     for (case, votes, expected) in cases {
-        assert_eq!(summary(&decide(&policy, &votes)), expected, "{case}");
+        assert_eq!(summary(&decide(&policy, &votes, &Context::default())), expected, "{case}");
     }
+}
+
+#[test]
+fn a_stage_stands_in_for_a_busy_one_and_where_it_fails_the_busy_one_is_asked() {
+    let mut section = cascade();
+    section["stages"][2]["burst_queue_depth"] = 10.into();
+    let policy = policy(section);
+    let sure_yes = [0.0, 5.0];
+    let busy = |model: &str, depth| Context { queue_depths: [(model.into(), depth)].into() };
+    let cases: Vec<(&str, Vec<Vote>, Context, &str)> = vec![
+        ("the queue is just short enough", vec![], busy("dinov3", 10), "ask 0"),
+        ("the first stage is busy", vec![], busy("dinov3", 11), "ask 2"),
+        ("the second stage is busy", vec![vote("dinov3", &[0.0, 0.5])], busy("florence2", 11), "ask 2"),
+        ("another model is busy", vec![], busy("siglip2", 11), "ask 0"),
+        (
+            "what stands in has voted",
+            vec![vote("cloud", &sure_yes)],
+            busy("dinov3", 0),
+            "exhausted at 2: label 1, agreed",
+        ),
+        ("what stands in has failed", vec![failed("cloud")], busy("dinov3", 99), "ask 0"),
+        (
+            "what stands in has failed, and the first is sure",
+            vec![failed("cloud"), vote("dinov3", &sure_yes)],
+            busy("dinov3", 99),
+            "accepted at 0: label 1, agreed",
+        ),
+        (
+            "what stands in has voted beside the first",
+            vec![vote("dinov3", &[0.0, 0.5]), vote("cloud", &sure_yes)],
+            busy("siglip2", 0),
+            "exhausted at 2: label 1, agreed",
+        ),
+    ];
+    for (case, votes, context, expected) in cases {
+        let decision = decide(&policy, &votes, &context);
+        assert_eq!(summary(&decision), expected, "{case}");
+        if let Decision::Answer(answer) = decision {
+            assert_eq!(answer.burst, answer.stage == 2, "{case}");
+            assert_eq!(answer.is_lasting(), !answer.burst, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_policy_without_a_model_has_no_empty_stages() {
+    let policy = policy(cascade());
+    let without = policy.without(|model| model == "cloud").unwrap();
+    assert_eq!(without.stages().len(), 2);
+    assert!(policy.without(|_| true).is_none());
+    assert_eq!(policy.without(|_| false).as_ref(), Some(&policy));
 }
 
 #[test]
@@ -111,9 +162,14 @@ fn a_stage_where_everything_optional_failed_passes_the_question_on() {
             { "models": ["siglip2"], "optional": ["siglip2"], "accept": { "confidence": 0.5 } },
         ],
     }));
-    assert_eq!(decide(&policy, &[failed("dinov3")]), Decision::Ask { stage: 1 });
-    assert_eq!(decide(&policy, &[failed("dinov3"), failed("siglip2")]), Decision::Failed(Failure::NoVote));
-    let Decision::Answer(answer) = decide(&policy, &[failed("dinov3"), vote("siglip2", &[0.0, 3.0])]) else {
+    assert_eq!(decide(&policy, &[failed("dinov3")], &Context::default()), Decision::Ask { stage: 1 });
+    assert_eq!(
+        decide(&policy, &[failed("dinov3"), failed("siglip2")], &Context::default()),
+        Decision::Failed(Failure::NoVote)
+    );
+    let Decision::Answer(answer) =
+        decide(&policy, &[failed("dinov3"), vote("siglip2", &[0.0, 3.0])], &Context::default())
+    else {
         panic!("a vote that succeeded is answered");
     };
     assert_eq!((answer.reason, answer.stage, answer.is_complete()), (Reason::Accepted, 1, false));
@@ -132,7 +188,7 @@ fn fusion_weighs_calibrated_probabilities() {
             "calibration": { "dinov3": 2.0 },
             "stages": [{ "models": ["dinov3", "siglip2"] }],
         }));
-        let Decision::Answer(answer) = decide(&policy, &votes) else {
+        let Decision::Answer(answer) = decide(&policy, &votes, &Context::default()) else {
             panic!("{method}: the last stage is answered");
         };
         let found = answer.distribution.probabilities()[0];
@@ -156,7 +212,7 @@ fn extreme_logits_and_weights_leave_a_distribution() {
             "stages": [{ "models": ["dinov3", "siglip2"] }],
         }));
         let votes = [vote("dinov3", &[f32::MAX, f32::MIN]), vote("siglip2", &[f32::MIN, f32::MAX])];
-        let Decision::Answer(answer) = decide(&policy, &votes) else {
+        let Decision::Answer(answer) = decide(&policy, &votes, &Context::default()) else {
             panic!("{method}: the last stage is answered");
         };
         let sum: f64 = answer.distribution.probabilities().iter().sum();

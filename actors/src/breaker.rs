@@ -2,26 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row until it is left alone: one timeout may be chance.
-const FAILURES_MAX: u32 = 3;
-/// How long it is left alone: at most one request a second then waits for a server that is gone.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// Closed while calls succeed. The clock is the caller's.
-#[derive(Debug, Default)]
-pub(super) struct Breaker {
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    /// Failures in a row until the server is left alone.
+    failures_max: u32,
+    /// How long it is left alone.
+    pause: Duration,
     failures: u32,
     open_until: Option<Instant>,
 }
 
 impl Breaker {
+    pub(crate) fn new(failures_max: u32, pause: Duration) -> Self {
+        Self { failures_max, pause, failures: 0, open_until: None }
+    }
+
     /// Whether a call may be made now. After the pause one may, and the pause begins again, so that the others do not
     /// follow before that one has succeeded.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         match self.open_until {
             Some(until) if now < until => false,
             Some(_) => {
-                self.open_until = Some(now + PAUSE);
+                self.open_until = Some(now + self.pause);
                 true
             }
             None => true,
@@ -29,18 +32,19 @@ impl Breaker {
     }
 
     /// Whether calls are refused for now.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open_until.is_some()
     }
 
-    pub(super) fn succeeded(&mut self) {
-        *self = Self::default();
+    pub(crate) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.open_until = None;
     }
 
-    pub(super) fn failed(&mut self, now: Instant) {
+    pub(crate) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= FAILURES_MAX {
-            self.open_until = Some(now + PAUSE);
+        if self.failures >= self.failures_max {
+            self.open_until = Some(now + self.pause);
         }
     }
 }
@@ -49,9 +53,16 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    const FAILURES_MAX: u32 = 3;
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn breaker() -> Breaker {
+        Breaker::new(FAILURES_MAX, PAUSE)
+    }
+
     #[test]
     fn a_server_that_fails_is_left_alone_and_tried_once_a_pause() {
-        let mut breaker = Breaker::default();
+        let mut breaker = breaker();
         let start = Instant::now();
         for _ in 0..FAILURES_MAX {
             assert!(breaker.allows(start));
@@ -67,7 +78,7 @@ mod tests {
 
     #[test]
     fn single_failures_change_nothing() {
-        let mut breaker = Breaker::default();
+        let mut breaker = breaker();
         let now = Instant::now();
         for _ in 0..10 {
             breaker.failed(now);

@@ -1,0 +1,48 @@
+//! The image as it is sent: made small, because every pixel is paid for, and without what its file said besides.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use concord_models::RgbImage;
+use image::codecs::jpeg::JpegEncoder;
+use image::imageops::{FilterType, resize};
+
+/// Where models see no difference any more.
+const QUALITY: u8 = 90;
+
+/// JPEG in base64, with no side longer than `max_side` pixels.
+///
+/// # Errors
+/// When the encoder refuses.
+pub(super) fn encode(image: &RgbImage, max_side: u32) -> Result<String, String> {
+    let longer = image.width().max(image.height());
+    let mut jpeg = Vec::new();
+    let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
+    let encoded = if longer > max_side {
+        let scaled = |side: u32| {
+            let side = u64::from(side) * u64::from(max_side) / u64::from(longer);
+            u32::try_from(side).unwrap_or(max_side).max(1)
+        };
+        // Averages all pixels where it shrinks, as the models' own preprocessing does.
+        resize(image, scaled(image.width()), scaled(image.height()), FilterType::Triangle)
+            .write_with_encoder(encoder)
+    } else {
+        image.write_with_encoder(encoder)
+    };
+    encoded.map_err(|error| error.to_string())?;
+    Ok(STANDARD.encode(&jpeg))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_side_is_made_to_fit_and_small_images_are_left() {
+        for ((width, height), expected) in
+            [((3000, 1000), (768, 256)), ((10, 4000), (1, 768)), ((64, 32), (64, 32))]
+        {
+            let sent = STANDARD.decode(encode(&RgbImage::new(width, height), 768).unwrap()).unwrap();
+            assert_eq!(concord_models::decode(&sent, 1 << 20).unwrap().dimensions(), expected);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Whoever can be asked for a vote: a model on this machine, or one behind a server.
+
+use std::sync::Arc;
+
+use concord_models::{RgbImage, TaskId, TaskLabels};
+use tracing::field::Empty;
+
+use crate::Trace;
+use crate::cloud::{CloudHandle, CloudPlace};
+use crate::metrics::Metrics;
+use crate::model::{ModelHandle, Place, Prepared, Reply};
+use crate::policy::VoteFailure;
+use crate::ticket::Ticket;
+use crate::trace::TRACE_TARGET;
+
+/// A model made ready for a task.
+#[derive(Debug, Clone)]
+pub(crate) enum Voter {
+    Local { model: ModelHandle, prepared: Arc<Prepared> },
+    Cloud { cloud: CloudHandle, task: Arc<TaskLabels> },
+}
+
+/// A voter with a place for one image.
+#[derive(Debug)]
+enum Reserved {
+    Local { model: ModelHandle, task: TaskId, place: Place },
+    Cloud { cloud: CloudHandle, task: Arc<TaskLabels>, place: CloudPlace },
+}
+
+/// Asks for a vote; the place has been reserved. Dropping it answers.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    voter: Reserved,
+    wanted: Wanted,
+}
+
+/// For whom a vote is given.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) ticket: Arc<Ticket>,
+    /// The stage's span, and from the voter on the vote's.
+    pub(crate) trace: Trace,
+    pub(crate) reply: Reply,
+}
+
+impl Voter {
+    /// The model's name in the configuration.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Local { model, .. } => model.name(),
+            Self::Cloud { cloud, .. } => cloud.name(),
+        }
+    }
+
+    /// How many images wait for it or run in it.
+    pub(crate) fn depth(&self) -> usize {
+        match self {
+            Self::Local { model, .. } => model.depth(),
+            Self::Cloud { cloud, .. } => cloud.depth(),
+        }
+    }
+
+    /// Takes a place and prepares the question, or says at once that there is none.
+    pub(crate) fn ask(&self, wanted: Wanted) -> Result<Ask, VoteFailure> {
+        let voter = match self {
+            Self::Local { model, prepared } => {
+                Reserved::Local { model: model.clone(), task: prepared.id, place: model.reserve()? }
+            }
+            Self::Cloud { cloud, task } => {
+                Reserved::Cloud { cloud: cloud.clone(), task: Arc::clone(task), place: cloud.reserve()? }
+            }
+        };
+        Ok(Ask { voter, wanted })
+    }
+}
+
+impl Ask {
+    /// Makes the image ready and hands it over; the caller is a thread of the CPU pool.
+    pub(crate) fn submit(mut self, image: &RgbImage) {
+        let name = Arc::clone(self.name());
+        self.wanted.trace = self.wanted.trace.child(|parent| {
+            tracing::info_span!(target: TRACE_TARGET, parent: parent, "vote",
+                concord.service = format_args!("concord-model-{name}"), model = &*name, batch_size = Empty,
+                queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty, weight = Empty,
+                error = Empty)
+        });
+        if let Some(why) = self.wanted.ticket.unwanted() {
+            self.metrics().dropped.with_label_values(&[&*name, why.name()]).inc();
+            return self.wanted.reply.expired();
+        }
+        match self.voter {
+            Reserved::Local { model, task, place } => model.submit(task, image, place, self.wanted),
+            Reserved::Cloud { cloud, task, place } => cloud.submit(&task, image, place, self.wanted),
+        }
+    }
+
+    fn name(&self) -> &Arc<str> {
+        match &self.voter {
+            Reserved::Local { model, .. } => model.name(),
+            Reserved::Cloud { cloud, .. } => cloud.name(),
+        }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        match &self.voter {
+            Reserved::Local { model, .. } => model.metrics(),
+            Reserved::Cloud { cloud, .. } => cloud.metrics(),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The cloud model: asked when the others are unsure or busy, paid for within limits, and never a reason to fail.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::redis::Redis;
+use crate::harness::scripted::{Action, Asked, Scripted};
+use crate::harness::server::{Answer, Server, photograph};
+use crate::harness::{concord, edited_ensemble, replace};
+
+const KEY: &str = "sk-this-is-nobodys-business";
+const WITH_KEY: (&str, &str) = ("CONCORD_TEST_CLOUD_KEY", KEY);
+
+/// The shipped ensemble, whose local models are never sure enough, with a cloud model behind them.
+fn ensemble(base_url: &str, options: &str) -> (TempDir, PathBuf) {
+    edited_ensemble(|text| {
+        let text = replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }");
+        let text = replace(
+            &text,
+            "weights = { dinov3 = 0.6, siglip2 = 0.4 }",
+            "weights = { dinov3 = 0.6, siglip2 = 0.4, hosted = 1.0 }",
+        );
+        let last = "# ---- Which traffic sign is it?";
+        let stages =
+            format!("[[tasks.roadwork.stages]]\nmodels = [\"hosted\"]\noptional = [\"hosted\"]\n\n{last}");
+        let text =
+            replace(&replace(&text, last, &stages), "confidence = 0.70 }           # b", "confidence = 1.0 } # b");
+        let head = "[models.hosted]\narchitecture = \"cloud\"\nmodel = \"some/model\"\nmax_image_side = 100\n\
+            api_key_env = \"CONCORD_TEST_CLOUD_KEY\"";
+        let model = format!("{head}\nbase_url = \"{base_url}\"\n{options}\n\n[models.siglip2]");
+        replace(&text, "[models.siglip2]", &model)
+    })
+}
+
+/// In the shape that vLLM documents: the first token with the likeliest others.
+fn by_tokens(yes: f64) -> Value {
+    let candidate = |token: &str, p: f64| json!({ "token": token, "logprob": p.ln(), "bytes": [] });
+    let no = 1.0 - yes;
+    let position = json!({ "token": " YES", "logprob": yes.ln(), "bytes": [],
+        "top_logprobs": [candidate(" YES", yes), candidate(" NO", no * 0.9), candidate("no", no * 0.1)] });
+    json!({ "id": "c", "object": "chat.completion", "created": 1, "model": "some/model",
+        "choices": [{ "index": 0, "finish_reason": "stop", "message": { "role": "assistant", "content": " YES" },
+            "logprobs": { "content": [position] } }],
+        "usage": { "prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001 } })
+}
+
+fn by_text(content: &str) -> Value {
+    json!({ "choices": [{ "index": 0, "message": { "role": "assistant", "content": content } }],
+        "usage": { "prompt_tokens": 1000, "completion_tokens": 1 } })
+}
+
+fn hosted(answer: &Answer) -> &Value {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let votes = answer.body["votes"].as_array().unwrap();
+    votes.iter().find(|vote| vote["model"] == "hosted").unwrap_or_else(|| panic!("no cloud vote: {answer:?}"))
+}
+
+fn close(value: &Value, expected: f64) -> bool {
+    (value.as_f64().unwrap() - expected).abs() < 1e-3
+}
+
+#[test]
+fn an_unsure_ensemble_asks_the_cloud_and_believes_its_token_probabilities() {
+    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
+    let (_folder, file) = ensemble(&cloud.address, "");
+    let server = Server::start_with(&file, &[WITH_KEY]);
+    let answer = server.client.classify("roadwork", &photograph(1));
+    let vote = hosted(&answer);
+    assert!(vote["label"] == "road work" && close(&vote["probability"], 0.9), "{vote}");
+    assert_eq!((&answer.body["stage"], &answer.body["reason"]), (&3.into(), &"exhausted".into()));
+
+    let asked: Vec<Asked> = cloud.asked();
+    assert_eq!((asked.len(), asked[0].path.as_str()), (1, "/v1/chat/completions"));
+    assert_eq!(asked[0].headers["authorization"], format!("Bearer {KEY}"));
+    let content = &asked[0].body["messages"][0]["content"];
+    let question = content[1]["text"].as_str().unwrap();
+    assert!(question.contains("road construction") && question.contains("NO, YES"), "{question}");
+    let (_, image) = content[0]["image_url"]["url"].as_str().unwrap().split_once("base64,").unwrap();
+    let jpeg = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, image).unwrap();
+    let (width, height) = concord_models::decode(&jpeg, 1 << 20).unwrap().dimensions();
+    assert_eq!(width.max(height), 100, "it is made smaller before it is sent");
+
+    // The same again costs nothing, and the key is nowhere.
+    assert_eq!(server.client.classify("roadwork", &photograph(1)).label_and_cache().1, "verdict");
+    assert_eq!(cloud.asked().len(), 1);
+    let told = format!("{} {} {:?}", server.log(), server.client.get("/metrics").body, answer);
+    assert!(!told.contains(KEY));
+}
+
+#[test]
+fn a_server_without_token_probabilities_is_asked_for_json_from_then_on() {
+    let cloud = Scripted::start(|asked| {
+        let wants_json = asked.body["logprobs"].is_null();
+        Action::Answer(200, by_text(if wants_json { r#"{"answer": "NO", "confidence": 0.8}"# } else { "NO" }))
+    });
+    let (_folder, file) = ensemble(&cloud.address, "");
+    let server = Server::start_with(&file, &[WITH_KEY]);
+    for (number, requests) in [(1, 2), (2, 3)] {
+        let answer = server.client.classify("roadwork", &photograph(number));
+        let vote = hosted(&answer);
+        assert!(vote["label"] == "no road work" && close(&vote["probability"], 0.8), "{vote}");
+        assert_eq!(cloud.asked().len(), requests);
+    }
+}
+
+#[test]
+fn what_is_no_answer_is_a_failed_vote_and_the_verdict_is_given_without_it() {
+    let cloud = Scripted::start(|_| Action::Answer(200, by_text("I think there might be some cones.")));
+    let (_folder, file) = ensemble(&cloud.address, "max_retries = 0\ntimeout_ms = 300");
+    let server = Server::start_with(&file, &[WITH_KEY]);
+    let actions = [
+        (Action::Answer(200, by_text("I think there might be some cones.")), "failed", "not the JSON"),
+        (Action::Answer(200, json!("<html>")), "failed", "cannot be used"),
+        (Action::Answer(401, json!({ "error": "no such key" })), "failed", "status 401"),
+        (Action::HalfAnswer, "failed", "cannot be reached"),
+        (Action::Silence(Duration::from_secs(20)), "timed_out", "300 ms"),
+    ];
+    for (number, (action, failure, words)) in actions.into_iter().enumerate() {
+        cloud.act(move |_| action.clone());
+        let started = Instant::now();
+        let answer = server.client.classify("roadwork", &photograph(number));
+        let vote = hosted(&answer);
+        assert_eq!(vote["failure"], failure, "{vote}");
+        assert!(vote["error"].as_str().unwrap().contains(words), "{vote}");
+        assert_eq!((&answer.body["reason"], &answer.body["complete"]), (&"incomplete".into(), &false.into()));
+        assert!(started.elapsed() < Duration::from_secs(10));
+        // Nothing incomplete is kept; the local votes are.
+        assert_eq!(server.client.classify("roadwork", &photograph(number)).label_and_cache().1, "some_votes");
+    }
+}
+
+#[test]
+fn a_storm_of_refusals_is_met_with_few_repetitions_and_then_silence() {
+    let cloud = Scripted::start(|_| Action::AnswerWith(429, "retry-after", "0"));
+    let (_folder, file) = ensemble(&cloud.address, "max_retries = 2");
+    let server = Server::start_with(&file, &[WITH_KEY]);
+    for number in 0..5 {
+        assert_eq!(hosted(&server.client.classify("roadwork", &photograph(number)))["failure"], "failed");
+    }
+    assert_eq!(cloud.asked().len(), 5 * 3, "each question is put three times");
+    for number in 5..8 {
+        assert_eq!(hosted(&server.client.classify("roadwork", &photograph(number)))["failure"], "left_alone");
+    }
+    assert_eq!(cloud.asked().len(), 5 * 3, "then the server is left alone");
+    assert_eq!(server.client.metric("concord_votes_total", &["hosted", "left_alone"]), 3.0);
+}
+
+#[test]
+fn a_server_that_wants_more_time_than_there_is_is_not_asked_again() {
+    let cloud = Scripted::start(|_| Action::AnswerWith(503, "retry-after", "3600"));
+    let (_folder, file) = ensemble(&cloud.address, "");
+    let server = Server::start_with(&file, &[WITH_KEY]);
+    let started = Instant::now();
+    assert_eq!(hosted(&server.client.classify("roadwork", &photograph(1)))["failure"], "failed");
+    assert_eq!(cloud.asked().len(), 1);
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn the_hourly_limit_is_shared_through_redis() {
+    let redis = Redis::start();
+    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
+    // 1,000 tokens of $0.10 each thousand: two answers fit.
+    let (_folder, file) =
+        ensemble(&cloud.address, "usd_per_million_input_tokens = 100.0\nmax_usd_per_hour = 0.25");
+    let url = redis.url();
+    let variables = [WITH_KEY, ("CONCORD__CACHE__BACKEND", "redis"), ("CONCORD__CACHE__URL", url.as_str())];
+    let (first, second) = (Server::start_with(&file, &variables), Server::start_with(&file, &variables));
+    assert_eq!(hosted(&first.client.classify("roadwork", &photograph(1)))["failure"], Value::Null);
+    assert_eq!(hosted(&second.client.classify("roadwork", &photograph(2)))["failure"], Value::Null);
+    for (server, number) in [(&first, 3), (&second, 4)] {
+        let answer = server.client.classify("roadwork", &photograph(number));
+        assert_eq!(hosted(&answer)["failure"], "over_budget", "{answer:?}");
+        assert_eq!(answer.body["reason"], "incomplete");
+    }
+    assert_eq!(cloud.asked().len(), 2);
+    assert!((first.client.metric("concord_cloud_usd_total", &["hosted"]) - 0.1).abs() < 1e-9);
+}
+
+#[test]
+fn without_its_key_the_model_is_off() {
+    let (_folder, file) = ensemble("https://example.invalid/v1", "");
+    let server = Server::start(&file);
+    let answer = server.client.classify("roadwork", &photograph(1));
+    assert_eq!((&answer.body["stages"], &answer.body["complete"]), (&2.into(), &true.into()), "{answer:?}");
+    assert!(server.log().contains("CONCORD_TEST_CLOUD_KEY"), "{}", server.log());
+}
+
+#[test]
+fn faults_of_a_cloud_model_are_all_named() {
+    let (_folder, file) = ensemble(
+        "ftp://user:hunter2@example.com",
+        "protocol = \"soap\"\nmax_retries = 99\nusd_per_million_output_tokens = 1.5\nmax_batch = 3",
+    );
+    let run = concord(&["validate", "--ensemble", file.to_str().unwrap()]);
+    assert_eq!(run.status, 2, "{run:?}");
+    for fault in [
+        "models.hosted.base_url: is missing or not an address",
+        "models.hosted.protocol: \"soap\" is not a protocol",
+        "models.hosted.max_retries: 99 is out of range",
+        "models.hosted.max_usd_per_hour: is missing",
+        "models.hosted.max_batch: unknown key",
+    ] {
+        assert!(run.stderr.contains(fault) || run.stdout.contains(fault), "{fault} is not in {run:?}");
+    }
+    assert!(!format!("{run:?}").contains("hunter2"));
+}
