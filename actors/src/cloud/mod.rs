@@ -96,17 +96,17 @@ impl CloudHandle {
         metrics: &Metrics,
     ) -> Result<Self, VoteFailure> {
         let (name, section) = (Arc::<str>::from(name), Arc::new(section.clone()));
-        let server = Arc::new(Server {
-            name: Arc::clone(&name),
-            remote: Remote::new(&section).map_err(VoteFailure::new)?,
-            spend: Spend::new(&name, &section, cache),
-            section: Arc::clone(&section),
-            breaker: Mutex::new(Breaker::new(FAILURES_MAX, PAUSE)),
-            gives_no_probabilities: AtomicBool::new(false),
-            metrics: metrics.clone(),
+        let remote = Remote::new(&section).map_err(VoteFailure::new)?;
+        let parts = (Arc::clone(&name), Arc::clone(&section), cache.clone(), metrics.clone());
+        // Made on the actor's thread: the connection to Redis belongs to a runtime.
+        let address = Cloud::start_in_arbiter(arbiter, move |_| {
+            let (name, section, cache, metrics) = parts;
+            let spend = Spend::new(&name, &section, &cache);
+            let breaker = Mutex::new(Breaker::new(FAILURES_MAX, PAUSE));
+            let gives_no_probabilities = AtomicBool::new(false);
+            Cloud(Arc::new(Server { name, section, remote, spend, breaker, gives_no_probabilities, metrics }))
         });
         let places = Arc::new(Semaphore::new(section.max_in_flight));
-        let address = Cloud::start_in_arbiter(arbiter, move |_| Cloud(server));
         Ok(Self { name, section, places, address, metrics: metrics.clone() })
     }
 
