@@ -13,11 +13,17 @@ use concord_actors::policy::Policy;
 use concord_actors::{Engine, LoadError, Loader, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep;
 
 use crate::config::Ensemble;
 use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
 use crate::telemetry::Sampling;
 use reload::Reloader;
+
+/// How long a process that is told to end goes on answering, each answer with the end of its connection. A connection that
+/// is closed while its client is just sending the next request would lose that one; a client that has been quiet for
+/// this long is not just sending.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 /// What a server is started with.
 pub struct ServeOptions {
@@ -103,6 +109,9 @@ pub async fn serve(
         Ended::Failed(message) => tracing::error!(message, "ending"),
     }
     draining.begin();
+    if matches!(ended, Ended::Asked(_)) {
+        sleep(LAST_ANSWERS).await;
+    }
     handle.stop(true).await;
     tracing::info!("ended");
     match ended {
