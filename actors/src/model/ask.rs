@@ -25,6 +25,21 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// There is no image, perhaps because nobody waits for it any more. Its drop answers.
+    pub(crate) fn give_up(self) {
+        self.count_if_unwanted();
+    }
+
+    /// Whether nobody wants the vote any more, which is counted.
+    fn count_if_unwanted(&self) -> bool {
+        let why = self.ticket.unwanted();
+        if let Some(why) = why {
+            let dropped = &self.model.metrics().dropped;
+            dropped.with_label_values(&[&**self.model.name(), why.name()]).inc();
+        }
+        why.is_some()
+    }
+
     /// Makes the image ready and queues it; the caller is a thread of the CPU pool.
     pub(crate) fn submit(self, image: &RgbImage) {
         let metrics = self.model.metrics();
@@ -35,8 +50,7 @@ impl Ask {
                 queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty, weight = Empty,
                 error = Empty)
         });
-        if let Some(why) = self.ticket.unwanted() {
-            metrics.dropped.with_label_values(&[&**name, why.name()]).inc();
+        if self.count_if_unwanted() {
             return self.reply.expired();
         }
         let started = Instant::now();
