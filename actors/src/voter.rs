@@ -75,6 +75,20 @@ impl Voter {
 }
 
 impl Ask {
+    /// There is no image, perhaps because nobody waits for it any more. Its drop answers.
+    pub(crate) fn give_up(self) {
+        self.count_if_unwanted();
+    }
+
+    /// Whether nobody wants the vote any more, which is counted.
+    fn count_if_unwanted(&self) -> bool {
+        let why = self.wanted.ticket.unwanted();
+        if let Some(why) = why {
+            self.metrics().dropped.with_label_values(&[&**self.name(), why.name()]).inc();
+        }
+        why.is_some()
+    }
+
     /// Makes the image ready and hands it over; the caller is a thread of the CPU pool.
     pub(crate) fn submit(mut self, image: &RgbImage) {
         let name = Arc::clone(self.name());
@@ -84,8 +98,7 @@ impl Ask {
                 queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty, weight = Empty,
                 error = Empty)
         });
-        if let Some(why) = self.wanted.ticket.unwanted() {
-            self.metrics().dropped.with_label_values(&[&*name, why.name()]).inc();
+        if self.count_if_unwanted() {
             return self.wanted.reply.expired();
         }
         match self.voter {

@@ -52,18 +52,33 @@ struct Worker {
     draining: Draining,
 }
 
-/// Set when the process is told to end: what is in flight is answered, and connections close after it.
+/// How far a process that is told to end has come.
 #[derive(Debug, Clone, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(Arc<DrainingSteps>);
+
+#[derive(Debug, Default)]
+struct DrainingSteps {
+    begun: AtomicBool,
+    closing: AtomicBool,
+}
 
 impl Draining {
-    /// From now on.
+    /// From now on the process is not ready.
     pub fn begin(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.begun.store(true, Ordering::Release);
+    }
+
+    /// From now on every answer ends its connection.
+    pub fn close_connections(&self) {
+        self.0.closing.store(true, Ordering::Release);
     }
 
     fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.begun.load(Ordering::Acquire)
+    }
+
+    fn closes_connections(&self) -> bool {
+        self.0.closing.load(Ordering::Acquire)
     }
 }
 

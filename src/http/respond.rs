@@ -45,7 +45,7 @@ pub(super) struct Reply<'a> {
 
 impl<'a> Reply<'a> {
     pub(super) fn new(request: &'a HttpRequest, context: &'a RequestContext, draining: &Draining) -> Self {
-        Self { context, path: request.path(), close: draining.has_begun() }
+        Self { context, path: request.path(), close: draining.closes_connections() }
     }
 
     pub(super) fn verdict(&self, verdict: &Verdict) -> HttpResponse {

@@ -4,13 +4,14 @@ mod reload;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use concord_actors::policy::Policy;
 use concord_actors::{Engine, LoadError, Loader, StartError};
+use socket2::SockRef;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
@@ -20,9 +21,11 @@ use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
 use crate::telemetry::Sampling;
 use reload::Reloader;
 
-/// How long a process that is told to end goes on answering, each answer with the end of its connection. A connection that
-/// is closed while its client is just sending the next request would lose that one; a client that has been quiet for
-/// this long is not just sending.
+/// How long a process that is told to end, and says so at `/readyz`, goes on as before.
+const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
+/// How long it then answers what comes over the connections that there are, each answer with the end of its connection. A
+/// connection that is closed while its client is just sending the next request would lose that one; a client that has
+/// been quiet for this long is not just sending.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 /// What a server is started with.
@@ -86,6 +89,7 @@ pub async fn serve(
     let listen_error = |source| ServeError::Listen { listen: section.listen.clone(), source };
     let socket = http::bind(&section).map_err(listen_error)?;
     let address = socket.local_addr().map_err(listen_error)?;
+    let listener = socket.try_clone().map_err(listen_error)?;
     let server = http::server(&engine, endpoint, &draining, socket).map_err(listen_error)?;
     let handle = server.handle();
     let mut serving = actix::spawn(server);
@@ -110,6 +114,13 @@ pub async fn serve(
     }
     draining.begin();
     if matches!(ended, Ended::Asked(_)) {
+        sleep(LAST_CONNECTIONS).await;
+        // What connects from now on is refused, rather than accepted and lost: actix would stop listening only
+        // together with everything else.
+        if let Err(error) = SockRef::from(&listener).shutdown(Shutdown::Read) {
+            tracing::warn!(%error, "the socket still listens");
+        }
+        draining.close_connections();
         sleep(LAST_ANSWERS).await;
     }
     handle.stop(true).await;

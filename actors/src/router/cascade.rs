@@ -169,8 +169,7 @@ impl Cascade {
         self.shared.pool.spawn(move || {
             let result = decoded.get_or_init(|| decode_wanted(&bytes, &ticket, &shared, &trace));
             drop(trace);
-            // Without an image the asks are dropped, which answers them.
-            let Ok((image, _)) = result else { return };
+            let Ok((image, _)) = result else { return asks.into_iter().for_each(Ask::give_up) };
             let mut asks = asks.into_iter();
             let here = asks.next();
             for ask in asks {
