@@ -37,6 +37,7 @@ fn votes(labels: usize) -> Vec<Vote> {
     let vote = |(index, model): (usize, &&str)| Vote {
         model: Arc::from(*model),
         outcome: Ok(Logits::new(logits(index), labels).expect("the logits are finite")),
+        regions: Arc::default(),
         cost: Cost::default(),
     };
     MODELS.iter().enumerate().map(vote).collect()

@@ -1,6 +1,7 @@
 //! Why a request got no verdict, with a type that programs can rely on. The one place that maps failures to statuses.
 
 use concord_actors::RouteError;
+use concord_actors::policy::{FailureKind, VoteFailure};
 use concord_models::DecodeError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -39,13 +40,15 @@ pub enum ProblemKind {
     Unauthorized,
     /// No task of that name.
     UnknownTask,
+    /// No model of that name that writes texts.
+    UnknownModel,
     /// Nothing is served there.
     NotFound,
     /// Something is served there, by another method.
     MethodNotAllowed,
     /// As much is being done as may be.
     Busy,
-    /// A model that the policy requires gave no vote.
+    /// A model that the policy requires gave no vote, or the one that was asked for a text wrote none.
     ModelFailed,
     /// The models are being loaded, or the process is about to end.
     NotReady,
@@ -61,7 +64,7 @@ impl ProblemKind {
         match self {
             Self::Empty | Self::NotAnImage | Self::BrokenImage | Self::BadRequest => 400,
             Self::Unauthorized => 401,
-            Self::Unreadable | Self::UnknownTask | Self::NotFound => 404,
+            Self::Unreadable | Self::UnknownTask | Self::UnknownModel | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::SlowBody => 408,
             Self::TooLarge => 413,
@@ -86,10 +89,11 @@ impl ProblemKind {
             Self::SlowBody => "the body did not arrive in time",
             Self::Unauthorized => "an API key is needed",
             Self::UnknownTask => "no such task",
+            Self::UnknownModel => "no such model",
             Self::NotFound => "nothing is served here",
             Self::MethodNotAllowed => "not by this method",
             Self::Busy => "too many requests",
-            Self::ModelFailed => "a required model gave no vote",
+            Self::ModelFailed => "a required model gave no answer",
             Self::NotReady => "not ready",
             Self::TimedOut => "no answer in time",
             Self::Internal => "a fault in Concord",
@@ -101,6 +105,17 @@ impl Problem {
     /// A problem of this kind.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into() }
+    }
+
+    /// A model that was asked for a text and wrote none.
+    pub fn of_vote(failure: &VoteFailure) -> Self {
+        let kind = match failure.kind() {
+            FailureKind::Expired => ProblemKind::TimedOut,
+            FailureKind::Busy => ProblemKind::Busy,
+            FailureKind::Refused => ProblemKind::BadRequest,
+            _ => ProblemKind::ModelFailed,
+        };
+        Self::new(kind, failure.to_string())
     }
 
     /// A file that cannot be read.
@@ -135,6 +150,7 @@ impl From<RouteError> for Problem {
             RouteError::Image(error) => return error.into(),
             RouteError::NotReady => ProblemKind::NotReady,
             RouteError::UnknownTask { .. } => ProblemKind::UnknownTask,
+            RouteError::UnknownModel { .. } => ProblemKind::UnknownModel,
             RouteError::Busy(_) => ProblemKind::Busy,
             RouteError::Expired => ProblemKind::TimedOut,
             RouteError::Failed(_) => ProblemKind::ModelFailed,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use concord_actors::policy::{Distribution, Opinion, Reason};
 use concord_actors::{Routed, TaskPlan};
+use concord_models::Region;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
@@ -77,6 +78,11 @@ pub struct VoteReport {
     /// Why it gave no vote, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What it found in the image, in pixels, where the model looks for things: each with a `label` and a `box` (left,
+    /// top, right, bottom) or a `quad`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub regions: Vec<Region>,
     /// Whether it came out of the cache, and cost nothing.
     pub cached: bool,
     /// What it cost.
@@ -159,6 +165,7 @@ impl VoteReport {
             weight: belief.map(|belief| belief.weight),
             failure: opinion.belief.as_ref().err().map(|failure| failure.kind().name()),
             error: opinion.belief.as_ref().err().map(ToString::to_string),
+            regions: opinion.regions.to_vec(),
             cached: opinion.cost.cached,
             milliseconds: VoteMilliseconds {
                 queue: in_milliseconds(opinion.cost.queue),
@@ -174,6 +181,6 @@ fn by_label(task: &Arc<TaskPlan>, distribution: &Distribution) -> Probabilities 
 }
 
 /// To the microsecond, which is what the clock is good for.
-fn in_milliseconds(duration: Duration) -> f64 {
+pub(crate) fn in_milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

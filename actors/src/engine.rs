@@ -88,7 +88,6 @@ pub struct Engine {
     fatal: Fatal,
     /// The thread of the Model and Cloud actors, which only pass on what others compute.
     arbiter: Arbiter,
-    running: OnceLock<RunningModels>,
     /// One change at a time.
     changing: Mutex<()>,
 }
@@ -106,6 +105,7 @@ impl Engine {
         let memory = MemoryStore::new(&options.cache);
         let shared = Shared {
             plan: ArcSwap::default(),
+            running: OnceLock::new(),
             is_ready: AtomicBool::new(false),
             flights: Flights::default(),
             admission: Semaphore::new(options.max_in_flight),
@@ -119,7 +119,6 @@ impl Engine {
             memory,
             fatal: Fatal::default(),
             arbiter: Arbiter::new(),
-            running: OnceLock::new(),
             changing: Mutex::new(()),
         }))
     }
@@ -175,7 +174,7 @@ impl Engine {
         // A second call changes nothing: the models are those of the first.
         let models: BTreeMap<_, _> = seats.into_iter().map(start).collect();
         let (clouds, off) = self.start_clouds()?;
-        let _running = self.running.get_or_init(|| RunningModels { models, clouds, off });
+        let _running = self.shared.running.get_or_init(|| RunningModels { models, clouds, off });
         self.apply(tasks, &self.options.models)?;
         self.set_ready(true);
         Ok(())
@@ -193,7 +192,7 @@ impl Engine {
     ) -> Result<(), LoadError> {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let none = RunningModels::default();
-        let running = self.running.get().unwrap_or(&none);
+        let running = self.shared.running.get().unwrap_or(&none);
         let current = self.shared.plan.load_full();
         let plan = Plan::prepare(tasks, running, models, &self.options.base, &current)?;
         self.shared.plan.store(Arc::new(plan));
@@ -235,7 +234,7 @@ impl Engine {
     }
 
     fn local_models(&self) -> impl Iterator<Item = &ModelHandle> {
-        self.running.get().into_iter().flat_map(|running| running.models.values())
+        self.shared.running.get().into_iter().flat_map(|running| running.models.values())
     }
 
     /// Starts a Cloud actor for each model behind a server, and gives the names of those that are off.

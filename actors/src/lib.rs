@@ -26,6 +26,7 @@ pub use digest::Digest;
 pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError};
 pub use fatal::Fatal;
 pub use metrics::Metrics;
+pub use model::{TextEvent, Written};
 pub use plan::{Plan, TaskPlan};
-pub use router::{CacheOutcome, Caller, Classify, Presence, RouteError, Routed, Router};
+pub use router::{CacheOutcome, Caller, Classify, Presence, RouteError, Routed, Router, Write, Writing};
 pub use trace::{TRACE_TARGET, Trace};

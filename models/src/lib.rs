@@ -18,6 +18,7 @@ mod preprocess;
 mod siglip2;
 mod snapshot;
 mod tokenizer;
+mod torchscript;
 mod weights;
 
 pub use decode::{DecodeError, decode};
@@ -29,4 +30,5 @@ pub use image::RgbImage;
 pub use model::{
     ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
 };
-pub use preprocess::{Pixels, Preprocessor};
+pub use preprocess::{FILTERS, Pixels, Preprocessor};
+pub use torchscript::{InputOptions, OUTPUTS};

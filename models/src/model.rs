@@ -10,10 +10,12 @@ use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
-use crate::{Generator, ModelError, Region, dinov3, siglip2};
+use crate::torchscript::InputOptions;
+use crate::{Generator, ModelError, Region, dinov3, siglip2, torchscript};
 
 /// Every architecture. A new one is a file beside this and a line here.
-pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] =
+    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, torchscript::ARCHITECTURE];
 
 /// Loads a snapshot of one architecture.
 pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;
@@ -23,7 +25,7 @@ pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn
 pub struct Architecture {
     /// As `ensemble.toml` calls it.
     pub name: &'static str,
-    /// The `model_type`s of `config.json` that it loads.
+    /// The `model_type`s of `config.json` that it loads; none where it needs no such file.
     pub model_types: &'static [&'static str],
     /// The options of [`ModelOptions`] that only some architectures take, and this one does.
     pub options: &'static [&'static str],
@@ -44,7 +46,7 @@ impl Architecture {
 }
 
 /// `[models.NAME]` in `ensemble.toml`: a snapshot, and how to run it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ModelOptions {
     /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`].
@@ -59,6 +61,10 @@ pub struct ModelOptions {
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
     pub lowercase: bool,
+    /// torchscript only: what goes into the module.
+    pub input: InputOptions,
+    /// torchscript only: what comes out of it, in the order of the task's labels: `logits` or `probabilities`.
+    pub output: String,
     /// The most images that run together.
     pub max_batch: usize,
     /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
@@ -76,6 +82,8 @@ impl Default for ModelOptions {
             dtype: "fp32".to_owned(),
             heads: BTreeMap::new(),
             lowercase: true,
+            input: InputOptions::default(),
+            output: torchscript::OUTPUTS[0].to_owned(),
             max_batch: 32,
             max_delay_ms: 2,
             queue_capacity: 256,
@@ -176,13 +184,20 @@ pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>,
     let architecture = Architecture::by_name(&options.architecture)
         .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
     let snapshot = Snapshot::open(&base.join(&options.snapshot))?;
-    let model_type = snapshot.model_type()?;
-    if !architecture.model_types.contains(&model_type.as_str()) {
-        let expected = architecture.model_types.join(" or ");
-        let message =
-            format!("model_type is {model_type:?}; architecture {} loads {expected}", architecture.name);
-        return Err(ModelError::malformed(&snapshot.path("config.json"), message));
+    if !architecture.model_types.is_empty() {
+        check_model_type(architecture, &snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
     (architecture.load)(&snapshot, options, placement)
+}
+
+fn check_model_type(architecture: &Architecture, snapshot: &Snapshot) -> Result<(), ModelError> {
+    let model_type = snapshot.model_type()?;
+    if architecture.model_types.contains(&model_type.as_str()) {
+        return Ok(());
+    }
+    let expected = architecture.model_types.join(" or ");
+    let message =
+        format!("model_type is {model_type:?}; architecture {} loads {expected}", architecture.name);
+    Err(ModelError::malformed(&snapshot.path("config.json"), message))
 }

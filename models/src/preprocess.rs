@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::snapshot::Snapshot;
+use crate::torchscript::InputOptions;
 
 /// One image, ready for a model.
 #[derive(Debug)]
@@ -75,6 +76,9 @@ struct Size {
     width: Option<i64>,
 }
 
+/// How images may be resized, as the configuration calls it.
+pub const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
+
 const FILE: &str = "preprocessor_config.json";
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
@@ -85,6 +89,30 @@ impl Preprocessor {
     /// Leaves images as they are, for a model that resizes and normalises by itself.
     pub fn none() -> Self {
         Self { recipe: Recipe::Bytes, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0 }
+    }
+
+    /// The one that the configuration of a TorchScript module describes.
+    pub(crate) fn of_input(input: &InputOptions) -> Result<Self, String> {
+        let filter = match FILTERS.iter().position(|name| *name == input.filter) {
+            Some(0) => Filter::Bilinear,
+            Some(_) => Filter::Bicubic,
+            None => {
+                return Err(format!(
+                    "input.filter {:?}: must be one of {}",
+                    input.filter,
+                    FILTERS.join(", ")
+                ));
+            }
+        };
+        let (height, width) = (input.height, input.width);
+        if [height, width].iter().any(|side| !(1..=SIDE_MAX).contains(side)) {
+            return Err(format!("input of {height} × {width} pixels: a side must be from 1 to {SIDE_MAX}"));
+        }
+        if input.std.iter().any(|&std| std <= 0.0 || !std.is_finite()) {
+            return Err(format!("input.std {:?} must be greater than 0", input.std));
+        }
+        let recipe = Recipe::ResizeBytes { height, width, filter };
+        Ok(Self { recipe, mean: input.mean, std: input.std, rescale: 1.0 / 255.0 })
     }
 
     /// The one that the snapshot describes.

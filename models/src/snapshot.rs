@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::ModelError;
+use crate::{ModelError, torchscript};
 
-/// A folder with `config.json`, safetensors, and what else the model ships.
+/// A folder with `config.json`, safetensors, and what else the model ships; or with a TorchScript module.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     folder: PathBuf,
@@ -17,9 +17,12 @@ impl Snapshot {
     /// The snapshot in `folder`.
     ///
     /// # Errors
-    /// When the folder has no `config.json`.
+    /// When the folder has neither `config.json` nor a TorchScript module.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
         let config = folder.join("config.json");
+        if folder.join(torchscript::FILE).is_file() {
+            return Ok(Self { folder: folder.to_owned() });
+        }
         match fs::metadata(&config) {
             Ok(_) => Ok(Self { folder: folder.to_owned() }),
             Err(source) => Err(ModelError::File { path: config, source }),
@@ -68,6 +71,10 @@ impl Snapshot {
             weight_map: std::collections::BTreeMap<String, String>,
         }
         const INDEX: &str = "model.safetensors.index.json";
+        let module = self.path(torchscript::FILE);
+        if module.is_file() {
+            return Ok(vec![module]);
+        }
         let single = self.path("model.safetensors");
         if single.exists() {
             return Ok(vec![single]);

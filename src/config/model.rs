@@ -5,7 +5,9 @@ use std::ops::RangeInclusive;
 
 use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
-use concord_models::{ARCHITECTURES, Architecture, DEVICES, DTYPES, ModelOptions, is_device_name};
+use concord_models::{
+    ARCHITECTURES, Architecture, DEVICES, DTYPES, FILTERS, ModelOptions, OUTPUTS, is_device_name,
+};
 
 use super::server::out_of_range;
 
@@ -61,7 +63,31 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
         ("max_delay_ms", options.max_delay_ms, MAX_DELAY_MS),
         ("queue_capacity", options.queue_capacity as u64, QUEUE_CAPACITY),
     ]));
+    faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
+    faults
+}
+
+fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let input = &options.input;
+    let mut fault = |path: &[&str], message: String| {
+        faults.push(Fault::new(path.iter().map(|&part| part.into()).collect(), message));
+    };
+    if !OUTPUTS.contains(&options.output.as_str()) {
+        fault(&["output"], not_one_of(&options.output, "an output", OUTPUTS));
+    }
+    if !FILTERS.contains(&input.filter.as_str()) {
+        fault(&["input", "filter"], not_one_of(&input.filter, "a filter", FILTERS));
+    }
+    for (key, side) in [("height", input.height), ("width", input.width)] {
+        if !(1..=8192).contains(&side) {
+            fault(&["input", key], format!("{side} is out of range: must be from 1 to 8192"));
+        }
+    }
+    if input.std.iter().any(|&std| !(std > 0.0 && std.is_finite())) {
+        fault(&["input", "std"], format!("{:?} must be greater than 0", input.std));
+    }
     faults
 }
 

@@ -6,7 +6,7 @@ use concord_actors::policy::{
     AcceptSection, Fault, FusionSection, PathPart, Policy, StageSection, TaskSection,
 };
 use concord_actors::{CacheSection, CloudSection};
-use concord_models::ModelOptions;
+use concord_models::{InputOptions, ModelOptions};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -95,7 +95,7 @@ impl Reader {
         for (name, value) in tables {
             let given: Vec<String> =
                 value.as_object().map(|table| table.keys().cloned().collect()).unwrap_or_default();
-            let section = Section::<ModelOptions>::read(value, flat_keys::<ModelOptions>);
+            let section = Section::<ModelOptions>::read(value, model_keys);
             let semantic = section
                 .content
                 .as_ref()
@@ -166,6 +166,15 @@ fn take(values: &mut Map<String, Value>, key: &str) -> Value {
 fn is_name(text: &str) -> bool {
     let is_allowed = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "_-".contains(char);
     !text.is_empty() && text.chars().all(is_allowed)
+}
+
+/// The keys of the table at `path` in `[models.NAME]`.
+fn model_keys(path: &[PathPart]) -> &'static [&'static str] {
+    match path {
+        [] => fields_of::<ModelOptions>(),
+        [input] if *input == PathPart::from("input") => fields_of::<InputOptions>(),
+        _ => &[],
+    }
 }
 
 /// The keys of the table at `path` in `[tasks.NAME]`.

@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::generate::Writ;
 use crate::problem::{Problem, ProblemKind};
 
 /// The part of a form that holds the image.
@@ -23,6 +24,21 @@ const WRAPPING_BYTES_MAX: u64 = 16 * 1024;
 pub(super) struct ImageRequest {
     /// The encoded image in base64, or as a data URL: `data:image/png;base64,…`.
     pub image: String,
+    /// For texts: what to write.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// For texts: at most so many tokens are written.
+    #[serde(default)]
+    pub max_new_tokens: Option<usize>,
+    /// For texts: whether they are sent piece by piece.
+    #[serde(default)]
+    pub stream: Option<bool>,
+}
+
+/// The body took longer to arrive than a request may take.
+pub(super) fn too_slow(limit_ms: u64) -> Problem {
+    let detail = format!("the body did not arrive within {limit_ms} ms (request_timeout_ms)");
+    Problem::new(ProblemKind::SlowBody, detail)
 }
 
 /// How a body holds its image.
@@ -75,6 +91,16 @@ pub(super) async fn image(
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
 ) -> Result<Bytes, Problem> {
+    Ok(image_with(headers, payload, limit).await?.0)
+}
+
+/// The same, with what a JSON body says besides.
+pub(super) async fn image_with(
+    headers: &HeaderMap,
+    payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
+    limit: u64,
+) -> Result<(Bytes, Writ), Problem> {
+    let mut writ = Writ::default();
     let kind = BodyKind::of(headers)?;
     let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > kind.body_limit(limit)) {
@@ -86,13 +112,15 @@ pub(super) async fn image(
         BodyKind::Json => {
             // The limit is the image's, and told as such.
             let body = collect(payload, declared, kind.body_limit(limit)).await;
-            from_json(&body.map_err(|problem| match problem.kind {
+            let (image, besides) = from_json(&body.map_err(|problem| match problem.kind {
                 ProblemKind::TooLarge => Problem::too_many_bytes(limit),
                 _ => problem,
-            })?)?
+            })?)?;
+            writ = besides;
+            image
         }
     };
-    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok(image) }
+    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, writ)) }
 }
 
 /// The bytes of a stream, if there are at most `limit`. `declared` is what the sender says that there will be.
@@ -142,8 +170,8 @@ async fn from_form(
     Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}")))
 }
 
-/// The image of a JSON body.
-fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
+/// The image of a JSON body, and what it says besides.
+fn from_json(body: &[u8]) -> Result<(Bytes, Writ), Problem> {
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
     let request: ImageRequest = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
@@ -158,7 +186,8 @@ fn from_json(body: &[u8]) -> Result<Bytes, Problem> {
         None => text,
     };
     let bytes = STANDARD.decode(text).map_err(|error| bad(format!("image: not base64: {error}")))?;
-    Ok(Bytes::from(bytes))
+    let ImageRequest { prompt, max_new_tokens, stream, .. } = request;
+    Ok((Bytes::from(bytes), Writ { prompt, max_new_tokens, stream }))
 }
 
 fn incomplete(error: &PayloadError) -> Problem {

@@ -71,11 +71,8 @@ async fn verdict(
     let section = &worker.options.section;
     let deadline = arrived + section.request_timeout();
     let image = body::image(request.headers(), payload, section.max_body_bytes);
-    let image: Bytes = timeout_at(deadline.into(), image).await.map_err(|_| {
-        let limit = section.request_timeout_ms;
-        let detail = format!("the body did not arrive within {limit} ms (request_timeout_ms)");
-        Problem::new(ProblemKind::SlowBody, detail)
-    })??;
+    let late = |_| body::too_slow(section.request_timeout_ms);
+    let image: Bytes = timeout_at(deadline.into(), image).await.map_err(late)??;
     // Dropped with this future when the client goes.
     let (caller, _presence) = Caller::new();
     let fresh = request.headers().get(CACHE_CONTROL).is_some_and(|value| value == "no-cache");

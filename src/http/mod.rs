@@ -5,6 +5,7 @@ mod body;
 mod classify;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod generate;
 mod openapi;
 mod pages;
 mod respond;
@@ -135,6 +136,7 @@ pub fn server(
 fn routes(app: &mut web::ServiceConfig) {
     let only = |resource: actix_web::Resource| resource.default_service(web::to(pages::method_not_allowed));
     app.service(only(web::resource(classify::PATH)).route(web::post().to(classify::classify)))
+        .service(only(web::resource(generate::PATH)).route(web::post().to(generate::generate)))
         .service(only(web::resource("/v1/tasks")).route(web::get().to(pages::tasks)))
         .service(only(web::resource("/v1/models")).route(web::get().to(pages::models)))
         .service(only(web::resource("/healthz")).route(web::get().to(pages::healthz)))

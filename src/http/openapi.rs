@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::OpenApi;
 
 use super::respond::ProblemBody;
-use super::{body, classify, pages};
+use super::{body, classify, generate, pages};
 use crate::problem::ProblemKind;
 use crate::verdict::Verdict;
 
@@ -13,6 +13,7 @@ use crate::verdict::Verdict;
     info(title = "Concord", description = "Answers questions about images with a cascade of vision models."),
     paths(
         classify::classify,
+        generate::generate,
         pages::tasks,
         pages::models,
         pages::healthz,

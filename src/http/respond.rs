@@ -1,8 +1,9 @@
 //! What goes back: a verdict, or a problem in the form of RFC 9457, each with the request's id and trace.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::header::{CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -53,6 +54,22 @@ impl<'a> Reply<'a> {
         tracing::debug!(parent: self.context.trace.span(), path = self.path, status = 200, label = verdict.label,
             cache = verdict.cache, ms = verdict.milliseconds.total, "answered");
         self.builder(StatusCode::OK).json(verdict)
+    }
+
+    pub(super) fn json(&self, page: &impl Serialize) -> HttpResponse {
+        self.record(StatusCode::OK);
+        self.builder(StatusCode::OK).json(page)
+    }
+
+    /// Server-sent events.
+    pub(super) fn events(
+        &self,
+        events: impl Stream<Item = Result<web::Bytes, actix_web::Error>> + 'static,
+    ) -> HttpResponse {
+        self.record(StatusCode::OK);
+        let mut builder = self.builder(StatusCode::OK);
+        builder.content_type("text/event-stream").insert_header((CACHE_CONTROL, "no-cache"));
+        builder.streaming(events)
     }
 
     pub(super) fn problem(&self, problem: &Problem) -> HttpResponse {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use concord_models::{Region, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{Answer, Belief, Cost, Distribution, Logits, Opinion, Reason};
@@ -9,10 +10,17 @@ use crate::policy::{Answer, Belief, Cost, Distribution, Logits, Opinion, Reason}
 /// A value of the cache. Nothing failed is ever one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
-    /// Uncalibrated.
-    Vote(Logits),
+    /// Uncalibrated, and what was found.
+    Vote(KnownVote),
     /// Complete: every model that was asked has voted.
     Verdict(Arc<Answer>),
+}
+
+/// A vote as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KnownVote {
+    pub(crate) logits: Logits,
+    pub(crate) regions: Arc<[Region]>,
 }
 
 /// How many bytes of the payload's digest stand before it: enough to tell ours from rubbish.
@@ -21,7 +29,10 @@ const CHECKSUM_BYTES: usize = 8;
 /// The form in which values are written. Changing it needs no migration: what does not decode is a miss.
 #[derive(Serialize, Deserialize)]
 enum Stored {
-    Vote(Vec<f32>),
+    Vote {
+        logits: Vec<f32>,
+        regions: Vec<StoredRegion>,
+    },
     Verdict {
         stage: u32,
         reason: Reason,
@@ -32,7 +43,14 @@ enum Stored {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredRegion {
+    label: String,
+    shape: Shape,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredOpinion {
+    regions: Vec<StoredRegion>,
     model: String,
     stage: u32,
     weight: f64,
@@ -43,10 +61,13 @@ impl Value {
     /// What it takes in memory, about.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Vote(logits) => size_of_val(logits.values()),
+            Self::Vote(vote) => size_of_val(vote.logits.values()) + region_bytes(&vote.regions),
             Self::Verdict(answer) => {
+                let regions: usize =
+                    answer.opinions.iter().map(|opinion| region_bytes(&opinion.regions)).sum();
                 let distribution = size_of_val(answer.distribution.probabilities());
                 size_of::<Answer>()
+                    + regions
                     + distribution
                     + answer.opinions.len() * (size_of::<Opinion>() + distribution)
             }
@@ -56,7 +77,9 @@ impl Value {
     /// A checksum, and the value.
     pub(super) fn encode(&self) -> Vec<u8> {
         let stored = match self {
-            Self::Vote(logits) => Stored::Vote(logits.values().to_vec()),
+            Self::Vote(vote) => {
+                Stored::Vote { logits: vote.logits.values().to_vec(), regions: stored(&vote.regions) }
+            }
             Self::Verdict(answer) => Stored::of(answer),
         };
         // Writing to memory fails only for types that say so themselves; these do not.
@@ -79,6 +102,7 @@ impl Stored {
         let opinions = answer.opinions.iter().filter_map(|opinion| {
             let belief = opinion.belief.as_ref().ok()?;
             Some(StoredOpinion {
+                regions: stored(&opinion.regions),
                 model: opinion.model.to_string(),
                 stage: u32::try_from(opinion.stage).ok()?,
                 weight: belief.weight,
@@ -96,9 +120,10 @@ impl Stored {
 
     fn into_value(self) -> Option<Value> {
         match self {
-            Self::Vote(logits) => {
+            Self::Vote { logits, regions } => {
                 let labels = logits.len();
-                Logits::new(logits, labels).ok().map(Value::Vote)
+                let logits = Logits::new(logits, labels).ok()?;
+                Some(Value::Vote(KnownVote { logits, regions: restored(regions) }))
             }
             Self::Verdict { stage, reason, agreement, distribution, opinions } => {
                 let opinions: Option<Vec<Opinion>> =
@@ -123,9 +148,25 @@ impl StoredOpinion {
             model: Arc::from(self.model),
             stage: self.stage as usize,
             belief: Ok(belief),
+            regions: restored(self.regions),
             cost: Cost::CACHED,
         })
     }
+}
+
+fn region_bytes(regions: &[Region]) -> usize {
+    regions.iter().map(|region| size_of::<Region>() + region.label.len()).sum()
+}
+
+fn stored(regions: &[Region]) -> Vec<StoredRegion> {
+    regions
+        .iter()
+        .map(|Region { label, shape }| StoredRegion { label: label.clone(), shape: *shape })
+        .collect()
+}
+
+fn restored(regions: Vec<StoredRegion>) -> Arc<[Region]> {
+    regions.into_iter().map(|StoredRegion { label, shape }| Region { label, shape }).collect()
 }
 
 fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -144,8 +185,14 @@ mod tests {
             model: Arc::from("dinov3"),
             stage: 0,
             belief: Ok(Belief { distribution: distribution.clone(), weight: 1.0 }),
+            regions: Arc::from([Region {
+                label: "cone".to_owned(),
+                shape: Shape::Box([1.0, 2.0, 3.0, 4.5]),
+            }]),
             cost: Cost::CACHED,
         };
+        let regions = Arc::from([Region { label: "sign".to_owned(), shape: Shape::Quad([0.5; 8]) }]);
+        let vote = KnownVote { logits: Logits::new(vec![0.25, -1e-30], 2).unwrap(), regions };
         let answer = Answer {
             distribution,
             agreement: true,
@@ -154,7 +201,7 @@ mod tests {
             burst: false,
             opinions: vec![opinion],
         };
-        [Value::Vote(Logits::new(vec![0.25, -1e-30], 2).unwrap()), Value::Verdict(Arc::new(answer))]
+        [Value::Vote(vote), Value::Verdict(Arc::new(answer))]
     }
 
     #[test]

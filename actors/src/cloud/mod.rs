@@ -131,7 +131,7 @@ impl CloudHandle {
     pub(crate) fn reserve(&self) -> Result<CloudPlace, VoteFailure> {
         let permit = Arc::clone(&self.places).try_acquire_owned();
         let full = "as many requests to the server are under way as may be (max_in_flight)";
-        let permit = permit.map_err(|_| VoteFailure::remote(FailureKind::Busy, full))?;
+        let permit = permit.map_err(|_| VoteFailure::of(FailureKind::Busy, full))?;
         let depth = self.metrics.queue_depth.with_label_values(&[&*self.name]);
         depth.inc();
         Ok(CloudPlace { _permit: permit, depth })
@@ -187,11 +187,11 @@ impl Server {
     async fn vote(&self, task: &TaskLabels, image: &str, left: Duration) -> Result<Scores, VoteFailure> {
         if !self.breaker().allows(Instant::now()) {
             let reason = "the server failed several times in a row, and is left alone for now";
-            return Err(VoteFailure::remote(FailureKind::LeftAlone, reason));
+            return Err(VoteFailure::of(FailureKind::LeftAlone, reason));
         }
         let Some(_reservation) = self.spend.reserve().await else {
             let reason = "what may be spent in an hour has been spent (max_usd_per_hour)";
-            return Err(VoteFailure::remote(FailureKind::OverBudget, reason));
+            return Err(VoteFailure::of(FailureKind::OverBudget, reason));
         };
         let limit = Duration::from_millis(self.section.timeout_ms).min(left.saturating_sub(MARGIN));
         let until = Instant::now() + limit;
@@ -200,7 +200,7 @@ impl Server {
             Err(_) => {
                 self.breaker().failed(Instant::now());
                 let reason = format!("the server did not answer within {} ms", limit.as_millis());
-                Err(VoteFailure::remote(FailureKind::TimedOut, reason))
+                Err(VoteFailure::of(FailureKind::TimedOut, reason))
             }
         }
     }

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ArbiterHandle};
-use concord_models::{ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels};
+use concord_models::{GenerateRequest, ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::queue::{Entry, Queue};
+use super::text::TextEntry;
 use super::worker::Limits;
-use super::{ModelActor, Seat};
+use super::{ModelActor, Seat, Writer};
+use crate::Trace;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::policy::VoteFailure;
+use crate::ticket::Ticket;
 use crate::voter::Wanted;
 
 /// A task's text embeddings take milliseconds on a GPU, seconds on a slow CPU behind a full queue.
@@ -35,6 +38,19 @@ pub(crate) struct ModelHandle {
     pub(crate) snapshot: [u8; 32],
     pub(crate) placement: Placement,
     pub(crate) parameters: i64,
+    /// Whether it writes texts.
+    pub(crate) writes: bool,
+}
+
+/// A text that is asked for; its place has been reserved.
+#[derive(Debug)]
+pub(crate) struct AskedText {
+    pub(crate) request: GenerateRequest,
+    pub(crate) place: Place,
+    pub(crate) ticket: Arc<Ticket>,
+    /// The text's span.
+    pub(crate) trace: Trace,
+    pub(crate) writer: Writer,
 }
 
 /// A place among those that wait for a model or run in it; given up on drop.
@@ -61,6 +77,7 @@ impl ModelHandle {
         let (snapshot, placement, parameters) =
             (seat.snapshot, seat.model.placement(), seat.model.parameters());
         let preprocessor = Arc::new(seat.model.preprocessor().clone());
+        let writes = seat.model.generator().is_some();
         let actor = ModelActor {
             name: Arc::clone(name),
             queue: Arc::clone(&queue),
@@ -87,6 +104,7 @@ impl ModelHandle {
             snapshot,
             placement,
             parameters,
+            writes,
         }
     }
 
@@ -119,6 +137,18 @@ impl ModelHandle {
                 self.queue.push(Entry { task, pixels, place, wanted, preprocess, queued: Instant::now() });
             }
             Err(error) => wanted.reply.failed(error.to_string()),
+        }
+    }
+
+    /// Makes the image ready and queues the text; the caller is a thread of the CPU pool.
+    pub(crate) fn write(&self, image: &RgbImage, text: AskedText) {
+        let AskedText { request, place, ticket, trace, writer } = text;
+        match self.preprocessor.apply(image) {
+            Ok(pixels) => {
+                let queued = Instant::now();
+                self.queue.push_text(TextEntry { request, pixels, place, ticket, trace, writer, queued });
+            }
+            Err(error) => writer.done(Err(VoteFailure::new(error.to_string()))),
         }
     }
 

@@ -8,6 +8,7 @@ mod handle;
 mod queue;
 mod reply;
 mod seat;
+mod text;
 mod worker;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +16,12 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 
-pub(crate) use self::handle::{ModelHandle, Place, Prepared, Running};
+pub(crate) use self::handle::{AskedText, ModelHandle, Place, Prepared, Running};
 pub(crate) use self::reply::{Reply, VoteReply};
 pub use self::seat::Loader;
 pub(crate) use self::seat::Seat;
+pub(crate) use self::text::Writer;
+pub use self::text::{TextEvent, Written};
 
 use self::queue::Queue;
 use self::worker::{Exit, Limits, Worker};

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use concord_models::{Pixels, TaskId};
 
+use super::text::TextEntry;
 use super::{Place, Seat};
+use crate::policy::VoteFailure;
 use crate::ticket::Unwanted;
 use crate::voter::Wanted;
 
@@ -22,6 +24,34 @@ pub(super) struct Entry {
     pub(super) queued: Instant,
 }
 
+/// What waits.
+#[derive(Debug)]
+enum Item {
+    Vote(Entry),
+    Text(TextEntry),
+}
+
+impl Item {
+    fn unwanted(&self) -> Option<Unwanted> {
+        match self {
+            Self::Vote(entry) => entry.wanted.ticket.unwanted(),
+            Self::Text(entry) => entry.ticket.unwanted(),
+        }
+    }
+
+    fn is_of(&self, wanted: TaskId) -> bool {
+        matches!(self, Self::Vote(entry) if entry.task == wanted)
+    }
+
+    /// Answers whoever asked.
+    fn expire(self) {
+        match self {
+            Self::Vote(entry) => entry.wanted.reply.expired(),
+            Self::Text(entry) => entry.writer.done(Err(VoteFailure::expired())),
+        }
+    }
+}
+
 /// Something else to be done on the model's thread, before the next batch.
 pub(super) type Job = Box<dyn FnOnce(&mut Seat) + Send>;
 
@@ -29,6 +59,8 @@ pub(super) type Job = Box<dyn FnOnce(&mut Seat) + Send>;
 pub(super) enum Work {
     /// Images of one task, at least one, all of them wanted a moment ago.
     Batch(Vec<Entry>),
+    /// A text, alone: each of its words is a forward of its own.
+    Text(TextEntry),
     Job(Job),
     /// Nothing will come any more.
     Closed,
@@ -47,7 +79,7 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct State {
     /// No more than there are places.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Item>,
     /// As many as there are changes of the configuration.
     jobs: VecDeque<Job>,
     closed: bool,
@@ -75,6 +107,15 @@ impl Queue {
 
     pub(super) fn push(&self, mut entry: Entry) {
         entry.place.arrived = true;
+        self.add(Item::Vote(entry));
+    }
+
+    pub(super) fn push_text(&self, mut entry: TextEntry) {
+        entry.place.arrived = true;
+        self.add(Item::Text(entry));
+    }
+
+    fn add(&self, entry: Item) {
         let mut state = self.state();
         self.expected.fetch_sub(1, Ordering::AcqRel);
         if state.closed {
@@ -106,12 +147,13 @@ impl Queue {
     }
 
     /// Waits for something to do: at most `max_batch` images of one task. The first of them waits for others at most
-    /// `max_delay`, and only while some are on their way. What is not wanted any more goes to `drop_unwanted`.
+    /// `max_delay`, and only while some are on their way. What is not wanted any more is answered, and told to
+    /// `on_dropped`.
     pub(super) fn take(
         &self,
         max_batch: usize,
         max_delay: Duration,
-        mut drop_unwanted: impl FnMut(Entry, Unwanted),
+        mut on_dropped: impl FnMut(Unwanted),
     ) -> Work {
         let mut state = self.state();
         loop {
@@ -119,17 +161,23 @@ impl Queue {
                 return Work::Job(job);
             }
             for (entry, why) in state.take_unwanted() {
-                drop_unwanted(entry, why);
+                on_dropped(why);
+                entry.expire();
             }
-            let Some(first) = state.entries.front() else {
-                if state.closed {
-                    return Work::Closed;
+            let (task, waited) = match state.entries.pop_front() {
+                Some(Item::Text(text)) => return Work::Text(text),
+                Some(Item::Vote(first)) => {
+                    let of = (first.task, first.queued.elapsed());
+                    state.entries.push_front(Item::Vote(first));
+                    of
                 }
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
+                None if state.closed => return Work::Closed,
+                None => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
             };
-            let (task, waited) = (first.task, first.queued.elapsed());
-            let ready = state.entries.iter().filter(|entry| entry.task == task).count();
+            let ready = state.entries.iter().filter(|entry| entry.is_of(task)).count();
             let others_may_come = self.expected.load(Ordering::Acquire) > 0 && !state.closed;
             if ready >= max_batch || waited >= max_delay || !others_may_come {
                 return Work::Batch(state.take_batch(task, max_batch));
@@ -146,11 +194,11 @@ impl Queue {
 }
 
 impl State {
-    fn take_unwanted(&mut self) -> Vec<(Entry, Unwanted)> {
+    fn take_unwanted(&mut self) -> Vec<(Item, Unwanted)> {
         let mut unwanted = Vec::new();
         let mut index = 0;
         while index < self.entries.len() {
-            match self.entries[index].wanted.ticket.unwanted() {
+            match self.entries[index].unwanted() {
                 Some(why) => unwanted.extend(self.entries.remove(index).map(|entry| (entry, why))),
                 None => index += 1,
             }
@@ -162,10 +210,9 @@ impl State {
         let mut batch = Vec::new();
         let mut others = VecDeque::with_capacity(self.entries.len());
         for entry in self.entries.drain(..) {
-            if entry.task == task && batch.len() < max_batch {
-                batch.push(entry);
-            } else {
-                others.push_back(entry);
+            match entry {
+                Item::Vote(entry) if entry.task == task && batch.len() < max_batch => batch.push(entry),
+                other => others.push_back(other),
             }
         }
         self.entries = others;

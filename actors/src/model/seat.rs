@@ -1,11 +1,13 @@
 //! A loaded model and the stream that its work goes to.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use concord_models::libtorch::{Event, LibtorchError, Stream};
 use concord_models::{
-    Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId, TaskLabels, snapshot_digest,
+    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
+    TaskLabels, snapshot_digest,
 };
 
 use crate::policy::{Logits, VoteFailure};
@@ -64,6 +66,21 @@ impl Seat {
         let end = Event::record(&self.stream)?;
         end.synchronize()?;
         Ok((scores, start.elapsed_ms(&end)?))
+    }
+
+    /// What the model writes about an image.
+    pub(super) fn write(
+        &self,
+        image: &Pixels,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        let generator = self.model.generator();
+        let none = || ModelError::Unsupported("this model writes no texts".to_owned());
+        let _current = self.stream.enter()?;
+        let generated = generator.ok_or_else(none)?.generate(image, request, on_text)?;
+        self.stream.synchronize()?;
+        Ok(generated)
     }
 
     /// Whether the device still works: a CUDA error of the kind that sticks to the process shows here.

@@ -1,19 +1,21 @@
 //! The thread that owns a model and its stream: take, stack, run, reply.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use concord_models::{Pixels, Scores, set_cpu_threads};
+use concord_models::{ModelError, Pixels, Scores, set_cpu_threads};
 use opentelemetry::trace::TraceContextExt;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::queue::{Entry, Queue, Work};
 use super::seat::panic_text;
-use super::{Seat, VoteReply};
+use super::text::TextEntry;
+use super::{Seat, VoteReply, Written};
 use crate::metrics::Metrics;
-use crate::policy::{Cost, VoteFailure};
+use crate::policy::{Cost, FailureKind, VoteFailure};
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
 
@@ -64,12 +66,12 @@ impl Worker {
     fn work(&self, seat: &mut Seat) {
         let Limits { max_batch, max_delay, .. } = self.limits;
         loop {
-            let drop_unwanted = |entry: Entry, why: crate::ticket::Unwanted| {
+            let on_dropped = |why: crate::ticket::Unwanted| {
                 self.metrics.dropped.with_label_values(&[&*self.name, why.name()]).inc();
-                entry.wanted.reply.expired();
             };
-            match self.queue.take(max_batch, max_delay, drop_unwanted) {
+            match self.queue.take(max_batch, max_delay, on_dropped) {
                 Work::Batch(batch) => self.run_batch(seat, batch),
+                Work::Text(text) => self.write(seat, text),
                 Work::Job(job) => job(seat),
                 Work::Closed => return,
             }
@@ -105,6 +107,30 @@ impl Worker {
             drop(place);
             reply.send(VoteReply { outcome, cost, batch: size, trace });
         }
+    }
+
+    /// Writes a text, until it ends, or nobody reads it any more.
+    fn write(&self, seat: &Seat, entry: TextEntry) {
+        let TextEntry { request, pixels, place, ticket, trace, writer, queued } = entry;
+        let started = Instant::now();
+        let mut on_text = |text: &str| {
+            if ticket.unwanted().is_some() { ControlFlow::Break(()) } else { writer.piece(text) }
+        };
+        let outcome = seat.write(&pixels, &request, &mut on_text);
+        let (queue, model) = (started.saturating_duration_since(queued), started.elapsed());
+        let outcome = match outcome {
+            Ok(_) if ticket.unwanted().is_some() => Err(VoteFailure::expired()),
+            Ok(generated) => {
+                trace.record("tokens", generated.new_tokens);
+                Ok(Written { generated, queue, model })
+            }
+            Err(error @ ModelError::Unsupported(_)) => {
+                Err(VoteFailure::of(FailureKind::Refused, error.to_string()))
+            }
+            Err(error) => Err(VoteFailure::new(error.to_string())),
+        };
+        drop(place);
+        writer.done(outcome);
     }
 
     fn count(&self, batch: &[Entry], started: Instant, model: Duration) {

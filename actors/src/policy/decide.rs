@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use concord_models::Region;
 use serde::{Deserialize, Serialize};
 
 use super::fusion::{Belief, shares};
@@ -120,6 +121,8 @@ pub struct Opinion {
     pub stage: usize,
     /// The calibrated vote with its share of the answer, or why there is none.
     pub belief: Result<Belief, VoteFailure>,
+    /// What was found in the image, where the model looks for things.
+    pub regions: Arc<[Region]>,
     /// What the vote cost.
     pub cost: Cost,
 }
@@ -175,6 +178,7 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
             heard.push(Heard {
                 member,
                 stage: index,
+                regions: &vote.regions,
                 cost: vote.cost,
                 logits: usable(vote, policy.labels().len()),
             });
@@ -233,6 +237,7 @@ impl Stage {
 struct Heard<'a> {
     member: &'a Member,
     stage: usize,
+    regions: &'a Arc<[Region]>,
     cost: Cost,
     logits: Result<&'a Logits, VoteFailure>,
 }
@@ -270,7 +275,8 @@ fn fuse(policy: &Policy, stage: usize, heard: &[Heard<'_>]) -> Option<Answer> {
             weight: shares.next().unwrap_or_default(),
         });
         let model = Arc::clone(one.member.model());
-        opinions.push(Opinion { model, stage: one.stage, belief, cost: one.cost });
+        let regions = Arc::clone(one.regions);
+        opinions.push(Opinion { model, stage: one.stage, belief, regions, cost: one.cost });
     }
     let beliefs = || opinions.iter().filter_map(|opinion| opinion.belief.as_ref().ok());
     let distribution = policy.fusion().fuse(beliefs())?;

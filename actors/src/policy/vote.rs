@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use concord_models::Region;
+
 use super::Logits;
 
 /// One model's answer about one image for one task, and what it cost.
@@ -14,8 +16,17 @@ pub struct Vote {
     pub model: Arc<str>,
     /// Uncalibrated logits, or why there are none.
     pub outcome: Result<Logits, VoteFailure>,
+    /// What was found in the image, where the model looks for things; nothing is decided by it.
+    pub regions: Arc<[Region]>,
     /// What was spent on it, failed or not.
     pub cost: Cost,
+}
+
+impl Vote {
+    /// No vote, at no cost.
+    pub fn failed(model: Arc<str>, failure: VoteFailure) -> Self {
+        Self { model, outcome: Err(failure), regions: Arc::default(), cost: Cost::default() }
+    }
 }
 
 /// What a vote cost; nothing where it came out of the cache.
@@ -60,6 +71,8 @@ pub enum FailureKind {
     LeftAlone,
     /// The server behind the model did not answer in time.
     TimedOut,
+    /// The question is none for this model, whenever it is put.
+    Refused,
 }
 
 impl FailureKind {
@@ -72,6 +85,7 @@ impl FailureKind {
             Self::OverBudget => "over_budget",
             Self::LeftAlone => "left_alone",
             Self::TimedOut => "timed_out",
+            Self::Refused => "refused",
         }
     }
 }
@@ -92,8 +106,8 @@ impl VoteFailure {
         Self { kind: FailureKind::Expired, reason: "the deadline passed before the model ran".to_owned() }
     }
 
-    /// A model behind a server that was not asked, or did not answer.
-    pub fn remote(kind: FailureKind, reason: impl Into<String>) -> Self {
+    /// A failure of this kind.
+    pub fn of(kind: FailureKind, reason: impl Into<String>) -> Self {
         Self { kind, reason: reason.into() }
     }
 

@@ -15,7 +15,7 @@ use super::Shared;
 use super::error::RouteError;
 use super::flight::Outcome;
 use crate::Trace;
-use crate::cache::{Cache, Put, Value};
+use crate::cache::{Cache, KnownVote, Put, Value};
 use crate::digest::Digest;
 use crate::model::{Reply, VoteReply};
 use crate::plan::{PlannedModel, TaskPlan};
@@ -54,7 +54,7 @@ struct Asked<'a> {
 
 impl Cascade {
     /// `known` are the votes of the cache, in the order of the policy's members.
-    pub(super) async fn run(&self, mut known: Vec<Option<Logits>>) -> Outcome {
+    pub(super) async fn run(&self, mut known: Vec<Option<KnownVote>>) -> Outcome {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
@@ -99,7 +99,7 @@ impl Cascade {
     async fn ask_stage(
         &self,
         stage: usize,
-        known: &mut [Option<Logits>],
+        known: &mut [Option<KnownVote>],
         votes: &mut Vec<Vote>,
         decoded: &Decoded,
     ) -> Result<(), RouteError> {
@@ -113,8 +113,8 @@ impl Cascade {
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
-            if let Some(logits) = known[index].take() {
-                votes.push(Vote { model, outcome: Ok(logits), cost: Cost::CACHED });
+            if let Some(KnownVote { logits, regions }) = known[index].take() {
+                votes.push(Vote { model, outcome: Ok(logits), regions, cost: Cost::CACHED });
                 continue;
             }
             // Before the image is decoded: a full model must not cost anything.
@@ -132,7 +132,7 @@ impl Cascade {
                 }
                 Err(failure) => {
                     self.count_vote(&model, "busy");
-                    votes.push(Vote { model, outcome: Err(failure), cost: Cost::default() });
+                    votes.push(Vote::failed(model, failure));
                 }
             }
         }
@@ -191,7 +191,9 @@ impl Cascade {
         trace.record("preprocess_ms", ms(cost.preprocess));
         trace.record("gpu_ms", ms(cost.model));
         trace.record("weight", member.weight().get());
+        let mut regions = Arc::default();
         let outcome = outcome.and_then(|scores| {
+            regions = scores.regions.into();
             Logits::new(scores.logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
         });
         match &outcome {
@@ -209,7 +211,7 @@ impl Cascade {
                 tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
             }
         }
-        Vote { model: Arc::clone(name), outcome, cost }
+        Vote { model: Arc::clone(name), outcome, regions, cost }
     }
 
     /// A span without a length: deciding takes microseconds.
@@ -228,8 +230,9 @@ impl Cascade {
         let mut values = Vec::new();
         for (member, key) in self.task.policy().members().zip(vote_keys) {
             let vote = votes.iter().find(|vote| vote.model == *member.model() && !vote.cost.cached);
-            if let Some(Ok(logits)) = vote.map(|vote| &vote.outcome) {
-                values.push((*key, Value::Vote(logits.clone())));
+            if let Some((Ok(logits), regions)) = vote.map(|vote| (&vote.outcome, &vote.regions)) {
+                let known = KnownVote { logits: logits.clone(), regions: Arc::clone(regions) };
+                values.push((*key, Value::Vote(known)));
             }
         }
         if let Some(answer) = answer.filter(|answer| answer.is_lasting()) {

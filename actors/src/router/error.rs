@@ -18,6 +18,14 @@ pub enum RouteError {
         /// Those that there are.
         tasks: Vec<String>,
     },
+    /// No model has that name, or it writes no texts.
+    #[error("no model {model:?} that writes texts: there is {}", models.join(", "))]
+    UnknownModel {
+        /// The name that was asked for.
+        model: String,
+        /// Those that write.
+        models: Vec<String>,
+    },
     /// The bytes are no image, or one that is too large.
     #[error(transparent)]
     Image(#[from] DecodeError),
@@ -41,6 +49,7 @@ impl RouteError {
         match self {
             Self::NotReady => "not_ready",
             Self::UnknownTask { .. } => "unknown_task",
+            Self::UnknownModel { .. } => "unknown_model",
             Self::Image(_) => "bad_image",
             Self::Busy(_) => "busy",
             Self::Expired => "expired",
@@ -57,9 +66,11 @@ impl From<Failure> for RouteError {
             Failure::NoVote => FailureKind::Model,
         };
         match kind {
-            FailureKind::Model | FailureKind::OverBudget | FailureKind::LeftAlone | FailureKind::TimedOut => {
-                Self::Failed(failure)
-            }
+            FailureKind::Model
+            | FailureKind::OverBudget
+            | FailureKind::LeftAlone
+            | FailureKind::TimedOut
+            | FailureKind::Refused => Self::Failed(failure),
             FailureKind::Busy => Self::Busy(failure.to_string()),
             FailureKind::Expired => Self::Expired,
         }

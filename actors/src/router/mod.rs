@@ -3,9 +3,10 @@
 mod cascade;
 mod error;
 mod flight;
+mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Context, Handler, Message, ResponseFuture};
@@ -16,15 +17,16 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::RouteError;
 pub(crate) use self::flight::Flights;
+pub use self::write::{Write, Writing};
 
 use self::cascade::{Cascade, Computed};
 use self::flight::{Boarding, Start};
 use crate::Trace;
-use crate::cache::{Cache, Get, Lookup, Value};
+use crate::cache::{Cache, Get, KnownVote, Lookup, Value};
 use crate::digest::Digest;
 use crate::metrics::Metrics;
-use crate::plan::{Plan, TaskPlan};
-use crate::policy::{Answer, Cost, Logits};
+use crate::plan::{Plan, RunningModels, TaskPlan};
+use crate::policy::{Answer, Cost};
 use crate::pool::Pool;
 use crate::trace::TRACE_TARGET;
 
@@ -114,6 +116,8 @@ impl CacheOutcome {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) plan: ArcSwap<Plan>,
+    /// Set once the models are loaded.
+    pub(crate) running: OnceLock<RunningModels>,
     pub(crate) is_ready: AtomicBool,
     pub(crate) flights: Flights,
     pub(crate) admission: Semaphore,
@@ -222,7 +226,7 @@ impl Route {
                 trace: request.trace,
                 ticket: Arc::clone(&start.ticket),
             };
-            self.start(cascade, start, logits(found.votes));
+            self.start(cascade, start, known(found.votes));
         }
         let computed = wait(boarding.arrival, request.deadline, request.caller).await?;
         drop(boarding.waiter);
@@ -247,7 +251,7 @@ impl Route {
     }
 
     /// Lets a computation run on this thread, apart from the request that began it.
-    fn start(&self, cascade: Cascade, start: Start, known: Vec<Option<Logits>>) {
+    fn start(&self, cascade: Cascade, start: Start, known: Vec<Option<KnownVote>>) {
         let shared = Arc::clone(&self.shared);
         let key = cascade.keys.0;
         actix::spawn(async move {
@@ -308,12 +312,12 @@ async fn wait(
     }
 }
 
-fn logits(values: Vec<Option<Value>>) -> Vec<Option<Logits>> {
-    let logits = |value| match value {
-        Some(Value::Vote(logits)) => Some(logits),
+fn known(values: Vec<Option<Value>>) -> Vec<Option<KnownVote>> {
+    let known = |value| match value {
+        Some(Value::Vote(vote)) => Some(vote),
         _ => None,
     };
-    values.into_iter().map(logits).collect()
+    values.into_iter().map(known).collect()
 }
 
 fn outcome_of(answer: &Answer) -> CacheOutcome {

@@ -34,10 +34,10 @@ fn policy(section: Value) -> Policy {
 /// A successful vote.
 fn vote(model: &str, logits: &[f32]) -> Vote {
     let logits = Logits::new(logits.to_vec(), logits.len()).expect("the test's logits are finite");
-    Vote { model: Arc::from(model), outcome: Ok(logits), cost: Cost::default() }
+    Vote { model: Arc::from(model), outcome: Ok(logits), regions: Arc::default(), cost: Cost::default() }
 }
 
 /// A failed vote.
 fn failed(model: &str) -> Vote {
-    Vote { model: Arc::from(model), outcome: Err(VoteFailure::new("out of memory")), cost: Cost::default() }
+    Vote::failed(Arc::from(model), VoteFailure::new("out of memory"))
 }
