@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::snapshot::Snapshot;
 
 /// What a snapshot's configurations, vocabularies and the like end in.
-const SMALL_FILES: [&str; 3] = ["json", "model", "txt"];
+const SMALL_FILES: [&str; 4] = ["jinja", "json", "model", "txt"];
 
 /// The digest of the snapshot in `folder`: of its weights and of every file that configures them, by name and
 /// content. Heads are not among them, see [`head_digest`].

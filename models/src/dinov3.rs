@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::blocks::Mlp;
 use crate::head::{Features, Head};
 use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
@@ -18,6 +19,7 @@ use crate::layers::{
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor, stack};
+use crate::rotary::rotate;
 use crate::snapshot::Snapshot;
 use crate::weights::WeightLoader;
 
@@ -309,7 +311,7 @@ impl Layer {
             norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
             scale1: weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden]),
             norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
-            mlp: Mlp::load(weights, &format!("{name}.mlp"), config),
+            mlp: load_mlp(weights, &format!("{name}.mlp"), config),
             scale2: weights.tensor(&format!("{name}.layer_scale2.lambda1"), &[hidden]),
         }
     }
@@ -331,40 +333,18 @@ impl Layer {
 fn rotate_patches(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     let prefix = x.size()[2] - cos.size()[0];
     let patches = x.narrow(2, prefix, cos.size()[0]);
-    let halves = patches.chunk(2, -1);
-    let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
-    let rotated = &patches * cos + turned * sin;
-    Tensor::cat(&[&x.narrow(2, 0, prefix), &rotated], 2)
+    Tensor::cat(&[&x.narrow(2, 0, prefix), &rotate(&patches, cos, sin)], 2)
 }
 
-/// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
-#[derive(Debug)]
-struct Mlp {
-    gate: Option<Linear>,
-    up: Linear,
-    down: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    fn load(weights: &mut WeightLoader, name: &str, config: &Config) -> Self {
-        let (hidden, inner, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
-        Self {
-            gate: config
-                .use_gated_mlp
-                .then(|| Linear::load(weights, &format!("{name}.gate_proj"), hidden, inner, bias)),
-            up: Linear::load(weights, &format!("{name}.up_proj"), hidden, inner, bias),
-            down: Linear::load(weights, &format!("{name}.down_proj"), inner, hidden, bias),
-            activation: config.hidden_act,
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let up = self.up.forward(x);
-        let inner = match &self.gate {
-            Some(gate) => self.activation.forward(&gate.forward(x)) * up,
-            None => self.activation.forward(&up),
-        };
-        self.down.forward(&inner)
+fn load_mlp(weights: &mut WeightLoader, name: &str, config: &Config) -> Mlp {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let mut linear = |part: &str, inputs, outputs| {
+        Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, config.mlp_bias)
+    };
+    Mlp {
+        gate: config.use_gated_mlp.then(|| linear("gate_proj", hidden, inner)),
+        up: linear("up_proj", hidden, inner),
+        down: linear("down_proj", inner, hidden),
+        activation: config.hidden_act,
     }
 }

@@ -73,6 +73,19 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// Two maps that are stored as one: that of its first outputs and that of its last, views of the same weights.
+    pub(crate) fn halves(self) -> [Self; 2] {
+        let half = |tensor: &Tensor, index: i64| match tensor.size()[0] {
+            // An empty tensor stands for a faulty one, which `finish` will report.
+            0 => tensor.shallow_clone(),
+            outputs => tensor.narrow(0, index * (outputs / 2), outputs / 2),
+        };
+        [0, 1].map(|index| Self {
+            weight: half(&self.weight, index),
+            bias: self.bias.as_ref().map(|bias| half(bias, index)),
+        })
+    }
+
     /// How many outputs it has.
     pub(crate) fn outputs(&self) -> i64 {
         self.weight.size()[0]

@@ -2,21 +2,26 @@
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 
+mod blocks;
 mod decode;
 mod decoder;
 mod device;
 mod digest;
 mod dinov3;
+mod encoder;
 mod error;
 mod generate;
 mod head;
 mod layers;
 pub mod libtorch;
 mod model;
+mod molmo2;
 pub mod parity;
 mod preprocess;
+mod rotary;
 mod siglip2;
 mod snapshot;
+mod text_stream;
 mod tokenizer;
 mod torchscript;
 mod weights;
@@ -30,5 +35,6 @@ pub use image::RgbImage;
 pub use model::{
     ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
 };
+pub use molmo2::Tiles;
 pub use preprocess::{FILTERS, Pixels, Preprocessor};
 pub use torchscript::{InputOptions, OUTPUTS};

@@ -11,11 +11,11 @@ use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
-use crate::{Generator, ModelError, Region, dinov3, siglip2, torchscript};
+use crate::{Generator, ModelError, Region, dinov3, molmo2, siglip2, torchscript};
 
 /// Every architecture. A new one is a file beside this and a line here.
 pub const ARCHITECTURES: &[Architecture] =
-    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, torchscript::ARCHITECTURE];
+    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, molmo2::ARCHITECTURE, torchscript::ARCHITECTURE];
 
 /// Loads a snapshot of one architecture.
 pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::molmo2::{Tiles, Tiling};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
 
@@ -15,11 +16,13 @@ use crate::torchscript::InputOptions;
 #[derive(Debug)]
 pub struct Pixels {
     /// [3, height, width] where the model has one resolution, otherwise [patches, patch·patch·3] with
-    /// the values of a patch in the order row, column, channel; fp32, on the CPU. For a model that takes images as they
-    /// are: [height, width, 3], bytes.
+    /// the values of a patch in the order row, column, channel, of several crops [crops, patches, patch·patch·3]; fp32,
+    /// on the CPU. For a model that takes images as they are: [height, width, 3], bytes.
     pub values: Tensor,
     /// Rows and columns of patches, where the model takes any resolution (NaFlex).
     pub grid: Option<[i64; 2]>,
+    /// How the tokens of an image follow from its crops, where the model takes several (Molmo2).
+    pub tiles: Option<Tiles>,
     /// Width and height of the image as it was, in pixels.
     pub image_size: [u32; 2],
 }
@@ -45,6 +48,8 @@ enum Recipe {
     Bytes,
     /// `Siglip2ImageProcessor`: the size that keeps the aspect ratio within a number of patches.
     NaFlex { patch: i64, max_patches: i64, filter: Filter },
+    /// `Molmo2ImageProcessor`: the whole and crops, resized in fp32 without antialiasing, then rounded.
+    Tiles(Tiling),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +73,15 @@ struct Config {
     image_std: Option<[f64; 3]>,
     patch_size: Option<i64>,
     max_num_patches: Option<i64>,
+    max_crops: Option<i64>,
+    overlap_margins: Option<[i64; 2]>,
+    pooling_size: Option<[i64; 2]>,
+}
+
+/// `processor_config.json`, which holds the same where transformers wrote the snapshot.
+#[derive(Deserialize)]
+struct ProcessorConfig {
+    image_processor: Config,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +94,7 @@ struct Size {
 pub const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
 
 const FILE: &str = "preprocessor_config.json";
+const PROCESSOR_FILE: &str = "processor_config.json";
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 /// A larger side would be a mistake: the published models take at most 1024.
@@ -120,8 +135,12 @@ impl Preprocessor {
     /// # Errors
     /// When the file is missing, or asks for something that is not done here.
     pub(crate) fn load(snapshot: &Snapshot) -> Result<Self, ModelError> {
-        let config: Config = snapshot.json(FILE)?;
-        Self::from_config(&config).map_err(|message| ModelError::malformed(&snapshot.path(FILE), message))
+        let (file, config) = if !snapshot.path(FILE).exists() && snapshot.path(PROCESSOR_FILE).exists() {
+            (PROCESSOR_FILE, snapshot.json::<ProcessorConfig>(PROCESSOR_FILE)?.image_processor)
+        } else {
+            (FILE, snapshot.json(FILE)?)
+        };
+        Self::from_config(&config).map_err(|message| ModelError::malformed(&snapshot.path(file), message))
     }
 
     fn from_config(config: &Config) -> Result<Self, String> {
@@ -161,6 +180,7 @@ impl Preprocessor {
                 let (patch, max_patches) = (side(config.patch_size, 16)?, side(config.max_num_patches, 256)?);
                 (Recipe::NaFlex { patch, max_patches, filter }, [0.5; 3], [0.5; 3])
             }
+            "Molmo2ImageProcessor" => (Recipe::Tiles(tiling(config, filter)?), [0.5; 3], [0.5; 3]),
             other => return Err(format!("image_processor_type {other} is not supported")),
         };
         let rescale =
@@ -188,27 +208,28 @@ impl Preprocessor {
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
         let bytes = image_tensor(image)?;
         let image_size = [image.width(), image.height()];
-        match self.recipe {
+        match &self.recipe {
             Recipe::Bytes => {
                 let values = bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
-                Ok(Pixels { values, grid: None, image_size })
+                Ok(Pixels { values, grid: None, tiles: None, image_size })
             }
-            Recipe::ResizeFloat { height, width, filter } => {
+            &Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
                 // In place: of 64 megapixels each copy takes 768 MB.
                 let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
-                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None, image_size })
+                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None, tiles: None, image_size })
             }
-            Recipe::ResizeBytes { height, width, filter } => {
+            &Recipe::ResizeBytes { height, width, filter } => {
                 let resized = resize(&bytes, height, width, filter)?;
                 Ok(Pixels {
                     values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?,
                     grid: None,
+                    tiles: None,
                     image_size,
                 })
             }
-            Recipe::NaFlex { patch, max_patches, filter } => {
+            &Recipe::NaFlex { patch, max_patches, filter } => {
                 let (height, width) = naflex_size(image.height(), image.width(), patch, max_patches);
                 let resized = resize(&bytes, height, width, filter)?;
                 let values = self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?;
@@ -217,7 +238,16 @@ impl Preprocessor {
                     .f_view([3, rows, patch, columns, patch])?
                     .f_permute([1, 3, 2, 4, 0])?
                     .f_reshape([rows * columns, patch * patch * 3])?;
-                Ok(Pixels { values: patches, grid: Some([rows, columns]), image_size })
+                Ok(Pixels { values: patches, grid: Some([rows, columns]), tiles: None, image_size })
+            }
+            Recipe::Tiles(tiling) => {
+                let plan = tiling.plan(image.height(), image.width());
+                // One channel after the other, as the reference has them: the resize of the other layout rounds differently.
+                let floats = bytes.f_to_kind(Kind::Float)?.f_contiguous()?;
+                let view = |size| self.normalise(&resize_rounded(&floats, size)?, self.rescale);
+                let values =
+                    tiling.patches(&plan, &view([tiling.crop, tiling.crop])?, &view(plan.canvas)?)?;
+                Ok(Pixels { values, grid: None, tiles: Some(tiling.tiles(&plan)?), image_size })
             }
         }
     }
@@ -262,9 +292,37 @@ impl Preprocessor {
             Recipe::ResizeFloat { height, width, .. } | Recipe::ResizeBytes { height, width, .. } => {
                 Some((height, width))
             }
-            Recipe::NaFlex { .. } | Recipe::Bytes => None,
+            Recipe::NaFlex { .. } | Recipe::Tiles(_) | Recipe::Bytes => None,
         }
     }
+
+    /// How images are cut, where the model takes several crops of each.
+    pub(crate) fn tiling(&self) -> Option<&Tiling> {
+        match &self.recipe {
+            Recipe::Tiles(tiling) => Some(tiling),
+            _ => None,
+        }
+    }
+}
+
+/// The class defaults of `Molmo2ImageProcessor`, and what the file says.
+fn tiling(config: &Config, filter: Filter) -> Result<Tiling, String> {
+    let (height, width) = config.size.as_ref().map_or((None, None), |size| (size.height, size.width));
+    if height != width {
+        return Err(format!("size {height:?} × {width:?} is not supported: crops are square"));
+    }
+    if filter != Filter::Bilinear {
+        return Err("resample must be 2 (bilinear)".to_owned());
+    }
+    let tiling = Tiling {
+        crop: height.unwrap_or(378),
+        patch: config.patch_size.unwrap_or(14),
+        margins: config.overlap_margins.unwrap_or([4, 4]),
+        pooling: config.pooling_size.unwrap_or([2, 2]),
+        max_crops: config.max_crops.unwrap_or(8),
+    };
+    tiling.check()?;
+    Ok(tiling)
 }
 
 /// [1, 3, height, width] of bytes, laid out as the image is (channels last), for which libtorch has its
@@ -284,6 +342,11 @@ fn resize(x: &Tensor, height: i64, width: i64, filter: Filter) -> Result<Tensor,
             x.f_internal_upsample_bicubic2d_aa([height, width], false, None::<f64>, None::<f64>)
         }
     }
+}
+
+/// Without antialiasing, in fp32, to whole numbers from 0 to 255.
+fn resize_rounded(x: &Tensor, size: [i64; 2]) -> Result<Tensor, tch::TchError> {
+    x.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?.f_round()?.f_clamp(0.0, 255.0)
 }
 
 /// The largest size that keeps the aspect ratio, with both sides multiples of the patch, in at most

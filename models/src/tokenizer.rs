@@ -9,6 +9,17 @@ use crate::snapshot::Snapshot;
 
 const FILE: &str = "tokenizer.json";
 
+/// The snapshot's tokenizer as such, and its path for what is said about it.
+pub(crate) fn open(snapshot: &Snapshot) -> Result<(Tokenizer, PathBuf), ModelError> {
+    let path = snapshot.path(FILE);
+    let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
+    let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
+    // A tokenizer that was used before it was saved keeps what it was used with; the length is ours to set.
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|error| ModelError::malformed(&path, error))?;
+    Ok((tokenizer, path))
+}
+
 /// Text → ids of one length, the form in which contrastive text towers are trained.
 #[derive(Debug)]
 pub(crate) struct PaddingTokenizer {
@@ -22,13 +33,7 @@ pub(crate) struct PaddingTokenizer {
 impl PaddingTokenizer {
     /// Texts become `length` ids: cut to fit, `<eos>` appended, filled up with `<pad>`.
     pub(crate) fn load(snapshot: &Snapshot, length: usize) -> Result<Self, ModelError> {
-        let path = snapshot.path(FILE);
-        let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
-        // A tokenizer that was used before it was saved keeps what it was used with; the length is ours to set.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| ModelError::malformed(&path, error))?;
+        let (tokenizer, path) = open(snapshot)?;
         let id = |token: &str| {
             let id = tokenizer.token_to_id(token).map(i64::from);
             id.ok_or_else(|| ModelError::malformed(&path, format!("has no token {token}")))

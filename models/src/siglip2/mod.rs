@@ -3,7 +3,6 @@
 //! Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786); tensors and numerics as in transformers'
 //! `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).
 
-mod encoder;
 mod text;
 mod vision;
 
@@ -13,6 +12,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::encoder::Names;
 use crate::layers::{scores, unit_rows};
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
@@ -24,6 +24,19 @@ use vision::{VisionBatch, VisionConfig, VisionTower};
 
 pub(crate) const ARCHITECTURE: Architecture =
     Architecture { name: "siglip2", model_types: &["siglip", "siglip2"], options: &["lowercase"], load };
+
+/// How both towers call the parts of a layer.
+const NAMES: Names = Names {
+    layers: "layers",
+    norm1: "layer_norm1",
+    query: "self_attn.q_proj",
+    key: "self_attn.k_proj",
+    value: "self_attn.v_proj",
+    output: "self_attn.out_proj",
+    norm2: "layer_norm2",
+    up: "mlp.fc1",
+    down: "mlp.fc2",
+};
 
 /// `config.json`.
 #[derive(Debug, Deserialize)]

@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
-use super::encoder::{Encoder, Sizes};
+use super::NAMES;
 use crate::ModelError;
+use crate::encoder::{Encoder, Sizes};
 use crate::layers::{Activation, LayerNorm, Linear, VOCABULARY_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::Snapshot;
 use crate::tokenizer::PaddingTokenizer;
@@ -109,7 +110,7 @@ impl TextTower {
                 "text_model.embeddings.position_embedding.weight",
                 &[config.max_position_embeddings, hidden],
             ),
-            encoder: Encoder::load(weights, "text_model.encoder", &sizes),
+            encoder: Encoder::load(weights, "text_model.encoder", &NAMES, &sizes),
             norm: LayerNorm::load(weights, "text_model.final_layer_norm", hidden, config.layer_norm_eps),
             head: Linear::load(weights, "text_model.head", hidden, projection, true),
         })

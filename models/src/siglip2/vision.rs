@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use super::encoder::{Encoder, Mlp, Sizes};
+use super::NAMES;
 use crate::ModelError;
+use crate::blocks::Mlp;
+use crate::encoder::{Encoder, Sizes};
 use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, in_range, split_heads,
 };
@@ -198,7 +200,7 @@ impl VisionTower {
             positions: weights
                 .tensor("vision_model.embeddings.position_embedding.weight", &[side * side, hidden]),
             side,
-            encoder: Encoder::load(weights, "vision_model.encoder", &sizes),
+            encoder: Encoder::load(weights, "vision_model.encoder", &NAMES, &sizes),
             norm: LayerNorm::load(weights, "vision_model.post_layernorm", hidden, config.layer_norm_eps),
             head: PoolingHead::load(weights, "vision_model.head", &sizes),
         }
@@ -273,7 +275,7 @@ impl PoolingHead {
                 .map(|index| Linear::from_tensors(third(&weight, index), Some(third(&bias, index)))),
             projection: Linear::load(weights, &format!("{name}.attention.out_proj"), hidden, hidden, true),
             norm: LayerNorm::load(weights, &format!("{name}.layernorm"), hidden, sizes.eps),
-            mlp: Mlp::load(weights, &format!("{name}.mlp"), sizes),
+            mlp: sizes.mlp(weights, &format!("{name}.mlp.fc1"), &format!("{name}.mlp.fc2")),
             heads: sizes.heads,
         }
     }

@@ -1,0 +1,126 @@
+//! The parts that transformers of several architectures share, above the single layers: gated MLPs, and the
+//! attention of autoregressive decoders.
+
+use serde::Deserialize;
+use tch::Tensor;
+
+use crate::decoder::KvCache;
+use crate::layers::{Activation, Linear, attention, split_heads};
+use crate::rotary::rotate;
+use crate::weights::WeightLoader;
+
+/// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
+#[derive(Debug)]
+pub(crate) struct Mlp {
+    pub(crate) gate: Option<Linear>,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    pub(crate) activation: Activation,
+}
+
+impl Mlp {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        let up = self.up.forward(x);
+        let inner = match &self.gate {
+            Some(gate) => self.activation.forward(&gate.forward(x)) * up,
+            None => self.activation.forward(&up),
+        };
+        self.down.forward(&inner)
+    }
+}
+
+/// x / √(mean(x²) + eps) · weight over the last dimension, computed in fp32.
+#[derive(Debug)]
+pub(crate) struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// `{name}.weight` of [width].
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
+        Self { weight: weights.tensor(&format!("{name}.weight"), &[width]), eps }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
+    }
+}
+
+/// What the norms of queries and keys run over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum QkNorm {
+    /// Each head on its own.
+    #[serde(rename = "qwen3")]
+    Head,
+    /// The whole projection.
+    #[serde(rename = "olmo")]
+    Projection,
+}
+
+/// Self-attention of a decoder: fewer heads of keys and values than of queries, norms of queries and keys, rotary
+/// positions, and keys and values that are kept.
+#[derive(Debug)]
+pub(crate) struct GroupedAttention {
+    /// Queries, keys, values: [(heads + 2 · key heads) · head width, hidden].
+    pub(crate) projection: Linear,
+    pub(crate) query_norm: RmsNorm,
+    pub(crate) key_norm: RmsNorm,
+    pub(crate) norm_over: QkNorm,
+    pub(crate) output: Linear,
+    pub(crate) heads: i64,
+    pub(crate) key_heads: i64,
+    pub(crate) head_width: i64,
+}
+
+impl GroupedAttention {
+    /// `x` is [rows, count, hidden], `rope` cosine and sine of the positions, [count, head width] each. `bias` is
+    /// added to the attention logits and broadcasts to [rows, 1, count, keys], those of `kept` first; none is needed
+    /// for one position that may look at all before it.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        rope: &(Tensor, Tensor),
+        bias: Option<&Tensor>,
+        kept: Option<(&mut KvCache, usize)>,
+    ) -> Tensor {
+        let (queries, keys) = (self.heads * self.head_width, self.key_heads * self.head_width);
+        let projected = self.projection.forward(x);
+        let part = |start, length, heads| split_heads(&projected.narrow(-1, start, length), heads);
+        let query = self.positioned(&projected.narrow(-1, 0, queries), &self.query_norm, self.heads, rope);
+        let key = self.positioned(&projected.narrow(-1, queries, keys), &self.key_norm, self.key_heads, rope);
+        let value = part(queries + keys, keys, self.key_heads);
+        let (key, value) = match kept {
+            Some((cache, layer)) => cache.append(layer, key, value),
+            None => (key, value),
+        };
+        self.output.forward(&self.attend(&query, &key, &value, bias))
+    }
+
+    /// Normalised, split into heads and rotated: [rows, heads, count, head width].
+    fn positioned(&self, x: &Tensor, norm: &RmsNorm, heads: i64, (cos, sin): &(Tensor, Tensor)) -> Tensor {
+        let split = match self.norm_over {
+            QkNorm::Head => norm.forward(&x.unflatten(-1, [heads, self.head_width])).transpose(1, 2),
+            QkNorm::Projection => split_heads(&norm.forward(x), heads),
+        };
+        rotate(&split, cos, sin)
+    }
+
+    /// [rows, count, heads · head width]. The heads that share keys and values are laid one after the other as if
+    /// they were more positions, so that nothing is copied for each of them.
+    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let size = query.size();
+        let (rows, count, group) = (size[0], size[2], self.heads / self.key_heads);
+        if group == 1 {
+            return attention(query, key, value, bias);
+        }
+        let folded = query.reshape([rows, self.key_heads, group * count, self.head_width]);
+        let bias = bias.map(|bias| bias.repeat([1, 1, group, 1]));
+        let attended = attention(&folded, key, value, bias.as_ref());
+        // `attention` gives [rows, group · count, key heads · head width].
+        attended
+            .view([rows, group, count, self.key_heads, self.head_width])
+            .permute([0, 2, 3, 1, 4])
+            .reshape([rows, count, self.heads * self.head_width])
+    }
+}

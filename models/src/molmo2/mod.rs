@@ -1,0 +1,295 @@
+//! Molmo 2: an image tower over overlapping crops, and a language model that is asked about them.
+//!
+//! Clark et al., "Molmo2", 2025; tensors and numerics as in transformers' `modeling_molmo2.py`.
+
+mod adapter;
+mod answers;
+mod config;
+mod parity;
+mod prompt;
+mod text;
+mod tiling;
+mod vision;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+use tch::{Kind, Tensor};
+
+use crate::decoder::{KvCache, greedy};
+use crate::layers::scores;
+use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::parity::Fixture;
+use crate::preprocess::{Pixels, Preprocessor};
+use crate::snapshot::Snapshot;
+use crate::text_stream::TextStream;
+use crate::weights::WeightLoader;
+use crate::{GenerateRequest, Generated, Generator, ModelError};
+use adapter::Adapter;
+use answers::Answers;
+use config::Config;
+use prompt::{Prompt, Prompter};
+use text::{TextModel, Writing};
+pub use tiling::Tiles;
+pub(crate) use tiling::Tiling;
+use vision::VisionTower;
+
+pub(crate) const ARCHITECTURE: Architecture =
+    Architecture { name: "molmo2", model_types: &["molmo2"], options: &[], load };
+
+fn load(
+    snapshot: &Snapshot,
+    _options: &ModelOptions,
+    place: Placement,
+) -> Result<Box<dyn Model>, ModelError> {
+    let config: Config = snapshot.json("config.json")?;
+    let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+    config.check().map_err(malformed)?;
+    let preprocessor = Preprocessor::load(snapshot)?;
+    config.check_preprocessor(&preprocessor).map_err(malformed)?;
+    let prompter = Prompter::load(snapshot, &config)?;
+
+    let mut weights =
+        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
+    let vision = VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config);
+    let adapter = Adapter::load(&mut weights, "model.vision_backbone", &config);
+    Ok(Box::new(Molmo2 {
+        text,
+        vision,
+        adapter,
+        parameters: weights.finish()?,
+        ends: prompter.ends(snapshot)?,
+        prompter,
+        preprocessor,
+        place,
+        config,
+        tasks: HashMap::new(),
+    }))
+}
+
+#[derive(Debug)]
+struct Molmo2 {
+    config: Config,
+    text: TextModel,
+    vision: VisionTower,
+    adapter: Adapter,
+    parameters: i64,
+    prompter: Prompter,
+    /// The tokens that end a text.
+    ends: Vec<i64>,
+    preprocessor: Preprocessor,
+    place: Placement,
+    tasks: HashMap<TaskId, Task>,
+}
+
+/// All of a task that is the same for every image.
+#[derive(Debug)]
+struct Task {
+    prompt: Prompt,
+    answers: Answers,
+}
+
+/// Images as the image tower and the adapter take them.
+#[derive(Debug)]
+struct Images {
+    /// [crops, patches, patch·patch·3], those of all images one after the other.
+    patches: Tensor,
+    /// The patches of each token, [tokens, window], counted through all crops.
+    pooling: Tensor,
+}
+
+/// How the image was cut.
+fn tiles_of(image: &Pixels) -> Result<&Tiles, ModelError> {
+    let missing = || ModelError::Unsupported("these pixels are of another model's preprocessor".to_owned());
+    image.tiles.as_ref().ok_or_else(missing)
+}
+
+impl Images {
+    fn new(images: &[&Pixels]) -> Result<Self, ModelError> {
+        let (mut patches, mut pooling, mut before) = (Vec::new(), Vec::new(), 0);
+        for image in images {
+            let own = &tiles_of(image)?.pooling;
+            pooling.push((own + before).where_self(&own.ge(0), own));
+            before += image.values.size()[0] * image.values.size()[1];
+            patches.push(&image.values);
+        }
+        Ok(Self { patches: Tensor::cat(&patches, 0), pooling: Tensor::cat(&pooling, 0) })
+    }
+}
+
+impl Molmo2 {
+    /// [tokens, hidden].
+    fn image_features(&self, images: &Images) -> Tensor {
+        let patches = self.vision.features(&images.patches.to_device(self.place.device));
+        self.adapter.forward(&patches.flatten(0, 1), &images.pooling.to_device(self.place.device))
+    }
+
+    /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
+    /// of the images added where they belong.
+    fn embed(&self, ids: &[i64], rows: i64, features: Option<&Tensor>) -> Tensor {
+        let embeddings = self.text.embed(&self.integers(ids).unsqueeze(0)).repeat([rows, 1, 1]);
+        let Some(features) = features else {
+            return embeddings;
+        };
+        let patches = (0..).zip(ids).filter(|(_, id)| self.prompter.is_patch(**id));
+        let places: Vec<i64> = patches.map(|(place, _)| place).collect();
+        let features = features.view([rows, places.len() as i64, -1]);
+        embeddings.index_add(1, &self.integers(&places), &features)
+    }
+
+    fn integers(&self, values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_device(self.place.device)
+    }
+
+    /// Reads a prompt: the last hidden state [rows, count, hidden], before the final norm. Text sees what is before
+    /// it, the tokens of images see each other as well.
+    fn read(
+        &self,
+        ids: &[i64],
+        embeddings: Tensor,
+        cache: Option<&mut KvCache>,
+        keep: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
+        let count = ids.len() as i64;
+        let of_images: Vec<bool> = ids.iter().map(|&id| self.prompter.is_image(id)).collect();
+        let of_images = Tensor::from_slice(&of_images).to_device(self.place.device);
+        let before = Tensor::ones([count, count], (Kind::Bool, self.place.device)).tril(0);
+        let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
+        let positions = Tensor::arange(count, (Kind::Int64, self.place.device));
+        self.text.forward(embeddings, &positions, Some(&self.text.bias(&allowed)), cache, keep)
+    }
+
+    /// The logits of the labels, [images, labels], for images whose prompts are of one layout.
+    fn label_logits(&self, task: &Task, grid: [i64; 4], images: &[&Pixels]) -> Result<Tensor, ModelError> {
+        let ids = self.prompter.lay_out(&task.prompt, &[grid]);
+        self.check_length(ids.len())?;
+        let features = self.image_features(&Images::new(images)?);
+        let embeddings = self.embed(&ids, images.len() as i64, Some(&features));
+        let mut cache = KvCache::new(self.text.layers());
+        let kept = task.answers.reads_cache().then_some(&mut cache);
+        let state = self.read(&ids, embeddings, kept, &mut |_| {});
+        Ok(task.answers.logits(&self.text, &self.text.next_logits(&state), &mut cache))
+    }
+
+    /// How many tokens may follow a prompt of this length.
+    fn check_length(&self, prompt: usize) -> Result<usize, ModelError> {
+        let longest = usize::try_from(self.config.text_config.max_position_embeddings).unwrap_or(usize::MAX);
+        longest.checked_sub(prompt).ok_or_else(|| {
+            ModelError::Unsupported(format!(
+                "the prompt has {prompt} tokens, more than the model's {longest}"
+            ))
+        })
+    }
+
+    fn task(&self, task: &TaskLabels) -> Result<Task, ModelError> {
+        if task.answers.len() != task.labels.len() {
+            return Err(ModelError::Unsupported("each label needs an answer".to_owned()));
+        }
+        let prompt = self.prompter.prompt(&question(task), 1)?;
+        let vocabulary = self.config.text_config.vocab_size;
+        let answers = Answers::new(&self.prompter, &task.answers, vocabulary, self.place.device)?;
+        Ok(Task { prompt, answers })
+    }
+}
+
+/// What is asked: the task's question, and in which words to answer it.
+fn question(task: &TaskLabels) -> String {
+    format!("{} Answer with one of: {}.", task.question, task.answers.join(", "))
+}
+
+impl Model for Molmo2 {
+    fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    fn parameters(&self) -> i64 {
+        self.parameters
+    }
+
+    fn placement(&self) -> Placement {
+        self.place
+    }
+
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        let prepared = self
+            .task(task)
+            .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })?;
+        self.tasks.insert(id, prepared);
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+    }
+
+    /// Images whose prompts are of one layout, those of similar proportions, run together.
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        let task = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
+        let mut groups = BTreeMap::<[i64; 4], Vec<usize>>::new();
+        for (index, image) in images.iter().enumerate() {
+            groups.entry(tiles_of(image)?.grid).or_default().push(index);
+        }
+        let mut all: Vec<Scores> = images.iter().map(|_| Scores::default()).collect();
+        for (grid, indices) in groups {
+            let members: Vec<&Pixels> = indices.iter().map(|&index| images[index]).collect();
+            let answers = scores(&self.label_logits(task, grid, &members)?)?;
+            for (index, answer) in indices.into_iter().zip(answers) {
+                all[index] = answer;
+            }
+        }
+        Ok(all)
+    }
+
+    fn generator(&self) -> Option<&dyn Generator> {
+        Some(self)
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        parity::reproduce(self, fixture)
+    }
+}
+
+impl Generator for Molmo2 {
+    fn generate(
+        &self,
+        image: &Pixels,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        let prompt = self.prompter.prompt(&request.prompt, 1)?;
+        let ids = self.prompter.lay_out(&prompt, &[tiles_of(image)?.grid]);
+        let new_tokens_max = request.max_new_tokens.min(self.check_length(ids.len())?);
+        let embeddings = self.embed(&ids, 1, Some(&self.image_features(&Images::new(&[image])?)));
+        let mut writing = Writing { model: &self.text, cache: KvCache::new(self.text.layers()) };
+        let state = self.read(&ids, embeddings, Some(&mut writing.cache), &mut |_| {});
+
+        let (mut stream, mut stopped, mut failure) = (TextStream::default(), false, None);
+        let next = self.text.next_logits(&state);
+        let (tokens, finished) = greedy(&mut writing, next, &self.ends, new_tokens_max, |tokens| {
+            let flow = match self.prompter.decode(tokens) {
+                Ok(text) => stream.advance(&text, on_text),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            };
+            stopped = flow.is_break();
+            flow
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let text = self.prompter.decode(&tokens)?;
+        if !stopped {
+            stream.finish(&text, on_text);
+        }
+        Ok(Generated {
+            text,
+            regions: Vec::new(),
+            prompt_tokens: ids.len(),
+            new_tokens: tokens.len(),
+            finished,
+        })
+    }
+}
