@@ -59,7 +59,7 @@ pub(crate) fn vote_digest(
 ) -> Digest {
     let mut fields = Fields::new("vote");
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
-    fields.number(u64::from(options.lowercase)).bytes(head.map_or(&[][..], |head| head));
+    fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
         fields.text(label).number(prompts.len() as u64);

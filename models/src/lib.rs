@@ -2,12 +2,14 @@
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 
+mod beam;
 mod decode;
 mod decoder;
 mod device;
 mod digest;
 mod dinov3;
 mod error;
+mod florence2;
 mod generate;
 mod head;
 mod layers;
@@ -24,6 +26,7 @@ pub use decode::{DecodeError, decode};
 pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use digest::{head_digest, snapshot_digest};
 pub use error::ModelError;
+pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
 pub use model::{

@@ -10,10 +10,11 @@ use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
-use crate::{Generator, ModelError, Region, dinov3, siglip2};
+use crate::{Generator, ModelError, Region, dinov3, florence2, siglip2};
 
 /// Every architecture. A new one is a file beside this and a line here.
-pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] =
+    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, florence2::ARCHITECTURE];
 
 /// Loads a snapshot of one architecture.
 pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;
@@ -59,6 +60,9 @@ pub struct ModelOptions {
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
     pub lowercase: bool,
+    /// florence2 only: `likelihood` (how probable each label's prompts are as captions; also what an empty text
+    /// means) or `detect` (whether the prompts of each label but the first are found in the image, and where).
+    pub mode: String,
     /// The most images that run together.
     pub max_batch: usize,
     /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
@@ -76,6 +80,7 @@ impl Default for ModelOptions {
             dtype: "fp32".to_owned(),
             heads: BTreeMap::new(),
             lowercase: true,
+            mode: String::new(),
             max_batch: 32,
             max_delay_ms: 2,
             queue_capacity: 256,
