@@ -112,7 +112,8 @@ impl<'a> Beams<'a> {
     fn new(settings: &'a BeamSettings, max_new_tokens: usize) -> Self {
         let text = |score| Text { tokens: vec![settings.decoder_start_token_id], score, finished: false };
         // All beams begin alike: only what the first goes on with counts.
-        let running = (0..settings.num_beams).map(|beam| text(if beam == 0 { 0.0 } else { NOTHING })).collect();
+        let running =
+            (0..settings.num_beams).map(|beam| text(if beam == 0 { 0.0 } else { NOTHING })).collect();
         Self {
             settings,
             max_new_tokens,
@@ -162,7 +163,8 @@ impl<'a> Beams<'a> {
     /// What would complete a sequence that a text has already, as indices into [beams · vocabulary].
     fn banned(&self, vocabulary: i64) -> Vec<i64> {
         let mut banned = Vec::new();
-        for (text, first) in self.running.iter().zip((0..).step_by(usize::try_from(vocabulary).unwrap_or(1))) {
+        for (text, first) in self.running.iter().zip((0..).step_by(usize::try_from(vocabulary).unwrap_or(1)))
+        {
             let tokens = repeating(&text.tokens, self.settings.no_repeat_ngram_size);
             banned.extend(tokens.into_iter().map(|token| first + token));
         }
@@ -210,7 +212,8 @@ impl<'a> Beams<'a> {
 
     /// `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`.
     fn note_done(&mut self, all_candidates_finished: bool) {
-        let possible = self.running.first().map_or(NOTHING, |text| text.score) / self.settings.length_divisor(self.written());
+        let possible = self.running.first().map_or(NOTHING, |text| text.score)
+            / self.settings.length_divisor(self.written());
         let worst = self.finished.iter().map(|text| text.score).fold(f32::INFINITY, f32::min);
         let beats = |text: &Text| possible > if text.finished { worst } else { NOTHING };
         self.improvable &= self.finished.iter().any(beats);
@@ -297,16 +300,24 @@ mod tests {
     fn a_finished_text_is_scored_by_its_length_and_not_followed() {
         let settings = settings(2);
         let mut beams = Beams::new(&settings, 10);
-        let parents =
-            beams.advance(&[candidate(0, 7, -1.0), candidate(0, END, -1.5), candidate(0, 8, -2.0), candidate(0, 9, -3.0)]);
+        let parents = beams.advance(&[
+            candidate(0, 7, -1.0),
+            candidate(0, END, -1.5),
+            candidate(0, 8, -2.0),
+            candidate(0, 9, -3.0),
+        ]);
         assert_eq!(parents, [0, 0]);
         assert_eq!(beams.running[0].tokens, [END, 7]);
         assert_eq!(beams.running[1].tokens, [END, 8]);
         assert_eq!((beams.finished[0].score, beams.finished[0].finished), (-1.5, true));
         assert!(!beams.done);
         // A second one fills the beams: 4 / 2 tokens.
-        let parents = beams
-            .advance(&[candidate(1, END, -4.0), candidate(0, 5, -4.5), candidate(0, 6, -5.0), candidate(1, 6, -6.0)]);
+        let parents = beams.advance(&[
+            candidate(1, END, -4.0),
+            candidate(0, 5, -4.5),
+            candidate(0, 6, -5.0),
+            candidate(1, 6, -6.0),
+        ]);
         assert_eq!(parents, [0, 0]);
         assert!(beams.done);
         let best = beams.best();
@@ -348,8 +359,10 @@ mod tests {
         fn step(&mut self, tokens: &Tensor) -> Tensor {
             self.rows = tokens.size()[0];
             let last = Vec::<i64>::try_from(tokens.view([-1])).unwrap();
-            let rows: Vec<f64> =
-                last.iter().flat_map(|&token| self.probabilities[usize::try_from(token).unwrap()].clone()).collect();
+            let rows: Vec<f64> = last
+                .iter()
+                .flat_map(|&token| self.probabilities[usize::try_from(token).unwrap()].clone())
+                .collect();
             Tensor::from_slice(&rows).view([self.rows, -1]).log().to_kind(Kind::Float)
         }
 

@@ -134,11 +134,16 @@ impl Preprocessor {
             "CLIPImageProcessor" => {
                 // What the class does when its file does not say: the shorter side to one length, then a crop.
                 let (Some(height), Some(width), Some(false)) = (height, width, config.do_center_crop) else {
-                    return Err("CLIPImageProcessor needs a size of height and width, and do_center_crop = false"
-                        .to_owned());
+                    return Err(
+                        "CLIPImageProcessor needs a size of height and width, and do_center_crop = false"
+                            .to_owned(),
+                    );
                 };
-                let recipe =
-                    Recipe::ResizeBytes { height: side(Some(height), 0)?, width: side(Some(width), 0)?, filter };
+                let recipe = Recipe::ResizeBytes {
+                    height: side(Some(height), 0)?,
+                    width: side(Some(width), 0)?,
+                    filter,
+                };
                 (recipe, CLIP_MEAN, CLIP_STD)
             }
             "Siglip2ImageProcessor" => {

@@ -112,15 +112,14 @@ impl Bart {
     pub(super) fn decode(&self, tokens: &Tensor, memory: &Memory, cache: &mut KvCache) -> Vec<Tensor> {
         let (past, count) = (cache.positions(), tokens.size()[1]);
         // One new token may look at everything.
-        let allowed = (count > 1).then(|| {
-            Tensor::ones([count, past + count], (Kind::Bool, tokens.device())).tril(past)
-        });
+        let allowed = (count > 1)
+            .then(|| Tensor::ones([count, past + count], (Kind::Bool, tokens.device())).tril(past));
         let mut states = vec![self.decoder_embedding.forward(&self.embed(tokens), past)];
         for (index, (layer, source)) in self.decoder.iter().zip(&memory.layers).enumerate() {
             let x = &states[states.len() - 1];
-            states.push(layer.forward(x, source, allowed.as_ref(), |keys, values| {
-                cache.append(index, keys, values)
-            }));
+            states.push(
+                layer.forward(x, source, allowed.as_ref(), |keys, values| cache.append(index, keys, values)),
+            );
         }
         states
     }
@@ -215,8 +214,7 @@ struct Attention {
 
 impl Attention {
     fn load(weights: &mut WeightLoader, name: &str, width: i64, heads: i64) -> Self {
-        let mut linear =
-            |part: &str| Linear::load(weights, &format!("{name}.{part}"), width, width, true);
+        let mut linear = |part: &str| Linear::load(weights, &format!("{name}.{part}"), width, width, true);
         Self {
             query: linear("q_proj"),
             key: linear("k_proj"),

@@ -41,7 +41,9 @@ impl Config {
         self.vision_config.check().map_err(|fault| format!("vision_config: {fault}"))?;
         let (projection, width) = (self.vision_config.projection_dim, self.text_config.d_model);
         if projection != width {
-            return Err(format!("projection_dim {projection} of the image is not d_model {width} of the text"));
+            return Err(format!(
+                "projection_dim {projection} of the image is not d_model {width} of the text"
+            ));
         }
         Ok(())
     }
@@ -203,7 +205,10 @@ impl VisionConfig {
         in_range("max_temporal_embeddings", self.temporal_embeddings(), 1..=WIDTH_MAX)?;
         in_range("max_position_embeddings", self.position_embeddings(), 1..=WIDTH_MAX)?;
         if !(self.mlp_ratio > 0.0 && self.mlp_ratio <= MLP_RATIO_MAX) {
-            return Err(format!("mlp_ratio {} must be greater than 0, at most {MLP_RATIO_MAX}", self.mlp_ratio));
+            return Err(format!(
+                "mlp_ratio {} must be greater than 0, at most {MLP_RATIO_MAX}",
+                self.mlp_ratio
+            ));
         }
         for (index, width) in self.embed_dim.iter().enumerate() {
             in_range("embed_dim", *width, 1..=WIDTH_MAX)?;

@@ -53,7 +53,9 @@ impl Phrases {
     pub(super) fn new(network: &Network, task: &TaskLabels) -> Result<Self, ModelError> {
         let fault = |message: String| ModelError::Task { task: task.task.clone(), message };
         if task.labels.len() < 2 {
-            return Err(fault("mode detect needs a label for absence and one for what is searched for".to_owned()));
+            return Err(fault(
+                "mode detect needs a label for absence and one for what is searched for".to_owned(),
+            ));
         }
         let mut groups: BTreeMap<(usize, usize), Vec<Phrase>> = BTreeMap::new();
         for (label, (name, prompts)) in task.labels.iter().enumerate().skip(1) {

@@ -63,7 +63,8 @@ impl Captions {
 
     /// A label's logit is the mean over its prompts of their mean log-probability for each token.
     pub(super) fn scores(&self, network: &Network, features: &Tensor) -> Result<Vec<Scores>, ModelError> {
-        let by_prompt = Vec::<Vec<f32>>::try_from(self.by_prompt(network, features).to_device(tch::Device::Cpu))?;
+        let by_prompt =
+            Vec::<Vec<f32>>::try_from(self.by_prompt(network, features).to_device(tch::Device::Cpu))?;
         let scores = by_prompt.into_iter().map(|row| {
             let mut rest = row.as_slice();
             let mut logits = Vec::new();
@@ -92,12 +93,18 @@ impl Captions {
                     let count = prompts_at_once.min(prompts - begin);
                     x.narrow(0, begin, count).repeat([encoded.size()[0], 1])
                 };
-                let means =
-                    mean_log_probabilities(network, &memory, [&self.inputs, &self.targets, &self.shares].map(some));
+                let means = mean_log_probabilities(
+                    network,
+                    &memory,
+                    [&self.inputs, &self.targets, &self.shares].map(some),
+                );
                 means.view([encoded.size()[0], -1])
             };
-            let parts: Vec<Tensor> =
-                (0..).map(|index| index * prompts_at_once).take_while(|begin| *begin < prompts).map(pass).collect();
+            let parts: Vec<Tensor> = (0..)
+                .map(|index| index * prompts_at_once)
+                .take_while(|begin| *begin < prompts)
+                .map(pass)
+                .collect();
             rows.push(Tensor::cat(&parts, 1));
         }
         Tensor::cat(&rows, 0)

@@ -36,7 +36,9 @@ impl Network {
         if i64::try_from(count).is_ok_and(|count| count <= room) {
             return Ok(ids);
         }
-        Err(ModelError::Unsupported(format!("the prompt has {count} tokens: {room} have room beside the image")))
+        Err(ModelError::Unsupported(format!(
+            "the prompt has {count} tokens: {room} have room beside the image"
+        )))
     }
 
     /// A text as the decoder sees it before it goes on: start token, `<s>`, the text's tokens.

@@ -94,7 +94,10 @@ mod tests {
             ("<OCR>", "What is the text in the image?"),
             ("<OCR_WITH_REGION>", "What is the text in the image, with regions?"),
             ("<OPEN_VOCABULARY_DETECTION> a red car ", "Locate a red car in the image."),
-            ("<REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4>", "What text is in the region <loc_1><loc_2><loc_3><loc_4>?"),
+            (
+                "<REGION_TO_OCR><loc_1><loc_2><loc_3><loc_4>",
+                "What text is in the region <loc_1><loc_2><loc_3><loc_4>?",
+            ),
             ("<CAPTION_TO_PHRASE_GROUNDING>{input}", "Locate the phrases in the caption: {input}"),
         ] {
             assert_eq!(parse(prompt).unwrap().1, question);

@@ -110,3 +110,47 @@ fn microsoft_tokens() -> Vec<AddedToken> {
     let after = TOKENS_AFTER_LOCATIONS.into_iter().map(str::to_owned);
     before.chain(locations).chain(after).map(|token| AddedToken::from(token, true)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+    use std::path::Path;
+
+    use super::TextCodec;
+    use crate::snapshot::Snapshot;
+
+    #[test]
+    fn a_tokenizer_without_the_tokens_of_the_tasks_is_given_them() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/parity/florence2/snapshot/tokenizer.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();
+        // BART's own are `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`, the last being 364 here.
+        json["added_tokens"].as_array_mut().unwrap().truncate(5);
+        json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() <= 364);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let codec = TextCodec::load(&Snapshot::open(folder.path()).unwrap(), 365 + 1024).unwrap();
+        assert_eq!(
+            codec.encode("<s><od><loc_0><loc_999><cap><and></s>").unwrap(),
+            [0, 365, 369, 1368, 1369, 1388, 2]
+        );
+        assert_eq!(
+            (codec.first_location(), codec.location(1368), codec.location(1369)),
+            (369, Some(999), None)
+        );
+        let too_small = TextCodec::load(&Snapshot::open(folder.path()).unwrap(), 365 + 1023);
+        assert!(too_small.err().unwrap().to_string().contains("has the id 1388"));
+    }
+
+    #[test]
+    fn text_is_what_is_left_without_the_special_tokens() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/florence2/snapshot");
+        let codec = TextCodec::load(&Snapshot::open(&fixture).unwrap(), 1408).unwrap();
+        let text = "</s><s>a cat<loc_1><loc_2>é</s>";
+        let ids = codec.encode(text).unwrap();
+        assert_eq!(codec.decode(&ids).unwrap(), text);
+        assert_eq!(codec.decode_text(&ids).unwrap(), "a caté");
+    }
+}
