@@ -60,7 +60,7 @@ pub(crate) fn vote_digest(
 ) -> Digest {
     let mut fields = Fields::new("vote");
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
-    fields.number(u64::from(options.lowercase)).bytes(head.map_or(&[][..], |head| head));
+    fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
     fields.text(&format!("{:?}", options.input)).text(&options.output);
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {

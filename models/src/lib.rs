@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 
+mod beam;
 mod blocks;
 mod decode;
 mod decoder;
@@ -10,6 +11,7 @@ mod digest;
 mod dinov3;
 mod encoder;
 mod error;
+mod florence2;
 mod generate;
 mod head;
 mod layers;
@@ -30,6 +32,7 @@ pub use decode::{DecodeError, decode};
 pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use digest::{head_digest, snapshot_digest};
 pub use error::ModelError;
+pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
 pub use model::{

@@ -11,11 +11,16 @@ use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
-use crate::{Generator, ModelError, Region, dinov3, molmo2, siglip2, torchscript};
+use crate::{Generator, ModelError, Region, dinov3, florence2, molmo2, siglip2, torchscript};
 
 /// Every architecture. A new one is a file beside this and a line here.
-pub const ARCHITECTURES: &[Architecture] =
-    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, molmo2::ARCHITECTURE, torchscript::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] = &[
+    dinov3::ARCHITECTURE,
+    siglip2::ARCHITECTURE,
+    florence2::ARCHITECTURE,
+    molmo2::ARCHITECTURE,
+    torchscript::ARCHITECTURE,
+];
 
 /// Loads a snapshot of one architecture.
 pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;
@@ -61,6 +66,9 @@ pub struct ModelOptions {
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
     pub lowercase: bool,
+    /// florence2 only: `likelihood` (how probable each label's prompts are as captions; also what an empty text
+    /// means) or `detect` (whether the prompts of each label but the first are found in the image, and where).
+    pub mode: String,
     /// torchscript only: what goes into the module.
     pub input: InputOptions,
     /// torchscript only: what comes out of it, in the order of the task's labels: `logits` or `probabilities`.
@@ -82,6 +90,7 @@ impl Default for ModelOptions {
             dtype: "fp32".to_owned(),
             heads: BTreeMap::new(),
             lowercase: true,
+            mode: String::new(),
             input: InputOptions::default(),
             output: torchscript::OUTPUTS[0].to_owned(),
             max_batch: 32,

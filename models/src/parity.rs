@@ -28,9 +28,11 @@ const PIXEL_STEP_NOISE: f64 = 0.01;
 /// Fixture images are small and ours.
 const IMAGE_PIXELS_MAX: u64 = 100_000_000;
 /// Made by the fixture script from other tensors, as input only: no preprocessing gives them.
-const INPUTS: [&str; 1] = ["rect.pixel_values"];
+const INPUTS: [&str; 2] = ["rect.pixel_values", "decoder_input_ids"];
 /// Of long sequences, full-size fixtures keep this many entries at each end.
 const KEPT_AT_EACH_END: i64 = 8;
+/// Stands for a generated id that the noise of the arithmetic decides: it is not compared.
+const UNDECIDED: i64 = i64::MIN;
 
 /// A fixture folder.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ struct Meta {
     texts: Vec<String>,
     #[serde(default)]
     first8_last8: BTreeSet<String>,
+    /// What a model with tasks was asked, by the task's token.
+    #[serde(default)]
+    tasks: BTreeMap<String, serde::de::IgnoredAny>,
     #[serde(default)]
     cases: BTreeMap<String, Case>,
     /// For each text that was written greedily and each of its rows, by how much the best token of each step was
@@ -149,6 +154,46 @@ impl Fixture {
     /// An expected tensor that serves as an input, such as the reference's pixel values.
     pub(crate) fn input(&self, name: &str) -> Result<Tensor, ModelError> {
         self.expected.tensor(name)
+    }
+
+    /// Whether a tensor of that name is expected.
+    pub(crate) fn expects(&self, name: &str) -> bool {
+        self.expected.shape(name).is_some()
+    }
+
+    /// The task tokens whose ids are expected.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = &str> {
+        self.meta.tasks.keys().map(String::as_str)
+    }
+
+    /// The difference of two logits from which on two implementations agree which is greater.
+    pub(crate) fn decisive_margin(&self) -> f64 {
+        let noise = self.meta.noise.get("logits").map_or(0.0, |noise| noise.max_abs_diff_sdpa);
+        2.0 * NOISE_FACTOR * noise
+    }
+
+    /// How many of the tokens that were generated greedily under this name, in one row, noise cannot change.
+    pub(crate) fn decided_tokens(&self, key: &str) -> usize {
+        let margins = self.meta.greedy_margins.get(key).and_then(|rows| rows.first());
+        let is_open = |margin: &f64| *margin <= self.decisive_margin();
+        margins.and_then(|margins| margins.iter().position(is_open)).unwrap_or(usize::MAX)
+    }
+
+    /// One row of generated ids as they are to be compared with those of that name, of which noise cannot change the
+    /// first `decided`.
+    pub(crate) fn comparable_ids(
+        &self,
+        name: &str,
+        mut ids: Vec<i64>,
+        decided: usize,
+    ) -> Result<Tensor, ModelError> {
+        let expected = Vec::<i64>::try_from(self.input(name)?.f_flatten(0, -1)?)?;
+        let agrees_at_first = ids.iter().take(decided).eq(expected.iter().take(decided));
+        if ids != expected && agrees_at_first {
+            ids.truncate(decided);
+            ids.resize(expected.len(), UNDECIDED);
+        }
+        Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
     }
 
     /// The fixture's images of those names, preprocessed.
@@ -284,7 +329,8 @@ fn compare(
         ]);
     }
     if !expected.is_floating_point() {
-        let differing = difference.f_gt(0.0)?.f_sum(Kind::Double)?;
+        let is_decided = ours.f_ne(UNDECIDED as f64)?;
+        let differing = difference.f_gt(0.0)?.f_logical_and(&is_decided)?.f_sum(Kind::Double)?;
         return Ok(vec![row(f64::try_from(differing)?, 0.0, Unit::Entries)]);
     }
     let tolerance = fixture.tolerance(name, largest(&wanted.f_abs()?)?);

@@ -42,7 +42,7 @@ pub struct Preprocessor {
 enum Recipe {
     /// `DINOv3ViTImageProcessor`: to fp32, then resize.
     ResizeFloat { height: i64, width: i64, filter: Filter },
-    /// `SiglipImageProcessor`: resize in bytes, then to fp32.
+    /// `SiglipImageProcessor`, and `CLIPImageProcessor` with one size and no crop: resize in bytes, then to fp32.
     ResizeBytes { height: i64, width: i64, filter: Filter },
     /// None: the image as it is.
     Bytes,
@@ -97,6 +97,8 @@ const FILE: &str = "preprocessor_config.json";
 const PROCESSOR_FILE: &str = "processor_config.json";
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// A larger side would be a mistake: the published models take at most 1024.
 const SIDE_MAX: i64 = 8192;
 
@@ -153,7 +155,7 @@ impl Preprocessor {
         let processor = config.image_processor_type.trim_end_matches("Fast").trim_end_matches("Pil");
         let filter = match config.resample {
             // What the classes do when their file does not say.
-            None if processor == "SiglipImageProcessor" => Filter::Bicubic,
+            None if matches!(processor, "SiglipImageProcessor" | "CLIPImageProcessor") => Filter::Bicubic,
             None | Some(2) => Filter::Bilinear,
             Some(3) => Filter::Bicubic,
             Some(other) => {
@@ -175,6 +177,21 @@ impl Preprocessor {
                 let recipe =
                     Recipe::ResizeBytes { height: side(height, 224)?, width: side(width, 224)?, filter };
                 (recipe, [0.5; 3], [0.5; 3])
+            }
+            "CLIPImageProcessor" => {
+                // What the class does when its file does not say: the shorter side to one length, then a crop.
+                let (Some(height), Some(width), Some(false)) = (height, width, config.do_center_crop) else {
+                    return Err(
+                        "CLIPImageProcessor needs a size of height and width, and do_center_crop = false"
+                            .to_owned(),
+                    );
+                };
+                let recipe = Recipe::ResizeBytes {
+                    height: side(Some(height), 0)?,
+                    width: side(Some(width), 0)?,
+                    filter,
+                };
+                (recipe, CLIP_MEAN, CLIP_STD)
             }
             "Siglip2ImageProcessor" => {
                 let (patch, max_patches) = (side(config.patch_size, 16)?, side(config.max_num_patches, 256)?);

@@ -121,6 +121,8 @@ pub(crate) struct WeightLoader {
     path: PathBuf,
     files: Vec<SafetensorsFile>,
     file_of: HashMap<String, usize>,
+    /// From the name that a tensor is asked for by to its name in the files.
+    rename: fn(&str) -> String,
     device: Device,
     kind: Kind,
     taken: BTreeSet<String>,
@@ -146,6 +148,7 @@ impl WeightLoader {
             path: path.to_owned(),
             files,
             file_of,
+            rename: str::to_owned,
             device,
             kind,
             taken: BTreeSet::new(),
@@ -154,20 +157,28 @@ impl WeightLoader {
         })
     }
 
+    /// From here on, tensors are asked for by other names than they have in the files.
+    pub(crate) fn rename(&mut self, rename: fn(&str) -> String) {
+        self.rename = rename;
+    }
+
     /// Whether the snapshot has a tensor of that name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.file_of.contains_key(name)
+        self.file_of.contains_key(&(self.rename)(name))
     }
 
     /// The shape of a tensor as it is in the file.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
-        self.files[*self.file_of.get(name)?].shape(name)
+        let name = (self.rename)(name);
+        self.files[*self.file_of.get(&name)?].shape(&name)
     }
 
     /// The tensor of that name and shape, on the loader's device, in its number format.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
-        self.taken.insert(name.to_owned());
-        match self.load(name, shape) {
+        let name = (self.rename)(name);
+        let loaded = self.load(&name, shape);
+        self.taken.insert(name);
+        match loaded {
             Ok(tensor) => {
                 self.parameters += shape.iter().product::<i64>();
                 tensor

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use concord_models::parity::{Comparison, check};
 use concord_models::{ModelOptions, Pixels, TaskId, TaskLabels, decode, load_model};
 
-const FIXTURES: [&str; 4] = ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex"];
+const FIXTURES: [&str; 5] = ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2"];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)

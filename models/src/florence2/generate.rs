@@ -1,0 +1,139 @@
+//! Texts and regions for a task token, by beam search as the snapshot configures it.
+
+use std::ops::ControlFlow;
+
+use serde::Deserialize;
+
+use super::Florence2;
+use super::bart::Writer;
+use super::network::{BEGIN, END};
+use super::prompt;
+use super::regions::regions;
+use crate::beam::{BeamSettings, beam_search};
+use crate::layers::in_range;
+use crate::preprocess::stack;
+use crate::snapshot::Snapshot;
+use crate::{GenerateRequest, Generated, Generator, ModelError, Pixels};
+
+const FILE: &str = "generation_config.json";
+/// Published: 3. Each beam holds its keys and values.
+const BEAMS_MAX: i64 = 64;
+const NGRAM_MAX: i64 = 1024;
+
+/// `generation_config.json`; what it leaves out is as transformers' `GenerationConfig` has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GenerationConfig {
+    num_beams: Option<i64>,
+    no_repeat_ngram_size: Option<i64>,
+    early_stopping: Option<bool>,
+    length_penalty: Option<f64>,
+    decoder_start_token_id: Option<i64>,
+    eos_token_id: Option<i64>,
+    forced_bos_token_id: Option<i64>,
+    forced_eos_token_id: Option<i64>,
+}
+
+impl GenerationConfig {
+    /// What the published snapshots say.
+    fn published() -> Self {
+        Self {
+            num_beams: Some(3),
+            no_repeat_ngram_size: Some(3),
+            early_stopping: Some(true),
+            forced_bos_token_id: Some(BEGIN),
+            forced_eos_token_id: Some(END),
+            ..Self::default()
+        }
+    }
+
+    fn settings(&self, vocabulary: i64) -> Result<BeamSettings, String> {
+        let (beams, ngram) = (self.num_beams.unwrap_or(1), self.no_repeat_ngram_size.unwrap_or(0));
+        in_range("num_beams", beams, 1..=BEAMS_MAX)?;
+        in_range("no_repeat_ngram_size", ngram, 0..=NGRAM_MAX)?;
+        let length_penalty = self.length_penalty.unwrap_or(1.0);
+        if !length_penalty.is_finite() {
+            return Err(format!("length_penalty {length_penalty} must be a number"));
+        }
+        let start = self.decoder_start_token_id.unwrap_or(END);
+        let end = self.eos_token_id.unwrap_or(END);
+        let forced = [self.forced_bos_token_id, self.forced_eos_token_id];
+        for id in [start, end].into_iter().chain(forced.into_iter().flatten()) {
+            in_range("a token id", id, 0..=vocabulary - 1)?;
+        }
+        Ok(BeamSettings {
+            num_beams: usize::try_from(beams).unwrap_or(1),
+            no_repeat_ngram_size: usize::try_from(ngram).unwrap_or(0),
+            // A single beam is greedy search, which ends with the text.
+            early_stopping: beams == 1 || self.early_stopping.unwrap_or(false),
+            length_penalty,
+            decoder_start_token_id: start,
+            eos_token_id: end,
+            forced_bos_token_id: self.forced_bos_token_id,
+            forced_eos_token_id: self.forced_eos_token_id,
+        })
+    }
+}
+
+/// How the snapshot searches.
+pub(super) fn beam_settings(snapshot: &Snapshot, vocabulary: i64) -> Result<BeamSettings, ModelError> {
+    let path = snapshot.path(FILE);
+    let config = if path.exists() { snapshot.json(FILE)? } else { GenerationConfig::published() };
+    config.settings(vocabulary).map_err(|message| ModelError::malformed(&path, message))
+}
+
+/// Phrases of captions that ground nothing, by the processor's own list where the snapshot has one.
+pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelError> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Processor {
+        post_processor_config: Option<PostProcessor>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct PostProcessor {
+        phrase_grounding: Grounding,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Grounding {
+        banned_grounding_tokens: Vec<String>,
+    }
+    const FILE: &str = "processor_config.json";
+    if !snapshot.path(FILE).exists() {
+        return Ok(Vec::new());
+    }
+    let processor: Processor = snapshot.json(FILE)?;
+    Ok(processor.post_processor_config.unwrap_or_default().phrase_grounding.banned_grounding_tokens)
+}
+
+impl Generator for Florence2 {
+    fn generate(
+        &self,
+        image: &Pixels,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        let (task, question) = prompt::parse(&request.prompt)?;
+        let network = &self.network;
+        let prompt = network.prompt(&question)?;
+        let features = network.image_features(&stack(&[image], self.place.device));
+        let memory = network.memory(&features, &network.ids(&[&prompt])?);
+        let mut writer = Writer::new(&network.bart, memory);
+        let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
+        let found = beam_search(&mut writer, &self.beams, most, self.place.device)?;
+        let text = network.codec.decode_text(&found.tokens)?;
+        // The whole at once: until the end, every beam may be the one. There is nothing left to break off.
+        if !text.is_empty() {
+            let _flow = on_text(&text);
+        }
+        let marked = network.codec.decode(&found.tokens)?;
+        Ok(Generated {
+            text,
+            regions: regions(&marked, task.answer, image.image_size, &self.banned_phrases),
+            prompt_tokens: usize::try_from(network.image_tokens).unwrap_or(0) + prompt.len(),
+            new_tokens: found.tokens.len(),
+            finished: found.tokens.len() < most,
+        })
+    }
+}

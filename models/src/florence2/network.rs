@@ -1,0 +1,78 @@
+//! Image and prompt through the tower, the projector and the encoder.
+
+use tch::Tensor;
+
+use super::bart::{Bart, Memory};
+use super::davit::Tower;
+use super::projector::Projector;
+use super::text::TextCodec;
+use crate::ModelError;
+
+/// The token that the decoder begins with, and that ends a prompt and a text: `</s>`.
+pub(super) const END: i64 = 2;
+/// The token that a text begins with: `<s>`.
+pub(super) const BEGIN: i64 = 0;
+/// What shorter texts of a batch are filled up with.
+pub(super) const PAD: i64 = 1;
+
+/// The networks and the tokenizer: what a snapshot is, without how it is used.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) tower: Tower,
+    pub(super) projector: Projector,
+    pub(super) bart: Bart,
+    pub(super) codec: TextCodec,
+    /// How many tokens an image becomes.
+    pub(super) image_tokens: i64,
+    /// How many positions encoder and decoder each have.
+    pub(super) positions: i64,
+}
+
+impl Network {
+    /// The ids of a question with its `<s>` and `</s>`, without those of the image.
+    pub(super) fn prompt(&self, question: &str) -> Result<Vec<i64>, ModelError> {
+        let ids = self.codec.encode(&format!("<s>{question}</s>"))?;
+        let (count, room) = (ids.len(), self.positions - self.image_tokens);
+        if i64::try_from(count).is_ok_and(|count| count <= room) {
+            return Ok(ids);
+        }
+        Err(ModelError::Unsupported(format!(
+            "the prompt has {count} tokens: {room} have room beside the image"
+        )))
+    }
+
+    /// A text as the decoder sees it before it goes on: start token, `<s>`, the text's tokens.
+    pub(super) fn decoder_prefix(&self, text: &str) -> Result<Vec<i64>, ModelError> {
+        let mut ids = vec![END, BEGIN];
+        ids.extend(self.codec.encode(text)?);
+        if i64::try_from(ids.len()).is_ok_and(|count| count <= self.positions) {
+            return Ok(ids);
+        }
+        let message = format!("{text:?} has more tokens than the decoder's {} positions", self.positions);
+        Err(ModelError::Unsupported(message))
+    }
+
+    /// [batch, 3, height, width] → [batch, image tokens, width].
+    pub(super) fn image_features(&self, pixels: &Tensor) -> Tensor {
+        self.projector.forward(&self.tower.forward(&pixels.to_kind(self.bart.kind())))
+    }
+
+    /// Image features [rows, image tokens, width] and prompt ids [rows, count] or [1, count] → the encoder's states,
+    /// each [rows, image tokens + count, width].
+    pub(super) fn encoder_states(&self, features: &Tensor, prompts: &Tensor) -> Vec<Tensor> {
+        let prompts = self.bart.embed(prompts).expand([features.size()[0], -1, -1], false);
+        self.bart.encode(&Tensor::cat(&[features, &prompts], 1))
+    }
+
+    /// What the decoder looks at, for rows as of [`Network::encoder_states`].
+    pub(super) fn memory(&self, features: &Tensor, prompts: &Tensor) -> Memory {
+        let states = self.encoder_states(features, prompts);
+        self.bart.memory(&states[states.len() - 1])
+    }
+
+    /// Rows of ids of one length, [rows, length], where the networks are.
+    pub(super) fn ids(&self, rows: &[&[i64]]) -> Result<Tensor, ModelError> {
+        let count = i64::try_from(rows.len()).unwrap_or(0);
+        Ok(Tensor::f_from_slice(&rows.concat())?.f_view([count, -1])?.f_to_device(self.bart.device())?)
+    }
+}
