@@ -6,6 +6,7 @@ mod bad_input;
 mod classify;
 mod cloud;
 mod commands;
+mod generate;
 mod gtsrb;
 mod harness;
 mod resilience;

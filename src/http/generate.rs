@@ -9,7 +9,7 @@ use concord_models::{GenerateRequest, Region};
 use futures::Stream;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout_at;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::auth::Authorized;
 use super::respond::{ProblemBody, Refusal, Reply};
@@ -30,7 +30,7 @@ const NEW_TOKENS_MAX: usize = 1024;
 const PROMPT_BYTES_MAX: usize = 8 * 1024;
 
 /// What to write: in the address, or beside the image in a JSON body.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema, IntoParams)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Writ {
     /// A question, or a task such as `<CAPTION>` where the model has those.
@@ -77,7 +77,10 @@ struct TextMilliseconds {
 /// Writes a text about the image in the body.
 #[utoipa::path(
     post, path = "/v1/models/{model}/generate", tag = "models",
-    params(("model" = String, Path, description = "The model's name in ensemble.toml"), Writ),
+    params(("model" = String, Path, description = "The model's name in ensemble.toml"),
+        ("prompt" = Option<String>, Query, description = "A question, or a task such as `<CAPTION>`"),
+        ("max_new_tokens" = Option<usize>, Query, description = "At most so many tokens are written; 128 where absent"),
+        ("stream" = Option<bool>, Query, description = "Whether the text is sent piece by piece")),
     request_body(content(
         (Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (Vec<u8> = "multipart/form-data"),
         (body::ImageRequest = "application/json"))),

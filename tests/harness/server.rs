@@ -122,6 +122,11 @@ impl Endpoint {
         self.http.post(format!("{}/v1/tasks/{task}/classify", self.address))
     }
 
+    /// For requests of another kind.
+    pub(crate) fn http(&self) -> &Client {
+        &self.http
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.send(self.http.get(format!("{}{path}", self.address)))
     }

@@ -1,0 +1,126 @@
+//! Texts about an image: whole and piece by piece.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::server::{Answer, Server, photograph};
+use crate::harness::{edited_ensemble, replace, root};
+
+/// The shipped ensemble, with two writers of random weights: what they write means nothing, and is written all the same.
+fn ensemble() -> (TempDir, PathBuf) {
+    edited_ensemble(|text| {
+        let model = |name: &str| {
+            let folder = root().join(format!("models/tests/fixtures/parity/{name}/snapshot"));
+            format!(
+                "[models.random-{name}]\narchitecture = \"{name}\"\nsnapshot = \"{}\"\n\n",
+                folder.display()
+            )
+        };
+        replace(
+            &text,
+            "[models.siglip2]",
+            &format!("{}{}[models.siglip2]", model("florence2"), model("molmo2")),
+        )
+    })
+}
+
+fn ask(server: &Server, model: &str, body: Value) -> Answer {
+    let url = format!("{}/v1/models/{model}/generate", server.client.address);
+    server.client.send(
+        server.client.http().post(url).header("content-type", "application/json").body(body.to_string()),
+    )
+}
+
+fn image() -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, photograph(1))
+}
+
+#[test]
+fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
+    let (_folder, file) = ensemble();
+    let server = Server::start(&file);
+    for (model, prompt) in [("random-molmo2", "What is this?"), ("random-florence2", "<CAPTION>")] {
+        let body = json!({ "image": image(), "prompt": prompt, "max_new_tokens": 12 });
+        let whole = ask(&server, model, body);
+        assert_eq!(whole.status, 200, "{model}: {whole:?}");
+        let text = whole.body["text"].as_str().unwrap();
+        assert!(whole.body["prompt_tokens"].as_u64().unwrap() > 3, "{whole:?}");
+        assert!((1..=12).contains(&whole.body["new_tokens"].as_u64().unwrap()), "{whole:?}");
+
+        // The same by a raw body and the address.
+        let prompt = prompt.replace(' ', "%20").replace('<', "%3C").replace('>', "%3E").replace('?', "%3F");
+        let query = format!("prompt={prompt}&max_new_tokens=12&stream=true");
+        let url = format!("{}/v1/models/{model}/generate?{query}", server.client.address);
+        let request = server.client.http().post(url).body(photograph(1));
+        let mut response = request.send().unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert!(response.headers().contains_key("x-request-id"));
+        let mut events = String::new();
+        response.read_to_string(&mut events).unwrap();
+        let (pieces, end) = events.split_once("event: done\ndata: ").unwrap_or_else(|| panic!("{events}"));
+        let piece = |line: &str| -> Option<String> {
+            let data: Value = serde_json::from_str(line.strip_prefix("data: ")?).unwrap();
+            Some(data["text"].as_str().unwrap().to_owned())
+        };
+        let joined: String = pieces.lines().filter_map(piece).collect();
+        let done: Value = serde_json::from_str(end.trim()).unwrap();
+        assert_eq!(done["text"].as_str().unwrap(), text, "{model}");
+        assert_eq!(joined.trim(), text.trim(), "{model}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_says_why() {
+    let (_folder, file) = ensemble();
+    let server = Server::start(&file);
+    let cases = [
+        ("random-molmo2", json!({ "image": image() }), 400, "bad-request"),
+        ("random-molmo2", json!({ "image": image(), "prompt": " " }), 400, "bad-request"),
+        (
+            "random-molmo2",
+            json!({ "image": image(), "prompt": "x", "max_new_tokens": 0 }),
+            400,
+            "bad-request",
+        ),
+        (
+            "random-molmo2",
+            json!({ "image": image(), "prompt": "x", "max_new_tokens": 9999 }),
+            400,
+            "bad-request",
+        ),
+        ("random-molmo2", json!({ "image": "aGVsbG8=", "prompt": "x" }), 400, "not-an-image"),
+        ("random-florence2", json!({ "image": image(), "prompt": "<NO_SUCH_TASK>" }), 400, "bad-request"),
+        ("dinov3", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
+        ("nobody", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
+    ];
+    for (model, body, status, kind) in cases {
+        let answer = ask(&server, model, body);
+        assert_eq!((answer.status, &answer.body["type"]), (status, &kind.into()), "{model}: {answer:?}");
+    }
+    let answer = ask(&server, "nobody", json!({ "image": image(), "prompt": "x" }));
+    assert!(
+        answer.body["detail"].as_str().unwrap().contains("random-florence2, random-molmo2"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn writers_vote_too() {
+    let (_folder, file) = ensemble();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = replace(&text, "models = [\"siglip2\"]", "models = [\"random-florence2\", \"random-molmo2\"]")
+        .replace("siglip2 = 0.4 }", "random-florence2 = 0.2, random-molmo2 = 0.2 }")
+        .replace(", siglip2 = 0.95", "")
+        .replace(", siglip2 = 1.08", "")
+        .replace("confidence = 0.999", "confidence = 1.0");
+    std::fs::write(&file, text).unwrap();
+    let server = Server::start(&file);
+    let answer = server.client.classify("roadwork", &photograph(1));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let votes = answer.body["votes"].as_array().unwrap();
+    assert_eq!(votes.len(), 3, "{answer:?}");
+    assert!(votes.iter().all(|vote| vote["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p))));
+}
