@@ -44,7 +44,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
         r#"11: models.dinov3.heads.streets: "streets" is not a configured task: must be one of roadwork, sign"#,
         "12: models.dinov3.lowercase: not an option of architecture dinov3: only siglip2 takes it",
         "14: models.resnet.snapshot: is missing or empty: must be the folder of a Hugging Face snapshot",
-        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2"#,
+        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2, florence2"#,
         r#"16: models.resnet.device: "gpu" is not a device: must be auto, cpu, cuda or cuda:N"#,
         r#"23: tasks.roadwork.fusion.method: "log-linear" is not a fusion method (did you mean "log_linear"?): must be one of linear, log_linear"#,
         r#"24: tasks.roadwork.fusion.weights.resnet: "half" is of the wrong type: must be a number"#,
@@ -128,6 +128,11 @@ fn a_spoilt_file_is_told_as_such() {
             "dtype = \"fp32\"",
             "dtype = \"fp8\"",
             "models.dinov3.dtype: \"fp8\" is not a number format: must be one of fp32, bf16, fp16",
+        ),
+        (
+            "architecture = \"siglip2\"",
+            "architecture = \"florence2\"\nmode = \"detekt\"",
+            "models.siglip2.mode: \"detekt\" is not a mode (did you mean \"detect\"?): must be one of likelihood, detect",
         ),
         (
             ", traffic_sign = \"head.traffic_sign.safetensors\"",
