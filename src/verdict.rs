@@ -48,8 +48,25 @@ pub struct Verdict {
     pub cache: &'static str,
     /// Every vote, in the order of the policy.
     pub votes: Vec<VoteReport>,
+    /// Why, in the words of a model, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<ExplanationReport>,
     /// Where the time went.
     pub milliseconds: Milliseconds,
+}
+
+/// What a model says about a verdict; it had no part in it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ExplanationReport {
+    /// The model's name in `ensemble.toml`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// What it wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Why it wrote nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// One vote of a verdict.
@@ -143,6 +160,11 @@ impl Verdict {
             complete: answer.is_complete(),
             cache: routed.cache.name(),
             votes: answer.opinions.iter().map(|opinion| VoteReport::new(&routed.task, opinion)).collect(),
+            explanation: routed.explanation.clone().map(|explanation| ExplanationReport {
+                model: explanation.model,
+                error: explanation.text.as_ref().err().cloned(),
+                text: explanation.text.ok(),
+            }),
             milliseconds: Milliseconds {
                 decode: in_milliseconds(routed.decode),
                 total: in_milliseconds(routed.total),

@@ -122,5 +122,11 @@ fn writers_vote_too() {
     assert_eq!(answer.status, 200, "{answer:?}");
     let votes = answer.body["votes"].as_array().unwrap();
     assert_eq!(votes.len(), 3, "{answer:?}");
+    // Why, in the words of the one that can be asked.
+    let url = format!("{}/v1/tasks/roadwork/classify?explain=true", server.client.address);
+    let explained = server.client.send(server.client.http().post(url).body(photograph(1)));
+    assert_eq!((explained.status, &explained.body["cache"]), (200, &"verdict".into()), "{explained:?}");
+    let explanation = &explained.body["explanation"];
+    assert!(explanation["model"] == "random-molmo2" && explanation["text"].is_string(), "{explanation}");
     assert!(votes.iter().all(|vote| vote["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p))));
 }

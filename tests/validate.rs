@@ -130,6 +130,11 @@ fn a_spoilt_file_is_told_as_such() {
             "models.dinov3.dtype: \"fp8\" is not a number format: must be one of fp32, bf16, fp16",
         ),
         (
+            "architecture = \"siglip2\"",
+            "architecture = \"florence2\"\nmode = \"detekt\"",
+            "models.siglip2.mode: \"detekt\" is not a mode (did you mean \"detect\"?): must be one of likelihood, detect",
+        ),
+        (
             ", traffic_sign = \"head.traffic_sign.safetensors\"",
             "",
             "tasks.traffic_sign.stages[0].models[0]: \"dinov3\" has no head for this task",

@@ -28,5 +28,7 @@ pub use fatal::Fatal;
 pub use metrics::Metrics;
 pub use model::{TextEvent, Written};
 pub use plan::{Plan, TaskPlan};
-pub use router::{CacheOutcome, Caller, Classify, Presence, RouteError, Routed, Router, Write, Writing};
+pub use router::{
+    CacheOutcome, Caller, Classify, Explanation, Presence, RouteError, Routed, Router, Write, Writing,
+};
 pub use trace::{TRACE_TARGET, Trace};

@@ -52,6 +52,11 @@ impl Voter {
         }
     }
 
+    /// Whether it can say in words why.
+    pub(crate) fn explains(&self) -> bool {
+        matches!(self, Self::Local { model, .. } if model.takes_questions)
+    }
+
     /// How many images wait for it or run in it.
     pub(crate) fn depth(&self) -> usize {
         match self {

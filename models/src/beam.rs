@@ -256,8 +256,6 @@ fn repeating(tokens: &[i64], size: usize) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
-
     use tch::{Device, Kind, Tensor};
 
     use super::{BeamSettings, Beams, Candidate, beam_search, repeating};

@@ -52,6 +52,11 @@ pub struct Generated {
 
 /// A model that writes text.
 pub trait Generator {
+    /// Whether it takes questions in words, or only tasks of its own.
+    fn takes_questions(&self) -> bool {
+        true
+    }
+
     /// Writes about one image. `on_text` gets each piece of text as soon as it is certain, and ends the writing with
     /// `Break`; where several texts are followed at once (beams), it gets the whole at the end.
     ///

@@ -158,6 +158,7 @@ async fn verdict_on(path: &Path, asking: &Asking<'_>, request: &RequestContext) 
         image,
         deadline: Instant::now() + TIME_LIMIT,
         fresh: false,
+        explain: false,
         trace: request.trace.clone(),
         caller,
     };

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use actix_web::http::header::CACHE_CONTROL;
-use actix_web::web::{Bytes, Data, Path, Payload};
+use actix_web::web::{Bytes, Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use concord_actors::{Caller, Classify};
+use serde::Deserialize;
 use tokio::time::timeout_at;
 
 use super::auth::Authorized;
@@ -20,11 +21,19 @@ pub(super) const PATH: &str = "/v1/tasks/{task}/classify";
 /// What its span is called.
 const SPAN: &str = "POST /v1/tasks/{task}/classify";
 
+/// What is wanted besides the verdict.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Wishes {
+    explain: bool,
+}
+
 /// Answers the task for the image in the body.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/classify", tag = "tasks",
     params(("task" = String, Path, description = "The task's name in ensemble.toml"),
         ("cache-control" = Option<String>, Header, description = "`no-cache` answers without looking into the cache"),
+        ("explain" = Option<bool>, Query, description = "Whether a model is to say in words why"),
         ("traceparent" = Option<String>, Header, description = "W3C Trace Context: the trace to go on with")),
     request_body(content(
         (Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (Vec<u8> = "multipart/form-data"),
@@ -47,6 +56,7 @@ pub(super) async fn classify(
     request: HttpRequest,
     _authorized: Authorized,
     task: Path<String>,
+    wishes: Query<Wishes>,
     payload: Payload,
     worker: Data<Worker>,
 ) -> Result<HttpResponse, Refusal> {
@@ -54,7 +64,8 @@ pub(super) async fn classify(
     let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let context = worker.options.sampling.request(SPAN, traceparent);
     let reply = Reply::new(&request, &context, &worker.draining);
-    match verdict(&request, task.into_inner(), payload, &worker, &context, arrived).await {
+    let question = (task.into_inner(), wishes.explain);
+    match verdict(&request, question, payload, &worker, &context, arrived).await {
         Ok(verdict) => Ok(reply.verdict(&verdict)),
         Err(problem) => Ok(reply.problem(&problem)),
     }
@@ -62,7 +73,7 @@ pub(super) async fn classify(
 
 async fn verdict(
     request: &HttpRequest,
-    task: String,
+    (task, explain): (String, bool),
     payload: Payload,
     worker: &Worker,
     context: &RequestContext,
@@ -76,7 +87,7 @@ async fn verdict(
     // Dropped with this future when the client goes.
     let (caller, _presence) = Caller::new();
     let fresh = request.headers().get(CACHE_CONTROL).is_some_and(|value| value == "no-cache");
-    let question = Classify { task, image, deadline, fresh, trace: context.trace.clone(), caller };
+    let question = Classify { task, image, deadline, fresh, explain, trace: context.trace.clone(), caller };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     let routed = worker.router.send(question).await.map_err(lost)??;
     Ok(Verdict::new(context, &routed))

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ArbiterHandle};
-use concord_models::{GenerateRequest, ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels};
+use concord_models::{
+    GenerateRequest, Generator, ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::queue::{Entry, Queue};
@@ -40,6 +42,8 @@ pub(crate) struct ModelHandle {
     pub(crate) parameters: i64,
     /// Whether it writes texts.
     pub(crate) writes: bool,
+    /// Whether it can be asked in words.
+    pub(crate) takes_questions: bool,
 }
 
 /// A text that is asked for; its place has been reserved.
@@ -77,7 +81,9 @@ impl ModelHandle {
         let (snapshot, placement, parameters) =
             (seat.snapshot, seat.model.placement(), seat.model.parameters());
         let preprocessor = Arc::new(seat.model.preprocessor().clone());
-        let writes = seat.model.generator().is_some();
+        let generator = seat.model.generator();
+        let writes = generator.is_some();
+        let takes_questions = generator.is_some_and(Generator::takes_questions);
         let actor = ModelActor {
             name: Arc::clone(name),
             queue: Arc::clone(&queue),
@@ -105,6 +111,7 @@ impl ModelHandle {
             placement,
             parameters,
             writes,
+            takes_questions,
         }
     }
 

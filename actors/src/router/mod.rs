@@ -2,6 +2,7 @@
 
 mod cascade;
 mod error;
+mod explain;
 mod flight;
 mod write;
 
@@ -16,10 +17,12 @@ use futures::FutureExt;
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::error::RouteError;
+pub use self::explain::Explanation;
 pub(crate) use self::flight::Flights;
 pub use self::write::{Write, Writing};
 
 use self::cascade::{Cascade, Computed};
+use self::explain::Wish;
 use self::flight::{Boarding, Start};
 use crate::Trace;
 use crate::cache::{Cache, Get, KnownVote, Lookup, Value};
@@ -47,6 +50,8 @@ pub struct Classify {
     pub deadline: Instant,
     /// Whether to answer without looking into the cache.
     pub fresh: bool,
+    /// Whether a model is to say in words why the answer is what it is.
+    pub explain: bool,
     /// The request's span.
     pub trace: Trace,
     /// Told when whoever asked has left.
@@ -82,6 +87,8 @@ pub struct Routed {
     pub decode: Duration,
     /// From the request's arrival at the router to the answer.
     pub total: Duration,
+    /// Why the answer is what it is, where that was asked for.
+    pub explanation: Option<Explanation>,
 }
 
 /// What the cache spared a request.
@@ -176,7 +183,15 @@ impl Route {
         let known_task = task.as_ref().ok().cloned();
         let trace = request.trace.clone();
         let result = match task {
-            Ok(task) => self.answer_task(task, request).await,
+            Ok(task) => {
+                let wish = request.explain.then(|| Wish::of(&request));
+                let mut result = self.answer_task(task, request).await;
+                if let (Ok(routed), Some(wish)) = (&mut result, wish) {
+                    routed.explanation = Some(explain::explain(&self.shared, routed, wish).await);
+                    routed.total = self.arrived.elapsed();
+                }
+                result
+            }
             Err(error) => Err(error),
         };
         self.count(known_task.as_deref(), &result, &trace);
@@ -272,7 +287,7 @@ impl Route {
         cache: CacheOutcome,
         decode: Duration,
     ) -> Routed {
-        Routed { task, answer, cache, decode, total: self.arrived.elapsed() }
+        Routed { task, answer, cache, decode, total: self.arrived.elapsed(), explanation: None }
     }
 
     fn count(&self, task: Option<&TaskPlan>, result: &Result<Routed, RouteError>, trace: &Trace) {

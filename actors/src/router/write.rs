@@ -55,7 +55,7 @@ impl Handler<Write> for Router {
     }
 }
 
-async fn start(shared: &Shared, write: Write) -> Result<Writing, RouteError> {
+pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, RouteError> {
     let running = shared.running.get().ok_or(RouteError::NotReady)?;
     let Some(model) = running.models.get(write.model.as_str()).filter(|model| model.writes).cloned() else {
         let writers = running.models.values().filter(|model| model.writes);

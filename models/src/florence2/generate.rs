@@ -108,6 +108,10 @@ pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelEr
 }
 
 impl Generator for Florence2 {
+    fn takes_questions(&self) -> bool {
+        false
+    }
+
     fn generate(
         &self,
         image: &Pixels,

@@ -84,8 +84,6 @@ pub(super) fn parse(prompt: &str) -> Result<(&'static Task, String), ModelError>
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
-
     use super::{TASKS, parse};
 
     #[test]

@@ -92,7 +92,7 @@ fn written_tokens(fixture: &Fixture) -> Result<usize, ModelError> {
             return Ok(ids.len() - 1);
         }
         let ids = fixture.input(&format!("{}.beam.ids", key_of(task)))?;
-        longest = longest.max(usize::try_from(ids.numel()).unwrap_or(0).saturating_sub(1));
+        longest = longest.max(ids.numel().saturating_sub(1));
     }
     Ok(longest)
 }

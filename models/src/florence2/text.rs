@@ -113,8 +113,6 @@ fn microsoft_tokens() -> Vec<AddedToken> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
-
     use std::path::Path;
 
     use super::TextCodec;
