@@ -24,7 +24,7 @@ def configuration(tokenizer):
                 decoder_start_token_id=2, is_encoder_decoder=True, activation_function="gelu", scale_embedding=False, dropout=0.0)
     # The strides of the published ones divide by 32; these by 16, so that 64 pixels leave 4 × 4 positions.
     vision = dict(embed_dim=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), num_groups=(1, 2, 3, 4), depths=(1, 1, 3, 1),
-                  patch_stride=(4, 2, 2, 1), window_size=8, mlp_ratio=2.0, drop_path_rate=0.0, projection_dim=96,
+                  patch_stride=(4, 2, 2, 1), window_size=4, mlp_ratio=2.0, drop_path_rate=0.0, projection_dim=96,
                   max_position_embeddings=8, max_temporal_embeddings=4)
     return Florence2Config(text_config=text, vision_config=vision, image_token_id=image, bos_token_id=0, eos_token_id=2,
                            pad_token_id=1)

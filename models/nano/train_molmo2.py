@@ -68,7 +68,7 @@ def sign_question(names, labels):
     if kind < 0.6:
         return ask.choices(ask.SIGN, offered), offered, labels.masked_fill(labels == training.NO_SIGN, -1)
     if kind < 0.75:     # some of the signs, in any order
-        chosen = random.sample(range(len(offered)), random.randint(8, 24))
+        chosen = random.sample(range(len(offered)), random.randint(len(offered) // 5 + 1, len(offered) // 2))
         place = torch.full((training.NO_SIGN + 1,), -1, device=labels.device)
         place[chosen] = torch.arange(len(chosen), device=labels.device)
         return ask.choices(question, [offered[i] for i in chosen]), [offered[i] for i in chosen], place[labels]

@@ -78,8 +78,9 @@ def train(module, loss_of, x, y, pace, peak_rate, name, more=lambda: ()):
     average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     device, clock = next(module.parameters()).device, Clock(pace.seconds)
     for step in range(1, total + 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # slower on a CPU
-            loss = loss_of(module, *batch(x, y, pace.size), *more())
+        drawn = (*batch(x, y, pace.size), *more())      # not in bf16: a picture's coordinates need more bits
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):    # slower on a CPU
+            loss = loss_of(module, *drawn)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
