@@ -49,6 +49,9 @@ def alone(ensemble, model, folder):
         if "prompts" in task:
             lines.append(f"[tasks.{name}.prompts]")
             lines += [f"{json.dumps(label)} = {json.dumps(texts)}" for label, texts in task["prompts"].items()]
+        if "answers" in task:
+            lines.append(f"[tasks.{name}.answers]")
+            lines += [f"{json.dumps(label)} = {json.dumps(text)}" for label, text in task["answers"].items()]
         lines += [f"[[tasks.{name}.stages]]", f"models = [{json.dumps(model)}]"]
     return "\n".join(lines) + "\n"
 
@@ -68,22 +71,46 @@ def ask_concord(concord, ensemble_file, task, files):
     return [json.loads(line) for line in done.stdout.splitlines()], time.time() - start
 
 
+def answers_of(task):
+    """What a model that is asked the question answers for each label, as Concord resolves it."""
+    default = ["NO", "YES"] if len(task["labels"]) == 2 else task["labels"]
+    return [task.get("answers", {}).get(label, other) for label, other in zip(task["labels"], default)]
+
+
+def ask_pixels(architecture, snapshot, head, task, pictures):
+    """Logits of a model that takes pixels of one size: [pictures, labels]."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Florence2ForConditionalGeneration
+    pixels = measure.pixels(AutoImageProcessor.from_pretrained(snapshot), pictures)
+    if architecture == "florence2":
+        import ask_florence2
+        network = Florence2ForConditionalGeneration.from_pretrained(snapshot, dtype=torch.float32).eval()
+        return ask_florence2.logits(network, AutoTokenizer.from_pretrained(snapshot), pixels, prompts_of(task))
+    network = AutoModel.from_pretrained(snapshot, dtype=torch.float32).eval()
+    if architecture == "dinov3":
+        head = {key: tensor.float() for key, tensor in load_file(snapshot / head).items()}
+        return F.linear(heads.all_features(network, pixels), head["linear.weight"], head["linear.bias"])
+    embeddings = captions.label_embeddings(network, AutoTokenizer.from_pretrained(snapshot), prompts_of(task))
+    return captions.logits(network, pixels, embeddings)
+
+
+def ask_molmo2(snapshot, task, pictures):
+    """Logits of a model that is asked the question in words: [pictures, labels]."""
+    import ask_molmo2 as ask
+    from transformers import AutoProcessor, Molmo2ForConditionalGeneration
+    network = Molmo2ForConditionalGeneration.from_pretrained(snapshot, dtype=torch.float32).eval()
+    processor, answers = AutoProcessor.from_pretrained(snapshot), answers_of(task)
+    patches = ask.pixels(processor.image_processor, pictures)
+    return ask.logits(network, processor.tokenizer, patches, ask.choices(task["question"], answers), answers)
+
+
 @torch.no_grad()
 def ask_transformers(ensemble, model, name, folder, pictures):
     """Probabilities by the reference: [pictures, labels]."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     section, task = ensemble["models"][model], ensemble["tasks"][name]
     snapshot = folder / section["snapshot"]
-    processor = AutoImageProcessor.from_pretrained(snapshot)
-    network = AutoModel.from_pretrained(snapshot, dtype=torch.float32).eval()
-    pixels = measure.pixels(processor, pictures)
-    if section["architecture"] == "dinov3":
-        head = {key: tensor.float() for key, tensor in load_file(snapshot / section["heads"][name]).items()}
-        logits = F.linear(heads.all_features(network, pixels), head["linear.weight"], head["linear.bias"])
-    else:
-        embeddings = captions.label_embeddings(network, AutoTokenizer.from_pretrained(snapshot), prompts_of(task))
-        logits = captions.logits(network, pixels, embeddings)
-    return logits.softmax(1)
+    if section["architecture"] == "molmo2":
+        return ask_molmo2(snapshot, task, pictures).softmax(1)
+    return ask_pixels(section["architecture"], snapshot, section.get("heads", {}).get(name), task, pictures).softmax(1)
 
 
 def main():

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-import data
 import measure
-from heads import CALIBRATION_COPIES
 
 LENGTH = 24
 MERGES = 300
@@ -78,24 +76,14 @@ def logits(model, pixels, embeddings):
     return image @ embeddings.T * model.logit_scale.exp()
 
 
+def asked(names):
+    """Concord's prompts for each label of each task."""
+    return {"roadwork": PROMPTS, "traffic_sign": [[TEMPLATE.format(names[i])] for i in sorted(names)]}
+
+
 def report(model, tokenizer, processor, held, test, names, normaliser):
     """Zero-shot figures and temperatures, with the processor that Concord is compared with."""
-    result = {"parameters": sum(p.numel() for p in model.parameters()), "tokens": len(tokenizer), "logits": {}}
-    device = model.logit_scale.device
-    clean_held, clean_test = (measure.pixels(processor, p).to(device) for p in (held, test))
-    # The same mixture that the temperatures of the other model's heads are fitted on.
-    raw, _ = data.to_tensors(held, device)
-    augmented = [normaliser(data.augment(raw)) for _ in range(CALIBRATION_COPIES)]
-    asked = {"roadwork": PROMPTS, "traffic_sign": [[TEMPLATE.format(names[i])] for i in sorted(names)]}
-    for task, prompts in asked.items():
-        embeddings = label_embeddings(model, tokenizer, prompts)
-        truth = measure.truth(held, task, device)
-        on_held = [logits(model, pixels, embeddings) for pixels in [clean_held, *augmented]]
-        on_test = logits(model, clean_test, embeddings)
-        temperature = measure.fit_temperature(torch.cat(on_held), truth.repeat(len(on_held)))
-        result[f"{task}.holdout"] = measure.figures(on_held[0], truth, temperature)
-        result[f"{task}.holdout_augmented"] = measure.figures(torch.cat(on_held), truth.repeat(len(on_held)), temperature)
-        result[f"{task}.test"] = measure.figures(on_test, measure.truth(test, task, device), temperature)
-        if task == "roadwork":
-            result["logits"] = {"roadwork.holdout": measure.margins(on_held[0]), "roadwork.test": measure.margins(on_test)}
-    return result
+    embeddings = {task: label_embeddings(model, tokenizer, prompts) for task, prompts in asked(names).items()}
+    result = measure.zero_shot(lambda pixels, task: logits(model, pixels, embeddings[task]), model.logit_scale.device,
+                               [measure.pixels(processor, pictures) for pictures in (held, test)], held, test, normaliser)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "tokens": len(tokenizer), **result}

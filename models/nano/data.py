@@ -18,6 +18,7 @@ from PIL import Image
 LOADED_SIDE = 80      # larger than the models' 64, so that augmentation can zoom
 SIDE = 64
 HOLDOUT_SHARE = 0.2
+SIGN_REACH = 0.8      # GTSRB leaves a tenth on each side of a sign: its reach from the middle, of 1
 ROAD_WORK = 25
 
 
@@ -63,10 +64,19 @@ def choose_holdout(pictures, seed):
     return sorted(chosen)
 
 
-def to_tensors(pictures, device):
+def without_antialias(image, side):
+    """Bilinear and only four source pixels for each, as Molmo2 resizes: uint8 [3, side, side]."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    return F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=False)[0].round().clamp(0, 255).byte()
+
+
+def to_tensors(pictures, device, antialias=True):
     """uint8 [n, 3, LOADED_SIDE, LOADED_SIDE] and class indices [n]."""
-    images = [np.asarray(image.resize((LOADED_SIDE, LOADED_SIDE), Image.BILINEAR)) for _, _, image in pictures]
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    if antialias:
+        images = [np.asarray(image.resize((LOADED_SIDE, LOADED_SIDE), Image.BILINEAR)) for _, _, image in pictures]
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    else:
+        x = torch.stack([without_antialias(image, LOADED_SIDE) for _, _, image in pictures]).to(device)
     return x, torch.tensor([int(folder[:2]) for folder, _, _ in pictures], device=device)
 
 
@@ -74,9 +84,9 @@ def _uniform(n, low, high, device):
     return torch.empty(n, device=device).uniform_(low, high)
 
 
-def _warp(x, angle, zoom, shift, squeeze, tilt):
-    """Samples SIDE × SIDE pixels through a random perspective; all ranges are half-widths."""
-    n, device = len(x), x.device
+def _grid(n, angle, zoom, shift, squeeze, tilt, device):
+    """Where SIDE × SIDE pixels are taken from, in -1…1, through a random perspective, and its matrices; all ranges
+    are half-widths."""
     a = _uniform(n, -angle, angle, device)
     zx, zy = zoom * _uniform(n, 1 - squeeze, 1 + squeeze, device), zoom * _uniform(n, 1 - squeeze, 1 + squeeze, device)
     matrix = torch.zeros(n, 3, 3, device=device)
@@ -88,7 +98,11 @@ def _warp(x, angle, zoom, shift, squeeze, tilt):
     axis = (torch.arange(SIDE, device=device) + 0.5) / SIDE * 2 - 1
     y, x_axis = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack([x_axis, y, torch.ones_like(y)], -1).reshape(1, -1, 3) @ matrix.transpose(1, 2)
-    grid = (points[..., :2] / points[..., 2:].clamp(min=0.3)).view(n, SIDE, SIDE, 2)
+    return (points[..., :2] / points[..., 2:].clamp(min=0.3)).view(n, SIDE, SIDE, 2), matrix
+
+
+def _warp(x, angle, zoom, shift, squeeze, tilt):
+    grid, _ = _grid(len(x), angle, zoom, shift, squeeze, tilt, x.device)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -158,3 +172,25 @@ def not_signs(x):
         clouds += F.interpolate(cells, size=(SIDE, SIDE), mode="bicubic")
     clouds = torch.sigmoid(clouds * _uniform(len(clouds), 0.3, 2, device).view(-1, 1, 1, 1))
     return _degrade(_light(torch.cat([zoomed, tiles, clouds])))
+
+
+def _boxes(matrix):
+    """The boxes around the signs that `matrix` puts in place: [n, 4] left, top, right, bottom in 0…1."""
+    corners = torch.tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], device=matrix.device, dtype=matrix.dtype)
+    corners = corners * torch.tensor([SIGN_REACH, SIGN_REACH, 1], device=matrix.device)
+    placed = corners @ torch.linalg.inv(matrix).transpose(1, 2)
+    placed = ((placed[..., :2] / placed[..., 2:]) + 1) / 2
+    return torch.cat([placed.amin(1), placed.amax(1)], 1).clamp(0, 1)
+
+
+def scenes(x, behind):
+    """Signs `x` at known places, large ones and small ones, in front of no-sign pictures made of `behind`:
+    pictures in 0…1 and the signs' boxes, both as `augment` and `_boxes` have them."""
+    n, device = len(x), x.device
+    zoom = torch.where(torch.rand(n, device=device) < 0.3, _uniform(n, 0.85, 1.1, device), torch.exp(_uniform(n, -0.16, 0.9, device)))
+    room = (zoom - SIGN_REACH).clamp(min=0.05)[:, None]
+    shift = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
+    grid, matrix = _grid(n, 0.15, zoom, shift, 0.1, 0.05, device)
+    signs = _light(F.grid_sample(x.float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False))
+    inside = (grid.abs().amax(-1) <= 1).unsqueeze(1)
+    return _degrade(torch.where(inside, signs, not_signs(behind))), _boxes(matrix)

@@ -9,7 +9,6 @@ import data
 import measure
 
 COPIES = 12            # augmented copies of each frame that a head is fitted on
-CALIBRATION_COPIES = 4  # of these, how many the temperature is fitted on, with the frame itself
 FOLDS = 5
 STEPS = 400
 
@@ -73,7 +72,7 @@ def fit_and_report(backbone, processor, held, test, names, out, normaliser):
 
         # A temperature fitted on what the head was fitted on would be too sure; and the frames as they are
         # leave one mistake in four thousand to fit it on, so their augmented copies are asked too.
-        asked = copies[: 1 + CALIBRATION_COPIES]
+        asked = copies[: 1 + measure.CALIBRATION_COPIES]
         out_of_fold = [torch.zeros(len(held), len(labels), device=device) for _ in asked]
         for part in range(FOLDS):
             weight, bias = fit(fold != part)

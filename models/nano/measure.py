@@ -2,7 +2,10 @@
 import torch
 import torch.nn.functional as F
 
+import data
 from data import ROAD_WORK
+
+CALIBRATION_COPIES = 4  # augmented copies of each held-out frame that a temperature is fitted on, with the frame itself
 
 
 def pixels(processor, pictures):
@@ -41,3 +44,32 @@ def figures(logits, labels, temperature):
 def margins(logits):
     """Logit of road work minus that of none, for choosing thresholds later."""
     return [round(v, 4) for v in (logits[:, 1] - logits[:, 0]).tolist()]
+
+
+def overlap(found, boxes):
+    """Intersection of boxes [n, 4] over their union."""
+    size = lambda corners: (corners[:, 2:] - corners[:, :2]).clamp(min=0).prod(1)
+    common = size(torch.cat([torch.maximum(found[:, :2], boxes[:, :2]), torch.minimum(found[:, 2:], boxes[:, 2:])], 1))
+    return common / (size(found) + size(boxes) - common).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def zero_shot(ask, device, clean, held, test, normaliser):
+    """Figures and temperatures of a model that `ask(pixels, task)` gets label logits of. `clean` are the pixels of
+    the held-out and of the test pictures by the processor that Concord is compared with."""
+    result = {"logits": {}}
+    clean_held, clean_test = (pixels.to(device) for pixels in clean)
+    # The same mixture that the temperatures of the heads are fitted on.
+    raw, _ = data.to_tensors(held, device)
+    augmented = [normaliser(data.augment(raw)) for _ in range(CALIBRATION_COPIES)]
+    for task in ("roadwork", "traffic_sign"):
+        labels = truth(held, task, device)
+        on_held = [ask(pixels, task) for pixels in [clean_held, *augmented]]
+        on_test = ask(clean_test, task)
+        temperature = fit_temperature(torch.cat(on_held), labels.repeat(len(on_held)))
+        result[f"{task}.holdout"] = figures(on_held[0], labels, temperature)
+        result[f"{task}.holdout_augmented"] = figures(torch.cat(on_held), labels.repeat(len(on_held)), temperature)
+        result[f"{task}.test"] = figures(on_test, truth(test, task, device), temperature)
+        if task == "roadwork":
+            result["logits"] = {"roadwork.holdout": margins(on_held[0]), "roadwork.test": margins(on_test)}
+    return result

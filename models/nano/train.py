@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Train the nano snapshots from scratch: a DINOv3 backbone with two heads, and a SigLIP2.
+"""Train the nano snapshots from scratch: a DINOv3 backbone with two heads, a SigLIP2, a Florence-2 and a Molmo2.
 
     python models/nano/train.py [--data ../shared/data] [--out models/nano]
-                                [--only dinov3|heads|siglip2] [--epochs N] [--seed 1]
+                                [--only dinov3|heads|siglip2|florence2|molmo2] [--epochs N] [--seconds N] [--seed 1]
 
-Writes OUT/holdout.txt, OUT/dinov3, OUT/siglip2 and OUT/report.json. The models are transformers' own
-classes, saved by save_pretrained in fp16. A fifth of the physical signs of each class (holdout.txt) is
-seen by neither model; heads and temperatures are fitted on those alone, and the test archive is only
-reported on. Three and six minutes on one H200; needs torch, transformers, tokenizers, pillow.
+Writes OUT/dinov3, OUT/siglip2, OUT/florence2, OUT/molmo2, OUT/report.json, and OUT/holdout.txt where there is none. The
+models are transformers' own classes, saved by save_pretrained in fp16. A fifth of the physical signs of each class
+(holdout.txt) is seen by none of them; heads and temperatures are fitted on those alone, and the test archive is only
+reported on. Minutes each on one H200; needs torch, torchvision, transformers (molmo2: >= 5.20), tokenizers, pillow.
 """
 import argparse
 import json
@@ -24,59 +24,13 @@ import torch.nn.functional as F
 import captions
 import data
 import heads
+from training import HALF, IMAGENET, NO_SIGN, Pace, normalise, save_half, train
 
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-HALF = ([0.5] * 3, [0.5] * 3)
-NO_SIGN = 43                  # the class of pictures that show no sign
-NO_SIGN_SHARE = 0.12
-BATCH = 512
+MODELS = ["dinov3", "siglip2", "florence2", "molmo2"]
+EPOCHS = {"dinov3": 120, "siglip2": 220, "florence2": 160, "molmo2": 160}
 
 
-def normalise(x, mean_std):
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in mean_std)
-    return (x - mean) / std
-
-
-def batches(x, y, epochs):
-    """Augmented batches, with pictures of no sign mixed in."""
-    count = max(1, len(x) // BATCH)
-    for _ in range(epochs * count):
-        index = torch.randint(len(x), (BATCH,), device=x.device)
-        signs, labels = data.augment(x[index]), y[index].clone()
-        none = int(BATCH * NO_SIGN_SHARE)
-        signs[:none] = data.not_signs(x[torch.randint(len(x), (none,), device=x.device)])
-        labels[:none] = NO_SIGN
-        yield signs, labels
-
-
-def train(module, loss_of, x, y, epochs, peak_rate, name):
-    """AdamW with a warm-up and a cosine, and the moving average of the weights, which is what is kept."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=peak_rate, betas=(0.9, 0.98))
-    steps = epochs * max(1, len(x) // BATCH)
-    warm_up = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(
-        (step + 1) / warm_up, 0.5 * (1 + torch.cos(torch.tensor(step / steps * 3.14159)).item()) + 1e-3))
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    start = time.time()
-    for step, (images, labels) in enumerate(batches(x, y, epochs), 1):
-        with torch.autocast(x.device.type, torch.bfloat16):
-            loss = loss_of(module, images, labels)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(module)
-        if step % max(1, steps // 20) == 0:
-            print(f"{name}: step {step} of {steps}, loss {loss.item():.4f}, {time.time() - start:.0f} s", flush=True)
-    module.load_state_dict(average.module.state_dict())
-    return module.eval()
-
-
-def train_dinov3(x, y, epochs):
+def train_dinov3(x, y, pace):
     """The backbone, with a classifier that is thrown away."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
     config = DINOv3ViTConfig(hidden_size=128, intermediate_size=480, num_hidden_layers=8, num_attention_heads=4,
@@ -89,10 +43,10 @@ def train_dinov3(x, y, epochs):
         features = heads.features_of(module["backbone"], normalise(images, IMAGENET))
         return F.cross_entropy(module["classifier"](F.dropout(features, 0.1)), labels, label_smoothing=0.05)
 
-    return train(both, loss_of, x, y, epochs, 1.5e-3, "dinov3")["backbone"]
+    return train(both, loss_of, x, y, pace, 1.5e-3, "dinov3")["backbone"]
 
 
-def train_siglip2(x, y, epochs, names, out):
+def train_siglip2(x, y, pace, names, out):
     """Both towers, on captions of class names and of the question itself."""
     from transformers import SiglipConfig, SiglipModel
     tokenizer = captions.make_tokenizer(names)
@@ -123,64 +77,96 @@ def train_siglip2(x, y, epochs, names, out):
         return (F.cross_entropy(classes, labels, label_smoothing=0.02) + 0.3 * sigmoid
                 + F.cross_entropy(question, road_work, weight=weight))
 
-    model = train(model, loss_of, x, y, epochs, 1.5e-3, "siglip2")
+    model = train(model, loss_of, x, y, pace, 1.5e-3, "siglip2")
     with torch.no_grad():
         model.logit_scale.clamp_(max=3.6)
     return model, tokenizer
 
 
-def save_half(model, processor, folder):
-    """fp16 on disk, as small snapshots are published; back in fp32 for what follows."""
-    model.half().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return type(model).from_pretrained(folder, dtype=torch.float32).eval()
+def make_dinov3(photographs, pace, out, refit=False):
+    from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
+    processor = DINOv3ViTImageProcessor(size={"height": data.SIDE, "width": data.SIDE})
+    if refit:
+        backbone = DINOv3ViTModel.from_pretrained(out, dtype=torch.float32).eval().to(photographs.device)
+    else:
+        x, y = photographs.seen()
+        backbone = save_half(train_dinov3(x, y, pace), processor, out).to(x.device)
+    return heads.fit_and_report(backbone, processor, photographs.held, photographs.test, photographs.names, out,
+                                normaliser=lambda v: normalise(v, IMAGENET))
 
 
-def main():
+def make_siglip2(photographs, pace, out):
+    from transformers import SiglipImageProcessor
+    x, y = photographs.seen()
+    model, tokenizer = train_siglip2(x, y, pace, photographs.names, out)
+    processor = SiglipImageProcessor(size={"height": data.SIDE, "width": data.SIDE}, resample=2)
+    model = save_half(model, processor, out).to(x.device)
+    return captions.report(model, tokenizer, processor, photographs.held, photographs.test, photographs.names,
+                           normaliser=lambda v: normalise(v, HALF))
+
+
+def make_florence2(photographs, pace, out):
+    import train_florence2
+    x, y = photographs.seen()
+    made = train_florence2.make(x, y, pace, photographs.names, out)
+    return train_florence2.report(*made, photographs.held, photographs.test, photographs.names)
+
+
+def make_molmo2(photographs, pace, out):
+    import train_molmo2
+    x, y = photographs.seen(antialias=False)
+    made = train_molmo2.make(x, y, pace, photographs.names, out)
+    return train_molmo2.report(*made, photographs.held, photographs.test, photographs.names)
+
+
+class Photographs:
+    """Frames to train on, frames of held-out signs, and the test archive."""
+
+    def __init__(self, folder, out, seed, limit, device):
+        pictures = data.read_archive(folder / "gtsrb_train.tar.gz", limit)
+        kept = out / "holdout.txt"
+        if not kept.exists():
+            kept.write_text("\n".join(data.choose_holdout(pictures, seed)) + "\n")
+        holdout = set(kept.read_text().split())
+        self.names, self.device = data.class_names(pictures), device
+        self.held = [p for p in pictures if data.sign_of(*p[:2]) in holdout]
+        self.to_see = [p for p in pictures if data.sign_of(*p[:2]) not in holdout]
+        self.test = data.read_archive(folder / "gtsrb_test.tar.gz", limit)
+        print(f"{len(self.to_see)} frames to train on, {len(self.held)} of held-out signs, {len(self.test)} to report on", flush=True)
+
+    def seen(self, antialias=True):
+        return data.to_tensors(self.to_see, self.device, antialias)
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of gtsrb_train.tar.gz and gtsrb_test.tar.gz (CONCORD_DATA, ../shared/data)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--only", choices=["dinov3", "heads", "siglip2"], help="heads: refit them on the backbone in OUT")
-    parser.add_argument("--epochs", type=int, help="default: 120 for dinov3, 220 for siglip2")
+    parser.add_argument("--only", choices=[*MODELS, "heads"], help="heads: refit them on the backbone in OUT")
+    parser.add_argument("--epochs", type=int, help=f"default: {', '.join(f'{n} for {m}' for m, n in EPOCHS.items())}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--seconds", type=int, help="train for fewer epochs where they would take longer")
     parser.add_argument("--limit", type=int, help="use so many pictures, for trying the script out")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     folder = data.data_folder(args.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-
-    pictures = data.read_archive(folder / "gtsrb_train.tar.gz", args.limit)
-    names = data.class_names(pictures)
-    holdout = data.choose_holdout(pictures, args.seed)
-    (args.out / "holdout.txt").write_text("\n".join(holdout) + "\n")
-    held = [p for p in pictures if data.sign_of(*p[:2]) in set(holdout)]
-    seen = [p for p in pictures if data.sign_of(*p[:2]) not in set(holdout)]
-    test = data.read_archive(folder / "gtsrb_test.tar.gz", args.limit)
-    print(f"{len(seen)} frames to train on, {len(held)} of held-out signs, {len(test)} to report on", flush=True)
-    x, y = data.to_tensors(seen, device)
+    photographs = Photographs(folder, args.out, args.seed, args.limit, device)
+    make = {"dinov3": make_dinov3, "siglip2": make_siglip2, "florence2": make_florence2, "molmo2": make_molmo2}
     report = {}
-
-    if args.only != "siglip2":
-        from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
-        start, out = time.time(), args.out / "dinov3"
-        processor = DINOv3ViTImageProcessor(size={"height": data.SIDE, "width": data.SIDE})
-        if args.only == "heads":
-            backbone = DINOv3ViTModel.from_pretrained(out, dtype=torch.float32).eval().to(device)
-        else:
-            backbone = save_half(train_dinov3(x, y, args.epochs or 120), processor, out).to(device)
-        report["dinov3"] = heads.fit_and_report(backbone, processor, held, test, names, out, normaliser=lambda v: normalise(v, IMAGENET))
-        report["dinov3"]["seconds"] = time.time() - start
-    if args.only in (None, "siglip2"):
-        from transformers import SiglipImageProcessor
-        start, out = time.time(), args.out / "siglip2"
-        model, tokenizer = train_siglip2(x, y, args.epochs or 220, names, out)
-        processor = SiglipImageProcessor(size={"height": data.SIDE, "width": data.SIDE}, resample=2)
-        model = save_half(model, processor, out).to(device)
-        report["siglip2"] = captions.report(model, tokenizer, processor, held, test, names, normaliser=lambda v: normalise(v, HALF))
-        report["siglip2"]["seconds"] = time.time() - start
-    print(json.dumps(report, indent=1))
+    for name in MODELS if args.only is None else ["dinov3" if args.only == "heads" else args.only]:
+        start, more = time.time(), {"refit": True} if args.only == "heads" else {}
+        pace = Pace(args.epochs or EPOCHS[name], args.batch, args.seconds)
+        report[name] = make[name](photographs, pace, args.out / name, **more)
+        report[name]["seconds"] = time.time() - start
+        print(json.dumps({key: value for key, value in report[name].items() if key != "logits"}, indent=1), flush=True)
     if (args.out / "report.json").exists():
         report = {**json.loads((args.out / "report.json").read_text()), **report}
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
