@@ -212,7 +212,7 @@ fn a_faulty_variable_is_named() {
         (
             "CONCORD__MODELS__CLIP__SNAPSHOT",
             "x",
-            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2",
+            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2, florence2",
         ),
         (
             "CONCORD__TASKS__ROADWORK__FUSION__WEIGHTS__DINOV3",
