@@ -111,7 +111,7 @@ impl Captions {
     }
 }
 
-/// Inputs, targets and shares of [`Captions`], each [rows, ..] → [rows].
+/// Inputs, targets and shares of [`Captions`], each [rows, length] → one value for each row.
 fn mean_log_probabilities(
     network: &Network,
     memory: &Memory,
