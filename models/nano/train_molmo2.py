@@ -18,6 +18,7 @@ VISION = dict(hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_a
 TEXT = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
             max_position_embeddings=2048, qk_norm_type="qwen3", norm_after=False, rope_theta=10_000.0)
 EXTRA_ROWS = 16         # of the embeddings, for ask.EXTRA
+NAMED = 256             # pictures of a batch whose sign is asked for: that prompt is the longest
 
 
 def hub_config(tokenizer, base):
@@ -105,15 +106,19 @@ def learn(x, y, pace, names):
     def prompt_of(question, answers):
         return ask.Prompt(tokenizer, question, list(answers), x.device)
 
-    def loss_of(module, images, labels):
+    def loss_of(both, images, labels):
+        module = both["model"]
         seen = ask.features(module, ask.to_patches(images))
         road_work = (labels == data.ROAD_WORK).long()
         question, answers = road_work_question()
         loss = answer_loss(module, seen, prompt_of(question, tuple(answers)), road_work, 1.0 + 3.0 * road_work)
-        question, answers, right = sign_question(names, labels)
-        return loss + answer_loss(module, seen, prompt_of(question, tuple(answers)), right, torch.ones(len(right), device=x.device))
+        question, answers, right = sign_question(names, labels[-NAMED:])
+        named = answer_loss(module, seen[-NAMED:], prompt_of(question, tuple(answers)), right, torch.ones(len(right), device=x.device))
+        return training.class_loss(both, seen, labels) + loss + named
 
-    return training.train(model, loss_of, x, y, pace, 1.5e-3, "molmo2"), tokenizer, config
+    both = training.with_classifier(model, TEXT["hidden_size"], x.device)
+    training.train(both, loss_of, x, y, pace, 1.5e-3, "molmo2")
+    return model.eval(), tokenizer, config
 
 
 def publish(model, processor, config, out):

@@ -3,6 +3,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 import data
 
@@ -37,6 +38,16 @@ def batch(x, y, size):
     signs[:none] = data.not_signs(x[torch.randint(len(x), (none,), device=x.device)])
     labels[:none] = NO_SIGN
     return signs, labels
+
+
+def with_classifier(module, width, device):
+    """With a classifier of its image features that is thrown away: texts alone teach an image tower from scratch slowly."""
+    return torch.nn.ModuleDict({"model": module, "classes": torch.nn.Linear(width, NO_SIGN + 1).to(device)})
+
+
+def class_loss(both, features, labels):
+    """Of the thrown-away classifier on image features [n, tokens, width]."""
+    return F.cross_entropy(both["classes"](features.mean(1).float()), labels, label_smoothing=0.05)
 
 
 class Clock:
