@@ -88,8 +88,7 @@ impl GroupedAttention {
         let projected = self.projection.forward(x);
         let part = |start, length, heads| split_heads(&projected.narrow(-1, start, length), heads);
         let query = self.positioned(&projected.narrow(-1, 0, queries), &self.query_norm, self.heads, rope);
-        let key =
-            self.positioned(&projected.narrow(-1, queries, keys), &self.key_norm, self.key_heads, rope);
+        let key = self.positioned(&projected.narrow(-1, queries, keys), &self.key_norm, self.key_heads, rope);
         let value = part(queries + keys, keys, self.key_heads);
         let (key, value) = match kept {
             Some((cache, layer)) => cache.append(layer, key, value),

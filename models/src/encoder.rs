@@ -100,9 +100,8 @@ struct Layer {
 
 impl Layer {
     fn load(weights: &mut WeightLoader, name: &str, names: &Names, sizes: &Sizes) -> Self {
-        let mut linear = |part: &str| {
-            Linear::load(weights, &format!("{name}.{part}"), sizes.hidden, sizes.hidden, true)
-        };
+        let mut linear =
+            |part: &str| Linear::load(weights, &format!("{name}.{part}"), sizes.hidden, sizes.hidden, true);
         Self {
             query: linear(names.query),
             key: linear(names.key),

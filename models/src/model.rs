@@ -13,7 +13,8 @@ use crate::snapshot::Snapshot;
 use crate::{Generator, ModelError, Region, dinov3, molmo2, siglip2};
 
 /// Every architecture. A new one is a file beside this and a line here.
-pub const ARCHITECTURES: &[Architecture] = &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, molmo2::ARCHITECTURE];
+pub const ARCHITECTURES: &[Architecture] =
+    &[dinov3::ARCHITECTURE, siglip2::ARCHITECTURE, molmo2::ARCHITECTURE];
 
 /// Loads a snapshot of one architecture.
 pub(crate) type Load = fn(&Snapshot, &ModelOptions, Placement) -> Result<Box<dyn Model>, ModelError>;

@@ -27,11 +27,7 @@ impl TextStream {
         let _ended = self.give(text, on_text);
     }
 
-    fn give(
-        &mut self,
-        certain: &str,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn give(&mut self, certain: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
         match certain.get(self.given..) {
             Some(piece) if !piece.is_empty() => {
                 self.given = certain.len();
@@ -50,7 +46,9 @@ mod tests {
     fn characters_are_given_out_whole() {
         let mut pieces = Vec::new();
         let mut stream = TextStream::default();
-        for text in ["", "a", "a\u{fffd}", "a\u{fffd}\u{fffd}", "aé\u{fffd}", "aé\u{fffd}b", "aé\u{fffd}b\u{fffd}"] {
+        for text in
+            ["", "a", "a\u{fffd}", "a\u{fffd}\u{fffd}", "aé\u{fffd}", "aé\u{fffd}b", "aé\u{fffd}b\u{fffd}"]
+        {
             let flow = stream.advance(text, &mut |piece| {
                 pieces.push(piece.to_owned());
                 ControlFlow::Continue(())

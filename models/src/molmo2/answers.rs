@@ -49,7 +49,9 @@ impl Answers {
             answers.iter().map(|answer| prompter.encode(answer)).collect::<Result<_, _>>()?;
         for (answer, tokens) in answers.iter().zip(&texts) {
             if tokens.is_empty() || tokens.iter().any(|&token| token >= vocabulary) {
-                return Err(ModelError::Unsupported(format!("{answer:?} is no answer that could be written")));
+                return Err(ModelError::Unsupported(format!(
+                    "{answer:?} is no answer that could be written"
+                )));
             }
         }
         let variants = answers.iter().map(|answer| single_tokens(prompter, answer, vocabulary));

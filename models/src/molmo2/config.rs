@@ -4,7 +4,9 @@ use serde::Deserialize;
 
 use crate::blocks::QkNorm;
 use crate::encoder::Sizes;
-use crate::layers::{Activation, LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range};
+use crate::layers::{
+    Activation, LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
+};
 use crate::preprocess::Preprocessor;
 use crate::rotary::{RopeParameters, Yarn};
 

@@ -176,7 +176,9 @@ impl Molmo2 {
     fn check_length(&self, prompt: usize) -> Result<usize, ModelError> {
         let longest = usize::try_from(self.config.text_config.max_position_embeddings).unwrap_or(usize::MAX);
         longest.checked_sub(prompt).ok_or_else(|| {
-            ModelError::Unsupported(format!("the prompt has {prompt} tokens, more than the model's {longest}"))
+            ModelError::Unsupported(format!(
+                "the prompt has {prompt} tokens, more than the model's {longest}"
+            ))
         })
     }
 
@@ -282,6 +284,12 @@ impl Generator for Molmo2 {
         if !stopped {
             stream.finish(&text, on_text);
         }
-        Ok(Generated { text, regions: Vec::new(), prompt_tokens: ids.len(), new_tokens: tokens.len(), finished })
+        Ok(Generated {
+            text,
+            regions: Vec::new(),
+            prompt_tokens: ids.len(),
+            new_tokens: tokens.len(),
+            finished,
+        })
     }
 }

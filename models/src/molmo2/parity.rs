@@ -106,8 +106,8 @@ impl Case<'_> {
         let embeddings = model.embed(&ids, 1, features.as_ref());
         let mut cache = KvCache::new(model.text.layers());
         let mut states = Vec::new();
-        let last = model
-            .read(&ids, embeddings, Some(&mut cache), &mut |state| states.push(state.shallow_clone()));
+        let last =
+            model.read(&ids, embeddings, Some(&mut cache), &mut |state| states.push(state.shallow_clone()));
         states.push(model.text.output(&last));
         for (index, state) in states.iter().enumerate() {
             outputs.insert(format!("text.hidden_states.{index}"), state.shallow_clone());

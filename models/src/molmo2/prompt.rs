@@ -105,7 +105,8 @@ impl Prompter {
         self.refuse_special(question)?;
         let text = self.render(question, images)?;
         let text = if text.starts_with(&self.begin) { text } else { format!("{}{text}", self.begin) };
-        let parts: Vec<Vec<i64>> = text.split(IMAGE).map(|part| self.encode(part)).collect::<Result<_, _>>()?;
+        let parts: Vec<Vec<i64>> =
+            text.split(IMAGE).map(|part| self.encode(part)).collect::<Result<_, _>>()?;
         if parts.len() != images + 1 {
             let message = format!("writes {IMAGE} {} times for {images} images", parts.len() - 1);
             return Err(ModelError::malformed(&self.template_path, message));
@@ -115,7 +116,9 @@ impl Prompter {
 
     fn refuse_special(&self, text: &str) -> Result<(), ModelError> {
         match self.special.iter().find(|token| text.contains(token.as_str())) {
-            Some(token) => Err(ModelError::Unsupported(format!("a prompt must not contain the token {token}"))),
+            Some(token) => {
+                Err(ModelError::Unsupported(format!("a prompt must not contain the token {token}")))
+            }
             None => Ok(()),
         }
     }
@@ -260,7 +263,9 @@ fn load_template(snapshot: &Snapshot) -> Result<(String, PathBuf), ModelError> {
 fn begin_token(snapshot: &Snapshot) -> Result<String, ModelError> {
     let begin = special_token(snapshot, "bos_token")?;
     let begin = if begin.is_some() { begin } else { special_token(snapshot, "eos_token")? };
-    begin.ok_or_else(|| ModelError::malformed(&snapshot.path(TOKENIZER_CONFIG), "has no bos_token or eos_token"))
+    begin.ok_or_else(|| {
+        ModelError::malformed(&snapshot.path(TOKENIZER_CONFIG), "has no bos_token or eos_token")
+    })
 }
 
 /// An entry of `tokenizer_config.json` that is a token's text, or an object with it.

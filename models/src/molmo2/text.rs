@@ -22,7 +22,11 @@ pub(super) struct TextModel {
 }
 
 impl TextModel {
-    pub(super) fn load(weights: &mut WeightLoader, config: &TextConfig, device: Device) -> Result<Self, String> {
+    pub(super) fn load(
+        weights: &mut WeightLoader,
+        config: &TextConfig,
+        device: Device,
+    ) -> Result<Self, String> {
         let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
         let (theta, scaling) = config.rope()?;
         let table = |name: &str, rows, weights: &mut WeightLoader| {
@@ -117,13 +121,8 @@ impl Decoder for Writing<'_> {
             self.model.bias(&before.tril(begin))
         });
         let embeddings = self.model.embed(tokens);
-        let state = self.model.forward(
-            embeddings,
-            &positions,
-            bias.as_ref(),
-            Some(&mut self.cache),
-            &mut |_| {},
-        );
+        let state =
+            self.model.forward(embeddings, &positions, bias.as_ref(), Some(&mut self.cache), &mut |_| {});
         self.model.next_logits(&state)
     }
 
@@ -166,10 +165,10 @@ impl Layer {
         bias: Option<&Tensor>,
         kept: Option<(&mut KvCache, usize)>,
     ) -> Tensor {
-        let normed = |x: &Tensor, norm: &RmsNorm, here: bool| if here { norm.forward(x) } else { x.shallow_clone() };
+        let normed =
+            |x: &Tensor, norm: &RmsNorm, here: bool| if here { norm.forward(x) } else { x.shallow_clone() };
         let before = !self.norm_after;
-        let attended =
-            self.attention.forward(&normed(x, &self.attention_norm, before), rope, bias, kept);
+        let attended = self.attention.forward(&normed(x, &self.attention_norm, before), rope, bias, kept);
         let x = x + normed(&attended, &self.attention_norm, self.norm_after);
         let added = self.mlp.forward(&normed(&x, &self.mlp_norm, before));
         x + normed(&added, &self.mlp_norm, self.norm_after)

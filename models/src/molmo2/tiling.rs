@@ -140,9 +140,8 @@ fn in_one_crop(side: i64) -> Vec<Vec<i64>> {
 /// Rows and columns of tiles, at most `max_tiles`, for an image of this height and width: the ones that need the
 /// least enlargement, or where all are smaller than the image the least reduction. In fp32, because rounding decides.
 fn select_tiles([height, width]: [i64; 2], side: i64, max_tiles: i64) -> [i64; 2] {
-    let mut candidates: Vec<[i64; 2]> = (1..=max_tiles)
-        .flat_map(|rows| (1..=max_tiles / rows).map(move |columns| [rows, columns]))
-        .collect();
+    let mut candidates: Vec<[i64; 2]> =
+        (1..=max_tiles).flat_map(|rows| (1..=max_tiles / rows).map(move |columns| [rows, columns])).collect();
     candidates.sort_by_key(|&[rows, columns]| (rows * columns, rows));
     let scale = |&[rows, columns]: &[i64; 2]| {
         let along = |tiles: i64, length: i64| (tiles * side) as f32 / length as f32;
@@ -190,8 +189,7 @@ fn pool(grid: &[Vec<i64>], [rows, columns]: [i64; 2]) -> (Vec<i64>, [i64; 2]) {
 mod tests {
     use super::*;
 
-    const PUBLISHED: Tiling =
-        Tiling { crop: 378, patch: 14, margins: [4, 4], pooling: [2, 2], max_crops: 8 };
+    const PUBLISHED: Tiling = Tiling { crop: 378, patch: 14, margins: [4, 4], pooling: [2, 2], max_crops: 8 };
 
     /// Height and width, and what `Molmo2ImageProcessor.get_image_grid_and_crops` of transformers 5.23 says of them.
     const GRIDS: [((u32, u32), [i64; 4]); 11] = [
