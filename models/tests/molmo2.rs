@@ -17,10 +17,15 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn load(snapshot: &Path) -> Result<Box<dyn Model>, ModelError> {
+    load_as("fp32", snapshot)
+}
+
+fn load_as(dtype: &str, snapshot: &Path) -> Result<Box<dyn Model>, ModelError> {
     let options = ModelOptions {
         architecture: "molmo2".to_owned(),
         snapshot: snapshot.to_owned(),
         device: "cpu".to_owned(),
+        dtype: dtype.to_owned(),
         ..ModelOptions::default()
     };
     load_model(&options, Path::new(""))
@@ -87,12 +92,14 @@ fn labels_are_as_probable_as_their_answers() {
         ("molmo2_o", tokens, "landscape", [-3.7108, -5.17415, -5.84322]),
         ("molmo2_o", texts, "portrait", [-7.68592, -6.14709, -7.02237]),
     ] {
-        let mut model = load(&folder(name).join("snapshot")).unwrap();
-        model.prepare(TaskId(1), &task(&answers)).unwrap();
-        let bytes = fs::read(folder(name).join(format!("images/{image_name}.png"))).unwrap();
-        let pixels = model.preprocessor().apply(&decode(&bytes, 1_000_000).unwrap()).unwrap();
-        let scores = model.classify(TaskId(1), &[&pixels]).unwrap();
-        assert_near(&scores[0].logits, &expected, 1e-4, &format!("{name} {answers:?} {image_name}"));
+        for (dtype, tolerance) in [("fp32", 1e-4), ("bf16", 0.1), ("fp16", 0.02)] {
+            let mut model = load_as(dtype, &folder(name).join("snapshot")).unwrap();
+            model.prepare(TaskId(1), &task(&answers)).unwrap();
+            let pixels = model.preprocessor().apply(&image(image_name)).unwrap();
+            let scores = model.classify(TaskId(1), &[&pixels]).unwrap();
+            let what = format!("{name} {dtype} {answers:?} {image_name}");
+            assert_near(&scores[0].logits, &expected, tolerance, &what);
+        }
     }
 }
 
