@@ -44,7 +44,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
         r#"11: models.dinov3.heads.streets: "streets" is not a configured task: must be one of roadwork, sign"#,
         "12: models.dinov3.lowercase: not an option of architecture dinov3: only siglip2 takes it",
         "14: models.resnet.snapshot: is missing or empty: must be the folder of a Hugging Face snapshot",
-        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2"#,
+        r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2, molmo2"#,
         r#"16: models.resnet.device: "gpu" is not a device: must be auto, cpu, cuda or cuda:N"#,
         r#"23: tasks.roadwork.fusion.method: "log-linear" is not a fusion method (did you mean "log_linear"?): must be one of linear, log_linear"#,
         r#"24: tasks.roadwork.fusion.weights.resnet: "half" is of the wrong type: must be a number"#,
@@ -207,7 +207,7 @@ fn a_faulty_variable_is_named() {
         (
             "CONCORD__MODELS__CLIP__SNAPSHOT",
             "x",
-            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2",
+            "models.clip.architecture: is missing or empty: must be one of dinov3, siglip2, molmo2",
         ),
         (
             "CONCORD__TASKS__ROADWORK__FUSION__WEIGHTS__DINOV3",
