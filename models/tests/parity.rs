@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use concord_models::parity::{Comparison, check};
 use concord_models::{ModelOptions, Pixels, TaskId, TaskLabels, decode, load_model};
 
-const FIXTURES: [&str; 5] = ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2"];
+const FIXTURES: [&str; 7] =
+    ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2", "molmo2", "molmo2_o"];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)
@@ -101,6 +102,7 @@ fn a_batch_of_n_equals_n_single_runs() {
         ("dinov3_vit", Some("classifier_head.safetensors"), ["landscape", "portrait"].as_slice()),
         ("siglip2", None, &["landscape", "portrait"]),
         ("siglip2_naflex", None, &["landscape", "portrait", "banner"]),
+        ("molmo2", None, &["landscape", "portrait"]),
     ] {
         let mut model = load_model(
             &ModelOptions {
