@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::harness::server::{Server, photograph};
-use crate::harness::{edited_ensemble, replace, root};
+use crate::harness::{edited_ensemble, replace, root, two_models};
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 
@@ -117,7 +117,7 @@ fn every_bad_body_has_its_status() {
 
 #[test]
 fn unusual_pictures_are_judged_as_what_they_show() {
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     let folder = root().join("models/tests/fixtures/images");
     for name in ["grey16.png", "cmyk.jpg", "orientation_6.jpg", "palette.png", "rgba.png", "bilevel.png"] {
         let judge = |name: &str| {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::server::{Answer, Server, photograph};
-use crate::harness::{edited_ensemble, replace, root};
+use crate::harness::{edited_ensemble, replace, root, two_models};
 
 /// The shipped ensemble, with two writers of random weights: what they write means nothing, and is written all the same.
 fn ensemble() -> (TempDir, PathBuf) {

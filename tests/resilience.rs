@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::harness::redis::Redis;
 use crate::harness::server::{Answer, Endpoint, Load, Outcome, Server, photograph};
 use crate::harness::troubled::TroubledServer;
-use crate::harness::{edited_ensemble, replace, root};
+use crate::harness::{edited_ensemble, replace, root, two_models};
 
 /// The statuses of a load, and a message where a request had no answer at all.
 fn statuses(outcomes: &[Outcome]) -> Vec<u16> {
@@ -23,7 +23,7 @@ fn statuses(outcomes: &[Outcome]) -> Vec<u16> {
 fn with_redis(redis: &Redis) -> (Server, String) {
     let url = redis.url();
     let server = Server::start_with(
-        &root().join("ensemble.toml"),
+        &two_models(),
         &[
             ("CONCORD__CACHE__BACKEND", "redis"),
             ("CONCORD__CACHE__URL", &url),
@@ -121,7 +121,7 @@ fn a_server_starts_and_answers_without_its_redis() {
 
 #[test]
 fn a_panic_in_a_forward_costs_its_batch_and_no_more() {
-    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let server = TroubledServer::start(&two_models());
     let load = Load::start(&server.client, 4);
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(300));
@@ -145,7 +145,7 @@ fn a_panic_in_a_forward_costs_its_batch_and_no_more() {
 
 #[test]
 fn a_model_that_panics_again_and_again_still_answers_every_request() {
-    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let server = TroubledServer::start(&two_models());
     server.trouble.panic_in_the_next(8);
     for number in 0..8 {
         let answer = server.client.classify("roadwork", &photograph(number));
@@ -159,7 +159,7 @@ fn a_model_that_panics_again_and_again_still_answers_every_request() {
 
 #[test]
 fn a_server_that_is_told_to_end_answers_what_it_has_accepted() {
-    let mut server = Server::start(&root().join("ensemble.toml"));
+    let mut server = Server::start(&two_models());
     let load = Load::start(&server.client, 6);
     std::thread::sleep(Duration::from_millis(600));
     server.signal("TERM");
@@ -215,7 +215,7 @@ fn ask_and_leave(client: &Endpoint, number: usize) -> TcpStream {
 
 #[test]
 fn nothing_runs_for_a_client_that_has_gone() {
-    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let server = TroubledServer::start(&two_models());
     let depth = |client: &Endpoint| client.metric("concord_queue_depth", &["model=\"dinov3\""]);
     server.trouble.hold();
     let patient = {
@@ -269,7 +269,7 @@ fn what_is_too_late_is_refused_and_does_not_run() {
 
 #[test]
 fn identical_requests_share_one_computation_that_outlives_its_first() {
-    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let server = TroubledServer::start(&two_models());
     server.trouble.hold();
     let leader = ask_and_leave(&server.client, 7);
     server.client.wait_until("the computation runs", |_| server.trouble.begun() > WARM_UPS);
@@ -294,7 +294,7 @@ fn identical_requests_share_one_computation_that_outlives_its_first() {
 /// While a batch runs, what comes meanwhile is put together to the next one.
 #[test]
 fn what_waits_together_runs_together_and_says_the_same() {
-    let server = TroubledServer::start(&root().join("ensemble.toml"));
+    let server = TroubledServer::start(&two_models());
     let alone: Vec<Answer> =
         (0..6).map(|number| server.client.classify_fresh("roadwork", &photograph(number))).collect();
     server.trouble.hold();
@@ -324,7 +324,7 @@ fn what_waits_together_runs_together_and_says_the_same() {
 
 #[test]
 fn readiness_ends_before_the_connections_do() {
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     // A request that is not whole keeps the server from ending.
     let mut half = TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

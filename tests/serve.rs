@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::harness::server::{Load, Server, photograph};
-use crate::harness::{concord, edited_ensemble, replace, root};
+use crate::harness::{concord, edited_ensemble, replace, root, two_models};
 use serde_json::Value;
 
 fn example(name: &str) -> Vec<u8> {
@@ -29,7 +29,7 @@ fn wait_for_reload(server: &Server, outcome: &str, count: f64) {
 
 #[test]
 fn the_endpoint_gives_the_verdicts_of_the_command_line() {
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     let expected = concord(&["classify", "--json", "--task", "roadwork", "examples"]).json_lines();
     for verdict in expected {
         let file = verdict["file"].as_str().unwrap();
@@ -51,7 +51,7 @@ fn the_endpoint_gives_the_verdicts_of_the_command_line() {
 #[test]
 fn an_image_may_come_as_the_body_in_a_form_or_in_json() {
     use base64::Engine as _;
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     let image = example("road-work-far.jpg");
     let base64 = base64::engine::general_purpose::STANDARD.encode(&image);
     let form = || {
@@ -81,7 +81,7 @@ fn an_image_may_come_as_the_body_in_a_form_or_in_json() {
 
 #[test]
 fn the_same_image_again_costs_no_forward() {
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     let image = example("road-work-far.jpg");
     let first = server.client.classify("roadwork", &image);
     assert_eq!(first.label_and_cache(), ("road work", "miss"));
@@ -233,7 +233,7 @@ fn what_needs_a_restart_is_told_and_left_alone() {
 
 #[test]
 fn the_endpoint_describes_itself() {
-    let server = Server::start(&root().join("ensemble.toml"));
+    let server = Server::start(&two_models());
     let client = &server.client;
     assert_eq!(
         (client.get("/healthz").status, client.get("/readyz").body["status"].as_str()),
@@ -310,7 +310,7 @@ fn tls_is_served_where_a_certificate_is_configured() {
     ];
     let variables: Vec<(&str, &str)> =
         variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let server = Server::start_with(&root().join("ensemble.toml"), &variables);
+    let server = Server::start_with(&two_models(), &variables);
     let port = server.client.address.strip_prefix("https://127.0.0.1:").unwrap();
     let trusted = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
     let client = reqwest::blocking::Client::builder().tls_certs_only([trusted]).build().unwrap();

@@ -57,7 +57,11 @@ fn command(arguments: &[&str]) -> Command {
         command.env_remove(name);
     }
     // Tests run at once, and OpenMP threads that wait for each other across processes take seconds.
-    command.env("OMP_NUM_THREADS", "1").args(arguments).current_dir(root());
+    command
+        .env("OMP_NUM_THREADS", "1")
+        .env("CONCORD_ENSEMBLE", two_models())
+        .args(arguments)
+        .current_dir(root());
     command
 }
 
@@ -69,13 +73,18 @@ fn run_of(output: &Output) -> Run {
     }
 }
 
-/// A copy of the shipped ensemble in a folder of its own, with `edit` applied to its text. The models still
+/// The ensemble that most tests run: two models, so that what a test counts is small.
+pub(crate) fn two_models() -> PathBuf {
+    root().join("tests/fixtures/ensemble.toml")
+}
+
+/// A copy of it in a folder of its own, with `edit` applied to its text. The models still
 /// load from the repository.
 pub(crate) fn edited_ensemble(edit: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let nano = root().join("models/nano");
-    let text = std::fs::read_to_string(root().join("ensemble.toml")).unwrap();
-    let text = edit(text).replace("\"models/nano", &format!("\"{}", nano.display()));
+    let text = std::fs::read_to_string(two_models()).unwrap();
+    let text = edit(text).replace("\"../../models/nano", &format!("\"{}", nano.display()));
     let file = folder.path().join("ensemble.toml");
     std::fs::write(&file, text).unwrap();
     (folder, file)
