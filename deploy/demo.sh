@@ -57,8 +57,8 @@ echo
 echo "the same again:"
 ask
 echo
-echo "the weights in the copy are changed from 0.6 / 0.4 to 0.2 / 0.8; the server follows:"
-sed -i 's/weights = { dinov3 = 0.6, siglip2 = 0.4 }/weights = { dinov3 = 0.2, siglip2 = 0.8 }/' "$folder/ensemble.toml"
+echo "the weights of dinov3 and siglip2 in the copy are changed from 0.4 / 0.2 to 0.1 / 0.5; the server follows:"
+sed -i 's/weights = { dinov3 = 0.4, siglip2 = 0.2, florence2 = 0.15/weights = { dinov3 = 0.1, siglip2 = 0.5, florence2 = 0.15/' "$folder/ensemble.toml"
 tries=0
 while ! curl --silent "$address/metrics" | grep -q 'config_reloads_total{outcome="applied"} 1'; do
     tries=$((tries + 1))

@@ -237,8 +237,11 @@ fn siglip2_that_fails_on_red() -> tempfile::TempDir {
 fn a_failed_vote_is_never_counted() {
     let broken = siglip2_that_fails_on_red();
     let with_broken = |text: String| {
-        let text =
-            replace(&text, "\"models/nano/siglip2\"", &format!("{:?}", broken.path().to_str().unwrap()));
+        let text = replace(
+            &text,
+            "\"../../models/nano/siglip2\"",
+            &format!("{:?}", broken.path().to_str().unwrap()),
+        );
         let text = replace(&text, "dtype = \"fp32\"", "dtype = \"fp16\"");
         replace(&text, "confidence = 0.999", "confidence = 1.0")
     };

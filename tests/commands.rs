@@ -4,10 +4,10 @@ use crate::harness::{concord, concord_into_closed_pipe, edited_ensemble, replace
 
 #[test]
 fn the_shipped_configuration_has_no_faults_and_loads() {
-    let run = concord(&["validate"]);
+    let run = concord(&["validate", "--ensemble", "ensemble.toml"]);
     assert_eq!(
         (run.status, run.stdout.as_str()),
-        (0, "ensemble.toml: no faults, and all models load (2 models, 2 tasks)\n"),
+        (0, "ensemble.toml: no faults, and all models load (4 models, 2 tasks)\n"),
         "{run:?}"
     );
 }
@@ -23,8 +23,8 @@ fn a_file_of_faults_has_them_all_named_with_their_lines() {
 #[test]
 fn a_snapshot_that_does_not_load_is_a_fault_of_every_model_that_has_one() {
     let (_folder, file) = edited_ensemble(|text| {
-        let text = replace(&text, "\"models/nano/siglip2\"", "\"no/such/folder\"");
-        replace(&text, "\"models/nano/dinov3\"", "\"tests\"")
+        let text = replace(&text, "\"../../models/nano/siglip2\"", "\"no/such/folder\"");
+        replace(&text, "\"../../models/nano/dinov3\"", "\"tests\"")
     });
     let file = file.to_str().unwrap();
     let run = concord(&["validate", "--ensemble", file]);
@@ -70,7 +70,7 @@ fn models_are_listed_with_their_size_and_tasks() {
 fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
     let run = concord(&["parity", "--device", "cpu", "models/tests/fixtures/parity"]);
     assert_eq!(run.status, 0, "{run:?}");
-    assert_eq!(run.stdout.matches(": agrees").count(), 4, "{run:?}");
+    assert_eq!(run.stdout.matches(": agrees").count(), 7, "{run:?}");
     let run = concord(&["parity", "examples", "models/tests/fixtures/parity/siglip2"]);
     assert_eq!(run.status, 1, "{run:?}");
     assert!(run.stderr.contains("examples/meta.json") && run.stdout.contains("siglip2: agrees"), "{run:?}");

@@ -9,15 +9,12 @@ use tempfile::TempDir;
 use crate::harness::server::{Answer, Server, photograph};
 use crate::harness::{edited_ensemble, replace, root, two_models};
 
-/// The shipped ensemble, with two writers of random weights: what they write means nothing, and is written all the same.
+/// Two models, and the two that write.
 fn ensemble() -> (TempDir, PathBuf) {
     edited_ensemble(|text| {
         let model = |name: &str| {
-            let folder = root().join(format!("models/tests/fixtures/parity/{name}/snapshot"));
-            format!(
-                "[models.random-{name}]\narchitecture = \"{name}\"\nsnapshot = \"{}\"\n\n",
-                folder.display()
-            )
+            let folder = root().join(format!("models/nano/{name}"));
+            format!("[models.{name}]\narchitecture = \"{name}\"\nsnapshot = \"{}\"\n\n", folder.display())
         };
         replace(
             &text,
@@ -42,7 +39,7 @@ fn image() -> String {
 fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
     let (_folder, file) = ensemble();
     let server = Server::start(&file);
-    for (model, prompt) in [("random-molmo2", "What is this?"), ("random-florence2", "<CAPTION>")] {
+    for (model, prompt) in [("molmo2", "What is this?"), ("florence2", "<CAPTION>")] {
         let body = json!({ "image": image(), "prompt": prompt, "max_new_tokens": 12 });
         let whole = ask(&server, model, body);
         assert_eq!(whole.status, 200, "{model}: {whole:?}");
@@ -77,22 +74,12 @@ fn what_cannot_be_written_says_why() {
     let (_folder, file) = ensemble();
     let server = Server::start(&file);
     let cases = [
-        ("random-molmo2", json!({ "image": image() }), 400, "bad-request"),
-        ("random-molmo2", json!({ "image": image(), "prompt": " " }), 400, "bad-request"),
-        (
-            "random-molmo2",
-            json!({ "image": image(), "prompt": "x", "max_new_tokens": 0 }),
-            400,
-            "bad-request",
-        ),
-        (
-            "random-molmo2",
-            json!({ "image": image(), "prompt": "x", "max_new_tokens": 9999 }),
-            400,
-            "bad-request",
-        ),
-        ("random-molmo2", json!({ "image": "aGVsbG8=", "prompt": "x" }), 400, "not-an-image"),
-        ("random-florence2", json!({ "image": image(), "prompt": "<NO_SUCH_TASK>" }), 400, "bad-request"),
+        ("molmo2", json!({ "image": image() }), 400, "bad-request"),
+        ("molmo2", json!({ "image": image(), "prompt": " " }), 400, "bad-request"),
+        ("molmo2", json!({ "image": image(), "prompt": "x", "max_new_tokens": 0 }), 400, "bad-request"),
+        ("molmo2", json!({ "image": image(), "prompt": "x", "max_new_tokens": 9999 }), 400, "bad-request"),
+        ("molmo2", json!({ "image": "aGVsbG8=", "prompt": "x" }), 400, "not-an-image"),
+        ("florence2", json!({ "image": image(), "prompt": "<NO_SUCH_TASK>" }), 400, "bad-request"),
         ("dinov3", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
         ("nobody", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
     ];
@@ -101,18 +88,15 @@ fn what_cannot_be_written_says_why() {
         assert_eq!((answer.status, &answer.body["type"]), (status, &kind.into()), "{model}: {answer:?}");
     }
     let answer = ask(&server, "nobody", json!({ "image": image(), "prompt": "x" }));
-    assert!(
-        answer.body["detail"].as_str().unwrap().contains("random-florence2, random-molmo2"),
-        "{answer:?}"
-    );
+    assert!(answer.body["detail"].as_str().unwrap().contains("florence2, molmo2"), "{answer:?}");
 }
 
 #[test]
 fn writers_vote_too() {
     let (_folder, file) = ensemble();
     let text = std::fs::read_to_string(&file).unwrap();
-    let text = replace(&text, "models = [\"siglip2\"]", "models = [\"random-florence2\", \"random-molmo2\"]")
-        .replace("siglip2 = 0.4 }", "random-florence2 = 0.2, random-molmo2 = 0.2 }")
+    let text = replace(&text, "models = [\"siglip2\"]", "models = [\"florence2\", \"molmo2\"]")
+        .replace("siglip2 = 0.4 }", "florence2 = 0.2, molmo2 = 0.2 }")
         .replace(", siglip2 = 0.95", "")
         .replace(", siglip2 = 1.08", "")
         .replace("confidence = 0.999", "confidence = 1.0");
@@ -127,6 +111,6 @@ fn writers_vote_too() {
     let explained = server.client.send(server.client.http().post(url).body(photograph(1)));
     assert_eq!((explained.status, &explained.body["cache"]), (200, &"verdict".into()), "{explained:?}");
     let explanation = &explained.body["explanation"];
-    assert!(explanation["model"] == "random-molmo2" && explanation["text"].is_string(), "{explanation}");
+    assert!(explanation["model"] == "molmo2" && explanation["text"].is_string(), "{explanation}");
     assert!(votes.iter().all(|vote| vote["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p))));
 }

@@ -326,7 +326,8 @@ fn what_cannot_start_says_why() {
     let address = taken.local_addr().unwrap().to_string();
     let run = concord(&["serve", "--listen", &address]);
     assert!(run.status == 2 && run.stderr.contains(&address) && run.stderr.contains("in use"), "{run:?}");
-    let (_folder, file) = edited_ensemble(|text| replace(&text, "\"models/nano/siglip2\"", "\"no/such\""));
+    let (_folder, file) =
+        edited_ensemble(|text| replace(&text, "\"../../models/nano/siglip2\"", "\"no/such\""));
     let run = concord(&["serve", "--listen", "127.0.0.1:0", "--ensemble", file.to_str().unwrap()]);
     assert!(run.status == 2 && run.stderr.contains("model siglip2: "), "{run:?}");
 }

@@ -24,10 +24,11 @@ fn the_shipped_ensemble_is_valid() {
     let ensemble = Ensemble::load(&path).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(ensemble.folder(), path.parent().unwrap());
     assert_eq!(ensemble.server().max_pixels, 64_000_000);
-    assert_eq!(ensemble.models().keys().collect::<Vec<_>>(), ["dinov3", "siglip2"]);
+    assert_eq!(ensemble.models().keys().collect::<Vec<_>>(), ["dinov3", "florence2", "molmo2", "siglip2"]);
+    assert_eq!(ensemble.clouds().keys().collect::<Vec<_>>(), ["cloud"]);
     let [roadwork, traffic_sign] = ["roadwork", "traffic_sign"].map(|task| &ensemble.tasks()[task]);
     assert_eq!(roadwork.labels(), ["no road work", "road work"]);
-    assert_eq!(roadwork.stages().len(), 2);
+    assert_eq!(roadwork.stages().len(), 4);
     assert_eq!((traffic_sign.labels().len(), traffic_sign.labels()[25].as_str()), (43, "road work"));
     assert_eq!(traffic_sign.prompts()[14], ["a photo of a stop traffic sign"]);
 }
@@ -182,7 +183,7 @@ fn variables_override_tables() {
     let roadwork = &ensemble.tasks()["roadwork"];
     assert_eq!(roadwork.fusion(), FusionMethod::LogLinear);
     let weights: Vec<f64> = roadwork.members().map(|member| member.weight().get()).collect();
-    assert_eq!(weights, [3.0, 0.4]);
+    assert_eq!(weights, [3.0, 0.2, 0.15, 0.15, 0.1]);
 }
 
 #[test]

@@ -1,0 +1,28 @@
+//! The cascade that is shipped: four models, each asked only when those before it are unsure.
+
+use crate::harness::{concord, root};
+
+#[test]
+fn the_examples_stop_at_different_stages_with_the_right_answer() {
+    let file = root().join("ensemble.toml");
+    let arguments =
+        ["classify", "--json", "--task", "roadwork", "--ensemble", file.to_str().unwrap(), "examples"];
+    let verdicts = concord(&arguments).json_lines();
+    let mut stages: Vec<u64> = verdicts.iter().map(|verdict| verdict["stage"].as_u64().unwrap()).collect();
+    for verdict in &verdicts {
+        let picture = verdict["input"].as_str().or(verdict["file"].as_str()).unwrap_or_default().to_owned();
+        let expected = if picture.contains("road-work") { "road work" } else { "no road work" };
+        assert_eq!(verdict["label"], expected, "{verdict}");
+        let votes = verdict["votes"].as_array().unwrap();
+        let asked = match verdict["stage"].as_u64().unwrap() {
+            1 => 1,
+            2 => 3,
+            _ => 4,
+        };
+        assert_eq!(votes.len(), asked, "{verdict}");
+        assert_eq!(verdict["stages"], 3, "the cloud is off: {verdict}");
+    }
+    stages.sort_unstable();
+    stages.dedup();
+    assert_eq!(stages, [1, 2, 3]);
+}
