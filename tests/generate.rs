@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::server::{Answer, Server, photograph};
-use crate::harness::{edited_ensemble, replace, root, two_models};
+use crate::harness::{edited_ensemble, replace, root};
 
 /// Two models, and the two that write.
 fn ensemble() -> (TempDir, PathBuf) {
@@ -24,7 +24,7 @@ fn ensemble() -> (TempDir, PathBuf) {
     })
 }
 
-fn ask(server: &Server, model: &str, body: Value) -> Answer {
+fn ask(server: &Server, model: &str, body: &Value) -> Answer {
     let url = format!("{}/v1/models/{model}/generate", server.client.address);
     server.client.send(
         server.client.http().post(url).header("content-type", "application/json").body(body.to_string()),
@@ -41,7 +41,7 @@ fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
     let server = Server::start(&file);
     for (model, prompt) in [("molmo2", "What is this?"), ("florence2", "<CAPTION>")] {
         let body = json!({ "image": image(), "prompt": prompt, "max_new_tokens": 12 });
-        let whole = ask(&server, model, body);
+        let whole = ask(&server, model, &body);
         assert_eq!(whole.status, 200, "{model}: {whole:?}");
         let text = whole.body["text"].as_str().unwrap();
         assert!(whole.body["prompt_tokens"].as_u64().unwrap() > 3, "{whole:?}");
@@ -84,10 +84,10 @@ fn what_cannot_be_written_says_why() {
         ("nobody", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
     ];
     for (model, body, status, kind) in cases {
-        let answer = ask(&server, model, body);
+        let answer = ask(&server, model, &body);
         assert_eq!((answer.status, &answer.body["type"]), (status, &kind.into()), "{model}: {answer:?}");
     }
-    let answer = ask(&server, "nobody", json!({ "image": image(), "prompt": "x" }));
+    let answer = ask(&server, "nobody", &json!({ "image": image(), "prompt": "x" }));
     assert!(answer.body["detail"].as_str().unwrap().contains("florence2, molmo2"), "{answer:?}");
 }
 

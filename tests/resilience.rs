@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::harness::redis::Redis;
 use crate::harness::server::{Answer, Endpoint, Load, Outcome, Server, photograph};
 use crate::harness::troubled::TroubledServer;
-use crate::harness::{edited_ensemble, replace, root, two_models};
+use crate::harness::{edited_ensemble, replace, two_models};
 
 /// The statuses of a load, and a message where a request had no answer at all.
 fn statuses(outcomes: &[Outcome]) -> Vec<u16> {

@@ -1,6 +1,6 @@
 //! The actors of a process: starts them, changes what they answer by, and ends them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -173,8 +173,8 @@ impl Engine {
         };
         // A second call changes nothing: the models are those of the first.
         let models: BTreeMap<_, _> = seats.into_iter().map(start).collect();
-        let (clouds, off) = self.start_clouds()?;
-        let _running = self.shared.running.get_or_init(|| RunningModels { models, clouds, off });
+        let running = self.start_clouds(RunningModels { models, ..RunningModels::default() })?;
+        let _running = self.shared.running.get_or_init(|| running);
         self.apply(tasks, &self.options.models)?;
         self.set_ready(true);
         Ok(())
@@ -237,23 +237,23 @@ impl Engine {
         self.shared.running.get().into_iter().flat_map(|running| running.models.values())
     }
 
-    /// Starts a Cloud actor for each model behind a server, and gives the names of those that are off.
-    fn start_clouds(&self) -> Result<(BTreeMap<Arc<str>, CloudHandle>, BTreeSet<String>), LoadError> {
-        let (mut clouds, mut off, mut failures) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+    /// Adds a Cloud actor for each model behind a server, and the names of those that are off.
+    fn start_clouds(&self, mut running: RunningModels) -> Result<RunningModels, LoadError> {
+        let mut failures = Vec::new();
         for (name, section) in &self.options.clouds {
             if !section.is_on() {
                 let variable = section.api_key_env.as_deref().unwrap_or_default();
                 tracing::info!(model = name, variable, "is off: the variable that holds its key is not set");
-                off.insert(name.clone());
+                running.off.insert(name.clone());
                 continue;
             }
             let (cache, arbiter) = (&self.options.cache, self.arbiter.handle());
             match CloudHandle::start(name, section, cache, &arbiter, &self.shared.metrics) {
-                Ok(cloud) => _ = clouds.insert(Arc::clone(cloud.name()), cloud),
+                Ok(cloud) => _ = running.clouds.insert(Arc::clone(cloud.name()), cloud),
                 Err(failure) => failures.push((name.clone(), failure)),
             }
         }
-        if failures.is_empty() { Ok((clouds, off)) } else { Err(LoadError { failures }) }
+        if failures.is_empty() { Ok(running) } else { Err(LoadError { failures }) }
     }
 
     /// What the actors were started with.

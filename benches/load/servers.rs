@@ -81,7 +81,7 @@ impl Program {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_concord"));
         let mut child = Command::new(binary)
             .args(["serve", "--listen", "127.0.0.1:0", "--ensemble"])
-            .arg(root().join("ensemble.toml"))
+            .arg(root().join("tests/fixtures/ensemble.toml"))
             .env("CONCORD__TELEMETRY__OTLP_ENDPOINT", format!("http://{otlp}"))
             .env("CONCORD__TELEMETRY__SAMPLE_RATIO", "0.01")
             .stdout(Stdio::piped())

@@ -2,7 +2,7 @@
 """Compare Concord with transformers on the test archive, model by model and as a cascade.
 
     agreement.py [--concord target/release/concord] [--ensemble ensemble.toml] [--data ../shared/data]
-                 [--limit N] [--png] [--json FILE]
+                 [--limit N] [--models NAME...] [--png] [--json FILE]
 
 Each model is asked alone (a copy of the ensemble in which it is every task's only stage, at temperature 1)
 and the same files go through transformers' own processors and classes: argmax agreement, and the largest
@@ -119,12 +119,14 @@ def main():
     parser.add_argument("--ensemble", type=Path, default=Path("ensemble.toml"))
     parser.add_argument("--data", help="folder of gtsrb_test.tar.gz (CONCORD_DATA, ../shared/data)")
     parser.add_argument("--limit", type=int, help="use so many pictures")
+    parser.add_argument("--models", nargs="+", help="these models only, and not the cascade")
     parser.add_argument("--png", action="store_true", help="store the pictures as PNG first, to leave JPEG decoding out")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
     archive = data.data_folder(args.data) / "gtsrb_test.tar.gz"
     ensemble = tomllib.loads(args.ensemble.read_text())
     base, report = args.ensemble.resolve().parent, {}
+    local = [model for model, section in ensemble["models"].items() if section["architecture"] != "cloud"]
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch) / "pictures"
         with tarfile.open(archive) as opened:
@@ -142,7 +144,7 @@ def main():
         pictures = [(path.parent.name, path.stem, Image.open(path).convert("RGB")) for path in found]
         for name, task in ensemble["tasks"].items():
             truth = measure.truth(pictures, name, "cpu")
-            for model in ensemble["models"]:
+            for model in args.models or local:
                 variant = Path(scratch) / f"{model}.toml"
                 variant.write_text(alone(ensemble, model, base))
                 verdicts, _ = ask_concord(args.concord, variant, name, files)
@@ -157,10 +159,12 @@ def main():
                     row[who] = {key: figures[key] for key in ("accuracy", "mcc") if key in figures}
                 report[f"{name}.{model}"] = row
                 print(f"{name}.{model}: {json.dumps(row)}", flush=True)
+            if args.models:
+                continue
             verdicts, seconds = ask_concord(args.concord, args.ensemble, name, files)
             ours = torch.tensor([[v["probabilities"][label] for label in task["labels"]] for v in verdicts])
             figures = measure.figures(ours.clamp_min(1e-12).log(), truth, 1.0)
-            stages = {str(stage): sum(v["stage"] == stage for v in verdicts) / len(verdicts) for stage in (1, 2)}
+            stages = {str(stage): sum(v["stage"] == stage for v in verdicts) / len(verdicts) for stage in range(1, len(task["stages"]) + 1)}
             row = {"n": len(found), "decided_at_stage": stages, "milliseconds_each": 1e3 * seconds / len(found),
                    **{key: figures[key] for key in ("accuracy", "mcc") if key in figures}}
             report[f"{name}.ensemble"] = row

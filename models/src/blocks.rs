@@ -37,7 +37,7 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// `{name}.weight` of [width].
+    /// `{name}.weight` of \[width\].
     pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
         Self { weight: weights.tensor(&format!("{name}.weight"), &[width]), eps }
     }

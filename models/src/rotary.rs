@@ -120,7 +120,7 @@ impl Rotary {
         Self { frequencies: frequencies.to_device(device), scale }
     }
 
-    /// Cosine and sine at these positions [count], [count, width] each.
+    /// Cosine and sine at these positions \[count\], [count, width] each.
     pub(crate) fn at(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1);

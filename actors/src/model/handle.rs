@@ -153,7 +153,8 @@ impl ModelHandle {
         match self.preprocessor.apply(image) {
             Ok(pixels) => {
                 let queued = Instant::now();
-                self.queue.push_text(TextEntry { request, pixels, place, ticket, trace, writer, queued });
+                let entry = TextEntry { request, pixels, place, ticket, trace, writer, queued };
+                self.queue.push_text(Box::new(entry));
             }
             Err(error) => writer.done(Err(VoteFailure::new(error.to_string()))),
         }

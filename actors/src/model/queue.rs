@@ -26,9 +26,13 @@ pub(super) struct Entry {
 
 /// What waits.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "votes are the rule, and a box for each would cost an allocation"
+)]
 enum Item {
     Vote(Entry),
-    Text(TextEntry),
+    Text(Box<TextEntry>),
 }
 
 impl Item {
@@ -60,7 +64,7 @@ pub(super) enum Work {
     /// Images of one task, at least one, all of them wanted a moment ago.
     Batch(Vec<Entry>),
     /// A text, alone: each of its words is a forward of its own.
-    Text(TextEntry),
+    Text(Box<TextEntry>),
     Job(Job),
     /// Nothing will come any more.
     Closed,
@@ -110,7 +114,7 @@ impl Queue {
         self.add(Item::Vote(entry));
     }
 
-    pub(super) fn push_text(&self, mut entry: TextEntry) {
+    pub(super) fn push_text(&self, mut entry: Box<TextEntry>) {
         entry.place.arrived = true;
         self.add(Item::Text(entry));
     }

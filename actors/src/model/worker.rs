@@ -71,7 +71,7 @@ impl Worker {
             };
             match self.queue.take(max_batch, max_delay, on_dropped) {
                 Work::Batch(batch) => self.run_batch(seat, batch),
-                Work::Text(text) => self.write(seat, text),
+                Work::Text(text) => self.write(seat, *text),
                 Work::Job(job) => job(seat),
                 Work::Closed => return,
             }

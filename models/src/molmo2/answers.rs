@@ -12,7 +12,7 @@ use crate::decoder::KvCache;
 /// The answers of one task, as tokens.
 #[derive(Debug)]
 pub(super) enum Answers {
-    /// Each is one token: for each label this token and those of the other ways to write it, [variants].
+    /// Each is one token: for each label this token and those of the other ways to write it, \[variants\].
     Tokens(Vec<Tensor>),
     /// Some are longer.
     Texts(Box<Texts>),
@@ -22,14 +22,14 @@ pub(super) enum Answers {
 /// one copy of the prompt's keys and values is enough for all labels.
 #[derive(Debug)]
 pub(super) struct Texts {
-    /// The first token of each, [labels].
+    /// The first token of each, \[labels\].
     first: Tensor,
-    /// How many tokens each has, [labels], fp32.
+    /// How many tokens each has, \[labels\], fp32.
     lengths: Tensor,
     /// All tokens but the last of each answer, [1, tokens].
     read: Tensor,
     /// What follows each of these, the label that it belongs to, and how many of the answer's tokens are before it,
-    /// [tokens] each.
+    /// \[tokens\] each.
     follows: Tensor,
     label: Tensor,
     before: Tensor,

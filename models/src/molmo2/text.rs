@@ -68,7 +68,7 @@ impl TextModel {
             .unsqueeze(0)
     }
 
-    /// `embeddings` [rows, count, hidden] of these positions [count] → the last hidden state before the final norm.
+    /// `embeddings` [rows, count, hidden] of these positions \[count\] → the last hidden state before the final norm.
     /// `keep` sees the input of each layer.
     pub(super) fn forward(
         &self,
