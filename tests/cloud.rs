@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::harness::redis::Redis;
 use crate::harness::scripted::{Action, Asked, Scripted};
-use crate::harness::server::{Answer, Server, photograph};
+use crate::harness::server::{Answer, Endpoint, Server, photograph};
+use crate::harness::troubled::TroubledServer;
 use crate::harness::{concord, edited_ensemble, replace};
 
 const KEY: &str = "sk-this-is-nobodys-business";
@@ -181,6 +182,34 @@ fn the_hourly_limit_is_shared_through_redis() {
     }
     assert_eq!(cloud.asked().len(), 2);
     assert!((first.client.metric("concord_cloud_usd_total", &["hosted"]) - 0.1).abs() < 1e-9);
+}
+
+#[test]
+fn a_busy_ensemble_asks_the_cloud_instead() {
+    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
+    let (_folder, file) = ensemble(&cloud.address, "");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = replace(&text, "api_key_env = \"CONCORD_TEST_CLOUD_KEY\"\n", "");
+    let optional = "optional = [\"hosted\"]";
+    std::fs::write(&file, replace(&text, optional, &format!("{optional}\nburst_queue_depth = 2"))).unwrap();
+    let server = TroubledServer::start(&file);
+    server.trouble.hold();
+    let ask = |number: usize| {
+        let client = server.client.clone();
+        std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
+    };
+    let patient: Vec<_> = (1..=3).map(ask).collect();
+    let depth = |client: &Endpoint| client.metric("concord_queue_depth", &["model=\"dinov3\""]);
+    server.client.wait_until("three wait for the first model", |client| depth(client) == 3.0);
+    let answer = server.client.classify("roadwork", &photograph(4));
+    assert!(close(&hosted(&answer)["probability"], 0.9), "{answer:?}");
+    assert_eq!((&answer.body["burst"], answer.body["votes"].as_array().unwrap().len()), (&true.into(), 1));
+    server.trouble.release();
+    for asked in patient {
+        assert_eq!(asked.join().unwrap().body["burst"], false);
+    }
+    // What was decided because of a queue is not kept.
+    assert_eq!(server.client.classify("roadwork", &photograph(4)).label_and_cache().1, "some_votes");
 }
 
 #[test]
