@@ -71,6 +71,7 @@ fn every_bad_body_has_its_status() {
         ("no JSON", app_json, json("{\"image\": "), 400, "bad-request"),
         ("JSON without an image", app_json, json("{\"picture\": \"\"}"), 400, "bad-request"),
         ("JSON of another form", app_json, json("[1, 2]"), 400, "bad-request"),
+        ("a prompt for a task", app_json, json("{\"image\": \"\", \"prompt\": \"x\"}"), 400, "bad-request"),
         ("bad base64", app_json, json("{\"image\": \"???\"}"), 400, "bad-request"),
         (
             "a data URL without base64",

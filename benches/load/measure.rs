@@ -204,7 +204,7 @@ pub(crate) fn cached_verdicts(report: &mut Report) {
     );
 }
 
-/// The shipped ensemble on pictures that it has not seen: where the time goes.
+/// Two nano models on pictures that it has not seen: where the time goes.
 pub(crate) fn nano_models(report: &mut Report) {
     const REQUESTS: usize = 300;
     let program = Program::start(no_op());

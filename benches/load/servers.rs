@@ -70,7 +70,7 @@ pub(crate) fn no_op() -> SocketAddr {
     address.recv().expect("the server starts")
 }
 
-/// The program itself, with the shipped ensemble and one trace in a hundred exported.
+/// The program itself, with the two models of the tests and one trace in a hundred exported.
 pub(crate) struct Program {
     child: Child,
     pub(crate) address: String,

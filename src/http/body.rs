@@ -91,7 +91,12 @@ pub(super) async fn image(
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
 ) -> Result<Bytes, Problem> {
-    Ok(image_with(headers, payload, limit).await?.0)
+    let (image, besides) = image_with(headers, payload, limit).await?;
+    if besides == Writ::default() {
+        return Ok(image);
+    }
+    let detail = "prompt, max_new_tokens and stream are for /v1/models/{model}/generate";
+    Err(Problem::new(ProblemKind::BadRequest, detail))
 }
 
 /// The same, with what a JSON body says besides.

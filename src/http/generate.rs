@@ -30,7 +30,7 @@ const NEW_TOKENS_MAX: usize = 1024;
 const PROMPT_BYTES_MAX: usize = 8 * 1024;
 
 /// What to write: in the address, or beside the image in a JSON body.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Writ {
     /// A question, or a task such as `<CAPTION>` where the model has those.

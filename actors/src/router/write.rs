@@ -7,12 +7,14 @@ use actix::{Handler, Message, ResponseFuture};
 use bytes::Bytes;
 use concord_models::{GenerateRequest, decode};
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 use tracing::field::Empty;
 
 use super::error::RouteError;
 use super::{Router, Shared};
 use crate::Trace;
 use crate::model::{AskedText, ModelHandle, TextEvent, Writer};
+use crate::policy::VoteFailure;
 use crate::ticket::{Ticket, Waiter};
 use crate::trace::TRACE_TARGET;
 
@@ -36,13 +38,21 @@ pub struct Write {
 #[derive(Debug)]
 pub struct Writing {
     events: mpsc::Receiver<TextEvent>,
+    deadline: Instant,
     _waiter: Waiter,
 }
 
 impl Writing {
-    /// What comes next; `None` after the end.
+    /// What comes next; `None` after the end. At the deadline the end comes, whatever the model's thread is doing.
     pub async fn next(&mut self) -> Option<TextEvent> {
-        self.events.recv().await
+        match timeout_at(self.deadline.into(), self.events.recv()).await {
+            Ok(event) => event,
+            Err(_) if self.events.is_closed() => None,
+            Err(_) => {
+                self.events.close();
+                Some(TextEvent::Done(Err(VoteFailure::expired())))
+            }
+        }
     }
 }
 
@@ -64,7 +74,8 @@ pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, Rout
     };
     let place = model.reserve().map_err(|failure| RouteError::Busy(failure.to_string()))?;
     let trace = span(&write.trace, &model, &write.request);
-    let (ticket, waiter) = Ticket::new(write.deadline);
+    let deadline = write.deadline;
+    let (ticket, waiter) = Ticket::new(deadline);
     let (writer, events) = Writer::new(write.request.max_new_tokens);
     let text = AskedText { request: write.request, place, ticket, trace, writer };
     let (bytes, max_pixels) = (write.image, shared.max_pixels);
@@ -78,7 +89,7 @@ pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, Rout
         Ok(())
     });
     ready.await.unwrap_or(Err(RouteError::Lost("the image could not be made ready")))?;
-    Ok(Writing { events, _waiter: waiter })
+    Ok(Writing { events, deadline, _waiter: waiter })
 }
 
 fn span(trace: &Trace, model: &ModelHandle, request: &GenerateRequest) -> Trace {
