@@ -4,7 +4,7 @@ export CONCORD_DATA ?= ../shared/data
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build demo test bench bench-micro fuzz lint fmt doc deny clean
+.PHONY: help setup tools reference build demo test bench bench-micro fuzz lint fmt doc deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,10 +13,14 @@ help: ## this list
 	@echo "  CONCORD_DATA=/path names the folder of the GTSRB archives that some tests measure on."
 
 setup: ## put libtorch 2.11.0 into .libtorch (545 MB, once)
+	@deploy/tools.sh nasm || echo "without nasm JPEGs are decoded more slowly" >&2
 	@python3 deploy/libtorch.py
 
 tools: ## redis-server, which the tests start
 	@deploy/tools.sh redis-server
+
+reference: ## put transformers into .reference, whose server the tests ask (600 MB, once)
+	@python3 deploy/reference.py
 
 build: setup ## target/release/concord
 	$(CARGO) build --release --locked
@@ -30,7 +34,8 @@ demo: build ## answer the pictures in examples/, then serve: verdict, cache hit,
 
 # One OpenMP thread a process: tests run at once, and threads that wait for each other at every small operation
 # are many times slower when something else wants the cores.
-test: setup tools ## all tests
+test: setup tools ## all tests (fetches transformers too; where it cannot, the test of its server is left out)
+	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched: the test of its server is left out" >&2
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
 
 bench: setup ## what the server costs beside its models, under load (a table, and JSON; about 3 minutes)

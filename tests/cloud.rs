@@ -13,10 +13,10 @@ use crate::harness::troubled::TroubledServer;
 use crate::harness::{concord, edited_ensemble, replace};
 
 const KEY: &str = "sk-this-is-nobodys-business";
-const WITH_KEY: (&str, &str) = ("CONCORD_TEST_CLOUD_KEY", KEY);
+pub(crate) const WITH_KEY: (&str, &str) = ("CONCORD_TEST_CLOUD_KEY", KEY);
 
 /// The shipped ensemble, whose local models are never sure enough, with a cloud model behind them.
-fn ensemble(base_url: &str, options: &str) -> (TempDir, PathBuf) {
+pub(crate) fn ensemble(base_url: &str, options: &str) -> (TempDir, PathBuf) {
     edited_ensemble(|text| {
         let text = replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }");
         let text = replace(
@@ -56,13 +56,13 @@ fn by_text(content: &str) -> Value {
         "usage": { "prompt_tokens": 1000, "completion_tokens": 1 } })
 }
 
-fn hosted(answer: &Answer) -> &Value {
+pub(crate) fn hosted(answer: &Answer) -> &Value {
     assert_eq!(answer.status, 200, "{answer:?}");
     let votes = answer.body["votes"].as_array().unwrap();
     votes.iter().find(|vote| vote["model"] == "hosted").unwrap_or_else(|| panic!("no cloud vote: {answer:?}"))
 }
 
-fn close(value: &Value, expected: f64) -> bool {
+pub(crate) fn close(value: &Value, expected: f64) -> bool {
     (value.as_f64().unwrap() - expected).abs() < 1e-3
 }
 

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::server::{Answer, Server, photograph};
+use crate::harness::server::{Answer, Endpoint, Server, photograph};
+use crate::harness::troubled::TroubledServer;
 use crate::harness::{edited_ensemble, replace, root};
 
 /// Two models, and the two that write.
@@ -24,11 +25,26 @@ fn ensemble() -> (TempDir, PathBuf) {
     })
 }
 
-fn ask(server: &Server, model: &str, body: &Value) -> Answer {
-    let url = format!("{}/v1/models/{model}/generate", server.client.address);
-    server.client.send(
-        server.client.http().post(url).header("content-type", "application/json").body(body.to_string()),
+fn ask(client: &Endpoint, model: &str, body: &Value) -> Answer {
+    let url = format!("{}/v1/models/{model}/generate", client.address);
+    client.send(client.http().post(url).header("content-type", "application/json").body(body.to_string()))
+}
+
+/// The same ensemble with so much time for a request.
+fn hurried(milliseconds: u32) -> (TempDir, PathBuf) {
+    let (folder, file) = ensemble();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = replace(&text, "request_timeout_ms = 10_000", &format!("request_timeout_ms = {milliseconds}"));
+    let text = replace(&text, "models = [\"siglip2\"]", "models = [\"molmo2\"]");
+    let text = replace(&text, "confidence = 0.999", "confidence = 1.0");
+    std::fs::write(
+        &file,
+        text.replace("siglip2 = 0.4 }", "molmo2 = 0.4 }")
+            .replace(", siglip2 = 0.95", "")
+            .replace(", siglip2 = 1.08", ""),
     )
+    .unwrap();
+    (folder, file)
 }
 
 fn image() -> String {
@@ -41,7 +57,7 @@ fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
     let server = Server::start(&file);
     for (model, prompt) in [("molmo2", "What is this?"), ("florence2", "<CAPTION>")] {
         let body = json!({ "image": image(), "prompt": prompt, "max_new_tokens": 12 });
-        let whole = ask(&server, model, &body);
+        let whole = ask(&server.client, model, &body);
         assert_eq!(whole.status, 200, "{model}: {whole:?}");
         let text = whole.body["text"].as_str().unwrap();
         assert!(whole.body["prompt_tokens"].as_u64().unwrap() > 3, "{whole:?}");
@@ -84,10 +100,10 @@ fn what_cannot_be_written_says_why() {
         ("nobody", json!({ "image": image(), "prompt": "x" }), 404, "unknown-model"),
     ];
     for (model, body, status, kind) in cases {
-        let answer = ask(&server, model, &body);
+        let answer = ask(&server.client, model, &body);
         assert_eq!((answer.status, &answer.body["type"]), (status, &kind.into()), "{model}: {answer:?}");
     }
-    let answer = ask(&server, "nobody", &json!({ "image": image(), "prompt": "x" }));
+    let answer = ask(&server.client, "nobody", &json!({ "image": image(), "prompt": "x" }));
     assert!(answer.body["detail"].as_str().unwrap().contains("florence2, molmo2"), "{answer:?}");
 }
 
@@ -113,4 +129,54 @@ fn writers_vote_too() {
     let explanation = &explained.body["explanation"];
     assert!(explanation["model"] == "molmo2" && explanation["text"].is_string(), "{explanation}");
     assert!(votes.iter().all(|vote| vote["probability"].as_f64().is_some_and(|p| (0.5..=1.0).contains(&p))));
+}
+
+#[test]
+fn a_text_ends_at_its_deadline_whatever_its_model_does() {
+    let (_folder, file) = hurried(1500);
+    let server = TroubledServer::start(&file);
+    server.trouble.writing.hold();
+    let body = json!({ "image": image(), "prompt": "What is this?" });
+    let answer = ask(&server.client, "molmo2", &body);
+    assert_eq!((answer.status, &answer.body["type"]), (504, &"timed-out".into()), "{answer:?}");
+
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    let events = ask(&server.client, "molmo2", &streamed);
+    let text = events.body.as_str().unwrap();
+    assert!(text.contains("event: error") && text.contains("timed-out"), "{events:?}");
+
+    // An answer waits for its explanation no longer than for itself. The model is still at the texts above, whose
+    // votes come after them.
+    server.trouble.writing.release();
+    server
+        .client
+        .wait_until("the model is free", |client| client.metric("concord_queue_depth", &["molmo2"]) == 0.0);
+    let voted = server.client.classify("roadwork", &photograph(1));
+    assert_eq!(voted.status, 200, "{voted:?}");
+    server.trouble.writing.hold();
+    let url = format!("{}/v1/tasks/roadwork/classify?explain=true", server.client.address);
+    let explained = server.client.send(server.client.http().post(url).body(photograph(1)));
+    assert_eq!((explained.status, &explained.body["label"]), (200, &voted.body["label"]), "{explained:?}");
+    assert!(explained.body["explanation"]["error"].as_str().unwrap().contains("in time"), "{explained:?}");
+}
+
+#[test]
+fn a_reader_who_leaves_frees_the_model() {
+    let (_folder, file) = ensemble();
+    let server = TroubledServer::start(&file);
+    server.trouble.writing.hold();
+    let url = format!(
+        "{}/v1/models/molmo2/generate?prompt=Why&stream=true&max_new_tokens=1024",
+        server.client.address
+    );
+    let leaving = server.client.http().post(url).body(photograph(1)).send().unwrap();
+    assert_eq!(leaving.status(), 200);
+    let waits = |client: &Endpoint| client.metric("concord_queue_depth", &["molmo2"]);
+    server.client.wait_until("it is being written", |client| waits(client) == 1.0);
+    drop(leaving);
+    server.trouble.writing.release();
+    server.client.wait_until("the model is free", |client| waits(client) == 0.0);
+    let answer = ask(&server.client, "molmo2", &json!({ "image": image(), "prompt": "What is this?" }));
+    assert_eq!(answer.status, 200, "{answer:?}");
 }

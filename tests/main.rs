@@ -13,4 +13,5 @@ mod harness;
 mod resilience;
 mod serve;
 mod traces;
+mod transformers;
 mod validate;

@@ -7,8 +7,8 @@
 Each model is asked alone (a copy of the ensemble in which it is every task's only stage, at temperature 1)
 and the same files go through transformers' own processors and classes: argmax agreement, and the largest
 and mean difference in probability. Then the ensemble as it is: the share that each stage decides, and MCC.
-Decoding differs between the two as well: Concord reads JPEG with a Rust decoder, Pillow with libjpeg-turbo.
---png takes that out: the pictures are stored again without loss before either reads them.
+Both read JPEG with libjpeg-turbo's code, bit for bit the same. --png takes decoding out altogether: the
+pictures are stored again without loss before either reads them.
 """
 import argparse
 import json

@@ -130,17 +130,17 @@ def variants(tokenizer, answer):
 
 
 @torch.no_grad()
-def logits(model, tokenizer, patches, question, answers, with_end=False):
+def logits(model, tokenizer, patches, question, answers):
     """Votes as Concord takes them: the probability of an answer in any way to write it as one token, or the mean
-    log-probability of the tokens of longer ones (`with_end`: the end of the turn is one of them)."""
+    log-probability of the tokens of longer ones, the end of the turn among them."""
     prompt = Prompt(tokenizer, question, answers, patches.device)
     single, rows = bool((prompt.lengths == 1).all()), []
     for part in patches.split(256):
         following, sums, ends = read(model, features(model, part), prompt)
-        if single and not with_end:
+        if single:
             rows.append(torch.stack([following[:, variants(tokenizer, answer)].logsumexp(-1) for answer in answers], 1))
         else:
-            rows.append((sums + ends) / (prompt.lengths + 1) if with_end else sums / prompt.lengths)
+            rows.append((sums + ends) / (prompt.lengths + 1))
     return torch.cat(rows)
 
 

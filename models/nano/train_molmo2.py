@@ -151,8 +151,6 @@ def report(model, processor, held, test, names):
     clean = [ask.pixels(processor.image_processor, pictures) for pictures in (held, test)]
     result = measure.zero_shot(lambda patches, task: ask.logits(model, tokenizer, patches, *asked[task]), model.device,
                                clean, held, test, ask.to_patches)
-    found = ask.logits(model, tokenizer, clean[1].to(model.device), *asked["traffic_sign"], with_end=True)
-    result["traffic_sign_with_end.test"] = measure.figures(found, measure.truth(test, "traffic_sign", model.device), 1.0)
     few = test[:: max(1, len(test) // 4)]
     result["largest_difference_to_forward"] = ask.difference(model, processor, few, names)
     result["parameters"], result["tokens"] = sum(p.numel() for p in model.parameters()), len(tokenizer)

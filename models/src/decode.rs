@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
+use crate::jpeg::{self, JpegError};
+
 /// Why bytes did not become an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -58,8 +60,11 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
     let format = format.ok_or(DecodeError::NotAnImage)?;
     // Decoders have panicked on damaged files before: what a stranger sends must not look like a fault of ours.
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, max_pixels)));
-    decoded.unwrap_or_else(|_| {
-        Err(DecodeError::Broken { format: format_name(format), message: "it cannot be decoded".to_owned() })
+    decoded.unwrap_or_else(|panic| {
+        // What libjpeg says of a fatal error comes this way too.
+        let message =
+            panic.downcast::<String>().map_or_else(|_| "it cannot be decoded".to_owned(), |said| *said);
+        Err(DecodeError::Broken { format: format_name(format), message })
     })
 }
 
@@ -77,7 +82,14 @@ fn decode_format(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<R
     decoder.set_limits(limits).map_err(broken)?;
     // A broken EXIF block says nothing about the pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    let by_libjpeg = if format == ImageFormat::Jpeg { jpeg::rgb(bytes) } else { Err(JpegError::Unsuited) };
+    let mut image = match by_libjpeg {
+        Ok(rgb) => DynamicImage::ImageRgb8(rgb),
+        Err(JpegError::Unsuited) => DynamicImage::from_decoder(decoder).map_err(broken)?,
+        Err(JpegError::Broken(message)) => {
+            return Err(DecodeError::Broken { format: format_name(format), message });
+        }
+    };
     image.apply_orientation(orientation);
     Ok(to_rgb8(image))
 }

@@ -14,6 +14,7 @@ mod error;
 mod florence2;
 mod generate;
 mod head;
+mod jpeg;
 mod layers;
 pub mod libtorch;
 mod model;

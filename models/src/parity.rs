@@ -31,8 +31,10 @@ const IMAGE_PIXELS_MAX: u64 = 100_000_000;
 const INPUTS: [&str; 2] = ["rect.pixel_values", "decoder_input_ids"];
 /// Of long sequences, full-size fixtures keep this many entries at each end.
 const KEPT_AT_EACH_END: i64 = 8;
-/// Stands for a generated id that the noise of the arithmetic decides: it is not compared.
-const UNDECIDED: i64 = i64::MIN;
+/// Stands for a generated id that the noise of the arithmetic decides, and is not compared; and for one that there is
+/// not, because our text is shorter.
+const UNDECIDED: i64 = -2;
+const ABSENT: i64 = -1;
 
 /// A fixture folder.
 #[derive(Debug)]
@@ -172,28 +174,15 @@ impl Fixture {
         2.0 * NOISE_FACTOR * noise
     }
 
-    /// How many of the tokens that were generated greedily under this name, in one row, noise cannot change.
-    pub(crate) fn decided_tokens(&self, key: &str) -> usize {
-        let margins = self.meta.greedy_margins.get(key).and_then(|rows| rows.first());
-        let is_open = |margin: &f64| *margin <= self.decisive_margin();
-        margins.and_then(|margins| margins.iter().position(is_open)).unwrap_or(usize::MAX)
+    /// One row of generated ids in the length of those of that name; an entry that we do not have equals nothing.
+    pub(crate) fn aligned_ids(&self, name: &str, mut ids: Vec<i64>) -> Result<Tensor, ModelError> {
+        ids.resize(self.input(name)?.numel(), ABSENT);
+        Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
     }
 
-    /// One row of generated ids as they are to be compared with those of that name, of which noise cannot change the
-    /// first `decided`.
-    pub(crate) fn comparable_ids(
-        &self,
-        name: &str,
-        mut ids: Vec<i64>,
-        decided: usize,
-    ) -> Result<Tensor, ModelError> {
-        let expected = Vec::<i64>::try_from(self.input(name)?.f_flatten(0, -1)?)?;
-        let agrees_at_first = ids.iter().take(decided).eq(expected.iter().take(decided));
-        if ids != expected && agrees_at_first {
-            ids.truncate(decided);
-            ids.resize(expected.len(), UNDECIDED);
-        }
-        Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
+    /// In place of ids of that name which noise decides.
+    pub(crate) fn undecided_ids(&self, name: &str) -> Result<Tensor, ModelError> {
+        Ok(self.input(name)?.f_full_like(UNDECIDED as f64)?)
     }
 
     /// The fixture's images of those names, preprocessed.

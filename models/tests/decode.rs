@@ -29,8 +29,8 @@ fn pictures_of_every_kind_become_what_pillow_makes_of_them() {
         let expected = decode(&read(&format!("{name}.rgb.png")), LIMIT).unwrap();
         assert_eq!(found.dimensions(), expected.dimensions(), "{name}");
         let steps = found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // JPEG decoders may differ in the rounding of the inverse cosine transform and of the colours.
-        let allowed = if name.ends_with(".jpg") { 3 } else { 0 };
+        // CMYK is not for libjpeg here, and another decoder may round the inverse cosine transform otherwise.
+        let allowed = if name.contains("cmyk") { 3 } else { 0 };
         assert!(steps <= allowed, "{name}: differs by {steps} of 255, allowed {allowed}");
     }
 }

@@ -80,7 +80,10 @@ pub fn run(args: &ClassifyArgs) -> ExitCode {
     let answered = args.ensemble.read().and_then(|ensemble| {
         let task = choose_task(&ensemble, args.task.as_deref())?;
         with_engine(&ensemble, Some(&task), async |engine| {
-            let (server, policy) = (ensemble.server(), &ensemble.tasks()[&task]);
+            // Not the configured one: models that are off are not in it.
+            let plan = engine.plan();
+            let policy = plan.task(&task).map_or(&ensemble.tasks()[&task], |planned| planned.policy());
+            let server = ensemble.server();
             classify_all(args, &Asking { server, router: engine.router(), task: &task, policy }).await
         })
     });

@@ -4,6 +4,7 @@ pub(crate) mod otlp;
 pub(crate) mod redis;
 pub(crate) mod scripted;
 pub(crate) mod server;
+pub(crate) mod transformers;
 pub(crate) mod troubled;
 
 use std::path::{Path, PathBuf};

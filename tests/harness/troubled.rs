@@ -1,6 +1,7 @@
 //! A server in this process whose real models can be made to panic or to wait.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
@@ -10,7 +11,8 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels, load_model,
+    GenerateRequest, Generated, Generator, Model, ModelError, Pixels, Placement, Preprocessor, Scores,
+    TaskId, TaskLabels, load_model,
 };
 use tch::Tensor;
 use tokio::sync::Notify;
@@ -22,18 +24,22 @@ use super::server::Endpoint;
 pub(crate) struct Trouble {
     /// So many of the next batches panic.
     panics: AtomicUsize,
-    /// While it is true, forwards wait.
-    held: Mutex<bool>,
-    released: Condvar,
+    /// Before forwards.
+    voting: Gate,
+    /// Before texts.
+    pub(crate) writing: Gate,
     /// Batches that have begun since the start.
     begun: AtomicUsize,
 }
 
-impl Trouble {
-    pub(crate) fn panic_in_the_next(&self, batches: usize) {
-        self.panics.store(batches, Ordering::Release);
-    }
+/// Lets everybody through, unless it is held.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    held: Mutex<bool>,
+    released: Condvar,
+}
 
+impl Gate {
     pub(crate) fn hold(&self) {
         *self.held.lock().unwrap() = true;
     }
@@ -43,17 +49,34 @@ impl Trouble {
         self.released.notify_all();
     }
 
+    fn pass(&self) {
+        let mut held = self.held.lock().unwrap();
+        while *held {
+            held = self.released.wait(held).unwrap();
+        }
+    }
+}
+
+impl Trouble {
+    pub(crate) fn panic_in_the_next(&self, batches: usize) {
+        self.panics.store(batches, Ordering::Release);
+    }
+
+    pub(crate) fn hold(&self) {
+        self.voting.hold();
+    }
+
+    pub(crate) fn release(&self) {
+        self.voting.release();
+    }
+
     pub(crate) fn begun(&self) -> usize {
         self.begun.load(Ordering::Acquire)
     }
 
     fn strike(&self) {
         self.begun.fetch_add(1, Ordering::AcqRel);
-        let mut held = self.held.lock().unwrap();
-        while *held {
-            held = self.released.wait(held).unwrap();
-        }
-        drop(held);
+        self.voting.pass();
         let one_less = |panics: usize| panics.checked_sub(1);
         if self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
             panic!("as the test wants it");
@@ -94,8 +117,28 @@ impl Model for Troubled {
         self.model.classify(id, images)
     }
 
+    fn generator(&self) -> Option<&dyn Generator> {
+        self.model.generator().map(|_| self as &dyn Generator)
+    }
+
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
         self.model.reproduce(fixture)
+    }
+}
+
+impl Generator for Troubled {
+    fn takes_questions(&self) -> bool {
+        self.model.generator().unwrap().takes_questions()
+    }
+
+    fn generate(
+        &self,
+        image: &Pixels,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        self.trouble.writing.pass();
+        self.model.generator().unwrap().generate(image, request, on_text)
     }
 }
 
@@ -137,6 +180,7 @@ impl TroubledServer {
 impl Drop for TroubledServer {
     fn drop(&mut self) {
         self.trouble.release();
+        self.trouble.writing.release();
         self.stop.notify_one();
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();

@@ -103,7 +103,10 @@ impl VoteFailure {
 
     /// A vote that came too late to be given.
     pub fn expired() -> Self {
-        Self { kind: FailureKind::Expired, reason: "the deadline passed before the model ran".to_owned() }
+        Self {
+            kind: FailureKind::Expired,
+            reason: "the deadline passed before the model had answered".to_owned(),
+        }
     }
 
     /// A failure of this kind.

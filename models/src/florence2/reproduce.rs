@@ -118,8 +118,7 @@ fn greedy_search(
     ids.extend(tokens);
     ids.extend(ended.then_some(END));
     let (key, name) = (format!("{key}.greedy"), format!("{key}.greedy.ids"));
-    let decided = fixture.decided_tokens(&key).saturating_add(1);
-    outputs.insert(name.clone(), fixture.comparable_ids(&name, ids, decided)?);
+    outputs.insert(name.clone(), fixture.aligned_ids(&name, ids)?);
 
     // The logits along the reference's text: along another they would be others.
     let expected = fixture.input(&name)?.to_device(model.place.device);
@@ -154,10 +153,12 @@ fn searched_beams(
     let mut ids = vec![model.beams.decoder_start_token_id];
     ids.extend(&found.tokens);
     let expected = Vec::<i64>::try_from(fixture.input(&name)?.f_flatten(0, -1)?)?;
-    let score =
-        if ids == expected || is_decided { found.score } else { score_of(model, encoded, &expected, most)? };
-    let decided = if is_decided { usize::MAX } else { 1 };
-    outputs.insert(name.clone(), fixture.comparable_ids(&name, ids, decided)?);
+    let (ids, score) = if ids == expected || is_decided {
+        (fixture.aligned_ids(&name, ids)?, found.score)
+    } else {
+        (fixture.undecided_ids(&name)?, score_of(model, encoded, &expected, most)?)
+    };
+    outputs.insert(name, ids);
     outputs.insert(format!("{key}.beam.sequences_scores"), Tensor::from_slice(&[score]));
     Ok(())
 }

@@ -38,14 +38,16 @@ pub(super) struct Texts {
 }
 
 impl Answers {
-    /// In the order of the labels.
+    /// In the order of the labels. `end` is what ends a longer answer: without it, one that another begins with could
+    /// only be the more probable one.
     pub(super) fn new(
         prompter: &Prompter,
         answers: &[String],
+        end: Option<i64>,
         vocabulary: i64,
         device: Device,
     ) -> Result<Self, ModelError> {
-        let texts: Vec<Vec<i64>> =
+        let mut texts: Vec<Vec<i64>> =
             answers.iter().map(|answer| prompter.encode(answer)).collect::<Result<_, _>>()?;
         for (answer, tokens) in answers.iter().zip(&texts) {
             if tokens.is_empty() || tokens.iter().any(|&token| token >= vocabulary) {
@@ -62,6 +64,9 @@ impl Answers {
             let on_device = |tokens: BTreeSet<i64>| integers(&Vec::from_iter(tokens), device);
             return Ok(Self::Tokens(variants.into_iter().map(on_device).collect()));
         }
+        for tokens in &mut texts {
+            tokens.extend(end);
+        }
         Ok(Self::Texts(Box::new(Texts::new(&texts, device))))
     }
 
@@ -71,7 +76,7 @@ impl Answers {
     }
 
     /// One logit for each label, [rows, labels], fp32: the logarithm of the probability that the next token is the
-    /// answer in any way to write it, or for longer answers the mean log-probability of their tokens. `next` is
+    /// answer in any way to write it, or for longer answers the mean log-probability of their tokens and the end. `next` is
     /// [rows, vocabulary], fp32.
     pub(super) fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut KvCache) -> Tensor {
         let next = next.log_softmax(-1, Kind::Float);

@@ -188,7 +188,8 @@ impl Molmo2 {
         }
         let prompt = self.prompter.prompt(&question(task), 1)?;
         let vocabulary = self.config.text_config.vocab_size;
-        let answers = Answers::new(&self.prompter, &task.answers, vocabulary, self.place.device)?;
+        let end = self.ends.first().copied();
+        let answers = Answers::new(&self.prompter, &task.answers, end, vocabulary, self.place.device)?;
         Ok(Task { prompt, answers })
     }
 }
