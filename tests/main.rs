@@ -10,6 +10,8 @@ mod commands;
 mod generate;
 mod gtsrb;
 mod harness;
+mod memory;
+mod replicas;
 mod resilience;
 mod serve;
 mod traces;

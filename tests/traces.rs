@@ -92,7 +92,7 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     for vote in named(&trace, "vote") {
         let model = vote.attribute("model").unwrap();
         assert_eq!(vote.service, format!("concord-model-{model}"));
-        for attribute in ["batch_size", "queue_ms", "gpu_ms", "p", "weight", "label"] {
+        for attribute in ["batch_size", "queue_ms", "gpu_ms", "p", "weight", "label", "replica", "device"] {
             assert!(
                 vote.attribute(attribute).is_some(),
                 "{model} has no {attribute}: {:?}",

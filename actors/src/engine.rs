@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
-use concord_models::{ModelOptions, Placement, set_cpu_threads};
+use concord_models::{MemoryEstimate, ModelOptions};
 use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
 use crate::cloud::{CloudHandle, CloudSection};
 use crate::fatal::Fatal;
+use crate::loading::Loading;
 use crate::metrics::Metrics;
-use crate::model::{ModelHandle, Running, Seat};
+use crate::model::{LoadedModel, ModelHandle, Running};
 use crate::plan::{Plan, RunningModels};
 use crate::policy::{Policy, VoteFailure};
 use crate::pool::Pool;
 use crate::router::{Flights, Router, Shared};
+use crate::startup::{Startup, StartupStatus};
 
 pub use crate::model::Loader;
 
@@ -52,6 +54,12 @@ pub struct LoadError {
 }
 
 impl LoadError {
+    /// In the order of the names.
+    pub(crate) fn of(mut failures: Vec<(String, VoteFailure)>) -> Self {
+        failures.sort_by(|(left, _), (right, _)| left.cmp(right));
+        Self { failures }
+    }
+
     fn text(&self) -> String {
         let lines: Vec<String> =
             self.failures.iter().map(|(name, error)| format!("model {name}: {error}")).collect();
@@ -71,12 +79,29 @@ pub struct ModelInfo {
     pub name: String,
     /// What it was started with.
     pub options: ModelOptions,
-    /// Where it is, and in which number format.
-    pub placement: Placement,
+    /// Where each of its replicas is.
+    pub devices: Vec<String>,
+    /// The number format.
+    pub dtype: &'static str,
+    /// What each replica was estimated to take of its device; `None` where its files did not say.
+    pub memory: Option<MemoryEstimate>,
     /// How many parameters it has.
     pub parameters: i64,
     /// The digest of its snapshot, in hexadecimal digits.
     pub digest: String,
+}
+
+impl ModelInfo {
+    /// Where it is: every device that one of its replicas is on, with commas between them.
+    pub fn device(&self) -> String {
+        let mut devices: Vec<&str> = Vec::new();
+        for device in &self.devices {
+            if !devices.contains(&device.as_str()) {
+                devices.push(device);
+            }
+        }
+        devices.join(", ")
+    }
 }
 
 /// The actors of a process. Models are loaded after it is made, so that a server can answer that it is not ready.
@@ -107,6 +132,7 @@ impl Engine {
             plan: ArcSwap::default(),
             running: OnceLock::new(),
             is_ready: AtomicBool::new(false),
+            startup: Startup::default(),
             flights: Flights::default(),
             admission: Semaphore::new(options.max_in_flight),
             pool,
@@ -123,61 +149,63 @@ impl Engine {
         }))
     }
 
-    /// Loads every model, each on a thread of its own, makes `tasks` ready and begins to answer. Blocks meanwhile.
-    /// `on_loaded` is told each model's name and how long it took.
+    /// Loads every model, each replica on a thread of its own, makes `tasks` ready, warms up and begins to answer. Blocks
+    /// meanwhile. `on_loaded` is told each model's name and how long it took.
     ///
     /// # Errors
-    /// When any model does not load or cannot answer a task: all of those.
+    /// When any model does not fit, does not load or cannot answer a task: all of those.
     pub fn load(
         &self,
         tasks: &BTreeMap<String, Policy>,
         loader: &Loader,
-        mut on_loaded: impl FnMut(&str, Duration),
+        on_loaded: impl FnMut(&str, Duration),
     ) -> Result<(), LoadError> {
         let cpu_threads = model_threads(&self.options);
-        let (loaded, done) = mpsc::channel();
-        let mut seats = BTreeMap::new();
-        let mut failures = Vec::new();
-        std::thread::scope(|scope| {
-            for (name, options) in &self.options.models {
-                let loaded = loaded.clone();
-                scope.spawn(move || {
-                    set_cpu_threads(cpu_threads);
-                    let started = Instant::now();
-                    let seat = Seat::load(name, options, &self.options.base, loader);
-                    // The receiver lives as long as this scope.
-                    let _received = loaded.send((name, options, seat, started.elapsed()));
-                });
-            }
-            drop(loaded);
-            for (name, options, seat, elapsed) in done {
-                match seat {
-                    Ok(seat) => {
-                        on_loaded(name, elapsed);
-                        seats.insert(Arc::<str>::from(name.as_str()), (seat, options));
-                    }
-                    Err(failure) => failures.push((name.clone(), failure)),
-                }
-            }
-        });
-        if !failures.is_empty() {
-            failures.sort_by(|(left, _), (right, _)| left.cmp(right));
-            return Err(LoadError { failures });
-        }
+        let (metrics, startup) = (&self.shared.metrics, &self.shared.startup);
+        let loading = Loading {
+            models: &self.options.models,
+            base: &self.options.base,
+            loader,
+            cpu_threads,
+            startup,
+            metrics,
+        };
+        let loaded = loading.run(on_loaded)?;
         let arbiter = self.arbiter.handle();
-        let running =
-            Running { arbiter: &arbiter, metrics: &self.shared.metrics, fatal: &self.fatal, cpu_threads };
-        let start = |(name, (seat, options)): (Arc<str>, (Seat, &ModelOptions))| {
-            let handle = ModelHandle::start(&name, seat, options, &running);
+        let running = Running { arbiter: &arbiter, metrics, fatal: &self.fatal, startup, cpu_threads };
+        let start = |(name, loaded): (String, LoadedModel)| {
+            let options = &self.options.models[&name];
+            let name = Arc::<str>::from(name);
+            let handle = ModelHandle::start(&name, loaded, options, &running);
             (name, handle)
         };
         // A second call changes nothing: the models are those of the first.
-        let models: BTreeMap<_, _> = seats.into_iter().map(start).collect();
+        let models: BTreeMap<_, _> = loaded.into_iter().map(start).collect();
         let running = self.start_clouds(RunningModels { models, ..RunningModels::default() })?;
         let _running = self.shared.running.get_or_init(|| running);
+        let asks = |policy: &&Policy, model: &str| policy.members().any(|member| **member.model() == *model);
+        for model in self.local_models() {
+            model.expect_warm_up(tasks.values().filter(|policy| asks(policy, model.name())).count());
+        }
         self.apply(tasks, &self.options.models)?;
+        self.warm_up()?;
+        startup.finish();
         self.set_ready(true);
         Ok(())
+    }
+
+    /// Has every model run the batch sizes that requests will bring, one after the other.
+    fn warm_up(&self) -> Result<(), LoadError> {
+        let plan = self.shared.plan.load_full();
+        let mut failures = Vec::new();
+        for model in self.local_models() {
+            // Any task will do, and one that asks for nothing needs no votes.
+            let Some(task) = plan.prepared_in(model.name()) else { continue };
+            if let Err(failure) = model.warm_up(task) {
+                failures.push((model.name().to_string(), failure));
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(LoadError::of(failures)) }
     }
 
     /// Answers by other policies from the next request on; requests that are being answered keep the policy that they
@@ -210,6 +238,11 @@ impl Engine {
         self.shared.is_ready.load(Ordering::Acquire) && self.fatal.get().is_none()
     }
 
+    /// How far the start is; means something until requests are answered.
+    pub fn startup(&self) -> StartupStatus {
+        self.shared.startup.status()
+    }
+
     /// Says whether requests are to be answered.
     fn set_ready(&self, ready: bool) {
         self.shared.is_ready.store(ready, Ordering::Release);
@@ -226,7 +259,9 @@ impl Engine {
         let info = |model: &ModelHandle| ModelInfo {
             name: model.name().to_string(),
             options: (*model.options).clone(),
-            placement: model.placement,
+            devices: model.replicas().iter().map(|replica| replica.device.clone()).collect(),
+            dtype: model.dtype,
+            memory: model.memory,
             parameters: model.parameters,
             digest: crate::digest::Digest::from(model.snapshot).to_string(),
         };
@@ -290,21 +325,21 @@ fn cores(options: &EngineOptions) -> usize {
     }
 }
 
-/// How many models compute on the CPU.
-fn models_on_cpu(options: &EngineOptions) -> usize {
+/// How many replicas compute on the CPU.
+fn replicas_on_cpu(options: &EngineOptions) -> usize {
     let has_gpu = concord_models::libtorch::cuda_devices() > 0;
     let on_cpu = |model: &&ModelOptions| model.device == "cpu" || (model.device == "auto" && !has_gpu);
-    options.models.values().filter(on_cpu).count()
+    options.models.values().filter(on_cpu).map(|model| model.replicas).sum()
 }
 
-/// For one operation of a model: the cores are shared out among the models that compute on them, because threads that
+/// For one operation of a model: the cores are shared out among the replicas that compute on them, because threads that
 /// wait for each other at every operation cost more than they bring when something else wants their cores.
 fn model_threads(options: &EngineOptions) -> usize {
-    (cores(options) / models_on_cpu(options).max(1)).max(1)
+    (cores(options) / replicas_on_cpu(options).max(1)).max(1)
 }
 
 /// For decoding and resizing: all cores where the models are elsewhere, otherwise half of them.
 fn pool_threads(options: &EngineOptions) -> usize {
-    let share = if models_on_cpu(options) == 0 { 1 } else { 2 };
+    let share = if replicas_on_cpu(options) == 0 { 1 } else { 2 };
     (cores(options) / share).max(1)
 }

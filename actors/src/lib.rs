@@ -10,12 +10,15 @@ mod cloud;
 mod digest;
 mod engine;
 mod fatal;
+mod loading;
 mod metrics;
 mod model;
 mod plan;
 pub mod policy;
 mod pool;
 mod router;
+mod spread;
+mod startup;
 mod ticket;
 mod trace;
 mod voter;
@@ -31,4 +34,5 @@ pub use plan::{Plan, TaskPlan};
 pub use router::{
     CacheOutcome, Caller, Classify, Explanation, Presence, RouteError, Routed, Router, Write, Writing,
 };
+pub use startup::StartupStatus;
 pub use trace::{TRACE_TARGET, Trace};

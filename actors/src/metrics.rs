@@ -31,7 +31,14 @@ pub struct Metrics {
     pub forwards: IntCounterVec,
     /// Images in a batch, by `model`.
     pub batch_size: HistogramVec,
-    /// Images that wait for a `model` or run in it.
+    /// The most images that a `replica` of a `model` runs together at this moment.
+    pub batch_limit: IntGaugeVec,
+    /// How often a `replica` of a `model` had no memory for a batch.
+    pub out_of_memory: IntCounterVec,
+    /// Estimated before loading: what the replicas of a `model` take of a `device`, by `part` (`parameters`,
+    /// `activations`).
+    pub model_memory: IntGaugeVec,
+    /// Images that wait for a `model` or run in it, all replicas together.
     pub queue_depth: IntGaugeVec,
     /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
     pub dropped: IntCounterVec,
@@ -58,6 +65,9 @@ impl Metrics {
         let registry = Registry::new_custom(Some("concord".to_owned()), None)?;
         let counters = |name: &str, help: &str, labels: &[&str]| {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
         };
         let histograms = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
@@ -88,13 +98,22 @@ impl Metrics {
             cache_errors: counters("cache_errors_total", "What went wrong with the cache.", &["why"])?,
             forwards: counters("forwards_total", "Images that ran through a model.", &["model"])?,
             batch_size: histograms("batch_size", "Images in a batch.", &["model"], &BATCH_SIZES)?,
-            queue_depth: registered(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("queue_depth", "Images that wait for a model or run in it."),
-                    &["model"],
-                )?,
+            batch_limit: gauges(
+                "batch_limit",
+                "The most images that a replica runs together at this moment.",
+                &["model", "replica"],
             )?,
+            out_of_memory: counters(
+                "out_of_memory_total",
+                "How often a replica had no memory for a batch.",
+                &["model", "replica"],
+            )?,
+            model_memory: gauges(
+                "model_memory_estimated_bytes",
+                "What the replicas of a model were estimated to take of a device before they were loaded.",
+                &["model", "device", "part"],
+            )?,
+            queue_depth: gauges("queue_depth", "Images that wait for a model or run in it.", &["model"])?,
             dropped: counters(
                 "dropped_total",
                 "Images dropped before they ran, because nobody waited for them any more.",
@@ -128,6 +147,12 @@ impl Metrics {
             ready: registered(&registry, Gauge::new("ready", "1 while requests are taken.")?)?,
             registry,
         })
+    }
+
+    /// Shows how many images a replica runs together.
+    pub(crate) fn set_batch_limit(&self, model: &str, replica: usize, limit: usize) {
+        let gauge = self.batch_limit.with_label_values(&[model, &*replica.to_string()]);
+        gauge.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
     /// In the text format of Prometheus.

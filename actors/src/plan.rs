@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use concord_models::{ModelOptions, TaskLabels, head_digest};
+use concord_models::{ModelOptions, TaskId, TaskLabels, head_digest};
 
 use crate::cloud::CloudHandle;
 use crate::digest::{Digest, cloud_digest, verdict_digest, vote_digest};
@@ -57,6 +57,15 @@ impl Plan {
     /// Every task, by name.
     pub fn tasks(&self) -> impl Iterator<Item = &TaskPlan> {
         self.tasks.values().map(AsRef::as_ref)
+    }
+
+    /// A task that the model of that name has been made ready for.
+    pub(crate) fn prepared_in(&self, model: &str) -> Option<TaskId> {
+        let seats = self.tasks.values().flat_map(|task| &task.seats);
+        seats.filter(|seat| **seat.voter.name() == *model).find_map(|seat| match &seat.voter {
+            Voter::Local { prepared, .. } => Some(prepared.id),
+            Voter::Cloud { .. } => None,
+        })
     }
 
     /// Makes the models ready for `tasks`. What is the same as in `current` is taken over as it is.
@@ -154,7 +163,7 @@ impl Preparation<'_> {
         });
         let voter = match same {
             Some(seat) => seat.voter.clone(),
-            None => Voter::Local { model: model.clone(), prepared: model.prepare(self.labels(head))? },
+            None => Voter::Local { model: model.clone(), prepared: model.prepare(&self.labels(head))? },
         };
         Ok(PlannedModel { voter, digest })
     }

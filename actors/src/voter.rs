@@ -97,10 +97,15 @@ impl Ask {
     /// Makes the image ready and hands it over; the caller is a thread of the CPU pool.
     pub(crate) fn submit(mut self, image: &RgbImage) {
         let name = Arc::clone(self.name());
+        let replica = match &self.voter {
+            Reserved::Local { place, .. } => Some(Arc::clone(&place.replica)),
+            Reserved::Cloud { .. } => None,
+        };
+        let (index, device) = (replica.as_ref().map(|it| it.index), replica.as_ref().map(|it| &*it.device));
         self.wanted.trace = self.wanted.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "vote",
-                concord.service = format_args!("concord-model-{name}"), model = &*name, batch_size = Empty,
-                queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty, weight = Empty,
+                concord.service = format_args!("concord-model-{name}"), model = &*name, replica = index,
+                device, batch_size = Empty, queue_ms = Empty, preprocess_ms = Empty, gpu_ms = Empty, label = Empty, p = Empty, weight = Empty,
                 error = Empty)
         });
         if self.count_if_unwanted() {

@@ -44,6 +44,31 @@ pub(crate) fn parse_device(text: &str) -> Result<Device, ModelError> {
     }
 }
 
+/// Where a model may be put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceWish {
+    /// Beside the program.
+    Cpu,
+    /// The GPU of this number.
+    Gpu(usize),
+    /// Any GPU; there is one.
+    AnyGpu,
+}
+
+impl DeviceWish {
+    /// What a name that [`is_device_name`] asks of this machine.
+    ///
+    /// # Errors
+    /// When the text names no device, or one that this machine lacks.
+    pub fn of(text: &str) -> Result<Self, ModelError> {
+        Ok(match parse_device(text)? {
+            Device::Cuda(_) if text == "auto" => Self::AnyGpu,
+            Device::Cuda(index) => Self::Gpu(index),
+            _ => Self::Cpu,
+        })
+    }
+}
+
 /// The number format of that name.
 ///
 /// # Errors

@@ -53,6 +53,9 @@ pub enum ModelError {
         /// What would be allowed.
         message: String,
     },
+    /// libtorch had no memory left, and said so by a panic of tch's.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// libtorch refused.
     #[error(transparent)]
     Libtorch(#[from] LibtorchError),
@@ -70,7 +73,26 @@ fn first_line(error: &tch::TchError) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// How libtorch says that there is no memory left: CUDA's caching allocator and driver, cuBLAS, and the CPU's allocator
+/// (twice).
+const OUT_OF_MEMORY: [&str; 4] =
+    ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory"];
+
+/// Whether a message of libtorch, by error or by panic, says that there is no memory left.
+pub fn is_out_of_memory(message: &str) -> bool {
+    OUT_OF_MEMORY.iter().any(|words| message.contains(words))
+}
+
 impl ModelError {
+    /// Whether libtorch had no memory left: the same with fewer images may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory(_) => true,
+            Self::Libtorch(_) | Self::Tensor(_) => is_out_of_memory(&self.to_string()),
+            _ => false,
+        }
+    }
+
     pub(crate) fn file(path: &Path, source: std::io::Error) -> Self {
         Self::File { path: path.to_owned(), source }
     }

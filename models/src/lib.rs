@@ -17,6 +17,7 @@ mod head;
 mod jpeg;
 mod layers;
 pub mod libtorch;
+mod memory;
 mod model;
 mod molmo2;
 pub mod parity;
@@ -30,12 +31,13 @@ mod torchscript;
 mod weights;
 
 pub use decode::{DecodeError, decode};
-pub use device::{DEVICES, DTYPES, device_name, dtype_name, is_device_name, set_cpu_threads};
+pub use device::{DEVICES, DTYPES, DeviceWish, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use digest::{head_digest, snapshot_digest};
-pub use error::ModelError;
+pub use error::{ModelError, is_out_of_memory};
 pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
+pub use memory::{MemoryEstimate, free_host_memory};
 pub use model::{
     ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
 };

@@ -58,7 +58,7 @@ pub struct ModelOptions {
     pub architecture: String,
     /// The Hugging Face snapshot's folder; relative to the folder of `ensemble.toml`.
     pub snapshot: PathBuf,
-    /// `auto` (the first GPU, otherwise the CPU), `cpu`, `cuda` or `cuda:N`.
+    /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
     pub dtype: String,
@@ -77,8 +77,13 @@ pub struct ModelOptions {
     pub max_batch: usize,
     /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
     pub max_delay_ms: u64,
-    /// How many images may wait or run; the next is refused at once.
+    /// How many images may wait for a replica or run in it; the next is refused at once.
     pub queue_capacity: usize,
+    /// How many copies of the model are loaded, each with a thread, stream and queue of its own. On the CPU they share
+    /// the cores.
+    pub replicas: usize,
+    /// How long after its memory was too small for a batch a replica tries batches of twice the size again.
+    pub batch_recovery_s: u64,
 }
 
 impl Default for ModelOptions {
@@ -96,6 +101,8 @@ impl Default for ModelOptions {
             max_batch: 32,
             max_delay_ms: 2,
             queue_capacity: 256,
+            replicas: 1,
+            batch_recovery_s: 60,
         }
     }
 }
@@ -146,7 +153,8 @@ pub struct TaskId(pub u64);
 /// A loaded model.
 ///
 /// Its methods run on one thread at a time, `prepare` and `classify` with the same stream current. They may panic
-/// where libtorch throws (out of memory, a CUDA error): the caller contains that, and loses one batch.
+/// where libtorch throws (out of memory, a CUDA error): the caller contains that, and loses one batch; out of memory,
+/// by panic or by error, it tries the halves.
 pub trait Model: Send + std::fmt::Debug {
     /// What turns an image into this model's input; may be used on any thread.
     fn preprocessor(&self) -> &Preprocessor;
@@ -172,6 +180,27 @@ pub trait Model: Send + std::fmt::Debug {
     /// # Errors
     /// When it was not, or libtorch refuses.
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError>;
+
+    /// The batch sizes that are run before requests come, in this order. A batch of one has run by then: each task is
+    /// tried with one image when it is prepared.
+    ///
+    /// A GPU is given the largest batch, because libtorch chooses kernels and takes memory at the first run of a shape;
+    /// on the CPU that brings nothing.
+    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+        match self.placement().device {
+            Device::Cuda(_) if max_batch > 1 => vec![max_batch],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Runs a batch of one of these sizes, for a task that has been prepared. What is to be captured or measured for
+    /// batches of this size is captured or measured here: no other model computes meanwhile.
+    ///
+    /// # Errors
+    /// When libtorch refuses; where that is for want of memory, batches of this size are not tried for a while.
+    fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
+        self.classify(id, images).map(drop)
+    }
 
     /// The same model as a writer of text, where it is one.
     fn generator(&self) -> Option<&dyn Generator> {

@@ -65,6 +65,17 @@ impl SafetensorsFile {
         self.metadata.tensors().into_keys().collect()
     }
 
+    /// The shape of every tensor, and the number format that it is stored in; those of formats that are not supported
+    /// are left out, since loading refuses them.
+    pub(crate) fn layout(&self) -> Vec<(Vec<i64>, Kind)> {
+        let tensors = self.metadata.tensors().into_keys();
+        let layout = |name: String| {
+            let kind = kind_of(self.metadata.info(&name)?.dtype)?;
+            Some((self.shape(&name)?, kind))
+        };
+        tensors.filter_map(layout).collect()
+    }
+
     /// An entry of the file's own metadata, for instance the labels of a head.
     pub(crate) fn note(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use concord_actors::policy::Policy;
-use concord_models::{device_name, dtype_name};
 use serde_json::json;
 
 use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn, with_engine};
@@ -42,10 +41,13 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         "device",
         "dtype",
         "parameters",
+        "replicas",
+        "memory each",
         "tasks",
     ]);
     for model in models {
-        let (name, options, place) = (model.name.as_str(), &model.options, model.placement);
+        let (name, options) = (model.name.as_str(), &model.options);
+        let memory = model.memory.map(|memory| memory.total());
         let asked = |policy: &Policy| policy.members().any(|member| member.model().as_ref() == name);
         let tasks: Vec<&str> = ensemble
             .tasks()
@@ -56,8 +58,10 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         if as_json {
             say(&json!({
                 "model": name, "architecture": options.architecture, "snapshot": options.snapshot,
-                "device": device_name(place.device), "dtype": dtype_name(place.kind),
-                "parameters": model.parameters, "tasks": tasks,
+                "device": model.device(), "dtype": model.dtype, "parameters": model.parameters,
+                "replicas": model.devices, "tasks": tasks, "estimated_bytes": model.memory.map(|memory| json!({
+                    "parameters": memory.parameter_bytes, "activations": memory.activation_bytes,
+                })),
             }));
             continue;
         }
@@ -65,9 +69,11 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             Cell::new(name),
             Cell::new(&options.architecture),
             Cell::new(options.snapshot.display()),
-            Cell::new(device_name(place.device)),
-            Cell::new(dtype_name(place.kind)),
+            Cell::new(model.device()),
+            Cell::new(model.dtype),
             Cell::new(millions(model.parameters)).set_alignment(CellAlignment::Right),
+            Cell::new(model.devices.len()).set_alignment(CellAlignment::Right),
+            Cell::new(memory.map_or_else(|| "?".to_owned(), megabytes)).set_alignment(CellAlignment::Right),
             Cell::new(tasks.join(", ")),
         ]);
     }
@@ -79,4 +85,9 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
 
 fn millions(parameters: i64) -> String {
     format!("{:.1} M", parameters as f64 / 1e6)
+}
+
+/// An estimate, so rounded.
+fn megabytes(bytes: u64) -> String {
+    format!("{:.0} MB", bytes as f64 / 1e6)
 }

@@ -17,6 +17,10 @@ const MAX_BATCH: RangeInclusive<u64> = 1..=1024;
 const MAX_DELAY_MS: RangeInclusive<u64> = 0..=1000;
 /// Every image that waits is held in memory, as pixels and as the model's input.
 const QUEUE_CAPACITY: RangeInclusive<u64> = 1..=65_536;
+/// As many as eight GPUs take eight of; on the CPU replicas share the cores, and more than a few bring nothing.
+const REPLICAS: RangeInclusive<u64> = 1..=64;
+/// Each trial of a larger batch costs a forward that fails; a day is as good as never.
+const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
 
 /// The option that gives a model something of its own for each task.
 const HEADS: &str = "heads";
@@ -65,6 +69,8 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
         ("max_batch", options.max_batch as u64, MAX_BATCH),
         ("max_delay_ms", options.max_delay_ms, MAX_DELAY_MS),
         ("queue_capacity", options.queue_capacity as u64, QUEUE_CAPACITY),
+        ("replicas", options.replicas as u64, REPLICAS),
+        ("batch_recovery_s", options.batch_recovery_s, BATCH_RECOVERY_S),
     ]));
     faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));

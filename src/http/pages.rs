@@ -3,7 +3,6 @@
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use concord_actors::policy::Stage;
-use concord_models::{device_name, dtype_name};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -59,8 +58,13 @@ pub(super) struct ModelPage {
     model: String,
     /// Which implementation runs it.
     architecture: String,
-    /// Where it computes.
+    /// Where it computes: the devices of its replicas, with commas between them.
     device: String,
+    /// Its copies, each with a queue of its own.
+    replicas: Vec<ReplicaPage>,
+    /// What each copy was estimated to take of its device before it was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_bytes: Option<MemoryPage>,
     /// The number format.
     dtype: &'static str,
     /// How many parameters it has.
@@ -71,12 +75,30 @@ pub(super) struct ModelPage {
     digest: String,
 }
 
+/// A copy of a model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReplicaPage {
+    /// Its number, as metrics and traces call it.
+    replica: usize,
+    /// Where it computes.
+    device: String,
+}
+
+/// An estimate of memory, in bytes.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct MemoryPage {
+    /// Of the parameters in the number format.
+    parameters: u64,
+    /// A reserve for batches of `max_batch` images.
+    activations: u64,
+}
+
 /// Whether requests are answered.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct StatusPage {
-    /// `ok`, `ready`, `loading`, `draining` or `failed`.
+    /// `ok`, `ready`, `loading`, `warming up`, `draining` or `failed`.
     status: &'static str,
-    /// Why, where it failed.
+    /// Why, where it failed; how far it is, where it starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -125,9 +147,14 @@ pub(super) async fn models(_authorized: Authorized, worker: Data<Worker>) -> Htt
             .filter(|task| asks(task, &model.name))
             .map(|task| task.name().to_owned())
             .collect(),
+        device: model.device(),
+        replicas: (0..).zip(model.devices).map(|(replica, device)| ReplicaPage { replica, device }).collect(),
+        estimated_bytes: model.memory.map(|memory| MemoryPage {
+            parameters: memory.parameter_bytes,
+            activations: memory.activation_bytes,
+        }),
         architecture: model.options.architecture,
-        device: device_name(model.placement.device),
-        dtype: dtype_name(model.placement.kind),
+        dtype: model.dtype,
         parameters: model.parameters,
         digest: model.digest,
         model: model.name,
@@ -141,7 +168,7 @@ pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(StatusPage { status: "ok", detail: None })
 }
 
-/// Whether requests are answered: after the models have been loaded, until the process is told to end.
+/// Whether requests are answered: after the models have been loaded and warmed up, until the process is told to end.
 #[utoipa::path(get, path = "/readyz", tag = "operations",
     responses((status = 200, body = StatusPage), (status = 503, body = StatusPage)))]
 pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {
@@ -153,7 +180,8 @@ pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {
     } else if worker.engine.is_ready() {
         HttpResponse::Ok().json(StatusPage { status: "ready", detail: None })
     } else {
-        unready("loading", None)
+        let startup = worker.engine.startup();
+        unready(startup.phase, Some(startup.detail))
     }
 }
 

@@ -1,9 +1,10 @@
-//! A server in this process whose real models can be made to panic or to wait.
+//! A server in this process whose real models can be made to panic, to wait, or to run out of memory.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use concord::config::Ensemble;
@@ -17,13 +18,20 @@ use concord_models::{
 use tch::Tensor;
 use tokio::sync::Notify;
 
+use super::redis::free_port;
 use super::server::Endpoint;
 
 /// What happens to forwards, of all models of a server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Trouble {
     /// So many of the next batches panic.
     panics: AtomicUsize,
+    /// There is no memory for batches of more images.
+    memory: AtomicUsize,
+    /// Whether models warm up with batches of every power of two, as on a GPU; otherwise as they do by themselves.
+    warms_up: AtomicBool,
+    /// The sizes of all batches that have begun.
+    sizes: Mutex<Vec<usize>>,
     /// Before forwards.
     voting: Gate,
     /// Before texts.
@@ -57,7 +65,55 @@ impl Gate {
     }
 }
 
+/// None.
+impl Default for Trouble {
+    fn default() -> Self {
+        Self {
+            panics: AtomicUsize::default(),
+            memory: AtomicUsize::new(usize::MAX),
+            warms_up: AtomicBool::default(),
+            sizes: Mutex::default(),
+            voting: Gate::default(),
+            writing: Gate::default(),
+            begun: AtomicUsize::default(),
+        }
+    }
+}
+
 impl Trouble {
+    /// From now on there is memory for so many images at once.
+    pub(crate) fn limit_memory(&self, images: usize) {
+        self.memory.store(images, Ordering::Release);
+    }
+
+    pub(crate) fn warm_up(&self) {
+        self.warms_up.store(true, Ordering::Release);
+    }
+
+    /// The sizes of the batches that have begun since this was asked for.
+    pub(crate) fn take_sizes(&self) -> Vec<usize> {
+        std::mem::take(&mut self.sizes.lock().unwrap())
+    }
+
+    /// libtorch says it by errors where its fallible functions are called, otherwise by panics: here by turns.
+    fn allocate(&self, images: usize) -> Result<(), ModelError> {
+        const CUDA: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB\nbacktrace";
+        const CPU: &str = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: \
+                           you tried to allocate 2147483648 bytes. Error code 12 (Cannot allocate memory)\nbacktrace";
+        let mut sizes = self.sizes.lock().unwrap();
+        sizes.push(images);
+        let by_turns = sizes.len().is_multiple_of(2);
+        drop(sizes);
+        if images <= self.memory.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let error = |text: &str| Err::<(), _>(tch::TchError::Torch(text.to_owned()));
+        if by_turns {
+            error(CUDA).unwrap();
+        }
+        Ok(error(CPU)?)
+    }
+
     pub(crate) fn panic_in_the_next(&self, batches: usize) {
         self.panics.store(batches, Ordering::Release);
     }
@@ -114,11 +170,21 @@ impl Model for Troubled {
 
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         self.trouble.strike();
+        self.trouble.allocate(images.len())?;
         self.model.classify(id, images)
     }
 
     fn generator(&self) -> Option<&dyn Generator> {
         self.model.generator().map(|_| self as &dyn Generator)
+    }
+
+    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+        if !self.trouble.warms_up.load(Ordering::Acquire) {
+            return self.model.warm_up_batches(max_batch);
+        }
+        std::iter::successors(Some(2), |batch| Some(batch * 2))
+            .take_while(|batch| *batch <= max_batch)
+            .collect()
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
@@ -152,13 +218,29 @@ pub(crate) struct TroubledServer {
 
 impl TroubledServer {
     pub(crate) fn start(ensemble: &Path) -> Self {
+        Self::start_in(ensemble, Trouble::default())
+    }
+
+    /// In trouble from the beginning.
+    pub(crate) fn start_in(ensemble: &Path, trouble: Trouble) -> Self {
+        let (mut server, address) = Self::listen(ensemble, trouble, "127.0.0.1:0");
+        server.client = Endpoint::new(&format!("http://{}", address.recv().unwrap()));
+        server
+    }
+
+    /// Without waiting until it is ready, which the receiver is told.
+    pub(crate) fn begin(ensemble: &Path, trouble: Trouble) -> (Self, mpsc::Receiver<SocketAddr>) {
+        Self::listen(ensemble, trouble, &format!("127.0.0.1:{}", free_port()))
+    }
+
+    fn listen(ensemble: &Path, trouble: Trouble, listen: &str) -> (Self, mpsc::Receiver<SocketAddr>) {
         let ensemble = Ensemble::load(ensemble).unwrap();
-        let trouble = Arc::new(Trouble::default());
+        let trouble = Arc::new(trouble);
         let stop = Arc::new(Notify::new());
         let troubled = Arc::clone(&trouble);
         let options = ServeOptions {
             ensemble,
-            listen: Some("127.0.0.1:0".to_owned()),
+            listen: Some(listen.to_owned()),
             file: None,
             sampling: Sampling::none(),
             loader: Arc::new(move |_: &str, options: &_, base: &_| {
@@ -169,11 +251,11 @@ impl TroubledServer {
         };
         let (ready, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let on_ready = move |address: std::net::SocketAddr, _: &_| ready.send(address).unwrap();
+            let on_ready = move |address, _: &_| ready.send(address).unwrap();
             actix::System::new().block_on(serve(options, on_ready))
         });
-        let address = address.recv().unwrap();
-        Self { client: Endpoint::new(&format!("http://{address}")), trouble, stop, thread: Some(thread) }
+        let client = Endpoint::new(&format!("http://{listen}"));
+        (Self { client, trouble, stop, thread: Some(thread) }, address)
     }
 }
 

@@ -1,28 +1,31 @@
-//! What others have of a model: a way to reserve a place in its queue, and tasks made ready in it.
+//! What others have of a model: a way to reserve a place with one of its replicas, and tasks made ready in all of them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ArbiterHandle};
+use actix::ArbiterHandle;
 use concord_models::{
-    GenerateRequest, Generator, ModelOptions, Placement, Preprocessor, RgbImage, TaskId, TaskLabels,
+    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Preprocessor, RgbImage, TaskId, TaskLabels,
+    device_name, dtype_name,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::queue::{Entry, Queue};
+use super::queue::Entry;
+use super::replica::{Replica, reserve};
 use super::text::TextEntry;
-use super::worker::Limits;
-use super::{ModelActor, Seat, Writer};
+use super::{ModelActor, Place, Seat, Writer};
 use crate::Trace;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::policy::VoteFailure;
+use crate::startup::Startup;
 use crate::ticket::Ticket;
 use crate::voter::Wanted;
 
 /// A task's text embeddings take milliseconds on a GPU, seconds on a slow CPU behind a full queue.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Whatever a model captures and measures for one batch size.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(600);
 
 static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 
@@ -31,19 +34,36 @@ static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct ModelHandle {
     name: Arc<str>,
     preprocessor: Arc<Preprocessor>,
-    queue: Arc<Queue>,
-    places: Arc<Semaphore>,
+    /// At least one.
+    replicas: Arc<[Arc<Replica>]>,
+    /// Whose turn it is among replicas that are equally loaded.
+    turn: Arc<AtomicUsize>,
     metrics: Metrics,
+    startup: Startup,
+    /// Of every replica.
+    warm_up_batches: Arc<[usize]>,
     /// What it was started with.
     pub(crate) options: Arc<ModelOptions>,
     /// The digest of its snapshot.
     pub(crate) snapshot: [u8; 32],
-    pub(crate) placement: Placement,
     pub(crate) parameters: i64,
+    pub(crate) dtype: &'static str,
+    /// Of one replica; `None` where its files do not say.
+    pub(crate) memory: Option<MemoryEstimate>,
     /// Whether it writes texts.
     pub(crate) writes: bool,
     /// Whether it can be asked in words.
     pub(crate) takes_questions: bool,
+}
+
+/// A model that has been loaded and does not run yet.
+#[derive(Debug)]
+pub(crate) struct LoadedModel {
+    /// The first.
+    pub(crate) seat: Seat,
+    pub(crate) other_seats: Vec<Seat>,
+    pub(crate) snapshot: [u8; 32],
+    pub(crate) memory: Option<MemoryEstimate>,
 }
 
 /// A text that is asked for; its place has been reserved.
@@ -57,59 +77,48 @@ pub(crate) struct AskedText {
     pub(crate) writer: Writer,
 }
 
-/// A place among those that wait for a model or run in it; given up on drop.
-#[derive(Debug)]
-pub(crate) struct Place {
-    _permit: OwnedSemaphorePermit,
-    queue: Arc<Queue>,
-    depth: prometheus::IntGauge,
-    /// Whether it has come to the queue.
-    pub(super) arrived: bool,
-}
-
-/// A task made ready in a model; forgotten there on drop.
+/// A task made ready in a model, under the same name in each of its replicas; forgotten there on drop.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) id: TaskId,
-    queue: Arc<Queue>,
+    replicas: Arc<[Arc<Replica>]>,
 }
 
 impl ModelHandle {
-    /// Starts the actor of a loaded model.
-    pub(crate) fn start(name: &Arc<str>, seat: Seat, options: &ModelOptions, running: &Running<'_>) -> Self {
-        let queue = Arc::new(Queue::default());
-        let (snapshot, placement, parameters) =
-            (seat.snapshot, seat.model.placement(), seat.model.parameters());
-        let preprocessor = Arc::new(seat.model.preprocessor().clone());
-        let generator = seat.model.generator();
-        let writes = generator.is_some();
-        let takes_questions = generator.is_some_and(Generator::takes_questions);
-        let actor = ModelActor {
-            name: Arc::clone(name),
-            queue: Arc::clone(&queue),
-            seat: Arc::new(Mutex::new(seat)),
-            limits: Limits {
-                max_batch: options.max_batch,
-                max_delay: Duration::from_millis(options.max_delay_ms),
-                cpu_threads: running.cpu_threads,
-            },
-            metrics: running.metrics.clone(),
-            fatal: running.fatal.clone(),
-            panics: 0,
-            forwards_at_last_panic: 0,
-        };
-        // Nobody needs its address: it lives as long as its thread, which tells it how it ends.
-        let _address = ModelActor::start_in_arbiter(running.arbiter, move |_| actor);
+    /// Starts the actors of a loaded model, one for each replica.
+    pub(crate) fn start(
+        name: &Arc<str>,
+        loaded: LoadedModel,
+        options: &ModelOptions,
+        running: &Running<'_>,
+    ) -> Self {
+        let LoadedModel { seat, other_seats, snapshot, memory } = loaded;
+        let model = &seat.model;
+        let (parameters, dtype) = (model.parameters(), dtype_name(model.placement().kind));
+        let preprocessor = Arc::new(model.preprocessor().clone());
+        let (writes, takes_questions) =
+            (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
+        let warm_up_batches = model.warm_up_batches(options.max_batch).into();
+        let mut replicas = Vec::new();
+        for (index, seat) in std::iter::once(seat).chain(other_seats).enumerate() {
+            let device = device_name(seat.model.placement().device);
+            let replica = Arc::new(Replica::new(index, device, options.queue_capacity));
+            ModelActor::begin(name, &replica, seat, options, running);
+            replicas.push(replica);
+        }
         Self {
             name: Arc::clone(name),
             preprocessor,
-            queue,
-            places: Arc::new(Semaphore::new(options.queue_capacity)),
+            replicas: replicas.into(),
+            turn: Arc::default(),
             metrics: running.metrics.clone(),
+            startup: running.startup.clone(),
+            warm_up_batches,
             options: Arc::new(options.clone()),
             snapshot,
-            placement,
             parameters,
+            dtype,
+            memory,
             writes,
             takes_questions,
         }
@@ -119,18 +128,20 @@ impl ModelHandle {
         &self.name
     }
 
-    /// A place, or at once the failure of a model that has none.
-    pub(crate) fn reserve(&self) -> Result<Place, VoteFailure> {
-        let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| VoteFailure::busy())?;
-        let depth = self.metrics.queue_depth.with_label_values(&[&*self.name]);
-        depth.inc();
-        self.queue.expect();
-        Ok(Place { _permit: permit, queue: Arc::clone(&self.queue), depth, arrived: false })
+    pub(crate) fn replicas(&self) -> &[Arc<Replica>] {
+        &self.replicas
     }
 
-    /// How many images wait for it or run in it.
+    /// A place in the least loaded replica, or at once the failure of a model that has none.
+    pub(crate) fn reserve(&self) -> Result<Place, VoteFailure> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let depth = self.metrics.queue_depth.with_label_values(&[&*self.name]);
+        reserve(&self.replicas, turn, &depth).ok_or_else(VoteFailure::busy)
+    }
+
+    /// How many images wait for its replicas or run in them.
     pub(crate) fn depth(&self) -> usize {
-        self.options.queue_capacity - self.places.available_permits()
+        self.replicas.iter().map(|replica| replica.depth()).sum()
     }
 
     /// Makes the image ready and queues it; the caller is a thread of the CPU pool.
@@ -141,7 +152,9 @@ impl ModelHandle {
                 let preprocess = started.elapsed();
                 let phase = self.metrics.phase_seconds.with_label_values(&["preprocess"]);
                 phase.observe(preprocess.as_secs_f64());
-                self.queue.push(Entry { task, pixels, place, wanted, preprocess, queued: Instant::now() });
+                let replica = Arc::clone(&place.replica);
+                let queued = Instant::now();
+                replica.queue.push(Entry { task, pixels, place, wanted, preprocess, queued });
             }
             Err(error) => wanted.reply.failed(error.to_string()),
         }
@@ -153,8 +166,9 @@ impl ModelHandle {
         match self.preprocessor.apply(image) {
             Ok(pixels) => {
                 let queued = Instant::now();
+                let replica = Arc::clone(&place.replica);
                 let entry = TextEntry { request, pixels, place, ticket, trace, writer, queued };
-                self.queue.push_text(Box::new(entry));
+                replica.queue.push_text(Box::new(entry));
             }
             Err(error) => writer.done(Err(VoteFailure::new(error.to_string()))),
         }
@@ -164,32 +178,95 @@ impl ModelHandle {
         &self.metrics
     }
 
-    /// Makes a task ready on the model's thread, between two batches, and waits for it.
+    /// Makes a task ready on each replica's thread, between two batches, and waits for all.
     ///
     /// # Errors
     /// When the model cannot answer it.
-    pub(crate) fn prepare(&self, task: TaskLabels) -> Result<Arc<Prepared>, VoteFailure> {
+    pub(crate) fn prepare(&self, task: &TaskLabels) -> Result<Arc<Prepared>, VoteFailure> {
         let id = TaskId(NEXT_TASK.fetch_add(1, Ordering::Relaxed));
-        let (result, done) = mpsc::channel();
-        self.queue.run(Box::new(move |seat| _ = result.send(seat.prepare(id, &task))));
-        let prepared = done.recv_timeout(PREPARE_TIMEOUT).map_err(|error| {
-            VoteFailure::new(match error {
-                mpsc::RecvTimeoutError::Timeout => {
-                    format!("was not made ready within {} s", PREPARE_TIMEOUT.as_secs())
+        // Also where it fails or takes too long: a thread may come to it later.
+        let forgotten_on_drop = Arc::new(Prepared { id, replicas: Arc::clone(&self.replicas) });
+        let deadline = Instant::now() + PREPARE_TIMEOUT;
+        let mut results = Vec::new();
+        for replica in self.replicas.iter() {
+            let (result, done) = mpsc::channel();
+            let (task, startup, label) = (task.clone(), self.startup.clone(), self.label(replica));
+            replica.queue.run(Box::new(move |seat| {
+                let started = Instant::now();
+                let prepared = seat.prepare(id, &task);
+                if prepared.is_ok() {
+                    startup.step(&label, started.elapsed());
                 }
-                mpsc::RecvTimeoutError::Disconnected => "the model's thread ended".to_owned(),
-            })
-        });
-        // Also where it took too long: the thread may come to it later.
-        let forgotten_on_drop = Arc::new(Prepared { id, queue: Arc::clone(&self.queue) });
-        prepared??;
+                // Whoever waited may have given up.
+                let _late = result.send(prepared);
+            }));
+            results.push(done);
+        }
+        for done in results {
+            let left = deadline.saturating_duration_since(Instant::now());
+            received(done.recv_timeout(left), PREPARE_TIMEOUT)??;
+        }
         Ok(forgotten_on_drop)
     }
 
-    /// Ends the thread after what is queued.
-    pub(crate) fn close(&self) {
-        self.queue.close();
+    /// What a start-up has to do for it beside loading, for each replica: `tasks` that ask it, and the batch sizes.
+    pub(crate) fn expect_warm_up(&self, tasks: usize) {
+        let batches = if tasks == 0 { 0 } else { self.warm_up_batches.len() };
+        for replica in self.replicas.iter() {
+            self.startup.expect(&self.label(replica), tasks + batches);
+        }
     }
+
+    /// Runs each batch size once, in one replica after the other: what a model captures must not be disturbed by what
+    /// others do on their GPU.
+    ///
+    /// # Errors
+    /// When the model does not run.
+    pub(crate) fn warm_up(&self, task: TaskId) -> Result<(), VoteFailure> {
+        for replica in self.replicas.iter() {
+            for &batch in self.warm_up_batches.iter() {
+                let (result, done) = mpsc::channel();
+                let (startup, label) = (self.startup.clone(), self.label(replica));
+                let (metrics, name, index) = (self.metrics.clone(), Arc::clone(&self.name), replica.index);
+                replica.queue.run(Box::new(move |seat| {
+                    let started = Instant::now();
+                    let warm = seat.warm_up(task, batch);
+                    metrics.set_batch_limit(&name, index, seat.limit());
+                    startup.step(&label, started.elapsed());
+                    // Whoever waited may have given up.
+                    let _late = result.send(warm);
+                }));
+                received(done.recv_timeout(WARM_UP_TIMEOUT), WARM_UP_TIMEOUT)??;
+            }
+        }
+        Ok(())
+    }
+
+    /// As start-up calls a replica.
+    fn label(&self, replica: &Replica) -> String {
+        if self.replicas.len() == 1 {
+            self.name.to_string()
+        } else {
+            format!("{}/{}", self.name, replica.index)
+        }
+    }
+
+    /// Ends the threads after what is queued.
+    pub(crate) fn close(&self) {
+        for replica in self.replicas.iter() {
+            replica.queue.close();
+        }
+    }
+}
+
+/// What a replica's thread has said, if it has.
+fn received<T>(result: Result<T, mpsc::RecvTimeoutError>, timeout: Duration) -> Result<T, VoteFailure> {
+    result.map_err(|error| {
+        VoteFailure::new(match error {
+            mpsc::RecvTimeoutError::Timeout => format!("was not made ready within {} s", timeout.as_secs()),
+            mpsc::RecvTimeoutError::Disconnected => "the model's thread ended".to_owned(),
+        })
+    })
 }
 
 /// What all models share.
@@ -197,22 +274,16 @@ pub(crate) struct Running<'a> {
     pub(crate) arbiter: &'a ArbiterHandle,
     pub(crate) metrics: &'a Metrics,
     pub(crate) fatal: &'a Fatal,
+    pub(crate) startup: &'a Startup,
     /// That one operation of a model may use.
     pub(crate) cpu_threads: usize,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.depth.dec();
-        if !self.arrived {
-            self.queue.expect_one_less();
-        }
-    }
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
         let id = self.id;
-        self.queue.run(Box::new(move |seat| seat.model.forget(id)));
+        for replica in self.replicas.iter() {
+            replica.queue.run(Box::new(move |seat| seat.model.forget(id)));
+        }
     }
 }

@@ -1,11 +1,13 @@
-//! The Model actor: starts a model's thread, and starts it again when it dies. The model itself is the thread's, see
-//! `worker`; images come to it by way of its `handle`.
+//! The Model actor, one for each replica: starts its thread, and starts it again when it dies. The model itself is the
+//! thread's, see `worker`; images come to it by way of the model's `handle`.
 //!
 //! Images do not pass through the actor's mailbox: on an idle machine of two cores each change of thread costs 0.1 ms
 //! and more, and the places of the handle admit as a mailbox would (`make bench`, router-added latency).
 
 mod handle;
+mod limit;
 mod queue;
+mod replica;
 mod reply;
 mod seat;
 mod text;
@@ -15,15 +17,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
+use concord_models::ModelOptions;
 
-pub(crate) use self::handle::{AskedText, ModelHandle, Place, Prepared, Running};
+pub(crate) use self::handle::{AskedText, LoadedModel, ModelHandle, Prepared, Running};
+pub(crate) use self::replica::Place;
 pub(crate) use self::reply::{Reply, VoteReply};
 pub use self::seat::Loader;
 pub(crate) use self::seat::Seat;
 pub(crate) use self::text::Writer;
 pub use self::text::{TextEvent, Written};
 
-use self::queue::Queue;
+use self::replica::Replica;
 use self::worker::{Exit, Limits, Worker};
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
@@ -38,11 +42,11 @@ const RESTART_DELAY_MAX: Duration = Duration::from_millis(500);
 #[rtype(result = "()")]
 struct WorkerExited(Exit);
 
-/// The actor.
+/// The actor of one replica.
 #[derive(Debug)]
 pub(crate) struct ModelActor {
     name: Arc<str>,
-    queue: Arc<Queue>,
+    replica: Arc<Replica>,
     /// The weights, which outlive the thread. A lock, because a thread that died cannot hand them over; held by the
     /// one thread that runs.
     seat: Arc<Mutex<Seat>>,
@@ -51,15 +55,39 @@ pub(crate) struct ModelActor {
     fatal: Fatal,
     /// Panics since the last batch that succeeded.
     panics: u32,
-    forwards_at_last_panic: u64,
 }
 
 impl ModelActor {
+    /// Starts the actor of a replica. Nobody needs its address: it lives as long as its thread, which tells it how it
+    /// ends.
+    fn begin(
+        name: &Arc<str>,
+        replica: &Arc<Replica>,
+        seat: Seat,
+        options: &ModelOptions,
+        running: &Running<'_>,
+    ) {
+        running.metrics.set_batch_limit(name, replica.index, seat.limit());
+        let actor = Self {
+            name: Arc::clone(name),
+            replica: Arc::clone(replica),
+            seat: Arc::new(Mutex::new(seat)),
+            limits: Limits {
+                max_delay: Duration::from_millis(options.max_delay_ms),
+                cpu_threads: running.cpu_threads,
+            },
+            metrics: running.metrics.clone(),
+            fatal: running.fatal.clone(),
+            panics: 0,
+        };
+        let _address = Self::start_in_arbiter(running.arbiter, move |_| actor);
+    }
+
     /// Starts the thread.
     fn start_worker(&self, delay: Duration, context: &Context<Self>) {
         let worker = Worker {
             name: Arc::clone(&self.name),
-            queue: Arc::clone(&self.queue),
+            replica: Arc::clone(&self.replica),
             limits: self.limits,
             metrics: self.metrics.clone(),
         };
@@ -75,14 +103,10 @@ impl ModelActor {
             // `do_send` ignores the mailbox's bound, and one message a thread is a bound.
             address.do_send(WorkerExited(exit));
         };
-        let name = format!("model-{}", self.name);
+        let name = format!("model-{}-{}", self.name, self.replica.index);
         if let Err(error) = std::thread::Builder::new().name(name).spawn(thread) {
             self.fatal.raise(format!("model {}: no thread: {error}", self.name));
         }
-    }
-
-    fn forwards(&self) -> u64 {
-        self.metrics.forwards.with_label_values(&[&*self.name]).get()
     }
 }
 
@@ -100,13 +124,12 @@ impl Handler<WorkerExited> for ModelActor {
     fn handle(&mut self, WorkerExited(exit): WorkerExited, context: &mut Self::Context) {
         match exit {
             Exit::Closed => {}
-            Exit::Panicked(message) => {
-                let forwards = self.forwards();
-                self.panics = if forwards == self.forwards_at_last_panic { self.panics + 1 } else { 0 };
-                self.forwards_at_last_panic = forwards;
+            Exit::Panicked { message, batches } => {
+                self.panics = if batches == 0 { self.panics + 1 } else { 0 };
                 let delay = RESTART_DELAY.saturating_mul(1 << self.panics.min(16)).min(RESTART_DELAY_MAX);
                 tracing::error!(
                     model = &*self.name,
+                    replica = self.replica.index,
                     message,
                     ?delay,
                     "the model's thread panicked, and starts again"
@@ -115,8 +138,9 @@ impl Handler<WorkerExited> for ModelActor {
                 self.start_worker(delay, context);
             }
             Exit::DeviceLost(message) => {
-                self.queue.close();
-                self.fatal.raise(format!("model {}: {message}", self.name));
+                self.replica.queue.close();
+                let Replica { index, device, .. } = &*self.replica;
+                self.fatal.raise(format!("model {}, replica {index} on {device}: {message}", self.name));
             }
         }
     }

@@ -150,12 +150,12 @@ impl Queue {
         drop(dropped);
     }
 
-    /// Waits for something to do: at most `max_batch` images of one task. The first of them waits for others at most
+    /// Waits for something to do: at most `max_batch` images of one task, as it is by then. The first of them waits for others at most
     /// `max_delay`, and only while some are on their way. What is not wanted any more is answered, and told to
     /// `on_dropped`.
     pub(super) fn take(
         &self,
-        max_batch: usize,
+        mut max_batch: impl FnMut() -> usize,
         max_delay: Duration,
         mut on_dropped: impl FnMut(Unwanted),
     ) -> Work {
@@ -181,6 +181,7 @@ impl Queue {
                     continue;
                 }
             };
+            let max_batch = max_batch();
             let ready = state.entries.iter().filter(|entry| entry.is_of(task)).count();
             let others_may_come = self.expected.load(Ordering::Acquire) > 0 && !state.closed;
             if ready >= max_batch || waited >= max_delay || !others_may_come {

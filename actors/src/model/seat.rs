@@ -1,27 +1,29 @@
 //! A loaded model and the stream that its work goes to.
 
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use concord_models::libtorch::{Event, LibtorchError, Stream};
 use concord_models::{
     GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
-    TaskLabels, snapshot_digest,
+    TaskLabels, is_out_of_memory,
 };
 
+use super::limit::BatchLimit;
 use crate::policy::{Logits, VoteFailure};
 
 /// Loads a model that `[models.NAME]` describes; relative paths start at the folder given.
 pub type Loader =
     dyn Fn(&str, &ModelOptions, &Path) -> Result<Box<dyn Model>, ModelError> + Send + Sync + 'static;
 
-/// A model, its stream, and what identifies its output.
+/// A replica of a model, its stream, and how many images it can run together.
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) model: Box<dyn Model>,
     stream: Stream,
-    pub(crate) snapshot: [u8; 32],
+    pub(super) limit: BatchLimit,
 }
 
 /// Any size will do: preprocessing brings it to the model's.
@@ -38,8 +40,15 @@ impl Seat {
         contained(|| {
             let model = loader(name, options, base)?;
             let stream = Stream::new(model.placement().device)?;
-            Ok(Self { model, stream, snapshot: snapshot_digest(&base.join(&options.snapshot))? })
+            let recovery = Duration::from_secs(options.batch_recovery_s);
+            let limit = BatchLimit::new(options.max_batch, recovery, Instant::now());
+            Ok(Self { model, stream, limit })
         })
+    }
+
+    /// The most images that it runs together, as of the last batch.
+    pub(super) fn limit(&self) -> usize {
+        self.limit.current()
     }
 
     /// Makes a task ready and runs it once: libtorch chooses and prepares its kernels at the first run of a shape,
@@ -49,8 +58,7 @@ impl Seat {
             // What is prepared is read on this stream, and other streams do not wait for it.
             let _current = self.stream.enter()?;
             self.model.prepare(id, task)?;
-            let blank = RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE);
-            let pixels = self.model.preprocessor().apply(&blank)?;
+            let pixels = self.blank()?;
             let scores = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
             Logits::new(scores.logits, task.labels.len())
                 .map(drop)
@@ -58,14 +66,46 @@ impl Seat {
         })
     }
 
+    /// Runs a batch of this size before requests come. One that the memory is too small for lowers the limit instead:
+    /// smaller ones are answered all the same.
+    pub(super) fn warm_up(&mut self, id: TaskId, batch: usize) -> Result<(), VoteFailure> {
+        if batch > self.limit.current() {
+            return Ok(());
+        }
+        let outcome = contained(|| {
+            let run = || {
+                let _current = self.stream.enter()?;
+                let pixels = self.blank()?;
+                self.model.warm_up(id, &vec![&pixels; batch])?;
+                Ok(self.stream.synchronize()?)
+            };
+            Ok(out_of_memory_as_error(run))
+        });
+        match outcome? {
+            Err(error) if error.is_out_of_memory() && batch > 1 => {
+                self.limit.lower(batch.div_ceil(2), Instant::now());
+                tracing::warn!(%error, batch, "no memory for a batch of this size at warm-up, smaller ones are run");
+                Ok(())
+            }
+            outcome => outcome.map_err(|error| VoteFailure::new(error.to_string())),
+        }
+    }
+
+    /// A picture, ready for the model.
+    fn blank(&self) -> Result<Pixels, ModelError> {
+        self.model.preprocessor().apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
+    }
+
     /// What the model says about a batch, and the milliseconds on the device.
     pub(super) fn forward(&self, task: TaskId, images: &[&Pixels]) -> Result<(Vec<Scores>, f64), ModelError> {
-        let _current = self.stream.enter()?;
-        let start = Event::record(&self.stream)?;
-        let scores = self.model.classify(task, images)?;
-        let end = Event::record(&self.stream)?;
-        end.synchronize()?;
-        Ok((scores, start.elapsed_ms(&end)?))
+        out_of_memory_as_error(|| {
+            let _current = self.stream.enter()?;
+            let start = Event::record(&self.stream)?;
+            let scores = self.model.classify(task, images)?;
+            let end = Event::record(&self.stream)?;
+            end.synchronize()?;
+            Ok((scores, start.elapsed_ms(&end)?))
+        })
     }
 
     /// What the model writes about an image.
@@ -77,10 +117,12 @@ impl Seat {
     ) -> Result<Generated, ModelError> {
         let generator = self.model.generator();
         let none = || ModelError::Unsupported("this model writes no texts".to_owned());
-        let _current = self.stream.enter()?;
-        let generated = generator.ok_or_else(none)?.generate(image, request, on_text)?;
-        self.stream.synchronize()?;
-        Ok(generated)
+        out_of_memory_as_error(|| {
+            let _current = self.stream.enter()?;
+            let generated = generator.ok_or_else(none)?.generate(image, request, on_text)?;
+            self.stream.synchronize()?;
+            Ok(generated)
+        })
     }
 
     /// Whether the device still works: a CUDA error of the kind that sticks to the process shows here.
@@ -97,9 +139,22 @@ fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, VoteF
     }
 }
 
-/// The first line of what a panic said.
+/// A panic because there was no memory left as an error: nothing is wrong with the thread then. Other panics go on.
+fn out_of_memory_as_error<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic_text(panic.as_ref());
+            if is_out_of_memory(&text) { Err(ModelError::OutOfMemory(text)) } else { resume_unwind(panic) }
+        }
+    }
+}
+
+/// The first line of what a panic said. tch panics with its errors as Rust's `Debug` shows them, where lines end in a
+/// backslash and an n.
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    text.lines().next().unwrap_or_default().to_owned()
+    let line = text.lines().next().unwrap_or_default();
+    line.split("\\n").next().unwrap_or_default().to_owned()
 }

@@ -7,8 +7,8 @@ use crate::policy::{Failure, FailureKind};
 /// Why a request got no answer; every kind means something else for whoever asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// The models are being loaded, or the process is about to end.
-    #[error("not ready: the models are being loaded")]
+    /// The models are being loaded or warmed up, or the process is about to end.
+    #[error("not ready: the models are being loaded or warmed up")]
     NotReady,
     /// No task has that name.
     #[error("no task {task:?} is configured: there is {}", tasks.join(", "))]

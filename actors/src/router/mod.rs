@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::plan::{Plan, RunningModels, TaskPlan};
 use crate::policy::{Answer, Cost};
 use crate::pool::Pool;
+use crate::startup::Startup;
 use crate::trace::TRACE_TARGET;
 
 /// More than `max_in_flight` may be, so that a full mailbox is never what a request waits for.
@@ -126,6 +127,7 @@ pub(crate) struct Shared {
     /// Set once the models are loaded.
     pub(crate) running: OnceLock<RunningModels>,
     pub(crate) is_ready: AtomicBool,
+    pub(crate) startup: Startup,
     pub(crate) flights: Flights,
     pub(crate) admission: Semaphore,
     pub(crate) pool: Pool,

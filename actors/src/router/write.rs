@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use super::error::RouteError;
 use super::{Router, Shared};
 use crate::Trace;
-use crate::model::{AskedText, ModelHandle, TextEvent, Writer};
+use crate::model::{AskedText, ModelHandle, Place, TextEvent, Writer};
 use crate::policy::VoteFailure;
 use crate::ticket::{Ticket, Waiter};
 use crate::trace::TRACE_TARGET;
@@ -73,7 +73,7 @@ pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, Rout
         return Err(RouteError::UnknownModel { model: write.model, models });
     };
     let place = model.reserve().map_err(|failure| RouteError::Busy(failure.to_string()))?;
-    let trace = span(&write.trace, &model, &write.request);
+    let trace = span(&write.trace, &model, &place, &write.request);
     let deadline = write.deadline;
     let (ticket, waiter) = Ticket::new(deadline);
     let (writer, events) = Writer::new(write.request.max_new_tokens);
@@ -92,11 +92,11 @@ pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, Rout
     Ok(Writing { events, deadline, _waiter: waiter })
 }
 
-fn span(trace: &Trace, model: &ModelHandle, request: &GenerateRequest) -> Trace {
-    let name = model.name();
+fn span(trace: &Trace, model: &ModelHandle, place: &Place, request: &GenerateRequest) -> Trace {
+    let (name, replica) = (model.name(), &place.replica);
     trace.child(|parent| {
         tracing::info_span!(target: TRACE_TARGET, parent: parent, "generate",
             concord.service = format_args!("concord-model-{name}"), model = &**name,
-            max_new_tokens = request.max_new_tokens, tokens = Empty)
+            replica = replica.index, device = replica.device.as_str(), max_new_tokens = request.max_new_tokens, tokens = Empty)
     })
 }

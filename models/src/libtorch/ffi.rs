@@ -9,6 +9,7 @@ use super::LibtorchError;
 unsafe extern "C" {
     fn concord_last_error() -> *const c_char;
     fn concord_load_cuda() -> bool;
+    fn concord_memory_info(device: c_int, free_bytes: *mut u64, total_bytes: *mut u64) -> bool;
     fn concord_stream_new(device: c_int) -> *mut c_void;
     fn concord_stream_delete(stream: *mut c_void);
     fn concord_stream_exchange(stream: *mut c_void) -> *mut c_void;
@@ -38,6 +39,21 @@ pub(super) fn load_cuda() -> Result<(), LibtorchError> {
     ok(unsafe { concord_load_cuda() })
 }
 
+/// Free bytes of a CUDA device's memory, and all of them.
+pub(super) fn memory_info(device: usize) -> Result<(u64, u64), LibtorchError> {
+    let device = device_index(device)?;
+    let (mut free_bytes, mut total_bytes) = (0, 0);
+    // SAFETY: the shim writes one number to each pointer, both of which are live and of its type.
+    ok(unsafe { concord_memory_info(device, &raw mut free_bytes, &raw mut total_bytes) })?;
+    Ok((free_bytes, total_bytes))
+}
+
+/// libtorch counts devices in a byte, and takes what does not fit for another one.
+fn device_index(device: usize) -> Result<c_int, LibtorchError> {
+    let index = i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))?;
+    Ok(c_int::from(index))
+}
+
 /// An owned `c10::Stream`, a CUDA stream of libtorch's pool.
 #[derive(Debug)]
 pub(super) struct RawStream(NonNull<c_void>);
@@ -47,10 +63,9 @@ unsafe impl Send for RawStream {}
 
 impl RawStream {
     pub(super) fn new(device: usize) -> Result<Self, LibtorchError> {
-        // libtorch counts devices in a byte, and takes what does not fit for another one.
-        let device = i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))?;
+        let device = device_index(device)?;
         // SAFETY: plain argument; the shim gives an owned pointer or null.
-        NonNull::new(unsafe { concord_stream_new(c_int::from(device)) }).map(Self).ok_or_else(last_error)
+        NonNull::new(unsafe { concord_stream_new(device) }).map(Self).ok_or_else(last_error)
     }
 
     /// Makes this stream the thread's current one; the result is the one that was.

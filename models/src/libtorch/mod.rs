@@ -1,4 +1,4 @@
-//! What tch lacks of libtorch: CUDA loaded at run time, streams and events as safe types.
+//! What tch lacks of libtorch: CUDA loaded at run time, its free memory, streams and events as safe types.
 //!
 //! The only module of Concord with `unsafe` code.
 
@@ -6,7 +6,7 @@ mod cuda;
 mod ffi;
 mod stream;
 
-pub use cuda::{cuda_devices, load_cuda};
+pub use cuda::{DeviceMemory, cuda_devices, cuda_memory, load_cuda};
 pub use stream::{CurrentStream, Event, Stream};
 
 /// What libtorch said when a call failed.

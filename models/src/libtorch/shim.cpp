@@ -5,6 +5,7 @@
 // must not cross into Rust. On failure it returns false (or null) and the text is kept for
 // concord_last_error() of the same thread.
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Device.h>
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
@@ -12,6 +13,7 @@
 #include <dlfcn.h>
 
 #include <cmath>
+#include <cstdint>
 #include <exception>
 #include <string>
 
@@ -65,6 +67,18 @@ bool concord_load_cuda() {
   const char* why = dlerror();
   last_error = why != nullptr ? why : "libtorch_cuda.so could not be loaded";
   return false;
+}
+
+// Free and all bytes of a device, as the driver says. By the caching allocator's own method, which is virtual: calling
+// it needs no CUDA header.
+bool concord_memory_info(int device, uint64_t* free_bytes, uint64_t* total_bytes) {
+  return caught(false, [&] {
+    const auto [free, total] =
+        c10::getDeviceAllocator(c10::DeviceType::CUDA)->getMemoryInfo(static_cast<c10::DeviceIndex>(device));
+    *free_bytes = free;
+    *total_bytes = total;
+    return true;
+  });
 }
 
 void* concord_stream_new(int device) {

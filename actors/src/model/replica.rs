@@ -1,0 +1,126 @@
+//! One loaded copy of a model, as those see it who want something of it: its queue, and a place in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::queue::Queue;
+
+/// A copy.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    /// From 0.
+    pub(crate) index: usize,
+    /// Where it is.
+    pub(crate) device: String,
+    pub(super) queue: Queue,
+    places: Arc<Semaphore>,
+    capacity: usize,
+    /// Whether its thread has died and is not back yet. What it queued for then would wait, and a thread that dies
+    /// again and again empties its queue sooner than others: without this it would be the least loaded.
+    is_down: AtomicBool,
+}
+
+/// A place among those that wait for a replica or run in it; given up on drop.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    pub(crate) replica: Arc<Replica>,
+    /// Of all replicas of the model.
+    depth: prometheus::IntGauge,
+    /// Whether it has come to the queue.
+    pub(super) arrived: bool,
+}
+
+impl Replica {
+    pub(super) fn new(index: usize, device: String, capacity: usize) -> Self {
+        Self {
+            index,
+            device,
+            queue: Queue::default(),
+            places: Arc::new(Semaphore::new(capacity)),
+            capacity,
+            is_down: AtomicBool::new(false),
+        }
+    }
+
+    /// How many images wait for it or run in it.
+    pub(super) fn depth(&self) -> usize {
+        self.capacity - self.places.available_permits()
+    }
+
+    pub(super) fn set_down(&self, is_down: bool) {
+        self.is_down.store(is_down, Ordering::Release);
+    }
+
+    /// A place, if there is one.
+    fn reserve(self: &Arc<Self>, depth: &prometheus::IntGauge) -> Option<Place> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        depth.inc();
+        self.queue.expect();
+        Some(Place { _permit: permit, replica: Arc::clone(self), depth: depth.clone(), arrived: false })
+    }
+}
+
+/// A place in the least loaded replica: those whose thread is there before those that wait for theirs, then those with
+/// the fewest images, then those whose turn it is. One that is full is passed over; `None` where all are.
+pub(super) fn reserve(replicas: &[Arc<Replica>], turn: usize, depth: &prometheus::IntGauge) -> Option<Place> {
+    if let [only] = replicas {
+        return only.reserve(depth);
+    }
+    let in_turn = (0..replicas.len()).map(|offset| &replicas[turn.wrapping_add(offset) % replicas.len()]);
+    let mut order: Vec<(bool, usize, &Arc<Replica>)> =
+        in_turn.map(|replica| (replica.is_down.load(Ordering::Acquire), replica.depth(), replica)).collect();
+    // Stable, so that turns count among equals. Others may have taken the last place of the first meanwhile.
+    order.sort_by_key(|(is_down, depth, _)| (*is_down, *depth));
+    order.into_iter().find_map(|(_, _, replica)| replica.reserve(depth))
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.depth.dec();
+        if !self.arrived {
+            self.replica.queue.expect_one_less();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replicas(count: usize, capacity: usize) -> Vec<Arc<Replica>> {
+        (0..count).map(|index| Arc::new(Replica::new(index, "cpu".to_owned(), capacity))).collect()
+    }
+
+    #[test]
+    fn the_least_loaded_replica_that_is_there_and_has_a_place_is_taken() {
+        let depth = prometheus::IntGauge::new("depth", "of all").unwrap();
+        let replicas = replicas(3, 2);
+        let take = |turn| reserve(&replicas, turn, &depth);
+        let index = |place: &Option<Place>| place.as_ref().map(|place| place.replica.index);
+
+        let first = take(1);
+        assert_eq!(index(&first), Some(1), "all are empty: whose turn it is");
+        let others: Vec<_> = (0..2).map(|_| take(1)).collect();
+        assert_eq!(
+            others.iter().map(index).collect::<Vec<_>>(),
+            [Some(2), Some(0)],
+            "the emptier ones first"
+        );
+        drop(first);
+        replicas[1].set_down(true);
+        let full: Vec<_> = (0..2).map(|_| take(1)).collect();
+        assert_eq!(
+            full.iter().map(index).collect::<Vec<_>>(),
+            [Some(2), Some(0)],
+            "1 is empty, but not there"
+        );
+        let rest: Vec<_> = (0..2).map(|_| take(0)).collect();
+        assert_eq!(rest.iter().map(index).collect::<Vec<_>>(), [Some(1), Some(1)], "and better than none");
+        assert_eq!((index(&take(0)), depth.get()), (None, 6), "all are full");
+        drop((others, full, rest));
+        assert_eq!((depth.get(), replicas.iter().map(|replica| replica.depth()).sum::<usize>()), (0, 0));
+    }
+}
