@@ -13,7 +13,7 @@ use super::auth::Authorized;
 use super::respond::{ProblemBody, Refusal, Reply};
 use super::{Worker, body};
 use crate::problem::{Problem, ProblemKind};
-use crate::telemetry::{RequestContext, TRACEPARENT};
+use crate::telemetry::RequestContext;
 use crate::verdict::Verdict;
 
 /// Where it is served.
@@ -61,8 +61,7 @@ pub(super) async fn classify(
     worker: Data<Worker>,
 ) -> Result<HttpResponse, Refusal> {
     let arrived = Instant::now();
-    let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    let context = worker.options.sampling.request(SPAN, traceparent);
+    let context = worker.context(&request, SPAN);
     let reply = Reply::new(&request, &context, &worker.draining);
     let question = (task.into_inner(), wishes.explain);
     match verdict(&request, question, payload, &worker, &context, arrived).await {

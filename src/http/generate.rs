@@ -15,7 +15,7 @@ use super::auth::Authorized;
 use super::respond::{ProblemBody, Refusal, Reply};
 use super::{Worker, body};
 use crate::problem::{Problem, ProblemKind};
-use crate::telemetry::{RequestContext, TRACEPARENT};
+use crate::telemetry::RequestContext;
 use crate::verdict::in_milliseconds;
 
 /// Where it is served.
@@ -104,8 +104,7 @@ pub(super) async fn generate(
     worker: Data<Worker>,
 ) -> Result<HttpResponse, Refusal> {
     let arrived = Instant::now();
-    let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    let context = worker.options.sampling.request(SPAN, traceparent);
+    let context = worker.context(&request, SPAN);
     let reply = Reply::new(&request, &context, &worker.draining);
     let model = model.into_inner();
     let begun = begin(&request, &model, writ.into_inner(), payload, &worker, &context, arrived).await;

@@ -20,13 +20,13 @@ use std::time::Duration;
 use actix::Addr;
 use actix_web::dev::Server;
 use actix_web::http::KeepAlive;
-use actix_web::{App, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpServer, web};
 use concord_actors::{Engine, Router};
 
 pub use auth::{ApiKeys, ApiKeysError};
 
 use crate::config::ServerSection;
-use crate::telemetry::Sampling;
+use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
 
 /// Headers that have not arrived after this long end the connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,6 +51,14 @@ struct Worker {
     router: Addr<Router>,
     options: Arc<EndpointOptions>,
     draining: Draining,
+}
+
+impl Worker {
+    /// The context of a request that has arrived, under a span of this name.
+    fn context(&self, request: &HttpRequest, span: &'static str) -> RequestContext {
+        let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+        self.options.sampling.request(span, traceparent)
+    }
 }
 
 /// How far a process that is told to end has come.
