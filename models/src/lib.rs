@@ -19,7 +19,9 @@ pub mod libtorch;
 mod model;
 mod molmo2;
 pub mod parity;
+mod part;
 mod preprocess;
+pub mod presets;
 mod rotary;
 mod siglip2;
 mod snapshot;
@@ -37,7 +39,9 @@ pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
 pub use model::{
     ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
+    load_random,
 };
 pub use molmo2::Tiles;
+pub use part::{Part, PartOutput};
 pub use preprocess::{FILTERS, Pixels, Preprocessor};
 pub use torchscript::{InputOptions, OUTPUTS};

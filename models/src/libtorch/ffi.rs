@@ -19,6 +19,8 @@ unsafe extern "C" {
     fn concord_event_block(event: *mut c_void, stream: *mut c_void) -> bool;
     fn concord_event_synchronize(event: *mut c_void) -> bool;
     fn concord_event_elapsed_ms(from: *mut c_void, to: *mut c_void) -> f64;
+    fn concord_device_memory(device: c_int, bytes: *mut u64) -> bool;
+    fn concord_device_memory_reset_peak(device: c_int) -> bool;
 }
 
 fn last_error() -> LibtorchError {
@@ -38,6 +40,25 @@ pub(super) fn load_cuda() -> Result<(), LibtorchError> {
     ok(unsafe { concord_load_cuda() })
 }
 
+/// Allocated now, allocated at most, and reserved, in bytes.
+pub(super) fn device_memory(device: usize) -> Result<[u64; 3], LibtorchError> {
+    let device = device_index(device)?;
+    let mut bytes = [0; 3];
+    // SAFETY: the shim writes three values to an array of three.
+    ok(unsafe { concord_device_memory(c_int::from(device), bytes.as_mut_ptr()) })?;
+    Ok(bytes)
+}
+
+pub(super) fn reset_peak_memory(device: usize) -> Result<(), LibtorchError> {
+    // SAFETY: plain argument.
+    ok(unsafe { concord_device_memory_reset_peak(c_int::from(device_index(device)?)) })
+}
+
+/// libtorch counts devices in a byte, and takes what does not fit for another one.
+fn device_index(device: usize) -> Result<i8, LibtorchError> {
+    i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))
+}
+
 /// An owned `c10::Stream`, a CUDA stream of libtorch's pool.
 #[derive(Debug)]
 pub(super) struct RawStream(NonNull<c_void>);
@@ -47,8 +68,7 @@ unsafe impl Send for RawStream {}
 
 impl RawStream {
     pub(super) fn new(device: usize) -> Result<Self, LibtorchError> {
-        // libtorch counts devices in a byte, and takes what does not fit for another one.
-        let device = i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))?;
+        let device = device_index(device)?;
         // SAFETY: plain argument; the shim gives an owned pointer or null.
         NonNull::new(unsafe { concord_stream_new(c_int::from(device)) }).map(Self).ok_or_else(last_error)
     }
