@@ -233,12 +233,12 @@ impl WeightLoader {
 
     /// The only weights of one dimension are those of norms, which keep what they norm at its size.
     fn make(&self, name: &str, shape: &[i64]) -> Result<Tensor, tch::TchError> {
-        let mut made = Tensor::f_empty(shape, (self.kind, self.device))?;
         if shape.len() == 1 && name.ends_with("weight") {
-            made.f_fill_(1.0)
-        } else {
-            made.f_normal_(0.0, RANDOM_STD)
+            return Tensor::f_ones(shape, (self.kind, self.device));
         }
+        // On a CPU, half precision is made one value at a time.
+        let made_as = if self.device == Device::Cpu { Kind::Float } else { self.kind };
+        Tensor::f_empty(shape, (made_as, self.device))?.f_normal_(0.0, RANDOM_STD)?.f_to_kind(self.kind)
     }
 
     /// Ends the loading: how many parameters were taken.

@@ -133,7 +133,6 @@ pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Resu
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 mod tests {
     use super::Times;
 
