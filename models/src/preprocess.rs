@@ -27,16 +27,6 @@ pub struct Pixels {
     pub image_size: [u32; 2],
 }
 
-impl Pixels {
-    /// The same pixels on a device.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn on(self, device: Device) -> Result<Self, ModelError> {
-        Ok(Self { values: self.values.f_to_device(device)?, ..self })
-    }
-}
-
 /// What turns an image into [`Pixels`]; shared between threads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
