@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::commands::{classify, models, parity, serve, validate};
+use concord::commands::{bench, classify, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
 
 /// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
@@ -27,6 +27,7 @@ enum Command {
     Models(models::ModelsArgs),
     Validate(validate::ValidateArgs),
     Parity(parity::ParityArgs),
+    Bench(Box<bench::BenchArgs>),
 }
 
 fn main() -> ExitCode {
@@ -51,5 +52,6 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Parity(args) => parity::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

@@ -89,7 +89,7 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
 #[test]
 fn help_names_every_command() {
     let run = concord(&["--help"]);
-    for command in ["classify", "models", "validate", "parity"] {
+    for command in ["bench", "classify", "models", "validate", "parity"] {
         assert!(run.stdout.contains(command), "{run:?}");
     }
     assert_eq!(concord(&[]).status, 2);

@@ -30,7 +30,7 @@ pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError
 pub use fatal::Fatal;
 pub use metrics::Metrics;
 pub use model::{TextEvent, Written};
-pub use plan::{Plan, TaskPlan};
+pub use plan::{Plan, TaskPlan, task_labels};
 pub use router::{
     CacheOutcome, Caller, Classify, Explanation, Presence, RouteError, Routed, Router, Write, Writing,
 };

@@ -152,7 +152,7 @@ impl Loading<'_> {
 fn free_memory_of_gpus(guests: &[Guest<'_>]) -> Gpus {
     let any = guests.iter().any(|guest| guest.wish == DeviceWish::AnyGpu);
     let named = |gpu: &usize| guests.iter().any(|guest| guest.wish == DeviceWish::Gpu(*gpu));
-    let free = |gpu: usize| match libtorch::cuda_memory(gpu) {
+    let free = |gpu: usize| match libtorch::device_memory(gpu) {
         Ok(memory) => Some(memory.free_bytes),
         Err(error) => {
             tracing::warn!(gpu, %error, "its free memory is not known: whether models fit is not checked");

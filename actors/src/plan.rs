@@ -174,14 +174,18 @@ impl Preparation<'_> {
     }
 
     fn labels(&self, head: Option<PathBuf>) -> TaskLabels {
-        let prompts = self.policy.prompts().iter().cloned();
-        let labels = self.policy.labels().iter().cloned().zip(prompts).collect();
-        TaskLabels {
-            task: self.task.to_owned(),
-            question: self.policy.question().to_owned(),
-            labels,
-            answers: self.policy.answers().to_vec(),
-            head,
-        }
+        task_labels(self.task, self.policy, head)
+    }
+}
+
+/// A task as a model needs to know it, `head` being its file where the model has one for this task.
+pub fn task_labels(task: &str, policy: &Policy, head: Option<PathBuf>) -> TaskLabels {
+    let labels = policy.labels().iter().cloned().zip(policy.prompts().iter().cloned()).collect();
+    TaskLabels {
+        task: task.to_owned(),
+        question: policy.question().to_owned(),
+        labels,
+        answers: policy.answers().to_vec(),
+        head,
     }
 }

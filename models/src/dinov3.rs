@@ -18,6 +18,7 @@ use crate::layers::{
 };
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
+use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::rotary::rotate;
 use crate::snapshot::Snapshot;
@@ -96,8 +97,7 @@ fn load(
     _options: &ModelOptions,
     place: Placement,
 ) -> Result<Box<dyn Model>, ModelError> {
-    let mut weights =
-        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights = snapshot.weights(place)?;
     let backbone = Backbone::load(snapshot, &mut weights)?;
     let preprocessor = Preprocessor::load(snapshot)?;
     let patch = backbone.config.patch_size;
@@ -164,6 +164,15 @@ impl Model for Dinov3 {
         // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
         let output = self.backbone.output(&hidden_states).to_kind(Kind::Float);
         Ok(scores(&head.forward(&self.backbone.features(&output)))?)
+    }
+
+    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        let pixels = stack(images, self.place.device);
+        let pooled = move || {
+            let output = self.backbone.output(&self.backbone.hidden_states(&pixels));
+            Ok(self.backbone.features(&output).cls)
+        };
+        Ok(vec![Part::new(POOLED, pooled)])
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

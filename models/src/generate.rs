@@ -57,6 +57,11 @@ pub trait Generator {
         true
     }
 
+    /// How many texts it follows at once; with one it is greedy.
+    fn beams(&self) -> usize {
+        1
+    }
+
     /// Writes about one image. `on_text` gets each piece of text as soon as it is certain, and ends the writing with
     /// `Break`; where several texts are followed at once (beams), it gets the whole at the end.
     ///

@@ -21,7 +21,9 @@ mod memory;
 mod model;
 mod molmo2;
 pub mod parity;
+mod part;
 mod preprocess;
+pub mod presets;
 mod rotary;
 mod siglip2;
 mod snapshot;
@@ -40,7 +42,9 @@ pub use image::RgbImage;
 pub use memory::{MemoryEstimate, free_host_memory};
 pub use model::{
     ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
+    load_random,
 };
 pub use molmo2::Tiles;
+pub use part::{Part, PartOutput};
 pub use preprocess::{FILTERS, Pixels, Preprocessor};
 pub use torchscript::{InputOptions, OUTPUTS};

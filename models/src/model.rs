@@ -8,9 +8,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
+use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
+use crate::weights::WeightSource;
 use crate::{Generator, ModelError, Region, dinov3, florence2, molmo2, siglip2, torchscript};
 
 /// Every architecture. A new one is a file beside this and a line here.
@@ -207,6 +209,14 @@ pub trait Model: Send + std::fmt::Debug {
         None
     }
 
+    /// What can be measured by itself, with these images as input; `new_tokens` is how much a writer writes then.
+    ///
+    /// # Errors
+    /// When the images are of another model's preprocessor, or libtorch refuses.
+    fn parts(&self, _images: &[&Pixels], _new_tokens: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        Ok(Vec::new())
+    }
+
     /// The tensors of a parity fixture, computed by this implementation and named as there.
     ///
     /// # Errors
@@ -219,14 +229,31 @@ pub trait Model: Send + std::fmt::Debug {
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or does not load.
 pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
+    load(options, base, WeightSource::Files)
+}
+
+/// The same with random weights, made on the device: the snapshot needs no file with tensors. For measuring.
+///
+/// # Errors
+/// When the device does not exist, the snapshot is not of that architecture, or its configuration is faulty.
+pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box<dyn Model>, ModelError> {
+    load(options, base, WeightSource::Random { seed })
+}
+
+fn load(options: &ModelOptions, base: &Path, weights: WeightSource) -> Result<Box<dyn Model>, ModelError> {
     let architecture = Architecture::by_name(&options.architecture)
         .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
-    let snapshot = Snapshot::open(&base.join(&options.snapshot))?;
+    let snapshot = Snapshot::open(&base.join(&options.snapshot))?.with_weights(weights);
     if !architecture.model_types.is_empty() {
         check_model_type(architecture, &snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
-    (architecture.load)(&snapshot, options, placement)
+    let model = (architecture.load)(&snapshot, options, placement)?;
+    // What was joined or made on this thread's stream is read on another, which does not wait for it.
+    if let Device::Cuda(index) = placement.device {
+        tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));
+    }
+    Ok(model)
 }
 
 fn check_model_type(architecture: &Architecture, snapshot: &Snapshot) -> Result<(), ModelError> {

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use crate::model::Placement;
+use crate::weights::{WeightLoader, WeightSource};
 use crate::{ModelError, torchscript};
 
 /// A folder with `config.json`, safetensors, and what else the model ships; or with a TorchScript module.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     folder: PathBuf,
+    source: WeightSource,
 }
 
 impl Snapshot {
@@ -21,11 +24,28 @@ impl Snapshot {
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
         let config = folder.join("config.json");
         if folder.join(torchscript::FILE).is_file() {
-            return Ok(Self { folder: folder.to_owned() });
+            return Ok(Self { folder: folder.to_owned(), source: WeightSource::Files });
         }
         match fs::metadata(&config) {
-            Ok(_) => Ok(Self { folder: folder.to_owned() }),
+            Ok(_) => Ok(Self { folder: folder.to_owned(), source: WeightSource::Files }),
             Err(source) => Err(ModelError::File { path: config, source }),
+        }
+    }
+
+    /// The same snapshot with its tensors from elsewhere.
+    pub(crate) fn with_weights(self, source: WeightSource) -> Self {
+        Self { source, ..self }
+    }
+
+    /// What hands out its tensors.
+    ///
+    /// # Errors
+    /// When there are no files with them, or one is broken.
+    pub(crate) fn weights(&self, place: Placement) -> Result<WeightLoader, ModelError> {
+        let (device, kind) = (place.device, place.kind);
+        match self.source {
+            WeightSource::Files => WeightLoader::open(&self.folder, &self.weight_files()?, device, kind),
+            WeightSource::Random { seed } => WeightLoader::random(&self.folder, seed, device, kind),
         }
     }
 

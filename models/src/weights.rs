@@ -122,6 +122,22 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
+/// Where a snapshot's tensors come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum WeightSource {
+    /// Its files.
+    #[default]
+    Files,
+    /// Made on the device as they are asked for, for measuring models whose weights are not there.
+    Random {
+        /// The same one gives the same weights, on the same device.
+        seed: i64,
+    },
+}
+
+/// As transformers initialises the models here.
+const RANDOM_STD: f64 = 0.02;
+
 /// Hands out a snapshot's tensors by name and expected shape, on a device and in a number format.
 ///
 /// Faults are collected, not returned one by one: a tensor that is missing or has another shape gives
@@ -130,6 +146,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
 #[derive(Debug)]
 pub(crate) struct WeightLoader {
     path: PathBuf,
+    source: WeightSource,
     files: Vec<SafetensorsFile>,
     file_of: HashMap<String, usize>,
     /// From the name that a tensor is asked for by to its name in the files.
@@ -157,6 +174,7 @@ impl WeightLoader {
         }
         Ok(Self {
             path: path.to_owned(),
+            source: WeightSource::Files,
             files,
             file_of,
             rename: str::to_owned,
@@ -166,6 +184,13 @@ impl WeightLoader {
             faults: Vec::new(),
             parameters: 0,
         })
+    }
+
+    /// A loader that has every tensor that it is asked for, with random values. It says that it has none, so that where
+    /// files differ in what they hold it is the plain layout that is made.
+    pub(crate) fn random(path: &Path, seed: i64, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        tch::manual_seed(seed);
+        Ok(Self { source: WeightSource::Random { seed }, ..Self::open(path, &[], device, kind)? })
     }
 
     /// From here on, tensors are asked for by other names than they have in the files.
@@ -202,6 +227,9 @@ impl WeightLoader {
     }
 
     fn load(&self, name: &str, shape: &[i64]) -> Result<Tensor, String> {
+        if self.source != WeightSource::Files {
+            return self.make(name, shape).map_err(|error| format!("{name}: {error}"));
+        }
         let file = self.file_of.get(name).map(|&index| &self.files[index]);
         let file = file.ok_or_else(|| format!("{name}: missing, expected {shape:?}"))?;
         let found = file.shape(name).unwrap_or_default();
@@ -212,6 +240,16 @@ impl WeightLoader {
         // A copy in every case: a parameter must not keep a view of a file that may be replaced.
         let copied = tensor.f_to_device_(self.device, self.kind, false, true);
         copied.map_err(|error| format!("{name}: {error}"))
+    }
+
+    /// The only weights of one dimension are those of norms, which keep what they norm at its size.
+    fn make(&self, name: &str, shape: &[i64]) -> Result<Tensor, tch::TchError> {
+        if shape.len() == 1 && name.ends_with("weight") {
+            return Tensor::f_ones(shape, (self.kind, self.device));
+        }
+        // On a CPU, half precision is made one value at a time.
+        let made_as = if self.device == Device::Cpu { Kind::Float } else { self.kind };
+        Tensor::f_empty(shape, (made_as, self.device))?.f_normal_(0.0, RANDOM_STD)?.f_to_kind(self.kind)
     }
 
     /// Ends the loading: how many parameters were taken.

@@ -1,7 +1,7 @@
 //! Streams and events: no-ops on a CPU, an order of work on a GPU.
 
 use concord_models::free_host_memory;
-use concord_models::libtorch::{Event, Stream, cuda_devices, cuda_memory};
+use concord_models::libtorch::{Event, Stream, cuda_devices, device_memory};
 use tch::{Device, Kind, Tensor};
 
 /// The devices of this machine; says so where there is no GPU.
@@ -93,13 +93,13 @@ fn events_of_different_devices_are_not_compared() {
 #[test]
 fn the_free_memory_of_every_gpu_is_known() {
     for gpu in 0..cuda_devices() {
-        let before = cuda_memory(gpu).unwrap();
+        let before = device_memory(gpu).unwrap();
         assert!(0 < before.free_bytes && before.free_bytes <= before.total_bytes, "{before:?}");
         // More than the allocator may have kept, so that the driver is asked for it.
         let taken = Tensor::zeros([1 << 28], (Kind::Uint8, Device::Cuda(gpu)));
-        let less = cuda_memory(gpu).unwrap();
+        let less = device_memory(gpu).unwrap();
         assert!(less.free_bytes < before.free_bytes, "{before:?}, then {less:?} with {:?}", taken.size());
     }
-    assert!(cuda_memory(cuda_devices()).is_err(), "there is no such device");
+    assert!(device_memory(cuda_devices()).is_err(), "there is no such device");
     assert!(free_host_memory().is_some_and(|bytes| bytes > 0));
 }

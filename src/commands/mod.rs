@@ -1,5 +1,6 @@
 //! The subcommands of `concord`, and what they share.
 
+pub mod bench;
 pub mod classify;
 pub mod models;
 pub mod parity;

@@ -112,6 +112,10 @@ impl Generator for Florence2 {
         false
     }
 
+    fn beams(&self) -> usize {
+        self.beams.num_beams
+    }
+
     fn generate(
         &self,
         image: &Pixels,

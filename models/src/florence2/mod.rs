@@ -24,9 +24,9 @@ use tch::Tensor;
 use crate::beam::BeamSettings;
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
+use crate::part::{IMAGE_FEATURES, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
-use crate::weights::WeightLoader;
 use crate::{Generator, ModelError};
 use bart::Bart;
 use config::Config;
@@ -71,8 +71,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     let codec = TextCodec::load(snapshot, text.vocab_size)?;
     let beams = generate::beam_settings(snapshot, text.vocab_size)?;
 
-    let mut weights =
-        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights = snapshot.weights(place)?;
     let is_microsoft = weights.has(names::MICROSOFT_PROJECTION);
     if is_microsoft {
         weights.rename(names::microsoft);
@@ -181,6 +180,11 @@ impl Model for Florence2 {
 
     fn generator(&self) -> Option<&dyn Generator> {
         Some(self)
+    }
+
+    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        let pixels = stack(images, self.place.device);
+        Ok(vec![Part::new(IMAGE_FEATURES, move || Ok(self.network.image_features(&pixels)))])
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -22,25 +22,3 @@ pub fn cuda_devices() -> usize {
         Err(_) => 0,
     }
 }
-
-/// The memory of a GPU at one moment, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// What nobody has, neither this process nor another.
-    pub free_bytes: u64,
-    /// All.
-    pub total_bytes: u64,
-}
-
-/// The memory of one CUDA device.
-///
-/// # Errors
-/// When there is no such device, or CUDA does not say.
-pub fn cuda_memory(device: usize) -> Result<DeviceMemory, LibtorchError> {
-    let devices = cuda_devices();
-    if device >= devices {
-        return Err(LibtorchError(format!("there is no cuda:{device}")));
-    }
-    let (free_bytes, total_bytes) = ffi::memory_info(device)?;
-    Ok(DeviceMemory { free_bytes, total_bytes })
-}

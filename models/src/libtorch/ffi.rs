@@ -20,6 +20,8 @@ unsafe extern "C" {
     fn concord_event_block(event: *mut c_void, stream: *mut c_void) -> bool;
     fn concord_event_synchronize(event: *mut c_void) -> bool;
     fn concord_event_elapsed_ms(from: *mut c_void, to: *mut c_void) -> f64;
+    fn concord_allocated_memory(device: c_int, bytes: *mut u64) -> bool;
+    fn concord_reset_peak_memory(device: c_int) -> bool;
 }
 
 fn last_error() -> LibtorchError {
@@ -46,6 +48,20 @@ pub(super) fn memory_info(device: usize) -> Result<(u64, u64), LibtorchError> {
     // SAFETY: the shim writes one number to each pointer, both of which are live and of its type.
     ok(unsafe { concord_memory_info(device, &raw mut free_bytes, &raw mut total_bytes) })?;
     Ok((free_bytes, total_bytes))
+}
+
+/// Allocated now, allocated at most, and reserved, in bytes.
+pub(super) fn allocated_memory(device: usize) -> Result<[u64; 3], LibtorchError> {
+    let device = device_index(device)?;
+    let mut bytes = [0; 3];
+    // SAFETY: the shim writes three values to an array of three.
+    ok(unsafe { concord_allocated_memory(device, bytes.as_mut_ptr()) })?;
+    Ok(bytes)
+}
+
+pub(super) fn reset_peak_memory(device: usize) -> Result<(), LibtorchError> {
+    // SAFETY: plain argument.
+    ok(unsafe { concord_reset_peak_memory(device_index(device)?) })
 }
 
 /// libtorch counts devices in a byte, and takes what does not fit for another one.

@@ -1,12 +1,14 @@
-//! What tch lacks of libtorch: CUDA loaded at run time, its free memory, streams and events as safe types.
+//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types.
 //!
 //! The only module of Concord with `unsafe` code.
 
 mod cuda;
 mod ffi;
+mod memory;
 mod stream;
 
-pub use cuda::{DeviceMemory, cuda_devices, cuda_memory, load_cuda};
+pub use cuda::{cuda_devices, load_cuda};
+pub use memory::{AllocatedMemory, DeviceMemory, allocated_memory, device_memory, reset_peak_memory};
 pub use stream::{CurrentStream, Event, Stream};
 
 /// What libtorch said when a call failed.

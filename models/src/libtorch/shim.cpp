@@ -1,4 +1,4 @@
-// Streams and events of whatever device libtorch has loaded, for Rust.
+// Streams, events and memory of whatever device libtorch has loaded, for Rust.
 //
 // c10::impl::VirtualGuardImpl asks the registry of device back ends at run time, so this needs no
 // CUDA header and links no CUDA library. Every function catches what libtorch throws: an exception
@@ -141,6 +141,27 @@ bool concord_event_synchronize(void* event) {
 double concord_event_elapsed_ms(void* from, void* to) {
   return caught(std::nan(""), [&] {
     return static_cast<c10::Event*>(from)->elapsedTime(*static_cast<c10::Event*>(to));
+  });
+}
+
+// Bytes in tensors now, in tensors at most, and taken from the device.
+bool concord_allocated_memory(int device, std::uint64_t* bytes) {
+  return caught(false, [&] {
+    const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)
+                           ->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    // The first of the statistics is that of all allocations together.
+    bytes[0] = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
+    bytes[1] = static_cast<std::uint64_t>(stats.allocated_bytes[0].peak);
+    bytes[2] = static_cast<std::uint64_t>(stats.reserved_bytes[0].current);
+    return true;
+  });
+}
+
+bool concord_reset_peak_memory(int device) {
+  return caught(false, [&] {
+    c10::getDeviceAllocator(c10::DeviceType::CUDA)
+        ->resetPeakStats(static_cast<c10::DeviceIndex>(device));
+    return true;
   });
 }
 

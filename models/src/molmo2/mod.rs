@@ -6,6 +6,7 @@ mod adapter;
 mod answers;
 mod config;
 mod parity;
+mod parts;
 mod prompt;
 mod text;
 mod tiling;
@@ -20,10 +21,10 @@ use crate::decoder::{KvCache, greedy};
 use crate::layers::scores;
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
+use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
 use crate::text_stream::TextStream;
-use crate::weights::WeightLoader;
 use crate::{GenerateRequest, Generated, Generator, ModelError};
 use adapter::Adapter;
 use answers::Answers;
@@ -49,8 +50,7 @@ fn load(
     config.check_preprocessor(&preprocessor).map_err(malformed)?;
     let prompter = Prompter::load(snapshot, &config)?;
 
-    let mut weights =
-        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights = snapshot.weights(place)?;
     let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
     let vision = VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config);
     let adapter = Adapter::load(&mut weights, "model.vision_backbone", &config);
@@ -244,6 +244,10 @@ impl Model for Molmo2 {
 
     fn generator(&self) -> Option<&dyn Generator> {
         Some(self)
+    }
+
+    fn parts(&self, images: &[&Pixels], new_tokens: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        parts::parts(self, images, new_tokens)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -171,7 +171,11 @@ impl Prompter {
     }
 
     /// The view of the whole, then the crops, each between a start and an end and row by row.
-    fn extend_with_image(&self, ids: &mut Vec<i64>, [whole_rows, whole_columns, rows, columns]: [i64; 4]) {
+    pub(super) fn extend_with_image(
+        &self,
+        ids: &mut Vec<i64>,
+        [whole_rows, whole_columns, rows, columns]: [i64; 4],
+    ) {
         let (layout, tokens) = (&self.layout, &self.tokens);
         let mut view = |start: i64, rows: i64, columns: i64, ends_rows: bool| {
             ids.push(start);

@@ -16,9 +16,9 @@ use crate::encoder::Names;
 use crate::layers::{scores, unit_rows};
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
+use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
-use crate::weights::WeightLoader;
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
 
@@ -57,8 +57,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     let naflex = config.model_type == "siglip2";
     config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
 
-    let mut weights =
-        WeightLoader::open(snapshot.folder(), &snapshot.weight_files()?, place.device, place.kind)?;
+    let mut weights = snapshot.weights(place)?;
     let text = TextTower::load(&mut weights, snapshot, &config.text_config, options.lowercase)?;
     let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
     let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
@@ -140,6 +139,15 @@ impl Model for Siglip2 {
         let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
         let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
         Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
+    }
+
+    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
+        let pooled = move || {
+            let output = self.vision.output(&self.vision.hidden_states(&batch));
+            Ok(self.vision.pool(&output, &batch))
+        };
+        Ok(vec![Part::new(POOLED, pooled)])
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -1,0 +1,98 @@
+//! Snapshots without weights: the configurations of published models, and tiny ones, written into a folder.
+//!
+//! With [`load_random`](crate::load_random) they are models to measure, whose answers mean nothing.
+
+mod florence2;
+mod molmo2;
+mod vision;
+mod words;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{ModelError, TaskLabels};
+
+/// The files of a snapshot: name and content.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+/// A configuration that is built in.
+#[derive(Debug, Clone, Copy)]
+pub struct Preset {
+    /// As it is asked for.
+    pub name: &'static str,
+    /// Which of [`ARCHITECTURES`](crate::ARCHITECTURES) it is.
+    pub architecture: &'static str,
+    files: fn() -> Result<Files, ModelError>,
+}
+
+const fn preset(
+    name: &'static str,
+    architecture: &'static str,
+    files: fn() -> Result<Files, ModelError>,
+) -> Preset {
+    Preset { name, architecture, files }
+}
+
+/// All of them.
+pub const PRESETS: &[Preset] = &[
+    preset("dinov3-vits16", "dinov3", || vision::dinov3(&vision::VIT_S)),
+    preset("dinov3-vitb16", "dinov3", || vision::dinov3(&vision::VIT_B)),
+    preset("dinov3-vitl16", "dinov3", || vision::dinov3(&vision::VIT_L)),
+    preset("siglip2-so400m-patch14-384", "siglip2", || Ok(vision::siglip2(&vision::SO400M, 256_000))),
+    preset("florence2-base", "florence2", || Ok(florence2::files(&florence2::BASE))),
+    preset("florence2-large", "florence2", || Ok(florence2::files(&florence2::LARGE))),
+    preset("molmo2-4b", "molmo2", || Ok(molmo2::files(&molmo2::SIZE_4B))),
+    preset("molmo2-8b", "molmo2", || Ok(molmo2::files(&molmo2::SIZE_8B))),
+    preset("dinov3-tiny", "dinov3", || vision::dinov3(&vision::VIT_TINY)),
+    preset("siglip2-tiny", "siglip2", || Ok(vision::siglip2(&vision::SIGLIP_TINY, 512))),
+    preset("florence2-tiny", "florence2", || Ok(florence2::files(&florence2::TINY))),
+    preset("molmo2-tiny", "molmo2", || Ok(molmo2::files(&molmo2::TINY))),
+];
+
+/// What the models are asked: words that their tokenizers know.
+const QUESTION: &str = "Is there active road construction in this image?";
+const LABELS: [(&str, &str); 2] =
+    [("no road work", "a photo without road work"), ("road work", "a photo of road work")];
+const ANSWERS: [&str; 2] = ["NO", "YES"];
+/// Of the backbones, which need one for each task.
+const HEAD: &str = "head.roadwork.safetensors";
+
+impl Preset {
+    /// The one of that name.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        PRESETS.iter().find(|preset| preset.name == name)
+    }
+
+    /// Writes its files into a folder that is there.
+    ///
+    /// # Errors
+    /// When that cannot be written to.
+    pub fn write(&self, folder: &Path) -> Result<(), ModelError> {
+        for (name, content) in (self.files)()? {
+            let path = folder.join(name);
+            fs::write(&path, content).map_err(|source| ModelError::file(&path, source))?;
+        }
+        Ok(())
+    }
+
+    /// A task that it can be asked.
+    pub fn task(&self) -> TaskLabels {
+        task(Some(PathBuf::from(HEAD)))
+    }
+}
+
+/// The yes/no question of the presets, for any model; backbones answer it with a head of two labels.
+pub fn task(head: Option<PathBuf>) -> TaskLabels {
+    TaskLabels {
+        task: "roadwork".to_owned(),
+        question: QUESTION.to_owned(),
+        labels: LABELS.map(|(label, prompt)| (label.to_owned(), vec![prompt.to_owned()])).to_vec(),
+        answers: ANSWERS.map(str::to_owned).to_vec(),
+        head,
+    }
+}
+
+/// A file of JSON.
+fn json(name: &'static str, value: &serde_json::Value) -> (&'static str, Vec<u8>) {
+    (name, value.to_string().into_bytes())
+}

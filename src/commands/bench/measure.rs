@@ -1,0 +1,147 @@
+//! Runs a work again and again, and what its times say.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use concord_models::ModelError;
+use concord_models::libtorch::{Event, Stream};
+use serde::Serialize;
+
+use super::work::{Done, Work};
+
+/// When it is enough.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) iterations: Option<usize>,
+    pub(super) seconds: f64,
+    pub(super) warmup: usize,
+}
+
+/// Without a count that was asked for: fewer say nothing, more are not needed.
+const ITERATIONS_MIN: usize = 5;
+const ITERATIONS_MAX: usize = 10_000;
+
+/// Milliseconds of one iteration.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Times {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    pub(super) mean: f64,
+    pub(super) min: f64,
+}
+
+impl Times {
+    /// Of at least one time.
+    fn of(mut milliseconds: Vec<f64>) -> Option<Self> {
+        milliseconds.sort_by(f64::total_cmp);
+        let count = milliseconds.len();
+        // The smallest that so large a share of all does not exceed.
+        let rank =
+            |share: f64| milliseconds.get((share * count as f64).ceil().max(1.0) as usize - 1).copied();
+        Some(Self {
+            p50: rank(0.50)?,
+            p99: rank(0.99)?,
+            mean: milliseconds.iter().sum::<f64>() / count as f64,
+            min: *milliseconds.first()?,
+        })
+    }
+}
+
+/// What was measured of one work.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Timing {
+    pub(super) iterations: usize,
+    /// Until the caller has the result.
+    pub(super) latency: Times,
+    /// Between two events of the stream, where there is one.
+    pub(super) device: Option<Times>,
+    pub(super) images_per_s: f64,
+    pub(super) prompt_tokens: Option<usize>,
+    pub(super) new_tokens: Option<usize>,
+}
+
+/// Measures a work on the stream that is this thread's current one.
+pub(super) fn measure(stream: &Stream, limits: &Limits, work: &Work, on_gpu: bool) -> Result<Timing, String> {
+    contained(|| run(stream, limits, work, on_gpu)).and_then(|timing| timing)
+}
+
+fn run(
+    stream: &Stream,
+    limits: &Limits,
+    work: &Work,
+    on_gpu: bool,
+) -> Result<Result<Timing, String>, ModelError> {
+    let done = warm_up(stream, limits, work)?;
+    if !done.is_finite()? {
+        return Ok(Err("gives values that are no numbers".to_owned()));
+    }
+    let (mut latencies, mut on_device) = (Vec::new(), Vec::new());
+    let begun = Instant::now();
+    while wants_more(limits, latencies.len(), begun.elapsed()) {
+        let start = Instant::now();
+        let before = Event::record(stream)?;
+        let done = (work.run)()?;
+        let after = Event::record(stream)?;
+        stream.synchronize()?;
+        latencies.push(start.elapsed().as_secs_f64() * 1e3);
+        on_device.push(before.elapsed_ms(&after)?);
+        drop(done);
+    }
+    let iterations = latencies.len();
+    let Some(latency) = Times::of(latencies) else { return Ok(Err("no iteration ran".to_owned())) };
+    Ok(Ok(Timing {
+        iterations,
+        latency,
+        device: if on_gpu { Times::of(on_device) } else { None },
+        images_per_s: work.images as f64 * 1e3 / latency.mean,
+        prompt_tokens: done.prompt_tokens,
+        new_tokens: done.new_tokens,
+    }))
+}
+
+/// At least once, and no longer than what is measured.
+fn warm_up(stream: &Stream, limits: &Limits, work: &Work) -> Result<Done, ModelError> {
+    let begun = Instant::now();
+    let mut done = (work.run)()?;
+    for _ in 1..limits.warmup {
+        if limits.iterations.is_none() && begun.elapsed().as_secs_f64() > limits.seconds {
+            break;
+        }
+        done = (work.run)()?;
+    }
+    stream.synchronize()?;
+    Ok(done)
+}
+
+fn wants_more(limits: &Limits, ran: usize, elapsed: Duration) -> bool {
+    match limits.iterations {
+        Some(iterations) => ran < iterations,
+        None => ran < ITERATIONS_MIN || (ran < ITERATIONS_MAX && elapsed.as_secs_f64() < limits.seconds),
+    }
+}
+
+/// libtorch's exceptions arrive as panics: out of memory, for instance.
+pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(text.lines().next().unwrap_or_default().to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Times;
+
+    #[test]
+    fn percentiles_are_times_that_were_measured() {
+        let times = Times::of((1..=100).rev().map(f64::from).collect()).unwrap();
+        assert_eq!((times.p50, times.p99, times.mean, times.min), (50.0, 99.0, 50.5, 1.0));
+        let one = Times::of(vec![7.0]).unwrap();
+        assert_eq!((one.p50, one.p99, one.mean, one.min), (7.0, 7.0, 7.0, 7.0));
+        assert_eq!(Times::of(Vec::new()), None);
+    }
+}

@@ -1,0 +1,167 @@
+//! Which models are measured, and how each is loaded.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use concord_actors::task_labels;
+use concord_models::presets::{self, PRESETS, Preset};
+use concord_models::{
+    ARCHITECTURES, Architecture, DTYPES, Model, ModelOptions, TaskLabels, is_device_name, load_model,
+    load_random,
+};
+use tempfile::TempDir;
+
+use super::BenchArgs;
+use super::measure::contained;
+use crate::config::Ensemble;
+
+/// A model to measure.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pub(super) name: String,
+    options: ModelOptions,
+    /// Where a relative snapshot path starts.
+    base: PathBuf,
+    /// The first that the model can be asked is the one that it votes on.
+    pub(super) tasks: Vec<TaskLabels>,
+    /// Where a preset's files are, until all is measured.
+    random: Option<TempDir>,
+}
+
+/// One way to run it.
+#[derive(Debug)]
+pub(super) struct Variant {
+    pub(super) options: ModelOptions,
+    pub(super) graphs: bool,
+}
+
+/// The models that the arguments name, or all of the ensemble.
+pub(super) fn subjects(args: &BenchArgs) -> Result<Vec<Subject>, String> {
+    check(args)?;
+    let mut subjects = Vec::new();
+    for name in &args.random {
+        subjects.push(of_preset(name)?);
+    }
+    if let (Some(folder), Some(architecture)) = (&args.snapshot, &args.architecture) {
+        subjects.push(of_snapshot(folder, architecture)?);
+    }
+    if subjects.is_empty() || !args.models.is_empty() {
+        subjects.extend(of_ensemble(args)?);
+    }
+    Ok(subjects)
+}
+
+fn check(args: &BenchArgs) -> Result<(), String> {
+    if args.graphs.each().contains(&true) {
+        return Err("--graphs: this build has no CUDA graphs yet; say --graphs off".to_owned());
+    }
+    if let Some(dtype) = args.dtype.iter().find(|dtype| !DTYPES.iter().any(|(name, _)| name == dtype)) {
+        return Err(not_one_of("--dtype", dtype, DTYPES.iter().map(|(name, _)| *name)));
+    }
+    if let Some(device) = args.device.as_ref().filter(|device| !is_device_name(device)) {
+        return Err(format!("--device {device:?}: must be {}", concord_models::DEVICES));
+    }
+    if !(args.seconds >= 0.0 && args.seconds.is_finite()) {
+        return Err(format!("--seconds {}: must be 0 or more", args.seconds));
+    }
+    Ok(())
+}
+
+fn not_one_of<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    format!("{what} {given:?}: must be one of {}", known.collect::<Vec<_>>().join(", "))
+}
+
+fn of_preset(name: &str) -> Result<Subject, String> {
+    let known = || PRESETS.iter().map(|preset| preset.name);
+    let preset = Preset::by_name(name).ok_or_else(|| not_one_of("--random", name, known()))?;
+    let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
+    preset.write(folder.path()).map_err(|error| error.to_string())?;
+    Ok(Subject {
+        name: preset.name.to_owned(),
+        options: unconfigured(preset.architecture, folder.path()),
+        base: PathBuf::new(),
+        tasks: vec![preset.task()],
+        random: Some(folder),
+    })
+}
+
+fn of_snapshot(folder: &Path, architecture: &str) -> Result<Subject, String> {
+    if Architecture::by_name(architecture).is_none() {
+        let known = ARCHITECTURES.iter().map(|architecture| architecture.name);
+        return Err(not_one_of("--architecture", architecture, known));
+    }
+    Ok(Subject {
+        name: folder.display().to_string(),
+        options: unconfigured(architecture, folder),
+        base: PathBuf::new(),
+        tasks: vec![presets::task(None)],
+        random: None,
+    })
+}
+
+fn unconfigured(architecture: &str, snapshot: &Path) -> ModelOptions {
+    ModelOptions {
+        architecture: architecture.to_owned(),
+        snapshot: snapshot.to_owned(),
+        dtype: "bf16".to_owned(),
+        ..ModelOptions::default()
+    }
+}
+
+fn of_ensemble(args: &BenchArgs) -> Result<Vec<Subject>, String> {
+    let ensemble = args.ensemble.read()?;
+    let mut models: BTreeMap<String, ModelOptions> = ensemble.models().clone();
+    if let Some(unknown) = args.models.iter().find(|name| !models.contains_key(*name)) {
+        return Err(not_one_of("model", unknown, models.keys().map(String::as_str)));
+    }
+    models.retain(|name, _| args.models.is_empty() || args.models.contains(name));
+    let subject = |(name, options): (String, ModelOptions)| Subject {
+        tasks: tasks_of(&name, &options, &ensemble),
+        name,
+        options,
+        base: ensemble.folder().to_owned(),
+        random: None,
+    };
+    Ok(models.into_iter().map(subject).collect())
+}
+
+/// Those that ask the model.
+fn tasks_of(name: &str, options: &ModelOptions, ensemble: &Ensemble) -> Vec<TaskLabels> {
+    let asked = ensemble
+        .tasks()
+        .iter()
+        .filter(|(_, policy)| policy.members().any(|member| member.model().as_ref() == name));
+    asked.map(|(task, policy)| task_labels(task, policy, options.heads.get(task).cloned())).collect()
+}
+
+impl Subject {
+    /// Each number format, with and without graphs as asked for.
+    pub(super) fn variants(&self, args: &BenchArgs) -> Vec<Variant> {
+        let configured = [self.options.dtype.clone()];
+        let dtypes = if args.dtype.is_empty() { configured.as_slice() } else { &args.dtype };
+        let mut variants = Vec::new();
+        for dtype in dtypes {
+            for &graphs in args.graphs.each() {
+                let device = args.device.as_ref().unwrap_or(&self.options.device).clone();
+                let options = ModelOptions { dtype: dtype.clone(), device, ..self.options.clone() };
+                variants.push(Variant { options, graphs });
+            }
+        }
+        variants
+    }
+
+    /// Where its weights come from.
+    pub(super) fn source(&self) -> String {
+        match self.random {
+            Some(_) => "random".to_owned(),
+            None => self.base.join(&self.options.snapshot).display().to_string(),
+        }
+    }
+
+    pub(super) fn load(&self, variant: &Variant, seed: i64) -> Result<Box<dyn Model>, String> {
+        contained(|| match self.random {
+            Some(_) => load_random(&variant.options, &self.base, seed),
+            None => load_model(&variant.options, &self.base),
+        })
+    }
+}
