@@ -225,3 +225,130 @@ impl<T> Kept<T> {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: DecoderSizes = DecoderSizes {
+        layers: 1,
+        heads: 1,
+        head_width: 1,
+        vocabulary: 10,
+        kind: Kind::Float,
+        device: Device::Cpu,
+    };
+
+    /// Counts on from the token that it reads.
+    struct Counting {
+        buffers: DecodeBuffers,
+        steps: RefCell<usize>,
+    }
+
+    impl Counting {
+        fn begin(capacity: i64, token: i64) -> Self {
+            let buffers = DecodeBuffers::new(&SIZES, 1, capacity);
+            buffers.begin_with(token);
+            Self { buffers, steps: RefCell::new(0) }
+        }
+    }
+
+    impl DecodeStep for Counting {
+        fn buffers(&self) -> &DecodeBuffers {
+            &self.buffers
+        }
+
+        fn step(&self) -> Result<(), ModelError> {
+            *self.steps.borrow_mut() += 1;
+            self.buffers.advance(&(self.buffers.token() + 1).one_hot(10).squeeze_dim(1).to_kind(Kind::Float));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn tokens_are_read_back_one_by_one_or_several_at_once() {
+        for (steps_per_read, ends, max_new_tokens, tokens, ended, steps) in [
+            (1, vec![], 4, vec![3, 4, 5, 6], false, 3),
+            (3, vec![], 4, vec![3, 4, 5, 6], false, 3),
+            (9, vec![], 3, vec![3, 4, 5], false, 2),
+            (1, vec![9, 5], 7, vec![3, 4], true, 2),
+            (2, vec![6], 7, vec![3, 4, 5], true, 4),
+            (4, vec![5], 7, vec![3, 4], true, 4),
+            (1, vec![3], 7, vec![], true, 0),
+            (1, vec![], 0, vec![], false, 0),
+        ] {
+            let counting = Counting::begin(8, 3);
+            let mut seen = Vec::new();
+            let written = Greedy { ends: &ends, max_new_tokens, steps_per_read }
+                .run(&counting, 0, &mut |tokens| {
+                    seen.push(tokens.len());
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            let what = format!("{steps_per_read} steps a read, ends {ends:?}");
+            assert_eq!(written, Written { tokens: tokens.clone(), ended }, "{what}");
+            assert_eq!(seen, (1..=tokens.len()).collect::<Vec<_>>(), "{what}");
+            assert_eq!(*counting.steps.borrow(), steps, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_break_ends_the_text() {
+        let counting = Counting::begin(8, 0);
+        let greedy = Greedy { ends: &[], max_new_tokens: 6, steps_per_read: 1 };
+        let stop = &mut |tokens: &[i64]| match tokens.len() {
+            2 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let written = greedy.run(&counting, 0, stop).unwrap();
+        assert_eq!(written, Written { tokens: vec![0, 1], ended: false });
+    }
+
+    #[test]
+    fn a_text_that_has_no_room_is_refused_before_it_begins() {
+        for (max_new_tokens, fits) in [(5, true), (6, false), (100, false)] {
+            let counting = Counting::begin(4, 0);
+            let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1 };
+            let written = greedy.run(&counting, 0, &mut |_| ControlFlow::Continue(()));
+            match written {
+                Ok(written) => assert!(fits && written.tokens == [0, 1, 2, 3, 4], "{written:?}"),
+                Err(error) => {
+                    assert!(!fits && error.to_string().contains("more than the 4 of its buffers"), "{error}");
+                }
+            }
+        }
+        let buffers = DecodeBuffers::new(&SIZES, 1, 4);
+        let logits = Tensor::zeros([1, 10], (Kind::Float, Device::Cpu));
+        assert!(buffers.begin(4, &logits).is_ok());
+        assert!(buffers.begin(5, &logits).unwrap_err().to_string().contains("needs 5 positions"));
+    }
+
+    #[test]
+    fn only_the_present_and_the_past_are_open() {
+        let buffers = DecodeBuffers::new(&SIZES, 1, 4);
+        buffers.begin(3, &Tensor::zeros([1, 10], (Kind::Float, Device::Cpu))).unwrap();
+        buffers.force(3, 7);
+        assert_eq!(Vec::<i64>::try_from(buffers.token().view([-1])).unwrap(), [7]);
+        let _filled = buffers.position().shallow_clone().fill_(1);
+        let closed = f32::NEG_INFINITY;
+        let bias = Vec::<f32>::try_from(buffers.bias().view([-1])).unwrap();
+        assert_eq!(bias, [0.0, 0.0, closed, closed]);
+    }
+
+    #[test]
+    fn buffers_are_kept_by_shape() {
+        let kept = Kept::new();
+        let made = RefCell::new(0);
+        let take = |capacity| {
+            let new = || {
+                *made.borrow_mut() += 1;
+                *made.borrow()
+            };
+            kept.with(KeptShape { capacity, source: 0 }, new, |made: &i32| *made)
+        };
+        assert_eq!([256, 512, 256, 512].map(take), [1, 2, 1, 2]);
+        assert_eq!([4096, 4096].map(take), [3, 4], "too large to be kept");
+        assert_eq!([1, 2, 3, 512].map(take), [5, 6, 7, 2]);
+        assert_eq!(take(256), 8, "the one that was not used for longest made room");
+    }
+}

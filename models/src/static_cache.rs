@@ -40,25 +40,27 @@ pub(crate) struct DecoderSizes {
     pub(crate) device: Device,
 }
 
-/// Keys and values of all layers, [rows, heads, capacity, head width] each, allocated once and only written to.
+/// Keys and values of all layers, allocated once and only written to.
 #[derive(Debug)]
 pub(crate) struct StaticCache {
+    all: Tensor,
+    /// Views of it: keys and values [rows, heads, capacity, head width] of each layer.
     layers: Vec<(Tensor, Tensor)>,
 }
 
 impl StaticCache {
     pub(crate) fn new(sizes: &DecoderSizes, rows: i64, capacity: i64) -> Self {
-        let shape = [rows, sizes.heads, capacity, sizes.head_width];
-        // Zeros: what is masked still takes part in products, where anything that is no number would spread.
-        let zeros = || Tensor::zeros(shape, (sizes.kind, sizes.device));
-        Self { layers: (0..sizes.layers).map(|_| (zeros(), zeros())).collect() }
+        let layers = sizes.layers as i64;
+        let shape = [layers, 2, rows, sizes.heads, capacity, sizes.head_width];
+        let all = Tensor::zeros(shape, (sizes.kind, sizes.device));
+        let views = |layer| (all.select(0, layer).select(0, 0), all.select(0, layer).select(0, 1));
+        Self { layers: (0..layers).map(views).collect(), all }
     }
 
-    /// Forgets everything, so that no number that is none is left of an earlier text.
+    /// Forgets everything. What is masked still takes part in products, where something that is no number, left of an
+    /// earlier text, would spread.
     pub(crate) fn clear(&self) {
-        for (keys, values) in &self.layers {
-            let _zeros = (keys.shallow_clone().zero_(), values.shallow_clone().zero_());
-        }
+        let _zeros = self.all.shallow_clone().zero_();
     }
 
     /// The cache as what keeps a prompt, which begins at position 0.

@@ -113,7 +113,7 @@ pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelEr
 impl Florence2 {
     /// The text of a search with a single beam, its end included: the most probable token each time, but for those
     /// that are forced.
-    fn write_one(&self, memory: &Memory, most: usize) -> Result<Vec<i64>, ModelError> {
+    pub(super) fn write_one(&self, memory: &Memory, most: usize) -> Result<Vec<i64>, ModelError> {
         let BeamSettings { decoder_start_token_id, eos_token_id, .. } = self.beams;
         let forced_last = most.checked_sub(1).and_then(|written| self.beams.forced(written, most));
         let free = if forced_last.is_some() { most - 1 } else { most };

@@ -16,6 +16,8 @@ mod projector;
 mod prompt;
 mod regions;
 mod reproduce;
+#[cfg(test)]
+mod tests;
 mod text;
 mod writer;
 

@@ -7,6 +7,8 @@ mod answers;
 mod config;
 mod parity;
 mod prompt;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tiling;
 mod vision;

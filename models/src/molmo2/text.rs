@@ -131,10 +131,7 @@ impl TextModel {
         for (index, layer) in self.layers.iter().enumerate() {
             keep(&state);
             let rope = if layer.scales_rope { scaled } else { &angles.plain };
-            let kept = match &mut cache {
-                Some(cache) => Some((&mut **cache as &mut dyn Cache, index)),
-                None => None,
-            };
+            let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn Cache, index));
             state = layer.forward(&state, rope, bias, kept);
         }
         state
