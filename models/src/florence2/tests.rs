@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::bart::Memory;
-use super::network::END;
+use super::network::{END, Source};
 use super::writer::{Step, Writer, Writing};
 use super::{Florence2, prompt};
 use crate::beam::beam_search;
@@ -40,11 +40,15 @@ fn pixels(model: &Florence2) -> Pixels {
     model.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
 }
 
-fn memory(model: &Florence2, prompt: &str) -> Memory {
+fn source(model: &Florence2, prompt: &str) -> Source {
     let network = &model.network;
     let prompt = network.prompt(&prompt::parse(prompt).unwrap().1).unwrap();
     let features = network.image_features(&stack(&[&pixels(model)], Device::Cpu));
-    network.memory(&features, &network.ids(&[&prompt]).unwrap())
+    network.source(&features, &network.ids(&[&prompt]).unwrap())
+}
+
+fn memory(model: &Florence2, source: &Source) -> Memory {
+    model.network.bart.memory(&source.state, source.bias.as_ref())
 }
 
 fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
@@ -64,10 +68,12 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
             let count = usize::try_from(model.network.positions).unwrap();
             for prompt in PROMPTS {
                 let what = format!("{snapshot} {prompt}, padded: {pads_sources}");
-                let mut writer = Writer::new(bart, memory(&model, prompt));
-                let writing = Writing::new(bart, 256, &memory(&model, prompt));
+                let source = source(&model, prompt);
+                let again = || memory(&model, &source);
+                let mut writer = Writer::new(bart, again());
+                let writing = Writing::new(bart, 256, &again());
                 for _ in 0..2 {
-                    writing.begin(&memory(&model, prompt), END);
+                    writing.begin(&again(), END);
                 }
                 let step = Step { bart, writing: &writing };
                 let (mut token, mut tokens) = (END, Vec::new());
@@ -81,12 +87,8 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                 }
                 let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 5 };
                 for _ in 0..2 {
-                    let memory = memory(&model, prompt);
-                    assert_eq!(
-                        model.write_greedily(&memory, END, None, &greedy).unwrap().tokens,
-                        tokens,
-                        "{what}"
-                    );
+                    let written = model.write_greedily(&again(), END, None, &greedy).unwrap();
+                    assert_eq!(written.tokens, tokens, "{what}");
                 }
             }
         }
@@ -100,16 +102,17 @@ fn a_search_with_one_beam_is_greedy() {
         model.beams.num_beams = 1;
         model.beams.no_repeat_ngram_size = 0;
         assert!(model.beams.is_greedy());
-        for forced_first in [None, Some(0)] {
-            for forced_last in [None, Some(END)] {
+        for prompt in PROMPTS {
+            let source = source(&model, prompt);
+            for (forced_first, forced_last) in
+                [(None, None), (Some(0), None), (None, Some(END)), (Some(0), Some(END))]
+            {
                 model.beams.forced_bos_token_id = forced_first;
                 model.beams.forced_eos_token_id = forced_last;
-                for (prompt, most) in
-                    PROMPTS.iter().flat_map(|prompt| [0, 1, 2, 3, 30].map(|most| (*prompt, most)))
-                {
-                    let mut writer = Writer::new(&model.network.bart, memory(&model, prompt));
+                for most in [0, 1, 2, 3, 30] {
+                    let mut writer = Writer::new(&model.network.bart, memory(&model, &source));
                     let found = beam_search(&mut writer, &model.beams, most, Device::Cpu).unwrap();
-                    let ours = model.write_one(&memory(&model, prompt), most).unwrap();
+                    let ours = model.write_one(&memory(&model, &source), most).unwrap();
                     let what = format!("{snapshot} {prompt} {most} {forced_first:?} {forced_last:?}");
                     assert_eq!(ours, found.tokens, "{what}");
                 }

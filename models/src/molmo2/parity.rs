@@ -128,8 +128,7 @@ impl Case<'_> {
     /// As many tokens as the reference wrote, none of which ends the text.
     fn write(&self, ids: &[i64], writing: &Writing, outputs: &mut Outputs) -> Result<(), ModelError> {
         let step = Step { model: &self.model.text, writing };
-        let first = step.buffers().logits().copy();
-        let recording = Recording { step, steps: RefCell::new(vec![first]) };
+        let recording = Recording::new(step);
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
         let max_new_tokens = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
         let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1 };
@@ -148,9 +147,16 @@ impl Case<'_> {
 
 /// Keeps the logits of every step.
 #[derive(Debug)]
-struct Recording<'a> {
+pub(super) struct Recording<'a> {
     step: Step<'a>,
-    steps: RefCell<Vec<Tensor>>,
+    pub(super) steps: RefCell<Vec<Tensor>>,
+}
+
+impl<'a> Recording<'a> {
+    /// Of a text that has begun: the logits of its first token are there.
+    pub(super) fn new(step: Step<'a>) -> Self {
+        Self { step, steps: RefCell::new(vec![step.buffers().logits().copy()]) }
+    }
 }
 
 impl DecodeStep for Recording<'_> {

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
+use super::parity::Recording;
 use super::{Images, Molmo2, Reading, tiles_of};
-use crate::decode_step::{DecodeBuffers, DecodeStep, Greedy};
+use crate::decode_step::Greedy;
 use crate::decoder::KvCache;
 use crate::model::{Model, Placement, TaskId, TaskLabels};
 use crate::molmo2::text::{Step, Writing};
 use crate::snapshot::Snapshot;
 use crate::static_cache::capacity_for;
-use crate::{GenerateRequest, Generator, ModelError, Pixels, decode};
+use crate::{GenerateRequest, Generator, Pixels, decode};
 
 /// The trained snapshot, and fixtures: with grouped keys, and with YaRN and norms after the layers.
 const SNAPSHOTS: [&str; 3] =
@@ -67,24 +68,6 @@ fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: u
     }
 }
 
-/// Keeps the logits of every step.
-struct Recording<'a> {
-    step: Step<'a>,
-    steps: std::cell::RefCell<Vec<Tensor>>,
-}
-
-impl DecodeStep for Recording<'_> {
-    fn buffers(&self) -> &DecodeBuffers {
-        self.step.buffers()
-    }
-
-    fn step(&self) -> Result<(), ModelError> {
-        self.step.step()?;
-        self.steps.borrow_mut().push(self.buffers().logits().copy());
-        Ok(())
-    }
-}
-
 fn in_fixed_buffers(
     model: &Molmo2,
     writing: &Writing,
@@ -95,7 +78,7 @@ fn in_fixed_buffers(
     let state = model.read(reading, Some(&mut writing.buffers.cache.prompt()), &mut |_| {});
     let first = model.text.next_logits(&state, &reading.last);
     writing.buffers.begin(length, &first).unwrap();
-    let recording = Recording { step: Step { model: &model.text, writing }, steps: vec![first].into() };
+    let recording = Recording::new(Step { model: &model.text, writing });
     let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 4 };
     let written = greedy.run(&recording, length, &mut |_| ControlFlow::Continue(())).unwrap();
     (written.tokens, Tensor::cat(&recording.steps.take(), 0))
