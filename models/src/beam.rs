@@ -28,6 +28,11 @@ pub(crate) struct BeamSettings {
 }
 
 impl BeamSettings {
+    /// Whether the search only takes the most probable token each time, but for those that are forced.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.num_beams == 1 && self.no_repeat_ngram_size == 0
+    }
+
     /// The token that must follow so many others in a text of at most `max_new_tokens`, if one must.
     pub(crate) fn forced(&self, written: usize, max_new_tokens: usize) -> Option<i64> {
         let last = self.forced_eos_token_id.filter(|_| written + 1 == max_new_tokens);

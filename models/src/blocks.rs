@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use tch::Tensor;
 
-use crate::decoder::KvCache;
+use crate::decoder::Cache;
 use crate::layers::{Activation, Linear, attention, split_heads};
 use crate::rotary::rotate;
 use crate::weights::WeightLoader;
@@ -26,6 +26,22 @@ impl Mlp {
             None => self.activation.forward(&up),
         };
         self.down.forward(&inner)
+    }
+}
+
+/// down(act(gate(x)) · up(x)), with `up` and `gate` as one map.
+#[derive(Debug)]
+pub(crate) struct FusedMlp {
+    /// First the rows of `up`, then as many of `gate`.
+    pub(crate) up_and_gate: Linear,
+    pub(crate) down: Linear,
+    pub(crate) activation: Activation,
+}
+
+impl FusedMlp {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        let halves = self.up_and_gate.forward(x).chunk(2, -1);
+        self.down.forward(&(self.activation.forward(&halves[1]) * &halves[0]))
     }
 }
 
@@ -75,14 +91,14 @@ pub(crate) struct GroupedAttention {
 
 impl GroupedAttention {
     /// `x` is [rows, count, hidden], `rope` cosine and sine of the positions, [count, head width] each. `bias` is
-    /// added to the attention logits and broadcasts to [rows, 1, count, keys], those of `kept` first; none is needed
-    /// for one position that may look at all before it.
+    /// added to the attention logits and broadcasts to [rows, 1, count, keys], the keys that `kept` gives; none is
+    /// needed for one position that may look at all of them.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         rope: &(Tensor, Tensor),
         bias: Option<&Tensor>,
-        kept: Option<(&mut KvCache, usize)>,
+        kept: Option<(&mut dyn Cache, usize)>,
     ) -> Tensor {
         let (queries, keys) = (self.heads * self.head_width, self.key_heads * self.head_width);
         let projected = self.projection.forward(x);
@@ -115,7 +131,9 @@ impl GroupedAttention {
             return attention(query, key, value, bias);
         }
         let folded = query.reshape([rows, self.key_heads, group * count, self.head_width]);
-        let bias = bias.map(|bias| bias.repeat([1, 1, group, 1]));
+        // That of one position broadcasts.
+        let bias =
+            bias.map(|bias| if count == 1 { bias.shallow_clone() } else { bias.repeat([1, 1, group, 1]) });
         let attended = attention(&folded, key, value, bias.as_ref());
         // `attention` gives [rows, group · count, key heads · head width].
         attended

@@ -73,17 +73,15 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Two maps that are stored as one: that of its first outputs and that of its last, views of the same weights.
-    pub(crate) fn halves(self) -> [Self; 2] {
-        let half = |tensor: &Tensor, index: i64| match tensor.size()[0] {
+    /// Several maps of the same input as one, their outputs side by side.
+    pub(crate) fn concatenated(parts: &[Self]) -> Self {
+        let all = |tensors: Vec<&Tensor>| {
             // An empty tensor stands for a faulty one, which `finish` will report.
-            0 => tensor.shallow_clone(),
-            outputs => tensor.narrow(0, index * (outputs / 2), outputs / 2),
+            let faulty = tensors.iter().find(|tensor| tensor.numel() == 0);
+            faulty.map_or_else(|| Tensor::cat(&tensors, 0), |tensor| tensor.shallow_clone())
         };
-        [0, 1].map(|index| Self {
-            weight: half(&self.weight, index),
-            bias: self.bias.as_ref().map(|bias| half(bias, index)),
-        })
+        let biases: Option<Vec<&Tensor>> = parts.iter().map(|part| part.bias.as_ref()).collect();
+        Self { weight: all(parts.iter().map(|part| &part.weight).collect()), bias: biases.map(all) }
     }
 
     /// How many outputs it has.

@@ -5,6 +5,7 @@
 mod beam;
 mod blocks;
 mod decode;
+mod decode_step;
 mod decoder;
 mod device;
 mod digest;
@@ -27,6 +28,7 @@ pub mod presets;
 mod rotary;
 mod siglip2;
 mod snapshot;
+mod static_cache;
 mod text_stream;
 mod tokenizer;
 mod torchscript;

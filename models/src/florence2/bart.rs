@@ -5,9 +5,11 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::blocks::{DecoderLayer, EncoderLayer};
 use super::config::{EPS, TextConfig};
-use crate::decoder::{Decoder, KvCache};
-use crate::layers::{Activation, LayerNorm, Linear, attention, split_heads};
+use crate::decoder::{Cache, KvCache};
+use crate::layers::{LayerNorm, Linear};
+use crate::static_cache::DecoderSizes;
 use crate::weights::WeightLoader;
 
 /// BART leaves the first rows of its position tables to padding.
@@ -33,12 +35,15 @@ pub(super) struct Bart {
     decoder: Vec<DecoderLayer>,
     /// The token table again, where they are tied.
     head: Linear,
+    decoder_heads: i64,
 }
 
 /// What the decoder looks at: keys and values [sources, heads, positions, head width] in each layer, computed once.
 #[derive(Debug)]
 pub(super) struct Memory {
-    layers: Vec<(Tensor, Tensor)>,
+    pub(super) layers: Vec<(Tensor, Tensor)>,
+    /// Added to attention logits where the sources are padded: [1, 1, 1, positions].
+    pub(super) bias: Option<Tensor>,
 }
 
 impl Bart {
@@ -66,6 +71,7 @@ impl Bart {
                 .map(|index| DecoderLayer::load(weights, &format!("{NAME}.decoder.layers.{index}"), config))
                 .collect(),
             head: Linear::from_tensors(head, bias),
+            decoder_heads: config.decoder_attention_heads,
         }
     }
 
@@ -91,19 +97,21 @@ impl Bart {
         }
     }
 
-    /// [rows, count, width] → the embeddings with positions and each layer's output, of the same shape.
-    pub(super) fn encode(&self, embedded: &Tensor) -> Vec<Tensor> {
+    /// [rows, count, width] → the embeddings with positions and each layer's output, of the same shape. `bias` is
+    /// added to attention logits, where the rows are padded: [1, 1, 1, count].
+    pub(super) fn encode(&self, embedded: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
         let mut states = vec![self.encoder_embedding.forward(embedded, 0)];
         for layer in &self.encoder {
-            states.push(layer.forward(&states[states.len() - 1]));
+            states.push(layer.forward(&states[states.len() - 1], bias));
         }
         states
     }
 
-    /// What the decoder needs of the encoder's last state, [sources, positions, width].
-    pub(super) fn memory(&self, encoded: &Tensor) -> Memory {
+    /// What the decoder needs of the encoder's last state, [sources, positions, width], and its bias.
+    pub(super) fn memory(&self, encoded: &Tensor, bias: Option<&Tensor>) -> Memory {
         Memory {
-            layers: self.decoder.iter().map(|layer| layer.cross_attention.keys_values(encoded)).collect(),
+            layers: self.decoder.iter().map(|layer| layer.keys_values(encoded)).collect(),
+            bias: bias.map(Tensor::shallow_clone),
         }
     }
 
@@ -114,14 +122,50 @@ impl Bart {
         // One new token may look at everything.
         let allowed = (count > 1)
             .then(|| Tensor::ones([count, past + count], (Kind::Bool, tokens.device())).tril(past));
-        let mut states = vec![self.decoder_embedding.forward(&self.embed(tokens), past)];
+        let embedded = self.decoder_embedding.forward(&self.embed(tokens), past);
+        self.decode_embedded(embedded, memory, allowed.as_ref(), cache)
+    }
+
+    /// The same for one token [rows, 1] at the position of that number, \[1\]; `bias` is added to the attention
+    /// logits of what `cache` gives. Gives the last state, [rows, width].
+    pub(super) fn decode_at(
+        &self,
+        position: &Tensor,
+        token: &Tensor,
+        memory: &Memory,
+        bias: &Tensor,
+        cache: &mut dyn Cache,
+    ) -> Tensor {
+        let embedded = self.decoder_embedding.forward_at(&self.embed(token), position);
+        let states = self.decode_embedded(embedded, memory, Some(bias), cache);
+        states[states.len() - 1].squeeze_dim(1)
+    }
+
+    fn decode_embedded(
+        &self,
+        embedded: Tensor,
+        memory: &Memory,
+        bias: Option<&Tensor>,
+        cache: &mut dyn Cache,
+    ) -> Vec<Tensor> {
+        let mut states = vec![embedded];
         for (index, (layer, source)) in self.decoder.iter().zip(&memory.layers).enumerate() {
-            let x = &states[states.len() - 1];
-            states.push(
-                layer.forward(x, source, allowed.as_ref(), |keys, values| cache.append(index, keys, values)),
-            );
+            let biases = [bias, memory.bias.as_ref()];
+            states.push(layer.forward(&states[states.len() - 1], source, biases, (cache, index)));
         }
         states
+    }
+
+    /// The sizes of the decoder.
+    pub(super) fn sizes(&self) -> DecoderSizes {
+        DecoderSizes {
+            layers: self.decoder.len(),
+            heads: self.decoder_heads,
+            head_width: self.tokens.size()[1] / self.decoder_heads,
+            vocabulary: self.vocabulary(),
+            kind: self.kind(),
+            device: self.device(),
+        }
     }
 
     /// A cache for [`Bart::decode`] that holds nothing yet.
@@ -132,45 +176,6 @@ impl Bart {
     /// [.., width] → [.., vocabulary].
     pub(super) fn logits(&self, decoded: &Tensor) -> Tensor {
         self.head.forward(decoded)
-    }
-}
-
-/// A decoder in the middle of its texts.
-#[derive(Debug)]
-pub(super) struct Writer<'a> {
-    bart: &'a Bart,
-    memory: Memory,
-    cache: KvCache,
-}
-
-impl<'a> Writer<'a> {
-    pub(super) fn new(bart: &'a Bart, memory: Memory) -> Self {
-        Self { bart, memory, cache: bart.cache() }
-    }
-}
-
-impl Decoder for Writer<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Tensor {
-        let states = self.bart.decode(tokens, &self.memory, &mut self.cache);
-        let last = states[states.len() - 1].select(1, -1);
-        self.bart.logits(&last).to_kind(Kind::Float)
-    }
-
-    fn select(&mut self, rows: &Tensor) {
-        self.cache.select(rows);
-        self.memory.select(rows);
-    }
-}
-
-impl Memory {
-    /// Keeps these rows' sources. A single source is that of every row.
-    fn select(&mut self, rows: &Tensor) {
-        for (keys, values) in &mut self.layers {
-            if keys.size()[0] > 1 {
-                *keys = keys.index_select(0, rows);
-                *values = values.index_select(0, rows);
-            }
-        }
     }
 }
 
@@ -201,131 +206,9 @@ impl Positions {
         let positions = self.table.narrow(0, past + POSITION_OFFSET, embedded.size()[1]);
         self.norm.forward(&(embedded + positions))
     }
-}
 
-#[derive(Debug)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    projection: Linear,
-    heads: i64,
-}
-
-impl Attention {
-    fn load(weights: &mut WeightLoader, name: &str, width: i64, heads: i64) -> Self {
-        let mut linear = |part: &str| Linear::load(weights, &format!("{name}.{part}"), width, width, true);
-        Self {
-            query: linear("q_proj"),
-            key: linear("k_proj"),
-            value: linear("v_proj"),
-            projection: linear("out_proj"),
-            heads,
-        }
-    }
-
-    /// Of [rows, positions, width], each [rows, heads, positions, head width].
-    fn keys_values(&self, x: &Tensor) -> (Tensor, Tensor) {
-        (split_heads(&self.key.forward(x), self.heads), split_heads(&self.value.forward(x), self.heads))
-    }
-
-    fn forward(&self, x: &Tensor, keys: &Tensor, values: &Tensor, allowed: Option<&Tensor>) -> Tensor {
-        let query = split_heads(&self.query.forward(x), self.heads);
-        self.projection.forward(&attention(&query, keys, values, allowed))
-    }
-
-    /// The rows of one source ask together, as if they were one long row: no key or value is repeated.
-    fn across(&self, x: &Tensor, (keys, values): &(Tensor, Tensor)) -> Tensor {
-        let size = x.size();
-        let together = x.reshape([keys.size()[0], -1, size[2]]);
-        self.forward(&together, keys, values, None).view(size.as_slice())
-    }
-}
-
-/// norm(x + fc2(act(fc1(x)))).
-#[derive(Debug)]
-struct FeedForward {
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-    norm: LayerNorm,
-}
-
-impl FeedForward {
-    fn load(weights: &mut WeightLoader, name: &str, config: &TextConfig, inner: i64) -> Self {
-        let width = config.d_model;
-        Self {
-            fc1: Linear::load(weights, &format!("{name}.fc1"), width, inner, true),
-            fc2: Linear::load(weights, &format!("{name}.fc2"), inner, width, true),
-            activation: config.activation_function,
-            norm: LayerNorm::load(weights, &format!("{name}.final_layer_norm"), width, EPS),
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let added = self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)));
-        self.norm.forward(&(x + added))
-    }
-}
-
-#[derive(Debug)]
-struct EncoderLayer {
-    attention: Attention,
-    norm: LayerNorm,
-    feed_forward: FeedForward,
-}
-
-impl EncoderLayer {
-    fn load(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> Self {
-        let (width, heads) = (config.d_model, config.encoder_attention_heads);
-        Self {
-            attention: Attention::load(weights, &format!("{name}.self_attn"), width, heads),
-            norm: LayerNorm::load(weights, &format!("{name}.self_attn_layer_norm"), width, EPS),
-            feed_forward: FeedForward::load(weights, name, config, config.encoder_ffn_dim),
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let (keys, values) = self.attention.keys_values(x);
-        let attended = self.attention.forward(x, &keys, &values, None);
-        self.feed_forward.forward(&self.norm.forward(&(x + attended)))
-    }
-}
-
-#[derive(Debug)]
-struct DecoderLayer {
-    attention: Attention,
-    norm: LayerNorm,
-    cross_attention: Attention,
-    cross_norm: LayerNorm,
-    feed_forward: FeedForward,
-}
-
-impl DecoderLayer {
-    fn load(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> Self {
-        let (width, heads) = (config.d_model, config.decoder_attention_heads);
-        let mut attention = |part: &str| Attention::load(weights, &format!("{name}.{part}"), width, heads);
-        Self {
-            attention: attention("self_attn"),
-            cross_attention: attention("encoder_attn"),
-            norm: LayerNorm::load(weights, &format!("{name}.self_attn_layer_norm"), width, EPS),
-            cross_norm: LayerNorm::load(weights, &format!("{name}.encoder_attn_layer_norm"), width, EPS),
-            feed_forward: FeedForward::load(weights, name, config, config.decoder_ffn_dim),
-        }
-    }
-
-    /// `keep` puts the new keys and values into a cache, and gives all that are there then.
-    fn forward(
-        &self,
-        x: &Tensor,
-        source: &(Tensor, Tensor),
-        allowed: Option<&Tensor>,
-        keep: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
-    ) -> Tensor {
-        let (keys, values) = self.attention.keys_values(x);
-        let (keys, values) = keep(keys, values);
-        let x = self.norm.forward(&(x + self.attention.forward(x, &keys, &values, allowed)));
-        let x = self.cross_norm.forward(&(&x + self.cross_attention.across(&x, source)));
-        self.feed_forward.forward(&x)
+    /// Embeddings [rows, 1, width] at the position of that number, \[1\].
+    fn forward_at(&self, embedded: &Tensor, position: &Tensor) -> Tensor {
+        self.norm.forward(&(embedded + self.table.index_select(0, &(position + POSITION_OFFSET))))
     }
 }

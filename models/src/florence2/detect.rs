@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::bart::Writer;
 use super::network::Network;
 use super::prompt::{self, DETECTION};
 use super::regions::{boxes, without_doubles};
 use super::text::BINS;
+use super::writer::Writer;
 use crate::decoder::Decoder;
 use crate::model::TaskLabels;
 use crate::{ModelError, Pixels, Region, Scores, Shape};

@@ -5,14 +5,17 @@ use std::ops::ControlFlow;
 use serde::Deserialize;
 
 use super::Florence2;
-use super::bart::Writer;
+use super::bart::Memory;
 use super::network::{BEGIN, END};
 use super::prompt;
 use super::regions::regions;
+use super::writer::{Step, Writer, Writing};
 use crate::beam::{BeamSettings, beam_search};
+use crate::decode_step::{DecodeStep, Greedy, KeptShape, Written};
 use crate::layers::in_range;
 use crate::preprocess::stack;
 use crate::snapshot::Snapshot;
+use crate::static_cache::capacity_for;
 use crate::{GenerateRequest, Generated, Generator, ModelError, Pixels};
 
 const FILE: &str = "generation_config.json";
@@ -107,6 +110,45 @@ pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelEr
     Ok(processor.post_processor_config.unwrap_or_default().phrase_grounding.banned_grounding_tokens)
 }
 
+impl Florence2 {
+    /// The text of a search with a single beam, its end included: the most probable token each time, but for those
+    /// that are forced.
+    pub(super) fn write_one(&self, memory: &Memory, most: usize) -> Result<Vec<i64>, ModelError> {
+        let BeamSettings { decoder_start_token_id, eos_token_id, .. } = self.beams;
+        let forced_last = most.checked_sub(1).and_then(|written| self.beams.forced(written, most));
+        let free = if forced_last.is_some() { most - 1 } else { most };
+        let greedy = Greedy { ends: &[eos_token_id], max_new_tokens: free, steps_per_read: 1 };
+        let forced_first = self.beams.forced(0, most).filter(|_| free > 0);
+        let mut written = self.write_greedily(memory, decoder_start_token_id, forced_first, &greedy)?;
+        written.tokens.extend(if written.ended { Some(eos_token_id) } else { forced_last });
+        Ok(written.tokens)
+    }
+
+    /// Writes behind the token `start`, the first token being `forced_first` where there is one.
+    pub(super) fn write_greedily(
+        &self,
+        memory: &Memory,
+        start: i64,
+        forced_first: Option<i64>,
+        greedy: &Greedy,
+    ) -> Result<Written, ModelError> {
+        let bart = &self.network.bart;
+        let source = memory.layers.first().map_or(0, |(keys, _)| keys.size()[2]);
+        let positions = i64::try_from(greedy.max_new_tokens).unwrap_or(i64::MAX).min(self.network.positions);
+        let shape = KeptShape { capacity: capacity_for(positions), source };
+        let new = || Writing::new(bart, shape.capacity, memory);
+        self.writings.with(shape, new, |writing| {
+            writing.begin(memory, start);
+            let step = Step { bart, writing };
+            step.step()?;
+            if let Some(token) = forced_first {
+                writing.buffers.force(1, token);
+            }
+            greedy.run(&step, 1, &mut |_| ControlFlow::Continue(()))
+        })
+    }
+}
+
 impl Generator for Florence2 {
     fn takes_questions(&self) -> bool {
         false
@@ -127,21 +169,25 @@ impl Generator for Florence2 {
         let prompt = network.prompt(&question)?;
         let features = network.image_features(&stack(&[image], self.place.device));
         let memory = network.memory(&features, &network.ids(&[&prompt])?);
-        let mut writer = Writer::new(&network.bart, memory);
         let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
-        let found = beam_search(&mut writer, &self.beams, most, self.place.device)?;
-        let text = network.codec.decode_text(&found.tokens)?;
+        let tokens = if self.beams.is_greedy() {
+            self.write_one(&memory, most)?
+        } else {
+            let mut writer = Writer::new(&network.bart, memory);
+            beam_search(&mut writer, &self.beams, most, self.place.device)?.tokens
+        };
+        let text = network.codec.decode_text(&tokens)?;
         // The whole at once: until the end, every beam may be the one. There is nothing left to break off.
         if !text.is_empty() {
             let _flow = on_text(&text);
         }
-        let marked = network.codec.decode(&found.tokens)?;
+        let marked = network.codec.decode(&tokens)?;
         Ok(Generated {
             text,
             regions: regions(&marked, task.answer, image.image_size, &self.banned_phrases),
             prompt_tokens: usize::try_from(network.image_tokens).unwrap_or(0) + prompt.len(),
-            new_tokens: found.tokens.len(),
-            finished: found.tokens.len() < most,
+            new_tokens: tokens.len(),
+            finished: tokens.len() < most,
         })
     }
 }

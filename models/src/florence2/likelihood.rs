@@ -81,13 +81,13 @@ impl Captions {
     /// Image features [images, image tokens, width] → [images, prompts], fp32.
     fn by_prompt(&self, network: &Network, features: &Tensor) -> Tensor {
         let (images, prompts) = (features.size()[0], self.inputs.size()[0]);
-        let states = network.encoder_states(features, &self.question);
+        let source = network.source(features, &self.question);
         let logits_of_prompt = self.targets.size()[1] * network.bart.vocabulary();
         let prompts_at_once = (LOGITS_MAX / logits_of_prompt).clamp(1, prompts);
         let images_at_once = (LOGITS_MAX / (logits_of_prompt * prompts_at_once)).clamp(1, images);
         let mut rows = Vec::new();
-        for encoded in states[states.len() - 1].split(images_at_once, 0) {
-            let memory = network.bart.memory(&encoded);
+        for encoded in source.state.split(images_at_once, 0) {
+            let memory = network.bart.memory(&encoded, source.bias.as_ref());
             let pass = |begin| {
                 let some = |x: &Tensor| {
                     let count = prompts_at_once.min(prompts - begin);

@@ -4,6 +4,7 @@
 //! `modeling_florence2.py`. Snapshots of florence-community and of microsoft are loaded alike.
 
 mod bart;
+mod blocks;
 mod config;
 mod davit;
 mod detect;
@@ -15,13 +16,17 @@ mod projector;
 mod prompt;
 mod regions;
 mod reproduce;
+#[cfg(test)]
+mod tests;
 mod text;
+mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 
 use tch::Tensor;
 
 use crate::beam::BeamSettings;
+use crate::decode_step::Kept;
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::{IMAGE_FEATURES, Part};
@@ -36,6 +41,7 @@ use likelihood::Captions;
 use network::Network;
 use projector::Projector;
 use text::TextCodec;
+use writer::Writing;
 
 pub(crate) const ARCHITECTURE: Architecture =
     Architecture { name: "florence2", model_types: &["florence2"], options: &["mode"], load };
@@ -61,40 +67,48 @@ impl Mode {
 }
 
 fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
-    let mode = Mode::parse(&options.mode)?;
-    let config: Config = snapshot.json("config.json")?;
-    let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
-    config.check().map_err(malformed)?;
-    let preprocessor = Preprocessor::load(snapshot)?;
-    let image_tokens = image_tokens(&config, &preprocessor).map_err(malformed)?;
-    let (text, vision) = (&config.text_config, &config.vision_config);
-    let codec = TextCodec::load(snapshot, text.vocab_size)?;
-    let beams = generate::beam_settings(snapshot, text.vocab_size)?;
+    Ok(Box::new(Florence2::load(snapshot, options, place)?))
+}
 
-    let mut weights = snapshot.weights(place)?;
-    let is_microsoft = weights.has(names::MICROSOFT_PROJECTION);
-    if is_microsoft {
-        weights.rename(names::microsoft);
+impl Florence2 {
+    fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
+        let mode = Mode::parse(&options.mode)?;
+        let config: Config = snapshot.json("config.json")?;
+        let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+        config.check().map_err(malformed)?;
+        let preprocessor = Preprocessor::load(snapshot)?;
+        let image_tokens = image_tokens(&config, &preprocessor).map_err(malformed)?;
+        let (text, vision) = (&config.text_config, &config.vision_config);
+        let codec = TextCodec::load(snapshot, text.vocab_size)?;
+        let beams = generate::beam_settings(snapshot, text.vocab_size)?;
+
+        let mut weights = snapshot.weights(place)?;
+        let is_microsoft = weights.has(names::MICROSOFT_PROJECTION);
+        if is_microsoft {
+            weights.rename(names::microsoft);
+        }
+        let network = Network {
+            tower: Tower::load(&mut weights, vision),
+            projector: Projector::load(&mut weights, vision, is_microsoft),
+            bart: Bart::load(&mut weights, text, config.tie_word_embeddings),
+            codec,
+            image_tokens,
+            positions: text.max_position_embeddings,
+            pads_sources: place.device.is_cuda(),
+        };
+        Ok(Self {
+            network,
+            beams,
+            banned_phrases: generate::banned_phrases(snapshot)?,
+            image_token_id: config.image_token_id,
+            mode,
+            parameters: weights.finish()?,
+            preprocessor,
+            place,
+            tasks: HashMap::new(),
+            writings: Kept::new(),
+        })
     }
-    let network = Network {
-        tower: Tower::load(&mut weights, vision),
-        projector: Projector::load(&mut weights, vision, is_microsoft),
-        bart: Bart::load(&mut weights, text, config.tie_word_embeddings),
-        codec,
-        image_tokens,
-        positions: text.max_position_embeddings,
-    };
-    Ok(Box::new(Florence2 {
-        network,
-        beams,
-        banned_phrases: generate::banned_phrases(snapshot)?,
-        image_token_id: config.image_token_id,
-        mode,
-        parameters: weights.finish()?,
-        preprocessor,
-        place,
-        tasks: HashMap::new(),
-    }))
 }
 
 /// How many tokens an image becomes: the mean, and one for each place that the tower makes.
@@ -122,6 +136,8 @@ struct Florence2 {
     preprocessor: Preprocessor,
     place: Placement,
     tasks: HashMap<TaskId, Prepared>,
+    /// The buffers of texts that are written greedily.
+    writings: Kept<Writing>,
 }
 
 /// A task, made ready for the model's mode.

@@ -7,6 +7,7 @@ use super::davit::Tower;
 use super::projector::Projector;
 use super::text::TextCodec;
 use crate::ModelError;
+use crate::static_cache::padded_length;
 
 /// The token that the decoder begins with, and that ends a prompt and a text: `</s>`.
 pub(super) const END: i64 = 2;
@@ -26,6 +27,17 @@ pub(super) struct Network {
     pub(super) image_tokens: i64,
     /// How many positions encoder and decoder each have.
     pub(super) positions: i64,
+    /// Whether sources are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    pub(super) pads_sources: bool,
+}
+
+/// Images and their prompts as the encoder gives them.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// [rows, positions, width].
+    pub(super) state: Tensor,
+    /// What is added to attention logits where the rows are padded: [1, 1, 1, positions].
+    pub(super) bias: Option<Tensor>,
 }
 
 impl Network {
@@ -60,14 +72,34 @@ impl Network {
     /// Image features [rows, image tokens, width] and prompt ids [rows, count] or [1, count] → the encoder's states,
     /// each [rows, image tokens + count, width].
     pub(super) fn encoder_states(&self, features: &Tensor, prompts: &Tensor) -> Vec<Tensor> {
+        self.bart.encode(&self.embed(features, prompts), None)
+    }
+
+    fn embed(&self, features: &Tensor, prompts: &Tensor) -> Tensor {
         let prompts = self.bart.embed(prompts).expand([features.size()[0], -1, -1], false);
-        self.bart.encode(&Tensor::cat(&[features, &prompts], 1))
+        Tensor::cat(&[features, &prompts], 1)
+    }
+
+    /// The encoder's last state for the same arguments, padded where sources are.
+    pub(super) fn source(&self, features: &Tensor, prompts: &Tensor) -> Source {
+        let embedded = self.embed(features, prompts);
+        let length = embedded.size()[1];
+        let padded = if self.pads_sources { padded_length(length).min(self.positions) } else { length };
+        let bias = self.pads_sources.then(|| {
+            let options = (self.bart.kind(), self.bart.device());
+            let padding = Tensor::full([1, 1, 1, padded - length], f64::NEG_INFINITY, options);
+            Tensor::cat(&[Tensor::zeros([1, 1, 1, length], options), padding], -1)
+        });
+        let embedded = embedded.constant_pad_nd([0, 0, 0, padded - length]);
+        let mut states = self.bart.encode(&embedded, bias.as_ref());
+        let state = states.pop().unwrap_or(embedded);
+        Source { state, bias }
     }
 
     /// What the decoder looks at, for rows as of [`Network::encoder_states`].
     pub(super) fn memory(&self, features: &Tensor, prompts: &Tensor) -> Memory {
-        let states = self.encoder_states(features, prompts);
-        self.bart.memory(&states[states.len() - 1])
+        let Source { state, bias } = self.source(features, prompts);
+        self.bart.memory(&state, bias.as_ref())
     }
 
     /// Rows of ids of one length, [rows, length], where the networks are.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use tch::{Device, IndexOp, Kind, Tensor};
 
 use super::Florence2;
-use super::bart::Writer;
 use super::network::END;
 use super::prompt;
+use super::writer::Writer;
 use crate::ModelError;
 use crate::beam::beam_search;
-use crate::decoder::{Decoder, greedy};
+use crate::decode_step::Greedy;
 use crate::parity::Fixture;
 use crate::preprocess::stack;
 
@@ -69,7 +69,7 @@ fn states(
     let (network, device) = (&model.network, model.place.device);
     let text = fixture.input("od.input_ids")?.i((.., network.image_tokens..)).to_device(device);
     let encoder = network.encoder_states(features, &text);
-    let memory = network.bart.memory(&encoder[encoder.len() - 1]);
+    let memory = network.bart.memory(&encoder[encoder.len() - 1], None);
     let tokens = fixture.input("decoder_input_ids")?.to_device(device);
     let decoder = network.bart.decode(&tokens, &memory, &mut network.bart.cache());
     outputs.insert("logits".to_owned(), network.bart.logits(&decoder[decoder.len() - 1]));
@@ -111,19 +111,18 @@ fn greedy_search(
     outputs: &mut Outputs,
 ) -> Result<(), ModelError> {
     let bart = &model.network.bart;
-    let mut writer = Writer::new(bart, bart.memory(encoded));
-    let logits = writer.step(&model.network.ids(&[&[END]])?);
-    let (tokens, ended) = greedy(&mut writer, logits, &[END], most, |_| std::ops::ControlFlow::Continue(()));
+    let greedy = Greedy { ends: &[END], max_new_tokens: most, steps_per_read: 1 };
+    let written = model.write_greedily(&bart.memory(encoded, None), END, None, &greedy)?;
     let mut ids = vec![END];
-    ids.extend(tokens);
-    ids.extend(ended.then_some(END));
+    ids.extend(written.tokens);
+    ids.extend(written.ended.then_some(END));
     let (key, name) = (format!("{key}.greedy"), format!("{key}.greedy.ids"));
     outputs.insert(name.clone(), fixture.aligned_ids(&name, ids)?);
 
     // The logits along the reference's text: along another they would be others.
     let expected = fixture.input(&name)?.to_device(model.place.device);
     let inputs = expected.narrow(1, 0, expected.size()[1] - 1);
-    let states = bart.decode(&inputs, &bart.memory(encoded), &mut bart.cache());
+    let states = bart.decode(&inputs, &bart.memory(encoded, None), &mut bart.cache());
     let logits = bart.logits(&states[states.len() - 1]).to_kind(Kind::Float);
     let top = format!("{key}.step_logits_top");
     if fixture.expects(&top) {
@@ -144,7 +143,7 @@ fn searched_beams(
     outputs: &mut Outputs,
 ) -> Result<(), ModelError> {
     let bart = &model.network.bart;
-    let mut writer = Writer::new(bart, bart.memory(encoded));
+    let mut writer = Writer::new(bart, bart.memory(encoded, None));
     let found = beam_search(&mut writer, &model.beams, most, model.place.device)?;
     let name = format!("{key}.beam.ids");
     // A text's score is a sum over its tokens, and so is its noise.
@@ -168,7 +167,7 @@ fn score_of(model: &Florence2, encoded: &Tensor, ids: &[i64], most: usize) -> Re
     let bart = &model.network.bart;
     let written = ids.len() - 1;
     let inputs = model.network.ids(&[&ids[..written]])?;
-    let states = bart.decode(&inputs, &bart.memory(encoded), &mut bart.cache());
+    let states = bart.decode(&inputs, &bart.memory(encoded, None), &mut bart.cache());
     let logits = bart.logits(&states[states.len() - 1]).to_kind(Kind::Float);
     let targets = model.network.ids(&[&ids[1..]])?.unsqueeze(-1);
     let chosen = logits.log_softmax(-1, Kind::Float).gather(-1, &targets, false);

@@ -8,6 +8,8 @@ mod config;
 mod parity;
 mod parts;
 mod prompt;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tiling;
 mod vision;
@@ -17,20 +19,22 @@ use std::ops::ControlFlow;
 
 use tch::{Kind, Tensor};
 
-use crate::decoder::{KvCache, greedy};
+use crate::decode_step::{Greedy, Kept, KeptShape, Written};
+use crate::decoder::{Cache, KvCache};
 use crate::layers::scores;
 use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
+use crate::static_cache::{capacity_for, padded_length};
 use crate::text_stream::TextStream;
 use crate::{GenerateRequest, Generated, Generator, ModelError};
 use adapter::Adapter;
 use answers::Answers;
 use config::Config;
 use prompt::{Prompt, Prompter};
-use text::{TextModel, Writing};
+use text::{Step, TextModel, Writing};
 pub use tiling::Tiles;
 pub(crate) use tiling::Tiling;
 use vision::VisionTower;
@@ -43,29 +47,37 @@ fn load(
     _options: &ModelOptions,
     place: Placement,
 ) -> Result<Box<dyn Model>, ModelError> {
-    let config: Config = snapshot.json("config.json")?;
-    let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
-    config.check().map_err(malformed)?;
-    let preprocessor = Preprocessor::load(snapshot)?;
-    config.check_preprocessor(&preprocessor).map_err(malformed)?;
-    let prompter = Prompter::load(snapshot, &config)?;
+    Ok(Box::new(Molmo2::load(snapshot, place)?))
+}
 
-    let mut weights = snapshot.weights(place)?;
-    let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
-    let vision = VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config);
-    let adapter = Adapter::load(&mut weights, "model.vision_backbone", &config);
-    Ok(Box::new(Molmo2 {
-        text,
-        vision,
-        adapter,
-        parameters: weights.finish()?,
-        ends: prompter.ends(snapshot)?,
-        prompter,
-        preprocessor,
-        place,
-        config,
-        tasks: HashMap::new(),
-    }))
+impl Molmo2 {
+    fn load(snapshot: &Snapshot, place: Placement) -> Result<Self, ModelError> {
+        let config: Config = snapshot.json("config.json")?;
+        let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+        config.check().map_err(malformed)?;
+        let preprocessor = Preprocessor::load(snapshot)?;
+        config.check_preprocessor(&preprocessor).map_err(malformed)?;
+        let prompter = Prompter::load(snapshot, &config)?;
+
+        let mut weights = snapshot.weights(place)?;
+        let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
+        let vision = VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config);
+        let adapter = Adapter::load(&mut weights, "model.vision_backbone", &config);
+        Ok(Self {
+            text,
+            vision,
+            adapter,
+            parameters: weights.finish()?,
+            ends: prompter.ends(snapshot)?,
+            prompter,
+            preprocessor,
+            place,
+            config,
+            tasks: HashMap::new(),
+            pads_prompts: place.device.is_cuda(),
+            writings: Kept::new(),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -81,6 +93,22 @@ struct Molmo2 {
     preprocessor: Preprocessor,
     place: Placement,
     tasks: HashMap<TaskId, Task>,
+    /// Whether prompts are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    pads_prompts: bool,
+    /// The buffers of texts.
+    writings: Kept<Writing>,
+}
+
+/// A prompt as the text model reads it, all of it on the device. Padded, it goes on to the right with embeddings of
+/// zeros, which nothing before them looks at.
+#[derive(Debug)]
+struct Reading {
+    /// [rows, padded length, hidden].
+    embeddings: Tensor,
+    /// Which positions see each other in both directions, \[padded length\].
+    of_images: Tensor,
+    /// The last position of the prompt itself, \[1\].
+    last: Tensor,
 }
 
 /// All of a task that is the same for every image.
@@ -142,22 +170,37 @@ impl Molmo2 {
         Tensor::from_slice(values).to_device(self.place.device)
     }
 
-    /// Reads a prompt: the last hidden state [rows, count, hidden], before the final norm. Text sees what is before
-    /// it, the tokens of images see each other as well.
+    /// A prompt and its embeddings, to be read.
+    fn reading(&self, ids: &[i64], embeddings: &Tensor) -> Reading {
+        let mut of_images: Vec<bool> = ids.iter().map(|&id| self.prompter.is_image(id)).collect();
+        let length = ids.len() as i64;
+        let padded = if self.pads_prompts { padded_length(length) } else { length };
+        of_images.resize(usize::try_from(padded).unwrap_or(0), false);
+        Reading {
+            embeddings: embeddings.constant_pad_nd([0, 0, 0, padded - length]),
+            of_images: Tensor::from_slice(&of_images).to_device(self.place.device),
+            last: self.integers(&[length - 1]),
+        }
+    }
+
+    /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm. Text sees what is
+    /// before it, the tokens of images see each other as well. Like a [`DecodeStep`], it waits for nothing and its
+    /// shapes are those of its arguments, so that a CUDA graph can hold it where these keep their addresses.
+    ///
+    /// [`DecodeStep`]: crate::decode_step::DecodeStep
     fn read(
         &self,
-        ids: &[i64],
-        embeddings: Tensor,
-        cache: Option<&mut KvCache>,
+        reading: &Reading,
+        cache: Option<&mut dyn Cache>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
-        let count = ids.len() as i64;
-        let of_images: Vec<bool> = ids.iter().map(|&id| self.prompter.is_image(id)).collect();
-        let of_images = Tensor::from_slice(&of_images).to_device(self.place.device);
+        let Reading { embeddings, of_images, .. } = reading;
+        let count = of_images.size()[0];
         let before = Tensor::ones([count, count], (Kind::Bool, self.place.device)).tril(0);
         let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
         let positions = Tensor::arange(count, (Kind::Int64, self.place.device));
-        self.text.forward(embeddings, &positions, Some(&self.text.bias(&allowed)), cache, keep)
+        let bias = self.text.bias(&allowed);
+        self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, keep)
     }
 
     /// The logits of the labels, [images, labels], for images whose prompts are of one layout.
@@ -165,11 +208,34 @@ impl Molmo2 {
         let ids = self.prompter.lay_out(&task.prompt, &[grid]);
         self.check_length(ids.len())?;
         let features = self.image_features(&Images::new(images)?);
-        let embeddings = self.embed(&ids, images.len() as i64, Some(&features));
-        let mut cache = KvCache::new(self.text.layers());
-        let kept = task.answers.reads_cache().then_some(&mut cache);
-        let state = self.read(&ids, embeddings, kept, &mut |_| {});
-        Ok(task.answers.logits(&self.text, &self.text.next_logits(&state), &mut cache))
+        let reading = self.reading(&ids, &self.embed(&ids, images.len() as i64, Some(&features)));
+        let mut cache = KvCache::new(self.text.sizes().layers);
+        let kept = task.answers.reads_cache().then_some(&mut cache as &mut dyn Cache);
+        let state = self.read(&reading, kept, &mut |_| {});
+        cache.truncate(ids.len() as i64);
+        let next = self.text.next_logits(&state, &reading.last);
+        Ok(task.answers.logits(&self.text, &next, &mut cache))
+    }
+
+    /// Writes what follows a prompt of `length` tokens.
+    fn write(
+        &self,
+        reading: &Reading,
+        length: usize,
+        greedy: &Greedy<'_>,
+        on_token: &mut dyn FnMut(&[i64]) -> ControlFlow<()>,
+    ) -> Result<Written, ModelError> {
+        let positions = reading.of_images.size()[0].max((length + greedy.max_new_tokens) as i64);
+        let shape = KeptShape { capacity: capacity_for(positions), source: 0 };
+        let new = || Writing::new(&self.text, shape.capacity);
+        self.writings.with(shape, new, |writing| {
+            let buffers = &writing.buffers;
+            buffers.cache.clear();
+            let state = self.read(reading, Some(&mut buffers.cache.prompt()), &mut |_| {});
+            let length = length as i64;
+            buffers.begin(length, &self.text.next_logits(&state, &reading.last))?;
+            greedy.run(&Step { model: &self.text, writing }, length, on_token)
+        })
     }
 
     /// How many tokens may follow a prompt of this length.
@@ -265,13 +331,12 @@ impl Generator for Molmo2 {
         let prompt = self.prompter.prompt(&request.prompt, 1)?;
         let ids = self.prompter.lay_out(&prompt, &[tiles_of(image)?.grid]);
         let new_tokens_max = request.max_new_tokens.min(self.check_length(ids.len())?);
-        let embeddings = self.embed(&ids, 1, Some(&self.image_features(&Images::new(&[image])?)));
-        let mut writing = Writing { model: &self.text, cache: KvCache::new(self.text.layers()) };
-        let state = self.read(&ids, embeddings, Some(&mut writing.cache), &mut |_| {});
+        let features = self.image_features(&Images::new(&[image])?);
+        let reading = self.reading(&ids, &self.embed(&ids, 1, Some(&features)));
 
         let (mut stream, mut stopped, mut failure) = (TextStream::default(), false, None);
-        let next = self.text.next_logits(&state);
-        let (tokens, finished) = greedy(&mut writing, next, &self.ends, new_tokens_max, |tokens| {
+        let greedy = Greedy { ends: &self.ends, max_new_tokens: new_tokens_max, steps_per_read: 1 };
+        let written = self.write(&reading, ids.len(), &greedy, &mut |tokens| {
             let flow = match self.prompter.decode(tokens) {
                 Ok(text) => stream.advance(&text, on_text),
                 Err(error) => {
@@ -281,11 +346,11 @@ impl Generator for Molmo2 {
             };
             stopped = flow.is_break();
             flow
-        });
+        })?;
         if let Some(error) = failure {
             return Err(error);
         }
-        let text = self.prompter.decode(&tokens)?;
+        let text = self.prompter.decode(&written.tokens)?;
         if !stopped {
             stream.finish(&text, on_text);
         }
@@ -293,8 +358,8 @@ impl Generator for Molmo2 {
             text,
             regions: Vec::new(),
             prompt_tokens: ids.len(),
-            new_tokens: tokens.len(),
-            finished,
+            new_tokens: written.tokens.len(),
+            finished: written.ended,
         })
     }
 }

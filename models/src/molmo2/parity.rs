@@ -1,16 +1,18 @@
 //! The tensors of a parity fixture: its cases are prompts with none, one and two images.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::text::Writing;
+use super::text::{Step, Writing};
 use super::{Images, Molmo2, tiles_of};
 use crate::ModelError;
-use crate::decoder::{Decoder, KvCache, greedy};
+use crate::decode_step::{DecodeBuffers, DecodeStep, Greedy};
 use crate::parity::Fixture;
 use crate::preprocess::Pixels;
+use crate::static_cache::{capacity_for, padded_length};
 
 /// The first image of each case, and the second.
 const IMAGES: [&str; 2] = ["landscape", "portrait"];
@@ -103,12 +105,15 @@ impl Case<'_> {
             }
             outputs.insert("image_features".to_owned(), features.shallow_clone());
         }
-        let embeddings = model.embed(&ids, 1, features.as_ref());
-        let mut cache = KvCache::new(model.text.layers());
+        let reading = model.reading(&ids, &model.embed(&ids, 1, features.as_ref()));
+        let length = ids.len() as i64;
+        let written = self.shape("greedy.ids").map_or(0, |shape| shape[1]).max(padded_length(length));
+        let writing = Writing::new(&model.text, capacity_for(written));
         let mut states = Vec::new();
-        let last =
-            model.read(&ids, embeddings, Some(&mut cache), &mut |state| states.push(state.shallow_clone()));
-        states.push(model.text.output(&last));
+        // Without what pads the prompt.
+        let mut keep = |state: &Tensor| states.push(state.narrow(1, 0, length));
+        let last = model.read(&reading, Some(&mut writing.buffers.cache.prompt()), &mut keep);
+        keep(&model.text.output(&last));
         for (index, state) in states.iter().enumerate() {
             outputs.insert(format!("text.hidden_states.{index}"), state.shallow_clone());
         }
@@ -116,44 +121,52 @@ impl Case<'_> {
         // Full-size fixtures have those of the last positions only.
         let kept = self.shape("logits").map_or(0, |shape| shape[1]).min(logits.size()[1]);
         outputs.insert("logits".to_owned(), logits.narrow(1, logits.size()[1] - kept, kept));
-        self.write(&ids, &model.text.next_logits(&last), cache, outputs);
-        Ok(())
+        writing.buffers.begin(length, &model.text.next_logits(&last, &reading.last))?;
+        self.write(&ids, &writing, outputs)
     }
 
     /// As many tokens as the reference wrote, none of which ends the text.
-    fn write(&self, ids: &[i64], next: &Tensor, cache: KvCache, outputs: &mut Outputs) {
-        let writing = Writing { model: &self.model.text, cache };
-        let mut recording = Recording { writing, steps: vec![next.shallow_clone()] };
+    fn write(&self, ids: &[i64], writing: &Writing, outputs: &mut Outputs) -> Result<(), ModelError> {
+        let step = Step { model: &self.model.text, writing };
+        let recording = Recording::new(step);
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
-        let count = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
-        let (tokens, _) =
-            greedy(&mut recording, next.shallow_clone(), &[], count, |_| ControlFlow::Continue(()));
-        let steps = Tensor::stack(&recording.steps, 1);
+        let max_new_tokens = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
+        let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1 };
+        let written = greedy.run(&recording, ids.len() as i64, &mut |_| ControlFlow::Continue(()))?;
+        let steps = Tensor::stack(&recording.steps.take(), 1);
         if self.shape("greedy.step_logits_top").is_some() {
             outputs.insert("greedy.step_logits_top".to_owned(), steps.topk(TOP, -1, true, true).0);
         } else {
             outputs.insert("greedy.step_logits".to_owned(), steps);
         }
-        let all = Tensor::from_slice(&[ids, &tokens].concat()).unsqueeze(0);
+        let all = Tensor::from_slice(&[ids, &written.tokens].concat()).unsqueeze(0);
         outputs.insert("greedy.ids".to_owned(), all.to_device(Device::Cpu));
+        Ok(())
     }
 }
 
 /// Keeps the logits of every step.
 #[derive(Debug)]
-struct Recording<'a> {
-    writing: Writing<'a>,
-    steps: Vec<Tensor>,
+pub(super) struct Recording<'a> {
+    step: Step<'a>,
+    pub(super) steps: RefCell<Vec<Tensor>>,
 }
 
-impl Decoder for Recording<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Tensor {
-        let logits = self.writing.step(tokens);
-        self.steps.push(logits.shallow_clone());
-        logits
+impl<'a> Recording<'a> {
+    /// Of a text that has begun: the logits of its first token are there.
+    pub(super) fn new(step: Step<'a>) -> Self {
+        Self { step, steps: RefCell::new(vec![step.buffers().logits().copy()]) }
+    }
+}
+
+impl DecodeStep for Recording<'_> {
+    fn buffers(&self) -> &DecodeBuffers {
+        self.step.buffers()
     }
 
-    fn select(&mut self, rows: &Tensor) {
-        self.writing.select(rows);
+    fn step(&self) -> Result<(), ModelError> {
+        self.step.step()?;
+        self.steps.borrow_mut().push(self.buffers().logits().copy());
+        Ok(())
     }
 }

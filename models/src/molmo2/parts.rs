@@ -1,10 +1,13 @@
 //! The image side and the decoder, each by itself.
 
-use tch::{Kind, Tensor};
+use std::ops::ControlFlow;
+use std::rc::Rc;
 
-use super::text::Writing;
+use tch::Tensor;
+
 use super::{Images, Molmo2, tiles_of};
-use crate::decoder::{Decoder, KvCache};
+use crate::decode_step::Greedy;
+use crate::decoder::KvCache;
 use crate::part::{IMAGE_FEATURES, Part};
 use crate::{ModelError, Pixels};
 
@@ -31,38 +34,28 @@ pub(super) fn parts<'a>(
     ids.resize(PROMPT_TOKENS.min(room).max(ids.len()), TEXT);
     model.check_length(ids.len() + new_tokens)?;
     let prompt_tokens = Some(ids.len());
-    let embeddings = model.embed(&ids, rows, None);
-
-    let (copy, prompt) = (embeddings.shallow_clone(), ids.clone());
+    let (length, reading) = (ids.len(), model.reading(&ids, &model.embed(&ids, rows, None)));
+    let reading = Rc::new(reading);
+    let same = Rc::clone(&reading);
     let prefill = move || {
-        let mut cache = KvCache::new(model.text.layers());
-        let state = model.read(&prompt, copy.shallow_clone(), Some(&mut cache), &mut |_| {});
-        Ok(model.text.next_logits(&state))
+        let mut cache = KvCache::new(model.text.sizes().layers);
+        let state = model.read(&same, Some(&mut cache), &mut |_| {});
+        Ok(model.text.next_logits(&state, &same.last))
     };
     let write = move || {
-        let mut writing = Writing { model: &model.text, cache: KvCache::new(model.text.layers()) };
-        let state = model.read(&ids, embeddings.shallow_clone(), Some(&mut writing.cache), &mut |_| {});
-        Ok(write_tokens(&mut writing, model.text.next_logits(&state), new_tokens))
+        // Each token is looked at, as one who shows a text must; none ends it.
+        let greedy = Greedy { ends: &[], max_new_tokens: new_tokens, steps_per_read: 1 };
+        let written = model.write(&reading, length, &greedy, &mut |_| ControlFlow::Continue(()))?;
+        Ok(Tensor::from_slice(&written.tokens))
     };
-    Ok(vec![
+    let mut parts = vec![
         Part::new(IMAGE_FEATURES, move || Ok(model.image_features(&input))),
         Part { prompt_tokens, ..Part::new("decoder: prefill", prefill) },
-        Part {
-            prompt_tokens,
-            new_tokens: Some(new_tokens),
-            ..Part::new(format!("decoder: prefill and {new_tokens} tokens greedy"), write)
-        },
-    ])
-}
-
-/// The most probable tokens of every row, none of which ends it; each is looked at, as one who shows a text must.
-fn write_tokens(writer: &mut dyn Decoder, mut logits: Tensor, count: usize) -> Tensor {
-    for index in 0..count {
-        let next = logits.argmax(-1, true).to_kind(Kind::Int64);
-        let _token = next.int64_value(&[0, 0]);
-        if index + 1 < count {
-            logits = writer.step(&next);
-        }
+    ];
+    // A text is written for one reader.
+    if rows == 1 {
+        let work = format!("decoder: prefill and {new_tokens} tokens greedy");
+        parts.push(Part { prompt_tokens, new_tokens: Some(new_tokens), ..Part::new(work, write) });
     }
-    logits
+    Ok(parts)
 }

@@ -3,10 +3,13 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::TextConfig;
-use crate::blocks::{GroupedAttention, Mlp, QkNorm, RmsNorm};
-use crate::decoder::{Decoder, KvCache};
+use crate::ModelError;
+use crate::blocks::{FusedMlp, GroupedAttention, QkNorm, RmsNorm};
+use crate::decode_step::{DecodeBuffers, DecodeStep};
+use crate::decoder::Cache;
 use crate::layers::Linear;
 use crate::rotary::Rotary;
+use crate::static_cache::DecoderSizes;
 use crate::weights::WeightLoader;
 
 #[derive(Debug)]
@@ -18,7 +21,26 @@ pub(super) struct TextModel {
     /// Of the base vocabulary only: the added tokens are never written.
     head: Linear,
     rope: Rotary,
-    scaled_rope: Rotary,
+    /// Of the layers that scale it, where it is another.
+    scaled_rope: Option<Rotary>,
+    key_heads: i64,
+    head_width: i64,
+}
+
+/// Cosine and sine of positions \[count\], [count, head width] each.
+#[derive(Debug)]
+pub(super) struct Angles {
+    plain: (Tensor, Tensor),
+    scaled: Option<(Tensor, Tensor)>,
+}
+
+impl Angles {
+    /// Of the positions 0, 1, 2, …, those at `positions`.
+    fn at(&self, positions: &Tensor) -> Self {
+        let at =
+            |(cos, sin): &(Tensor, Tensor)| (cos.index_select(0, positions), sin.index_select(0, positions));
+        Self { plain: at(&self.plain), scaled: self.scaled.as_ref().map(at) }
+    }
 }
 
 impl TextModel {
@@ -43,12 +65,21 @@ impl TextModel {
             norm: RmsNorm::load(weights, "model.transformer.ln_f", hidden, eps),
             head: Linear::load(weights, "lm_head", hidden, config.vocab_size, false),
             rope: Rotary::new(config.head_dim, theta, None, device),
-            scaled_rope: Rotary::new(config.head_dim, theta, scaling, device),
+            scaled_rope: scaling.map(|scaling| Rotary::new(config.head_dim, theta, Some(scaling), device)),
+            key_heads: config.num_key_value_heads,
+            head_width: config.head_dim,
         })
     }
 
-    pub(super) fn layers(&self) -> usize {
-        self.layers.len()
+    pub(super) fn sizes(&self) -> DecoderSizes {
+        DecoderSizes {
+            layers: self.layers.len(),
+            heads: self.key_heads,
+            head_width: self.head_width,
+            vocabulary: self.head.outputs(),
+            kind: self.table.kind(),
+            device: self.device(),
+        }
     }
 
     pub(super) fn device(&self) -> Device {
@@ -68,6 +99,12 @@ impl TextModel {
             .unsqueeze(0)
     }
 
+    /// The angles of positions \[count\].
+    fn angles(&self, positions: &Tensor) -> Angles {
+        let at = |rope: &Rotary| rope.at(positions, self.table.kind());
+        Angles { plain: at(&self.rope), scaled: self.scaled_rope.as_ref().map(at) }
+    }
+
     /// `embeddings` [rows, count, hidden] of these positions \[count\] → the last hidden state before the final norm.
     /// `keep` sees the input of each layer.
     pub(super) fn forward(
@@ -75,16 +112,26 @@ impl TextModel {
         embeddings: Tensor,
         positions: &Tensor,
         bias: Option<&Tensor>,
-        mut cache: Option<&mut KvCache>,
+        cache: Option<&mut dyn Cache>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
-        let kind = embeddings.kind();
-        let (rope, scaled) = (self.rope.at(positions, kind), self.scaled_rope.at(positions, kind));
+        self.layers(embeddings, &self.angles(positions), bias, cache, keep)
+    }
+
+    fn layers(
+        &self,
+        embeddings: Tensor,
+        angles: &Angles,
+        bias: Option<&Tensor>,
+        mut cache: Option<&mut dyn Cache>,
+        keep: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
+        let scaled = angles.scaled.as_ref().unwrap_or(&angles.plain);
         let mut state = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             keep(&state);
-            let rope = if layer.scales_rope { &scaled } else { &rope };
-            let kept = cache.as_deref_mut().map(|cache| (cache, index));
+            let rope = if layer.scales_rope { scaled } else { &angles.plain };
+            let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn Cache, index));
             state = layer.forward(&state, rope, bias, kept);
         }
         state
@@ -99,35 +146,49 @@ impl TextModel {
         self.head.forward(output)
     }
 
-    /// The logits [rows, vocabulary], fp32, of what follows the last of these states [rows, count, hidden].
-    pub(super) fn next_logits(&self, state: &Tensor) -> Tensor {
-        self.logits(&self.output(&state.select(1, -1))).to_kind(Kind::Float)
+    /// The logits [rows, vocabulary], fp32, of what follows the position `at` \[1\] of states [rows, count, hidden].
+    pub(super) fn next_logits(&self, state: &Tensor, at: &Tensor) -> Tensor {
+        self.logits(&self.output(&state.index_select(1, at).squeeze_dim(1))).to_kind(Kind::Float)
     }
 }
 
-/// A text that is being written.
+/// The buffers of a text that is being written.
 #[derive(Debug)]
-pub(super) struct Writing<'a> {
-    pub(super) model: &'a TextModel,
-    pub(super) cache: KvCache,
+pub(super) struct Writing {
+    pub(super) buffers: DecodeBuffers,
+    /// Of all positions that there are.
+    angles: Angles,
 }
 
-impl Decoder for Writing<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Tensor {
-        let (begin, count) = (self.cache.positions(), tokens.size()[1]);
-        let positions = Tensor::arange_start(begin, begin + count, (Kind::Int64, self.model.device()));
-        let bias = (count > 1).then(|| {
-            let before = Tensor::ones([count, begin + count], (Kind::Bool, self.model.device()));
-            self.model.bias(&before.tril(begin))
-        });
-        let embeddings = self.model.embed(tokens);
-        let state =
-            self.model.forward(embeddings, &positions, bias.as_ref(), Some(&mut self.cache), &mut |_| {});
-        self.model.next_logits(&state)
+impl Writing {
+    pub(super) fn new(model: &TextModel, capacity: i64) -> Self {
+        let sizes = model.sizes();
+        let positions = Tensor::arange(capacity, (Kind::Int64, sizes.device));
+        Self { buffers: DecodeBuffers::new(&sizes, 1, capacity), angles: model.angles(&positions) }
+    }
+}
+
+/// The next token of a text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step<'a> {
+    pub(super) model: &'a TextModel,
+    pub(super) writing: &'a Writing,
+}
+
+impl DecodeStep for Step<'_> {
+    fn buffers(&self) -> &DecodeBuffers {
+        &self.writing.buffers
     }
 
-    fn select(&mut self, rows: &Tensor) {
-        self.cache.select(rows);
+    fn step(&self) -> Result<(), ModelError> {
+        let (model, buffers) = (self.model, &self.writing.buffers);
+        let (position, bias) = (buffers.position(), buffers.bias());
+        let angles = self.writing.angles.at(position);
+        let mut cache = buffers.cache.at(position);
+        let embeddings = model.embed(&buffers.token());
+        let state = model.layers(embeddings, &angles, Some(&bias), Some(&mut cache), &mut |_| {});
+        buffers.advance(&model.logits(&model.output(&state.squeeze_dim(1))));
+        Ok(())
     }
 }
 
@@ -136,7 +197,7 @@ impl Decoder for Writing<'_> {
 struct Layer {
     attention: GroupedAttention,
     attention_norm: RmsNorm,
-    mlp: Mlp,
+    mlp: FusedMlp,
     mlp_norm: RmsNorm,
     norm_after: bool,
     scales_rope: bool,
@@ -163,7 +224,7 @@ impl Layer {
         x: &Tensor,
         rope: &(Tensor, Tensor),
         bias: Option<&Tensor>,
-        kept: Option<(&mut KvCache, usize)>,
+        kept: Option<(&mut dyn Cache, usize)>,
     ) -> Tensor {
         let normed =
             |x: &Tensor, norm: &RmsNorm, here: bool| if here { norm.forward(x) } else { x.shallow_clone() };
@@ -202,13 +263,10 @@ fn load_attention(weights: &mut WeightLoader, name: &str, config: &TextConfig) -
     }
 }
 
-/// `ff_proj` holds first the rows that are gated, then those of the gate.
-fn load_mlp(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> Mlp {
+fn load_mlp(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> FusedMlp {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let [up, gate] = Linear::load(weights, &format!("{name}.ff_proj"), hidden, 2 * inner, false).halves();
-    Mlp {
-        gate: Some(gate),
-        up,
+    FusedMlp {
+        up_and_gate: Linear::load(weights, &format!("{name}.ff_proj"), hidden, 2 * inner, false),
         down: Linear::load(weights, &format!("{name}.ff_out"), inner, hidden, false),
         activation: config.hidden_act,
     }

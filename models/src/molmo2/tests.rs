@@ -1,0 +1,163 @@
+//! Texts in fixed buffers and padded prompts are what they are without.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::parity::Recording;
+use super::{Images, Molmo2, Reading, tiles_of};
+use crate::decode_step::Greedy;
+use crate::decoder::KvCache;
+use crate::model::{Model, Placement, TaskId, TaskLabels};
+use crate::molmo2::text::{Step, Writing};
+use crate::snapshot::Snapshot;
+use crate::static_cache::capacity_for;
+use crate::{GenerateRequest, Generator, Pixels, decode};
+
+/// The trained snapshot, and fixtures: with grouped keys, and with YaRN and norms after the layers.
+const SNAPSHOTS: [&str; 3] =
+    ["nano/molmo2", "tests/fixtures/parity/molmo2/snapshot", "tests/fixtures/parity/molmo2_o/snapshot"];
+const IMAGES: [&str; 2] = ["landscape", "portrait"];
+const QUESTIONS: [&str; 2] =
+    ["what is it?", "is there a sign of road work, and which others are there in the image?"];
+/// Of logits, as a share of the largest.
+const TOLERANCE: f64 = 1e-5;
+
+fn crate_folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn load(snapshot: &str, pads_prompts: bool) -> Molmo2 {
+    let snapshot = Snapshot::open(&crate_folder().join(snapshot)).unwrap();
+    let place = Placement { device: Device::Cpu, kind: Kind::Float };
+    let model = Molmo2::load(&snapshot, place).unwrap();
+    Molmo2 { pads_prompts, ..model }
+}
+
+fn pixels(model: &Molmo2, image: &str) -> Pixels {
+    let path = crate_folder().join("tests/fixtures/parity/molmo2/images").join(format!("{image}.png"));
+    model.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+}
+
+fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
+    let pixels = pixels(model, image);
+    let prompt = model.prompter.prompt(question, 1).unwrap();
+    let ids = model.prompter.lay_out(&prompt, &[tiles_of(&pixels).unwrap().grid]);
+    let features = model.image_features(&Images::new(&[&pixels]).unwrap());
+    (model.reading(&ids, &model.embed(&ids, 1, Some(&features))), ids.len() as i64)
+}
+
+/// Tokens and the logits that each was chosen by, with keys and values that grow by one position a step.
+fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: usize) -> (Vec<i64>, Tensor) {
+    let mut cache = KvCache::new(model.text.sizes().layers);
+    let state = model.read(reading, Some(&mut cache), &mut |_| {});
+    cache.truncate(length);
+    let mut steps = vec![model.text.next_logits(&state, &reading.last)];
+    let mut tokens = Vec::new();
+    loop {
+        let next = steps[steps.len() - 1].argmax(-1, true);
+        tokens.push(next.int64_value(&[0, 0]));
+        if tokens.len() == count {
+            return (tokens, Tensor::cat(&steps, 0));
+        }
+        let position = Tensor::from_slice(&[cache.positions()]);
+        let state =
+            model.text.forward(model.text.embed(&next), &position, None, Some(&mut cache), &mut |_| {});
+        steps.push(model.text.next_logits(&state, &Tensor::from_slice(&[0_i64])));
+    }
+}
+
+fn in_fixed_buffers(
+    model: &Molmo2,
+    writing: &Writing,
+    (reading, length): (&Reading, i64),
+    count: usize,
+) -> (Vec<i64>, Tensor) {
+    writing.buffers.cache.clear();
+    let state = model.read(reading, Some(&mut writing.buffers.cache.prompt()), &mut |_| {});
+    let first = model.text.next_logits(&state, &reading.last);
+    writing.buffers.begin(length, &first).unwrap();
+    let recording = Recording::new(Step { model: &model.text, writing });
+    let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 4 };
+    let written = greedy.run(&recording, length, &mut |_| ControlFlow::Continue(())).unwrap();
+    (written.tokens, Tensor::cat(&recording.steps.take(), 0))
+}
+
+fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!(ours.size(), expected.size(), "{what}");
+    let largest = |x: &Tensor| f64::try_from(x.abs().max()).unwrap();
+    let error = largest(&(ours - expected)) / largest(expected);
+    assert!(error < TOLERANCE, "{what}: {error}");
+}
+
+/// Also where the text goes on beyond the smallest capacity, and where the buffers have held another text.
+#[test]
+fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
+    for snapshot in SNAPSHOTS {
+        for pads_prompts in [false, true] {
+            let model = load(snapshot, pads_prompts);
+            let used = Writing::new(&model.text, capacity_for(257));
+            let (other, length) = reading(&model, "portrait", "something else?");
+            let _other = in_fixed_buffers(&model, &used, (&other, length), 9);
+            for (image, question, positions) in [
+                (IMAGES[0], QUESTIONS[0], None),
+                (IMAGES[1], QUESTIONS[1], None),
+                (IMAGES[0], QUESTIONS[1], Some(262)),
+            ] {
+                let (reading, length) = reading(&model, image, question);
+                let count =
+                    positions.map_or(12, |positions: i64| usize::try_from(positions - length).unwrap());
+                let what = format!("{snapshot}, padded: {pads_prompts}, {count} tokens after {length}");
+                let (tokens, logits) = with_a_growing_cache(&model, &reading, length, count);
+                let fresh = Writing::new(&model.text, capacity_for(length + count as i64));
+                for writing in [&used, &fresh] {
+                    let ours = in_fixed_buffers(&model, writing, (&reading, length), count);
+                    assert_eq!(ours.0, tokens, "{what}");
+                    assert_near(&ours.1, &logits, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_padded_prompt_is_read_as_it_is_without() {
+    for snapshot in SNAPSHOTS {
+        let [mut plain, mut padded] = [false, true].map(|pads_prompts| load(snapshot, pads_prompts));
+        for (image, question) in [(IMAGES[0], QUESTIONS[0]), (IMAGES[1], QUESTIONS[1])] {
+            let [(exact, length), (filled, same)] =
+                [&plain, &padded].map(|model| reading(model, image, question));
+            assert_eq!((length, same), (same, exact.of_images.size()[0]));
+            assert!(filled.of_images.size()[0] % 64 == 0 && filled.of_images.size()[0] > length);
+            let [expected, ours] = [(&plain, &exact), (&padded, &filled)].map(|(model, reading)| {
+                model.text.next_logits(&model.read(reading, None, &mut |_| {}), &reading.last)
+            });
+            assert_near(&ours, &expected, &format!("{snapshot} {image}"));
+        }
+        for answers in [["a", "t"], ["no such thing", "a sign of road work"]] {
+            let task = TaskLabels {
+                task: "roadwork".to_owned(),
+                question: QUESTIONS[0].to_owned(),
+                labels: answers.map(|answer| (answer.to_owned(), Vec::new())).to_vec(),
+                answers: answers.map(str::to_owned).to_vec(),
+                head: None,
+            };
+            let [expected, ours] = [&mut plain, &mut padded].map(|model| {
+                model.prepare(TaskId(1), &task).unwrap();
+                let images = IMAGES.map(|image| pixels(model, image));
+                let scores = model.classify(TaskId(1), &images.each_ref()).unwrap();
+                Tensor::from_slice(&scores.into_iter().flat_map(|scores| scores.logits).collect::<Vec<f32>>())
+            });
+            assert_near(&ours, &expected, &format!("{snapshot} {answers:?}"));
+        }
+        let [expected, ours] = [&plain, &padded].map(|model| {
+            let request = GenerateRequest { prompt: QUESTIONS[1].to_owned(), max_new_tokens: 12 };
+            let pixels = pixels(model, IMAGES[0]);
+            // Twice, the second time in kept buffers.
+            [(); 2].map(|()| model.generate(&pixels, &request, &mut |_| ControlFlow::Continue(())).unwrap())
+        });
+        assert_eq!(ours[0], ours[1]);
+        assert_eq!(ours, expected);
+    }
+}
