@@ -4,33 +4,29 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use concord_models::parity::Fixture;
-use concord_models::{Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels};
+use concord_models::{
+    Loaded, Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels,
+};
 use tch::{Device, Kind, Tensor};
 
 /// Takes images as they are, and always says the same.
 #[derive(Debug)]
 pub(crate) struct Instant {
-    preprocessor: Preprocessor,
+    loaded: Loaded,
     per_batch: Duration,
 }
 
 impl Instant {
     pub(crate) fn boxed(per_batch: Duration) -> Box<dyn Model> {
-        Box::new(Self { preprocessor: Preprocessor::none(), per_batch })
+        let placement = Placement { device: Device::Cpu, kind: Kind::Float };
+        let loaded = Loaded { preprocessor: Preprocessor::none(), parameters: 0, placement };
+        Box::new(Self { loaded, per_batch })
     }
 }
 
 impl Model for Instant {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        0
-    }
-
-    fn placement(&self) -> Placement {
-        Placement { device: Device::Cpu, kind: Kind::Float }
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, _: TaskId, _: &TaskLabels) -> Result<(), ModelError> {

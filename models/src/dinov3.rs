@@ -16,7 +16,7 @@ use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
     in_range, scores, size4, split_heads,
 };
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
@@ -107,9 +107,7 @@ fn load(
     }
     Ok(Box::new(Dinov3 {
         backbone,
-        parameters: weights.finish()?,
-        preprocessor,
-        place,
+        loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
     }))
@@ -118,25 +116,15 @@ fn load(
 #[derive(Debug)]
 struct Dinov3 {
     backbone: Backbone,
-    parameters: i64,
-    preprocessor: Preprocessor,
-    place: Placement,
+    loaded: Loaded,
     /// Where heads lie.
     folder: PathBuf,
     heads: HashMap<TaskId, Head>,
 }
 
 impl Model for Dinov3 {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        self.parameters
-    }
-
-    fn placement(&self) -> Placement {
-        self.place
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
@@ -145,7 +133,7 @@ impl Model for Dinov3 {
             message: "this model has no head for it".to_owned(),
         })?;
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
-        let place = Placement { kind: Kind::Float, ..self.place };
+        let place = Placement { kind: Kind::Float, ..self.loaded.placement };
         let head = Head::load(&self.folder.join(file), self.backbone.config.hidden_size, &labels, place)?;
         self.heads.insert(id, head);
         Ok(())
@@ -160,14 +148,14 @@ impl Model for Dinov3 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden_states = self.backbone.hidden_states(&stack(images, self.place.device));
+        let hidden_states = self.backbone.hidden_states(&stack(images, self.loaded.placement.device));
         // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
         let output = self.backbone.output(&hidden_states).to_kind(Kind::Float);
         Ok(scores(&head.forward(&self.backbone.features(&output)))?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        let pixels = stack(images, self.place.device);
+        let pixels = stack(images, self.loaded.placement.device);
         let pooled = move || {
             let output = self.backbone.output(&self.backbone.hidden_states(&pixels));
             Ok(self.backbone.features(&output).cls)
@@ -177,7 +165,7 @@ impl Model for Dinov3 {
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
         let mut outputs = BTreeMap::new();
-        let images = fixture.images(&["landscape", "portrait"], &self.preprocessor)?;
+        let images = fixture.images(&["landscape", "portrait"], &self.loaded.preprocessor)?;
         let pixels = stack(&images.iter().collect::<Vec<_>>(), Device::Cpu);
         outputs.insert("pixel_values".to_owned(), pixels);
 
@@ -190,12 +178,18 @@ impl Model for Dinov3 {
         outputs.insert("rope.sin".to_owned(), rope_sin);
 
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
-        let on_both = Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.place)?;
-        let on_cls =
-            Head::load_named(&head_file, "linear_cls", self.backbone.config.hidden_size, self.place)?;
+        let on_both =
+            Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.loaded.placement)?;
+        let on_cls = Head::load_named(
+            &head_file,
+            "linear_cls",
+            self.backbone.config.hidden_size,
+            self.loaded.placement,
+        )?;
         // `rect` is neither square nor of the configured size.
         for prefix in ["", "rect."] {
-            let pixels = fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.place.device);
+            let pixels =
+                fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.loaded.placement.device);
             let hidden_states = self.backbone.hidden_states(&pixels);
             let last = self.backbone.output(&hidden_states);
             let features = self.backbone.features(&last);

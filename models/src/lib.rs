@@ -43,8 +43,8 @@ pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
 pub use memory::{MemoryEstimate, free_host_memory};
 pub use model::{
-    ARCHITECTURES, Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model,
-    load_random,
+    ARCHITECTURES, Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels,
+    load_model, load_random,
 };
 pub use molmo2::Tiles;
 pub use part::{Part, PartOutput};

@@ -152,20 +152,25 @@ impl From<Vec<f32>> for Scores {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(pub u64);
 
+/// What is known of a model since it was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What turns an image into this model's input; may be used on any thread.
+    pub preprocessor: Preprocessor,
+    /// How many parameters it has.
+    pub parameters: i64,
+    /// Where it is, and in which number format.
+    pub placement: Placement,
+}
+
 /// A loaded model.
 ///
 /// Its methods run on one thread at a time, `prepare` and `classify` with the same stream current. They may panic
 /// where libtorch throws (out of memory, a CUDA error): the caller contains that, and loses one batch; out of memory,
 /// by panic or by error, it tries the halves.
 pub trait Model: Send + std::fmt::Debug {
-    /// What turns an image into this model's input; may be used on any thread.
-    fn preprocessor(&self) -> &Preprocessor;
-
-    /// How many parameters were loaded.
-    fn parameters(&self) -> i64;
-
-    /// Where it is, and in which number format.
-    fn placement(&self) -> Placement;
+    /// What is known of it since it was loaded.
+    fn loaded(&self) -> &Loaded;
 
     /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
     /// request has to wait for it.
@@ -189,7 +194,7 @@ pub trait Model: Send + std::fmt::Debug {
     /// A GPU is given the largest batch, because libtorch chooses kernels and takes memory at the first run of a shape;
     /// on the CPU that brings nothing.
     fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
-        match self.placement().device {
+        match self.loaded().placement.device {
             Device::Cuda(_) if max_batch > 1 => vec![max_batch],
             _ => Vec::new(),
         }

@@ -266,7 +266,7 @@ pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError>
     let mut comparisons = Vec::new();
     for name in &names {
         match outputs.get(name) {
-            Some(ours) => comparisons.extend(compare(&fixture, name, ours, model.preprocessor())?),
+            Some(ours) => comparisons.extend(compare(&fixture, name, ours, &model.loaded().preprocessor)?),
             None => {
                 comparisons.push(Comparison::fault(name, "not computed by this implementation".to_owned()));
             }

@@ -8,7 +8,7 @@ use tch::{CModule, Kind, Tensor};
 
 use crate::ModelError;
 use crate::layers::scores;
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
@@ -64,31 +64,25 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     module.f_set_eval()?;
     module.to(place.device, place.kind, false);
     let gives_probabilities = options.output == OUTPUTS[1];
-    Ok(Box::new(TorchScript { module, preprocessor, place, gives_probabilities, labels: HashMap::new() }))
+    let tensors = module.named_parameters().unwrap_or_default();
+    let parameters =
+        tensors.iter().map(|(_, tensor)| i64::try_from(tensor.numel()).unwrap_or(i64::MAX)).sum();
+    let loaded = Loaded { preprocessor, parameters, placement: place };
+    Ok(Box::new(TorchScript { module, loaded, gives_probabilities, labels: HashMap::new() }))
 }
 
 #[derive(Debug)]
 struct TorchScript {
     module: CModule,
-    preprocessor: Preprocessor,
-    place: Placement,
+    loaded: Loaded,
     gives_probabilities: bool,
     /// How many labels each prepared task has.
     labels: HashMap<TaskId, usize>,
 }
 
 impl Model for TorchScript {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        let parameters = self.module.named_parameters().unwrap_or_default();
-        parameters.iter().map(|(_, tensor)| i64::try_from(tensor.numel()).unwrap_or(i64::MAX)).sum()
-    }
-
-    fn placement(&self) -> Placement {
-        self.place
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
@@ -105,7 +99,7 @@ impl Model for TorchScript {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let pixels = stack(images, self.place.device).to_kind(self.place.kind);
+        let pixels = stack(images, self.loaded.placement.device).to_kind(self.loaded.placement.kind);
         let output = tch::no_grad(|| self.module.forward_ts(&[pixels]))?;
         let expected = [images.len() as i64, labels as i64];
         if output.size() != expected {

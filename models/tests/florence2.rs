@@ -46,7 +46,7 @@ fn load(folder: &Path, mode: &str, dtype: &str) -> Result<Box<dyn Model>, ModelE
 
 fn image(model: &dyn Model) -> Pixels {
     let bytes = std::fs::read(fixture().join("images/landscape.png")).unwrap();
-    model.preprocessor().apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+    model.loaded().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
 }
 
 /// Another image than the fixture's.
@@ -56,7 +56,7 @@ fn other_image(model: &dyn Model) -> Pixels {
     for pixel in other.pixels_mut() {
         pixel.0.reverse();
     }
-    model.preprocessor().apply(&other).unwrap()
+    model.loaded().preprocessor.apply(&other).unwrap()
 }
 
 fn task() -> TaskLabels {

@@ -128,7 +128,7 @@ fn a_batch_of_n_equals_n_single_runs() {
             .iter()
             .map(|image| {
                 let bytes = std::fs::read(folder(name).join(format!("images/{image}.png"))).unwrap();
-                model.preprocessor().apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+                model.loaded().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
             })
             .collect();
         let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();

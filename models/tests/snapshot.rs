@@ -53,7 +53,7 @@ fn write_tensors(file: &Path, tensors: &Tensors) {
 }
 
 fn parameters(folder: &Path) -> i64 {
-    load("dinov3", folder).unwrap().parameters()
+    load("dinov3", folder).unwrap().loaded().parameters
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn half_precision_names_the_same_label_with_logits_close_by() {
         };
         let mut model = load_model(&options, Path::new("")).unwrap();
         model.prepare(DIGITS, &digits(10)).unwrap();
-        let pixels = model.preprocessor().apply(&image).unwrap();
+        let pixels = model.loaded().preprocessor.apply(&image).unwrap();
         model.classify(DIGITS, &[&pixels]).unwrap().remove(0).logits
     };
     let exact = logits("fp32");
@@ -277,7 +277,7 @@ fn an_mlp_head_pools_the_patches_by_attention() {
     let mut model = load("dinov3", copy.path()).unwrap();
     model.prepare(DIGITS, &digits(3)).unwrap();
     let image = concord_models::RgbImage::from_fn(64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, 90].into());
-    let pixels = model.preprocessor().apply(&image).unwrap();
+    let pixels = model.loaded().preprocessor.apply(&image).unwrap();
     let logits = model.classify(DIGITS, &[&pixels, &pixels]).unwrap();
     assert_eq!(logits[0].logits.len(), 3);
     assert!(logits[0].logits.iter().all(|logit| logit.is_finite()));

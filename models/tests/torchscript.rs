@@ -59,7 +59,7 @@ fn logits_and_probabilities_become_votes() {
         model.prepare(TASK, &task(2)).unwrap();
         let images =
             [RgbImage::from_pixel(31, 17, [51; 3].into()), RgbImage::from_pixel(3, 200, [255; 3].into())];
-        let pixels = images.map(|image| model.preprocessor().apply(&image).unwrap());
+        let pixels = images.map(|image| model.loaded().preprocessor.apply(&image).unwrap());
         let votes = model.classify(TASK, &pixels.iter().collect::<Vec<_>>()).unwrap();
         for (logit, expected) in votes[0].logits.iter().zip(expected) {
             assert!((logit - expected).abs() < 1e-5, "{output}: {votes:?}");
@@ -79,7 +79,7 @@ fn what_does_not_fit_says_so() {
     module(folder.path(), false);
     let mut model = load(folder.path(), "logits").unwrap();
     model.prepare(TASK, &task(3)).unwrap();
-    let pixels = model.preprocessor().apply(&RgbImage::new(5, 5)).unwrap();
+    let pixels = model.loaded().preprocessor.apply(&RgbImage::new(5, 5)).unwrap();
     let error = model.classify(TASK, &[&pixels]).unwrap_err().to_string();
     assert!(error.contains("[1, 2]") && error.contains("[1, 3]"), "{error}");
     assert!(model.classify(TaskId(7), &[&pixels]).is_err());

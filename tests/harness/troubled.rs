@@ -12,8 +12,8 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Model, ModelError, Pixels, Placement, Preprocessor, Scores,
-    TaskId, TaskLabels, load_model,
+    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, Pixels, Scores, TaskId, TaskLabels,
+    load_model,
 };
 use tch::Tensor;
 use tokio::sync::Notify;
@@ -148,16 +148,8 @@ struct Troubled {
 }
 
 impl Model for Troubled {
-    fn preprocessor(&self) -> &Preprocessor {
-        self.model.preprocessor()
-    }
-
-    fn parameters(&self) -> i64 {
-        self.model.parameters()
-    }
-
-    fn placement(&self) -> Placement {
-        self.model.placement()
+    fn loaded(&self) -> &Loaded {
+        self.model.loaded()
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {

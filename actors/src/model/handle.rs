@@ -94,14 +94,14 @@ impl ModelHandle {
     ) -> Self {
         let LoadedModel { seat, other_seats, snapshot, memory } = loaded;
         let model = &seat.model;
-        let (parameters, dtype) = (model.parameters(), dtype_name(model.placement().kind));
-        let preprocessor = Arc::new(model.preprocessor().clone());
+        let (parameters, dtype) = (model.loaded().parameters, dtype_name(model.loaded().placement.kind));
+        let preprocessor = Arc::new(model.loaded().preprocessor.clone());
         let (writes, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
         let warm_up_batches = model.warm_up_batches(options.max_batch).into();
         let mut replicas = Vec::new();
         for (index, seat) in std::iter::once(seat).chain(other_seats).enumerate() {
-            let device = device_name(seat.model.placement().device);
+            let device = device_name(seat.model.loaded().placement.device);
             let replica = Arc::new(Replica::new(index, device, options.queue_capacity));
             ModelActor::begin(name, &replica, seat, options, running);
             replicas.push(replica);

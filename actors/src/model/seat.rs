@@ -39,7 +39,7 @@ impl Seat {
     ) -> Result<Self, VoteFailure> {
         contained(|| {
             let model = loader(name, options, base)?;
-            let stream = Stream::new(model.placement().device)?;
+            let stream = Stream::new(model.loaded().placement.device)?;
             let recovery = Duration::from_secs(options.batch_recovery_s);
             let limit = BatchLimit::new(options.max_batch, recovery, Instant::now());
             Ok(Self { model, stream, limit })
@@ -93,7 +93,7 @@ impl Seat {
 
     /// A picture, ready for the model.
     fn blank(&self) -> Result<Pixels, ModelError> {
-        self.model.preprocessor().apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
+        self.model.loaded().preprocessor.apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
     }
 
     /// What the model says about a batch, and the milliseconds on the device.

@@ -167,14 +167,14 @@ impl Generator for Florence2 {
         let (task, question) = prompt::parse(&request.prompt)?;
         let network = &self.network;
         let prompt = network.prompt(&question)?;
-        let features = network.image_features(&stack(&[image], self.place.device));
+        let features = network.image_features(&stack(&[image], self.loaded.placement.device));
         let memory = network.memory(&features, &network.ids(&[&prompt])?);
         let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
         let tokens = if self.beams.is_greedy() {
             self.write_one(&memory, most)?
         } else {
             let mut writer = Writer::new(&network.bart, memory);
-            beam_search(&mut writer, &self.beams, most, self.place.device)?.tokens
+            beam_search(&mut writer, &self.beams, most, self.loaded.placement.device)?.tokens
         };
         let text = network.codec.decode_text(&tokens)?;
         // The whole at once: until the end, every beam may be the one. There is nothing left to break off.

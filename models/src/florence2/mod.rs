@@ -27,7 +27,7 @@ use tch::Tensor;
 
 use crate::beam::BeamSettings;
 use crate::decode_step::Kept;
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::{IMAGE_FEATURES, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
@@ -102,9 +102,7 @@ impl Florence2 {
             banned_phrases: generate::banned_phrases(snapshot)?,
             image_token_id: config.image_token_id,
             mode,
-            parameters: weights.finish()?,
-            preprocessor,
-            place,
+            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             tasks: HashMap::new(),
             writings: Kept::new(),
         })
@@ -132,9 +130,7 @@ struct Florence2 {
     /// What stands for the image in the ids of a prompt. The networks never look it up.
     image_token_id: i64,
     mode: Mode,
-    parameters: i64,
-    preprocessor: Preprocessor,
-    place: Placement,
+    loaded: Loaded,
     tasks: HashMap<TaskId, Prepared>,
     /// The buffers of texts that are written greedily.
     writings: Kept<Writing>,
@@ -157,16 +153,8 @@ impl Florence2 {
 }
 
 impl Model for Florence2 {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        self.parameters
-    }
-
-    fn placement(&self) -> Placement {
-        self.place
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
@@ -187,7 +175,7 @@ impl Model for Florence2 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let features = self.network.image_features(&stack(images, self.place.device));
+        let features = self.network.image_features(&stack(images, self.loaded.placement.device));
         match prepared {
             Prepared::Likelihood(captions) => captions.scores(&self.network, &features),
             Prepared::Detect(phrases) => phrases.scores(&self.network, &features, images),
@@ -199,7 +187,7 @@ impl Model for Florence2 {
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        let pixels = stack(images, self.place.device);
+        let pixels = stack(images, self.loaded.placement.device);
         Ok(vec![Part::new(IMAGE_FEATURES, move || Ok(self.network.image_features(&pixels)))])
     }
 

@@ -37,7 +37,7 @@ fn load(snapshot: &str, mode: &str, pads_sources: bool) -> Florence2 {
 
 fn pixels(model: &Florence2) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/florence2/images/landscape.png");
-    model.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.loaded.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
 }
 
 fn source(model: &Florence2, prompt: &str) -> Source {

@@ -22,7 +22,7 @@ use tch::{Kind, Tensor};
 use crate::decode_step::{Greedy, Kept, KeptShape, Written};
 use crate::decoder::{Cache, KvCache};
 use crate::layers::scores;
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
@@ -67,11 +67,9 @@ impl Molmo2 {
             text,
             vision,
             adapter,
-            parameters: weights.finish()?,
+            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             ends: prompter.ends(snapshot)?,
             prompter,
-            preprocessor,
-            place,
             config,
             tasks: HashMap::new(),
             pads_prompts: place.device.is_cuda(),
@@ -86,12 +84,10 @@ struct Molmo2 {
     text: TextModel,
     vision: VisionTower,
     adapter: Adapter,
-    parameters: i64,
+    loaded: Loaded,
     prompter: Prompter,
     /// The tokens that end a text.
     ends: Vec<i64>,
-    preprocessor: Preprocessor,
-    place: Placement,
     tasks: HashMap<TaskId, Task>,
     /// Whether prompts are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
     pads_prompts: bool,
@@ -149,8 +145,8 @@ impl Images {
 impl Molmo2 {
     /// [tokens, hidden].
     fn image_features(&self, images: &Images) -> Tensor {
-        let patches = self.vision.features(&images.patches.to_device(self.place.device));
-        self.adapter.forward(&patches.flatten(0, 1), &images.pooling.to_device(self.place.device))
+        let patches = self.vision.features(&images.patches.to_device(self.loaded.placement.device));
+        self.adapter.forward(&patches.flatten(0, 1), &images.pooling.to_device(self.loaded.placement.device))
     }
 
     /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
@@ -167,7 +163,7 @@ impl Molmo2 {
     }
 
     fn integers(&self, values: &[i64]) -> Tensor {
-        Tensor::from_slice(values).to_device(self.place.device)
+        Tensor::from_slice(values).to_device(self.loaded.placement.device)
     }
 
     /// A prompt and its embeddings, to be read.
@@ -178,7 +174,7 @@ impl Molmo2 {
         of_images.resize(usize::try_from(padded).unwrap_or(0), false);
         Reading {
             embeddings: embeddings.constant_pad_nd([0, 0, 0, padded - length]),
-            of_images: Tensor::from_slice(&of_images).to_device(self.place.device),
+            of_images: Tensor::from_slice(&of_images).to_device(self.loaded.placement.device),
             last: self.integers(&[length - 1]),
         }
     }
@@ -196,9 +192,9 @@ impl Molmo2 {
     ) -> Tensor {
         let Reading { embeddings, of_images, .. } = reading;
         let count = of_images.size()[0];
-        let before = Tensor::ones([count, count], (Kind::Bool, self.place.device)).tril(0);
+        let before = Tensor::ones([count, count], (Kind::Bool, self.loaded.placement.device)).tril(0);
         let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
-        let positions = Tensor::arange(count, (Kind::Int64, self.place.device));
+        let positions = Tensor::arange(count, (Kind::Int64, self.loaded.placement.device));
         let bias = self.text.bias(&allowed);
         self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, keep)
     }
@@ -255,7 +251,8 @@ impl Molmo2 {
         let prompt = self.prompter.prompt(&question(task), 1)?;
         let vocabulary = self.config.text_config.vocab_size;
         let end = self.ends.first().copied();
-        let answers = Answers::new(&self.prompter, &task.answers, end, vocabulary, self.place.device)?;
+        let answers =
+            Answers::new(&self.prompter, &task.answers, end, vocabulary, self.loaded.placement.device)?;
         Ok(Task { prompt, answers })
     }
 }
@@ -266,16 +263,8 @@ fn question(task: &TaskLabels) -> String {
 }
 
 impl Model for Molmo2 {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        self.parameters
-    }
-
-    fn placement(&self) -> Placement {
-        self.place
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {

@@ -50,7 +50,7 @@ impl Case<'_> {
     fn pixels(&self) -> Result<Vec<Pixels>, ModelError> {
         let count = self.shape("image_grids").map_or(0, |shape| shape[0]);
         let names = &IMAGES[..usize::try_from(count).unwrap_or(0).min(IMAGES.len())];
-        self.fixture.images(names, &self.model.preprocessor)
+        self.fixture.images(names, &self.model.loaded.preprocessor)
     }
 
     /// What the processor gives.
@@ -99,7 +99,7 @@ impl Case<'_> {
         let ids = Vec::<i64>::try_from(&self.input("input_ids")?.flatten(0, -1))?;
         let features = images.as_ref().map(|images| model.image_features(images));
         if let (Some(images), Some(features)) = (&images, &features) {
-            let patches = images.patches.to_device(model.place.device);
+            let patches = images.patches.to_device(model.loaded.placement.device);
             for (index, state) in model.vision.hidden_states(&patches).into_iter().enumerate() {
                 outputs.insert(format!("vit.hidden_states.{index}"), state);
             }

@@ -23,7 +23,7 @@ pub(super) fn parts<'a>(
     new_tokens: usize,
 ) -> Result<Vec<Part<'a>>, ModelError> {
     let Some(first) = images.first() else { return Ok(Vec::new()) };
-    let (rows, device) = (images.len() as i64, model.place.device);
+    let (rows, device) = (images.len() as i64, model.loaded.placement.device);
     let input = Images::new(images)?;
     let input =
         Images { patches: input.patches.f_to_device(device)?, pooling: input.pooling.f_to_device(device)? };

@@ -37,7 +37,7 @@ fn load(snapshot: &str, pads_prompts: bool) -> Molmo2 {
 
 fn pixels(model: &Molmo2, image: &str) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/molmo2/images").join(format!("{image}.png"));
-    model.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.loaded.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
 }
 
 fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {

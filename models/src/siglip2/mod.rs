@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::encoder::Names;
 use crate::layers::{scores, unit_rows};
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor};
@@ -67,9 +67,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         vision,
         logit_scale,
         logit_bias,
-        parameters,
-        preprocessor,
-        place,
+        loaded: Loaded { parameters, preprocessor, placement: place },
         labels: HashMap::new(),
     }))
 }
@@ -81,9 +79,7 @@ struct Siglip2 {
     /// The logarithm of the scale, one value.
     logit_scale: Tensor,
     logit_bias: Tensor,
-    parameters: i64,
-    preprocessor: Preprocessor,
-    place: Placement,
+    loaded: Loaded,
     /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
     /// after the towers: half precision would round the scaled cosines to tenths.
     labels: HashMap<TaskId, Tensor>,
@@ -98,7 +94,7 @@ impl Siglip2 {
 
     /// The mean of a label's prompt embeddings, brought back to length 1.
     fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
-        let ids = self.text.tokenize(prompts, self.place.device)?;
+        let ids = self.text.tokenize(prompts, self.loaded.placement.device)?;
         let pooled = self.text.pool(&self.text.output(&self.text.hidden_states(&ids)));
         let embeddings = unit_rows(&pooled.to_kind(Kind::Float));
         Ok(unit_rows(&embeddings.mean_dim([0].as_slice(), false, None::<Kind>)))
@@ -106,16 +102,8 @@ impl Siglip2 {
 }
 
 impl Model for Siglip2 {
-    fn preprocessor(&self) -> &Preprocessor {
-        &self.preprocessor
-    }
-
-    fn parameters(&self) -> i64 {
-        self.parameters
-    }
-
-    fn placement(&self) -> Placement {
-        self.place
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
@@ -136,13 +124,15 @@ impl Model for Siglip2 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
+        let batch =
+            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
         let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
         Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        let batch = VisionBatch::stack(images, self.preprocessor.max_patches(), self.place.device);
+        let batch =
+            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
         let pooled = move || {
             let output = self.vision.output(&self.vision.hidden_states(&batch));
             Ok(self.vision.pool(&output, &batch))
@@ -151,25 +141,26 @@ impl Model for Siglip2 {
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        let names: &[&str] = match self.preprocessor.max_patches() {
+        let names: &[&str] = match self.loaded.preprocessor.max_patches() {
             Some(_) => &["landscape", "portrait", "banner"],
             None => &["landscape", "portrait"],
         };
-        let images = fixture.images(names, &self.preprocessor)?;
+        let images = fixture.images(names, &self.loaded.preprocessor)?;
         let ours = VisionBatch::stack(
             &images.iter().collect::<Vec<_>>(),
-            self.preprocessor.max_patches(),
+            self.loaded.preprocessor.max_patches(),
             Device::Cpu,
         );
         let mut outputs = ours.named();
         outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
 
         // From the reference's own inputs on, so that an error shows where it is made.
-        let batch = VisionBatch::of_fixture(fixture, self.place.device)?;
+        let batch = VisionBatch::of_fixture(fixture, self.loaded.placement.device)?;
         let vision_states = self.vision.hidden_states(&batch);
         let vision_last = self.vision.output(&vision_states);
         let vision_pooled = self.vision.pool(&vision_last, &batch);
-        let text_states = self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.place.device));
+        let text_states =
+            self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.loaded.placement.device));
         let text_last = self.text.output(&text_states);
         let text_pooled = self.text.pool(&text_last);
         let (image_embeds, text_embeds) = (unit_rows(&vision_pooled), unit_rows(&text_pooled));

@@ -150,14 +150,14 @@ fn bench_one(
     let begun = Instant::now();
     let mut model = subject.load(variant, args.seed)?;
     let load_s = begun.elapsed().as_secs_f64();
-    let place = model.placement();
+    let place = model.loaded().placement;
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let memory = allocated_memory(place.device).map_err(|error| text(&error))?;
     report.models.push(Loaded {
         model: subject.name.clone(),
         architecture: variant.options.architecture.clone(),
         source: subject.source(),
-        parameters: model.parameters(),
+        parameters: model.loaded().parameters,
         dtype: dtype_name(place.kind).to_owned(),
         device: device_name(place.device),
         graphs: variant.graphs,

@@ -77,8 +77,8 @@ pub(super) fn images(model: &dyn Model, batch: usize) -> Result<Vec<Pixels>, Mod
         let byte = |value: u32| u8::try_from(value % 256).unwrap_or(0);
         [byte(x), byte(y), byte(x * y / 64)].into()
     });
-    let device = model.placement().device;
-    (0..batch).map(|_| model.preprocessor().apply(&picture)?.on(device)).collect()
+    let device = model.loaded().placement.device;
+    (0..batch).map(|_| model.loaded().preprocessor.apply(&picture)?.on(device)).collect()
 }
 
 /// All that a model does with these images.
