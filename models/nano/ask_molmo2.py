@@ -172,7 +172,10 @@ def difference(model, processor, pictures, names):
             inputs = {key: value.to(model.device) for key, value in processor(images=[picture[2]], text=text, return_tensors="pt").items()}
             asked_with, kinds = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids")
             inputs.pop("attention_mask")
-            for index, ids in enumerate(tokenizer(answers, add_special_tokens=False)["input_ids"][:5]):
+            written = tokenizer(answers, add_special_tokens=False)["input_ids"]
+            longer = any(len(ids) > 1 for ids in written)
+            for index, ids in enumerate(written[:5]):
+                ids = [*ids, tokenizer.convert_tokens_to_ids(END)] if longer else ids
                 whole = torch.cat([asked_with, torch.tensor([ids], device=model.device)], 1)
                 types = F.pad(kinds, (0, len(ids)))
                 output = model(input_ids=whole, attention_mask=torch.ones_like(whole), mm_token_type_ids=types, **inputs)
