@@ -5,8 +5,8 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::decoder::Cache;
+use crate::fused::{rotate, silu_gated};
 use crate::layers::{Activation, Linear, attention, split_heads};
-use crate::rotary::rotate;
 use crate::weights::WeightLoader;
 
 /// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
@@ -40,7 +40,11 @@ pub(crate) struct FusedMlp {
 
 impl FusedMlp {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let halves = self.up_and_gate.forward(x).chunk(2, -1);
+        let both = self.up_and_gate.forward(x);
+        if self.activation == Activation::Silu {
+            return self.down.forward(&silu_gated(&both));
+        }
+        let halves = both.chunk(2, -1);
         self.down.forward(&(self.activation.forward(&halves[1]) * &halves[0]))
     }
 }
@@ -48,8 +52,8 @@ impl FusedMlp {
 /// x / √(mean(x²) + eps) · weight over the last dimension, computed in fp32.
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) eps: f64,
 }
 
 impl RmsNorm {
@@ -115,11 +119,12 @@ impl GroupedAttention {
 
     /// Normalised, split into heads and rotated: [rows, heads, count, head width].
     fn positioned(&self, x: &Tensor, norm: &RmsNorm, heads: i64, (cos, sin): &(Tensor, Tensor)) -> Tensor {
-        let split = match self.norm_over {
-            QkNorm::Head => norm.forward(&x.unflatten(-1, [heads, self.head_width])).transpose(1, 2),
-            QkNorm::Projection => split_heads(&norm.forward(x), heads),
+        let normed = match self.norm_over {
+            QkNorm::Head => norm.forward(&x.unflatten(-1, [heads, self.head_width])).flatten(2, 3),
+            QkNorm::Projection => norm.forward(x),
         };
-        rotate(&split, cos, sin)
+        rotate(&normed, heads, (cos, sin));
+        split_heads(&normed, heads)
     }
 
     /// [rows, count, heads · head width]. The heads that share keys and values are laid one after the other as if

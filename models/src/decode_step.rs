@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::libtorch::Graph;
+use crate::replay::{RUNS_BEFORE, count_fallback};
 use crate::static_cache::{DecoderSizes, StaticCache};
 
 /// How many sets of buffers a model keeps for its next texts, the latest used ones, and of which capacity at most:
@@ -49,6 +51,18 @@ pub(crate) struct DecodeBuffers {
     places: Tensor,
     /// A bias that lets everything be looked at, [1, 1, 1, capacity].
     open: Tensor,
+    /// The steps that read and write them, as a graph.
+    recorded: RefCell<RecordedStep>,
+}
+
+/// How far a step has come on its way to a graph.
+#[derive(Debug)]
+enum RecordedStep {
+    /// So many runs come before it is recorded.
+    Not(usize),
+    Graph(Graph),
+    /// It cannot be.
+    Never,
 }
 
 impl DecodeBuffers {
@@ -62,6 +76,35 @@ impl DecodeBuffers {
             logits: Tensor::zeros([rows, sizes.vocabulary], (Kind::Float, sizes.device)),
             places: Tensor::arange(capacity, integers),
             open: Tensor::zeros([1, 1, 1, capacity], (sizes.kind, sizes.device)),
+            recorded: RefCell::new(RecordedStep::Not(RUNS_BEFORE)),
+        }
+    }
+
+    /// One step of the one decoder that uses these buffers, by a graph after the first few.
+    pub(crate) fn replay(&self, decoder: &dyn DecodeStep) -> Result<(), ModelError> {
+        let mut recorded = self.recorded.borrow_mut();
+        if let RecordedStep::Not(runs) = &mut *recorded
+            && *runs > 0
+        {
+            *runs -= 1;
+            return decoder.step();
+        }
+        if matches!(*recorded, RecordedStep::Not(_)) {
+            *recorded = match Graph::capture(None, || decoder.step()) {
+                Ok((graph, Ok(()))) => RecordedStep::Graph(graph),
+                Ok((_, Err(error))) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "texts are written without a CUDA graph");
+                    RecordedStep::Never
+                }
+            };
+        }
+        match &*recorded {
+            RecordedStep::Graph(graph) => Ok(graph.replay()?),
+            _ => {
+                count_fallback();
+                decoder.step()
+            }
         }
     }
 
@@ -143,6 +186,8 @@ pub(crate) struct Greedy<'a> {
     /// After how many steps the tokens are read back, at least 1. Reading waits for the device; with more than 1,
     /// some steps behind the end are in vain.
     pub(crate) steps_per_read: usize,
+    /// Whether steps are replayed from a graph.
+    pub(crate) graphs: bool,
 }
 
 /// A text that was written greedily.
@@ -154,6 +199,11 @@ pub(crate) struct Written {
 }
 
 impl Greedy<'_> {
+    /// One step, as all of this text.
+    pub(crate) fn step(&self, decoder: &dyn DecodeStep) -> Result<(), ModelError> {
+        if self.graphs { decoder.buffers().replay(decoder) } else { decoder.step() }
+    }
+
     /// Writes the most probable token until an end, the greatest length, or a `Break`. One row; the first token is
     /// at position `begin` already, where the next step is. `on_token` gets the whole after each token.
     pub(crate) fn run(
@@ -171,7 +221,7 @@ impl Greedy<'_> {
             let known = written.tokens.len();
             let new = if known == 0 { 1 } else { self.steps_per_read.clamp(1, self.max_new_tokens - known) };
             while steps + 1 < known + new {
-                decoder.step()?;
+                self.step(decoder)?;
                 steps += 1;
             }
             for token in buffers.tokens(begin + known as i64, new as i64)? {
@@ -279,7 +329,7 @@ mod tests {
         ] {
             let counting = Counting::begin(8, 3);
             let mut seen = Vec::new();
-            let written = Greedy { ends: &ends, max_new_tokens, steps_per_read }
+            let written = Greedy { ends: &ends, max_new_tokens, steps_per_read, graphs: false }
                 .run(&counting, 0, &mut |tokens| {
                     seen.push(tokens.len());
                     ControlFlow::Continue(())
@@ -295,7 +345,7 @@ mod tests {
     #[test]
     fn a_break_ends_the_text() {
         let counting = Counting::begin(8, 0);
-        let greedy = Greedy { ends: &[], max_new_tokens: 6, steps_per_read: 1 };
+        let greedy = Greedy { ends: &[], max_new_tokens: 6, steps_per_read: 1, graphs: false };
         let stop = &mut |tokens: &[i64]| match tokens.len() {
             2 => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
@@ -308,7 +358,7 @@ mod tests {
     fn a_text_that_has_no_room_is_refused_before_it_begins() {
         for (max_new_tokens, fits) in [(5, true), (6, false), (100, false)] {
             let counting = Counting::begin(4, 0);
-            let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1 };
+            let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs: false };
             let written = greedy.run(&counting, 0, &mut |_| ControlFlow::Continue(()));
             match written {
                 Ok(written) => assert!(fits && written.tokens == [0, 1, 2, 3, 4], "{written:?}"),

@@ -3,6 +3,7 @@
 //! Siméoni et al., "DINOv3", 2025 (arXiv 2508.10104); tensors and numerics as in transformers'
 //! `modeling_dinov3_vit.py`.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
@@ -11,21 +12,25 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::blocks::Mlp;
+use crate::encoder::{Encoder, Layer, Surroundings};
 use crate::head::{Features, Head};
 use crate::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, check_transformer,
-    in_range, scores, size4, split_heads,
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, scores,
+    size4,
 };
 use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
 use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
-use crate::rotary::rotate;
+use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use crate::weights::WeightLoader;
 
 pub(crate) const ARCHITECTURE: Architecture =
     Architecture { name: "dinov3", model_types: &["dinov3_vit"], options: &["heads"], load };
+
+/// A snapshot has one size of images; fixtures and strangers have a few.
+const ANGLES_MAX: usize = 16;
 
 /// `config.json`; the defaults are those of transformers' `DINOv3ViTConfig`.
 #[derive(Debug, Deserialize)]
@@ -92,11 +97,7 @@ impl Config {
     }
 }
 
-fn load(
-    snapshot: &Snapshot,
-    _options: &ModelOptions,
-    place: Placement,
-) -> Result<Box<dyn Model>, ModelError> {
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
     let mut weights = snapshot.weights(place)?;
     let backbone = Backbone::load(snapshot, &mut weights)?;
     let preprocessor = Preprocessor::load(snapshot)?;
@@ -110,6 +111,7 @@ fn load(
         loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
+        replays: Replays::new(options.has_graphs(place)),
     }))
 }
 
@@ -120,6 +122,16 @@ struct Dinov3 {
     /// Where heads lie.
     folder: PathBuf,
     heads: HashMap<TaskId, Head>,
+    /// Of the backbone.
+    replays: Replays,
+}
+
+impl Dinov3 {
+    /// The backbone's last hidden state after the final norm, of pixels [batch, 3, height, width].
+    fn output(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+        let outputs = self.replays.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
+        outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
 }
 
 impl Model for Dinov3 {
@@ -148,16 +160,15 @@ impl Model for Dinov3 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden_states = self.backbone.hidden_states(&stack(images, self.loaded.placement.device));
         // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
-        let output = self.backbone.output(&hidden_states).to_kind(Kind::Float);
+        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
         Ok(scores(&head.forward(&self.backbone.features(&output)))?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
         let pixels = stack(images, self.loaded.placement.device);
         let pooled = move || {
-            let output = self.backbone.output(&self.backbone.hidden_states(&pixels));
+            let output = self.output(&pixels)?;
             Ok(self.backbone.features(&output).cls)
         };
         Ok(vec![Part::new(POOLED, pooled)])
@@ -191,7 +202,7 @@ impl Model for Dinov3 {
             let pixels =
                 fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.loaded.placement.device);
             let hidden_states = self.backbone.hidden_states(&pixels);
-            let last = self.backbone.output(&hidden_states);
+            let last = self.output(&pixels)?;
             let features = self.backbone.features(&last);
             outputs.insert(format!("{prefix}classifier_logits"), on_both.forward(&features));
             outputs.insert(format!("{prefix}classifier_logits_cls"), on_cls.forward(&features));
@@ -213,8 +224,11 @@ struct Backbone {
     /// [1, 1, hidden] and [1, registers, hidden].
     cls: Tensor,
     registers: Tensor,
-    layers: Vec<Layer>,
+    encoder: Encoder,
     norm: LayerNorm,
+    /// Cosines and sines by rows and columns of patches, of which there are few: made on the CPU, they would be waited
+    /// for each time.
+    angles: RefCell<HashMap<[i64; 2], (Tensor, Tensor)>>,
 }
 
 impl Backbone {
@@ -226,37 +240,44 @@ impl Backbone {
             patches: PatchEmbedding::load(weights, "embeddings.patch_embeddings", config.patch_size, hidden),
             cls: weights.tensor("embeddings.cls_token", &[1, 1, hidden]),
             registers: weights.tensor("embeddings.register_tokens", &[1, config.num_register_tokens, hidden]),
-            layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::load(weights, &format!("layer.{index}"), &config))
-                .collect(),
+            encoder: Encoder {
+                layers: (0..config.num_hidden_layers)
+                    .map(|index| load_layer(weights, &format!("layer.{index}"), &config))
+                    .collect(),
+                heads: config.num_attention_heads,
+            },
+            angles: RefCell::default(),
             norm: LayerNorm::load(weights, "norm", hidden, config.layer_norm_eps),
             config,
         })
     }
 
-    /// [batch, 3, height, width] → the embeddings and each layer's output, all
-    /// [batch, 1 + registers + patches, hidden] and before the final norm.
-    fn hidden_states(&self, pixels: &Tensor) -> Vec<Tensor> {
+    /// [batch, 3, height, width] → [batch, 1 + registers + patches, hidden], and the angles of the patches.
+    fn embed(&self, pixels: &Tensor) -> (Tensor, (Tensor, Tensor)) {
         let (batch, _, height, width) = size4(pixels);
         let (rows, columns) = (height / self.config.patch_size, width / self.config.patch_size);
         let patches = self.patches.forward(&pixels.to_kind(self.cls.kind()));
         let expand = |token: &Tensor| token.expand([batch, -1, -1], false);
-        let (cos, sin) = self.rope(rows, columns);
-        let mut states = vec![Tensor::cat(&[expand(&self.cls), expand(&self.registers), patches], 1)];
-        for layer in &self.layers {
-            states.push(layer.forward(
-                &states[states.len() - 1],
-                &cos,
-                &sin,
-                self.config.num_attention_heads,
-            ));
+        let embeddings = Tensor::cat(&[expand(&self.cls), expand(&self.registers), patches], 1);
+        let mut angles = self.angles.borrow_mut();
+        if angles.len() >= ANGLES_MAX {
+            angles.clear();
         }
-        states
+        let (cos, sin) = angles.entry([rows, columns]).or_insert_with(|| self.rope(rows, columns));
+        (embeddings, (cos.shallow_clone(), sin.shallow_clone()))
+    }
+
+    /// The embeddings and each layer's output, all [batch, 1 + registers + patches, hidden] and before the final norm.
+    fn hidden_states(&self, pixels: &Tensor) -> Vec<Tensor> {
+        let (embeddings, (cos, sin)) = self.embed(pixels);
+        self.encoder.hidden_states(embeddings, Surroundings { rope: Some((&cos, &sin)), allowed: None })
     }
 
     /// The last hidden state after the final norm.
-    fn output(&self, hidden_states: &[Tensor]) -> Tensor {
-        self.norm.forward(&hidden_states[hidden_states.len() - 1])
+    fn output(&self, pixels: &Tensor) -> Tensor {
+        let (embeddings, (cos, sin)) = self.embed(pixels);
+        let around = Surroundings { rope: Some((&cos, &sin)), allowed: None };
+        self.encoder.output(embeddings, around, &self.norm)
     }
 
     fn features(&self, output: &Tensor) -> Features {
@@ -285,58 +306,24 @@ impl Backbone {
     }
 }
 
-/// One transformer block: norm, attention, layer scale; norm, MLP, layer scale.
-#[derive(Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    projection: Linear,
-    scale1: Tensor,
-    norm2: LayerNorm,
-    mlp: Mlp,
-    scale2: Tensor,
-}
-
-impl Layer {
-    fn load(weights: &mut WeightLoader, name: &str, config: &Config) -> Self {
-        let hidden = config.hidden_size;
-        let eps = config.layer_norm_eps;
-        let mut linear = |part: &str, bias: bool| {
-            Linear::load(weights, &format!("{name}.attention.{part}"), hidden, hidden, bias)
-        };
-        Self {
-            query: linear("q_proj", config.query_bias),
-            key: linear("k_proj", config.key_bias),
-            value: linear("v_proj", config.value_bias),
-            projection: linear("o_proj", config.proj_bias),
-            norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
-            scale1: weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden]),
-            norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
-            mlp: load_mlp(weights, &format!("{name}.mlp"), config),
-            scale2: weights.tensor(&format!("{name}.layer_scale2.lambda1"), &[hidden]),
-        }
+fn load_layer(weights: &mut WeightLoader, name: &str, config: &Config) -> Layer {
+    let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
+    let mut linear = |part: &str, bias: bool| {
+        Linear::load(weights, &format!("{name}.attention.{part}"), hidden, hidden, bias)
+    };
+    Layer {
+        inputs: Linear::concatenated(&[
+            linear("q_proj", config.query_bias),
+            linear("k_proj", config.key_bias),
+            linear("v_proj", config.value_bias),
+        ]),
+        projection: linear("o_proj", config.proj_bias),
+        norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
+        scale1: Some(weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden])),
+        norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
+        mlp: load_mlp(weights, &format!("{name}.mlp"), config),
+        scale2: Some(weights.tensor(&format!("{name}.layer_scale2.lambda1"), &[hidden])),
     }
-
-    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, heads: i64) -> Tensor {
-        let normed = self.norm1.forward(x);
-        let query = rotate_patches(&split_heads(&self.query.forward(&normed), heads), cos, sin);
-        let key = rotate_patches(&split_heads(&self.key.forward(&normed), heads), cos, sin);
-        let value = split_heads(&self.value.forward(&normed), heads);
-        let attended = self.projection.forward(&attention(&query, &key, &value, None));
-        let x = x + attended * &self.scale1;
-        let scaled = self.mlp.forward(&self.norm2.forward(&x)) * &self.scale2;
-        x + scaled
-    }
-}
-
-/// Rotary embedding of the patch tokens, which come last; CLS and register tokens have no position.
-/// `x` is [batch, heads, tokens, head width].
-fn rotate_patches(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let prefix = x.size()[2] - cos.size()[0];
-    let patches = x.narrow(2, prefix, cos.size()[0]);
-    Tensor::cat(&[&x.narrow(2, 0, prefix), &rotate(&patches, cos, sin)], 2)
 }
 
 fn load_mlp(weights: &mut WeightLoader, name: &str, config: &Config) -> Mlp {

@@ -1,8 +1,9 @@
-//! The transformer that SigLIP-like towers are made of: pre-norm, learned positions, biases everywhere.
+//! The transformer that image and text towers are made of: pre-norm, with or without rotary positions and layer scale.
 
 use tch::Tensor;
 
 use crate::blocks::Mlp;
+use crate::fused::{Norm, add_norm, rotate};
 use crate::layers::{Activation, LayerNorm, Linear, attention, check_transformer, split_heads};
 use crate::weights::WeightLoader;
 
@@ -52,8 +53,17 @@ impl Sizes {
 /// All layers of a tower, without embeddings and final norm.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    layers: Vec<Layer>,
-    heads: i64,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) heads: i64,
+}
+
+/// What all layers are told beside their input.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Surroundings<'a> {
+    /// Cosines and sines of the last positions, [positions, head width] each; those before have none.
+    pub(crate) rope: Option<(&'a Tensor, &'a Tensor)>,
+    /// Where attention may look; everywhere where absent.
+    pub(crate) allowed: Option<&'a Tensor>,
 }
 
 impl Encoder {
@@ -63,39 +73,72 @@ impl Encoder {
     }
 
     /// `embeddings` and each layer's output, all [batch, sequence, hidden].
-    pub(crate) fn hidden_states(&self, embeddings: Tensor, allowed: Option<&Tensor>) -> Vec<Tensor> {
-        let mut states = vec![embeddings];
-        for layer in &self.layers {
-            states.push(layer.forward(&states[states.len() - 1], self.heads, allowed));
-        }
+    pub(crate) fn hidden_states(&self, embeddings: Tensor, around: Surroundings<'_>) -> Vec<Tensor> {
+        let mut states = Vec::new();
+        let _last = self.run(embeddings, around, None, &mut |state| states.push(state.shallow_clone()));
         states
+    }
+
+    /// The last hidden state after the final norm.
+    pub(crate) fn output(&self, embeddings: Tensor, around: Surroundings<'_>, norm: &LayerNorm) -> Tensor {
+        self.run(embeddings, around, Some(norm), &mut |_| {})
     }
 
     /// Those of the [`Self::hidden_states`] with these indices, in this order; the others are not kept.
     pub(crate) fn some_hidden_states(&self, embeddings: Tensor, indices: &[usize]) -> Vec<Tensor> {
         let mut kept: Vec<Option<Tensor>> = indices.iter().map(|_| None).collect();
-        let mut state = embeddings;
-        for index in 0..=self.layers.len() {
+        let mut index = 0;
+        let _last = self.run(embeddings, Surroundings::default(), None, &mut |state| {
             for (slot, _) in kept.iter_mut().zip(indices).filter(|(_, wanted)| **wanted == index) {
                 *slot = Some(state.shallow_clone());
             }
-            if let Some(layer) = self.layers.get(index) {
-                state = layer.forward(&state, self.heads, None);
-            }
-        }
+            index += 1;
+        });
         kept.into_iter().flatten().collect()
+    }
+
+    /// The last hidden state, after the norm where there is one. Each residual is added in one pass with the norm that
+    /// comes after it. `keep` sees every hidden state.
+    fn run(
+        &self,
+        embeddings: Tensor,
+        around: Surroundings<'_>,
+        last: Option<&LayerNorm>,
+        keep: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
+        keep(&embeddings);
+        let Some(first) = self.layers.first() else {
+            return last.map_or_else(|| embeddings.shallow_clone(), |norm| norm.forward(&embeddings));
+        };
+        let mut normed = first.norm1.forward(&embeddings);
+        let mut state = embeddings;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let attended = layer.attend(&normed, self.heads, around);
+            let (sum, inner) = add_norm(&state, &attended, layer.scale1.as_ref(), Norm::Layer(&layer.norm2));
+            let added = layer.mlp.forward(&inner);
+            let next = self.layers.get(index + 1).map(|layer| &layer.norm1).or(last);
+            (state, normed) = match next {
+                Some(norm) => add_norm(&sum, &added, layer.scale2.as_ref(), Norm::Layer(norm)),
+                None => (layer.scaled(&sum, &added), added),
+            };
+            keep(&state);
+        }
+        if last.is_some() { normed } else { state }
     }
 }
 
+/// A pre-norm layer: norm, attention, scale; norm, MLP, scale; each time with a residual.
 #[derive(Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    projection: Linear,
-    norm2: LayerNorm,
-    mlp: Mlp,
+pub(crate) struct Layer {
+    pub(crate) norm1: LayerNorm,
+    /// Queries, keys and values, side by side.
+    pub(crate) inputs: Linear,
+    pub(crate) projection: Linear,
+    /// \[hidden\] each, where the layer has them.
+    pub(crate) scale1: Option<Tensor>,
+    pub(crate) norm2: LayerNorm,
+    pub(crate) mlp: Mlp,
+    pub(crate) scale2: Option<Tensor>,
 }
 
 impl Layer {
@@ -103,22 +146,30 @@ impl Layer {
         let mut linear =
             |part: &str| Linear::load(weights, &format!("{name}.{part}"), sizes.hidden, sizes.hidden, true);
         Self {
-            query: linear(names.query),
-            key: linear(names.key),
-            value: linear(names.value),
+            inputs: Linear::concatenated(&[names.query, names.key, names.value].map(&mut linear)),
             projection: linear(names.output),
             norm1: LayerNorm::load(weights, &format!("{name}.{}", names.norm1), sizes.hidden, sizes.eps),
+            scale1: None,
             norm2: LayerNorm::load(weights, &format!("{name}.{}", names.norm2), sizes.hidden, sizes.eps),
             mlp: sizes.mlp(weights, &format!("{name}.{}", names.up), &format!("{name}.{}", names.down)),
+            scale2: None,
         }
     }
 
-    fn forward(&self, x: &Tensor, heads: i64, allowed: Option<&Tensor>) -> Tensor {
-        let normed = self.norm1.forward(x);
-        let [query, key, value] =
-            [&self.query, &self.key, &self.value].map(|linear| split_heads(&linear.forward(&normed), heads));
-        let x = x + self.projection.forward(&attention(&query, &key, &value, allowed));
-        let added = self.mlp.forward(&self.norm2.forward(&x));
-        x + added
+    fn attend(&self, normed: &Tensor, heads: i64, around: Surroundings<'_>) -> Tensor {
+        let joined = self.inputs.forward(normed);
+        if let Some(angles) = around.rope {
+            rotate(&joined, 2 * heads, angles);
+        }
+        let parts = joined.chunk(3, -1);
+        let [query, key, value] = [0, 1, 2].map(|index| split_heads(&parts[index], heads));
+        self.projection.forward(&attention(&query, &key, &value, around.allowed))
+    }
+
+    fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        match &self.scale2 {
+            Some(scale) => residual + x * scale,
+            None => residual + x,
+        }
     }
 }

@@ -80,8 +80,16 @@ impl Linear {
             let faulty = tensors.iter().find(|tensor| tensor.numel() == 0);
             faulty.map_or_else(|| Tensor::cat(&tensors, 0), |tensor| tensor.shallow_clone())
         };
-        let biases: Option<Vec<&Tensor>> = parts.iter().map(|part| part.bias.as_ref()).collect();
-        Self { weight: all(parts.iter().map(|part| &part.weight).collect()), bias: biases.map(all) }
+        let weight = all(parts.iter().map(|part| &part.weight).collect());
+        if parts.iter().all(|part| part.bias.is_none()) {
+            return Self { weight, bias: None };
+        }
+        let bias = |part: &Self| match &part.bias {
+            Some(bias) => bias.shallow_clone(),
+            None => Tensor::zeros([part.outputs()], (part.weight.kind(), part.weight.device())),
+        };
+        let biases: Vec<Tensor> = parts.iter().map(bias).collect();
+        Self { weight, bias: Some(all(biases.iter().collect())) }
     }
 
     /// How many outputs it has.
@@ -97,9 +105,9 @@ impl Linear {
 /// `torch.nn.LayerNorm` over the last dimension.
 #[derive(Debug)]
 pub(crate) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
 }
 
 impl LayerNorm {

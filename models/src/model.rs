@@ -10,6 +10,7 @@ use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
+use crate::replay::buckets;
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
 use crate::weights::WeightSource;
@@ -64,6 +65,8 @@ pub struct ModelOptions {
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
     pub dtype: String,
+    /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
+    pub graphs: bool,
     /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
@@ -95,6 +98,7 @@ impl Default for ModelOptions {
             snapshot: PathBuf::new(),
             device: "auto".to_owned(),
             dtype: "fp32".to_owned(),
+            graphs: true,
             heads: BTreeMap::new(),
             lowercase: true,
             mode: String::new(),
@@ -106,6 +110,13 @@ impl Default for ModelOptions {
             replicas: 1,
             batch_recovery_s: 60,
         }
+    }
+}
+
+impl ModelOptions {
+    /// Whether a model that is there has graphs.
+    pub(crate) fn has_graphs(&self, place: Placement) -> bool {
+        self.graphs && place.device.is_cuda()
     }
 }
 
@@ -191,11 +202,11 @@ pub trait Model: Send + std::fmt::Debug {
     /// The batch sizes that are run before requests come, in this order. A batch of one has run by then: each task is
     /// tried with one image when it is prepared.
     ///
-    /// A GPU is given the largest batch, because libtorch chooses kernels and takes memory at the first run of a shape;
-    /// on the CPU that brings nothing.
+    /// A GPU is given every size that batches are filled up to, because libtorch chooses kernels and takes memory at the
+    /// first run of a shape, and graphs are recorded then; on the CPU that brings nothing.
     fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
         match self.loaded().placement.device {
-            Device::Cuda(_) if max_batch > 1 => vec![max_batch],
+            Device::Cuda(_) => buckets(max_batch),
             _ => Vec::new(),
         }
     }

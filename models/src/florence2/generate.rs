@@ -11,7 +11,7 @@ use super::prompt;
 use super::regions::regions;
 use super::writer::{Step, Writer, Writing};
 use crate::beam::{BeamSettings, beam_search};
-use crate::decode_step::{DecodeStep, Greedy, KeptShape, Written};
+use crate::decode_step::{Greedy, KeptShape, Written};
 use crate::layers::in_range;
 use crate::preprocess::stack;
 use crate::snapshot::Snapshot;
@@ -117,7 +117,12 @@ impl Florence2 {
         let BeamSettings { decoder_start_token_id, eos_token_id, .. } = self.beams;
         let forced_last = most.checked_sub(1).and_then(|written| self.beams.forced(written, most));
         let free = if forced_last.is_some() { most - 1 } else { most };
-        let greedy = Greedy { ends: &[eos_token_id], max_new_tokens: free, steps_per_read: 1 };
+        let greedy = Greedy {
+            ends: &[eos_token_id],
+            max_new_tokens: free,
+            steps_per_read: 1,
+            graphs: self.replays.is_on(),
+        };
         let forced_first = self.beams.forced(0, most).filter(|_| free > 0);
         let mut written = self.write_greedily(memory, decoder_start_token_id, forced_first, &greedy)?;
         written.tokens.extend(if written.ended { Some(eos_token_id) } else { forced_last });
@@ -140,7 +145,7 @@ impl Florence2 {
         self.writings.with(shape, new, |writing| {
             writing.begin(memory, start);
             let step = Step { bart, writing };
-            step.step()?;
+            greedy.step(&step)?;
             if let Some(token) = forced_first {
                 writing.buffers.force(1, token);
             }
@@ -167,7 +172,7 @@ impl Generator for Florence2 {
         let (task, question) = prompt::parse(&request.prompt)?;
         let network = &self.network;
         let prompt = network.prompt(&question)?;
-        let features = network.image_features(&stack(&[image], self.loaded.placement.device));
+        let features = self.image_features(&stack(&[image], self.loaded.placement.device))?;
         let memory = network.memory(&features, &network.ids(&[&prompt])?);
         let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
         let tokens = if self.beams.is_greedy() {

@@ -31,6 +31,7 @@ use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores,
 use crate::parity::Fixture;
 use crate::part::{IMAGE_FEATURES, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
+use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use crate::{Generator, ModelError};
 use bart::Bart;
@@ -105,6 +106,7 @@ impl Florence2 {
             loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             tasks: HashMap::new(),
             writings: Kept::new(),
+            replays: Replays::new(options.has_graphs(place)),
         })
     }
 }
@@ -134,6 +136,8 @@ struct Florence2 {
     tasks: HashMap<TaskId, Prepared>,
     /// The buffers of texts that are written greedily.
     writings: Kept<Writing>,
+    /// Of the image side.
+    replays: Replays,
 }
 
 /// A task, made ready for the model's mode.
@@ -144,6 +148,13 @@ enum Prepared {
 }
 
 impl Florence2 {
+    /// What the text side sees of images, [images, tokens, hidden]; of pixels [images, 3, height, width].
+    fn image_features(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+        let outputs =
+            self.replays.run(&[pixels], &[], |inputs| vec![self.network.image_features(&inputs[0])])?;
+        outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
     /// The ids of image and prompt as the reference's processor gives them, [1, count].
     fn input_ids(&self, prompt: &[i64]) -> Result<Tensor, ModelError> {
         let mut ids = vec![self.image_token_id; usize::try_from(self.network.image_tokens).unwrap_or(0)];
@@ -175,7 +186,7 @@ impl Model for Florence2 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let features = self.network.image_features(&stack(images, self.loaded.placement.device));
+        let features = self.image_features(&stack(images, self.loaded.placement.device))?;
         match prepared {
             Prepared::Likelihood(captions) => captions.scores(&self.network, &features),
             Prepared::Detect(phrases) => phrases.scores(&self.network, &features, images),
@@ -188,7 +199,7 @@ impl Model for Florence2 {
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
         let pixels = stack(images, self.loaded.placement.device);
-        Ok(vec![Part::new(IMAGE_FEATURES, move || Ok(self.network.image_features(&pixels)))])
+        Ok(vec![Part::new(IMAGE_FEATURES, move || self.image_features(&pixels))])
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -112,7 +112,8 @@ fn greedy_search(
     outputs: &mut Outputs,
 ) -> Result<(), ModelError> {
     let bart = &model.network.bart;
-    let greedy = Greedy { ends: &[END], max_new_tokens: most, steps_per_read: 1 };
+    let greedy =
+        Greedy { ends: &[END], max_new_tokens: most, steps_per_read: 1, graphs: model.replays.is_on() };
     let written = model.write_greedily(&bart.memory(encoded, None), END, None, &greedy)?;
     let mut ids = vec![END];
     ids.extend(written.tokens);

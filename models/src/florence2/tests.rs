@@ -85,7 +85,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                     assert_eq!(step.buffers().token().int64_value(&[0, 0]), token, "{what}");
                     tokens.push(token);
                 }
-                let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 5 };
+                let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 5, graphs: false };
                 for _ in 0..2 {
                     let written = model.write_greedily(&again(), END, None, &greedy).unwrap();
                     assert_eq!(written.tokens, tokens, "{what}");

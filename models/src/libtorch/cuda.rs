@@ -1,9 +1,15 @@
 //! CUDA, switched on at run time where the machine has it.
 
+use std::ffi::CString;
+use std::io::Write;
 use std::sync::OnceLock;
 
 use super::{LibtorchError, ffi};
 
+/// The compiled `graph.cpp` and `kernel.cpp`; empty where the headers of CUDA were missing when this was built.
+static PART: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/concord_cuda.so"));
+
+static PART_LOADED: OnceLock<Result<(), LibtorchError>> = OnceLock::new();
 static LOADED: OnceLock<Result<(), LibtorchError>> = OnceLock::new();
 
 /// Loads libtorch's CUDA half, once per process; call it before the first tensor is made.
@@ -21,4 +27,26 @@ pub fn cuda_devices() -> usize {
         Ok(()) => usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
         Err(_) => 0,
     }
+}
+
+/// Makes graphs and kernels possible, once per process, after CUDA.
+///
+/// # Errors
+/// When this was built without them, there is no CUDA, or the libtorch is of another version.
+pub fn load_cuda_part() -> Result<(), LibtorchError> {
+    PART_LOADED.get_or_init(load_part).clone()
+}
+
+fn load_part() -> Result<(), LibtorchError> {
+    load_cuda()?;
+    if PART.is_empty() {
+        let message = "built without CUDA graphs and kernels: the headers of CUDA were missing";
+        return Err(LibtorchError(message.to_owned()));
+    }
+    let failed = |error: &dyn std::fmt::Display| LibtorchError(format!("CUDA graphs and kernels: {error}"));
+    // The loader wants a file; what it has loaded needs none.
+    let mut file = tempfile::NamedTempFile::new().map_err(|error| failed(&error))?;
+    file.write_all(PART).map_err(|error| failed(&error))?;
+    let path = CString::new(file.path().as_os_str().as_encoded_bytes()).map_err(|error| failed(&error))?;
+    ffi::load_cuda_part(&path)
 }

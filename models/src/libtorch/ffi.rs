@@ -1,7 +1,7 @@
 //! The C functions of `shim.cpp`, each behind a safe function or an owning pointer.
 #![expect(unsafe_code, reason = "the boundary to C++; each block says why it is sound")]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
 
 use super::LibtorchError;
@@ -10,6 +10,21 @@ unsafe extern "C" {
     fn concord_last_error() -> *const c_char;
     fn concord_load_cuda() -> bool;
     fn concord_memory_info(device: c_int, free_bytes: *mut u64, total_bytes: *mut u64) -> bool;
+    fn concord_load_cuda_part(path: *const c_char) -> bool;
+    fn concord_graph_begin(shares_with: *const c_void) -> *mut c_void;
+    fn concord_graph_end(graph: *mut c_void) -> bool;
+    fn concord_graph_replay(graph: *mut c_void) -> bool;
+    fn concord_graph_delete(graph: *mut c_void);
+    fn concord_kernel_versions(architecture: *mut c_int, compiler: *mut c_int) -> bool;
+    fn concord_kernel_compile(source: *const c_char, bytes: *mut usize) -> *mut c_void;
+    fn concord_free(memory: *mut c_void);
+    fn concord_kernel_load(code: *const c_void, name: *const c_char) -> *mut c_void;
+    fn concord_kernel_launch(
+        function: *mut c_void,
+        blocks: c_uint,
+        threads: c_uint,
+        arguments: *mut *mut c_void,
+    ) -> bool;
     fn concord_stream_new(device: c_int) -> *mut c_void;
     fn concord_stream_delete(stream: *mut c_void);
     fn concord_stream_exchange(stream: *mut c_void) -> *mut c_void;
@@ -39,6 +54,118 @@ fn ok(done: bool) -> Result<(), LibtorchError> {
 pub(super) fn load_cuda() -> Result<(), LibtorchError> {
     // SAFETY: no arguments; loading runs the constructors of a library that was built to be loaded.
     ok(unsafe { concord_load_cuda() })
+}
+
+/// Loads the shared object of graphs and kernels, once, after CUDA.
+pub(super) fn load_cuda_part(path: &CStr) -> Result<(), LibtorchError> {
+    // SAFETY: the path is NUL-terminated; the library is ours, and built for the libtorch that is loaded.
+    ok(unsafe { concord_load_cuda_part(path.as_ptr()) })
+}
+
+/// An owned `at::cuda::CUDAGraph`. Made only where graphs have been loaded.
+#[derive(Debug)]
+pub(super) struct RawGraph(NonNull<c_void>);
+
+// SAFETY: a graph may be replayed from any thread; RawGraph is not Sync, so from one at a time.
+unsafe impl Send for RawGraph {}
+
+impl RawGraph {
+    /// Begins to record the current stream.
+    pub(super) fn begin(shares_with: Option<&Self>) -> Result<Self, LibtorchError> {
+        let other = shares_with.map_or(std::ptr::null(), |graph| graph.0.as_ptr().cast_const());
+        // SAFETY: graphs are loaded, as the caller has made sure; the other graph is alive.
+        NonNull::new(unsafe { concord_graph_begin(other) }).map(Self).ok_or_else(last_error)
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), LibtorchError> {
+        // SAFETY: self owns a live graph.
+        ok(unsafe { concord_graph_end(self.0.as_ptr()) })
+    }
+
+    pub(super) fn replay(&self) -> Result<(), LibtorchError> {
+        // SAFETY: self owns a live graph.
+        ok(unsafe { concord_graph_replay(self.0.as_ptr()) })
+    }
+}
+
+impl Drop for RawGraph {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from the shim's `begin` and is deleted once, here.
+        unsafe { concord_graph_delete(self.0.as_ptr()) }
+    }
+}
+
+/// Compute capability of the thread's current device, for instance 90, and NVRTC's version. The shared object is loaded.
+pub(super) fn kernel_versions() -> Result<(c_int, c_int), LibtorchError> {
+    let (mut architecture, mut compiler) = (0, 0);
+    // SAFETY: the shim writes one number to each pointer, both of which are live and of its type.
+    ok(unsafe { concord_kernel_versions(&raw mut architecture, &raw mut compiler) })?;
+    Ok((architecture, compiler))
+}
+
+/// Machine code for the thread's current device. The shared object is loaded.
+pub(super) fn compile_kernels(source: &CStr) -> Result<Vec<u8>, LibtorchError> {
+    let mut bytes = 0;
+    // SAFETY: the source is NUL-terminated; the shim gives memory of as many bytes as it says, or null.
+    let code = NonNull::new(unsafe { concord_kernel_compile(source.as_ptr(), &raw mut bytes) });
+    let code = code.ok_or_else(last_error)?;
+    // SAFETY: as above; it is copied before it is freed, and freed once.
+    unsafe {
+        let copy = std::slice::from_raw_parts(code.as_ptr().cast::<u8>(), bytes).to_vec();
+        concord_free(code.as_ptr());
+        Ok(copy)
+    }
+}
+
+/// A function of loaded machine code, which is never unloaded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawKernel(NonNull<c_void>);
+
+// SAFETY: the driver's functions may be used from any thread.
+unsafe impl Send for RawKernel {}
+// SAFETY: as above; launching changes nothing of it.
+unsafe impl Sync for RawKernel {}
+
+impl RawKernel {
+    pub(super) fn load(code: &[u8], name: &CStr) -> Result<Self, LibtorchError> {
+        // SAFETY: the code is what NVRTC gave, checked by its digest; the driver copies it. The name is NUL-terminated.
+        let function = unsafe { concord_kernel_load(code.as_ptr().cast(), name.as_ptr()) };
+        NonNull::new(function).map(Self).ok_or_else(last_error)
+    }
+
+    /// On the thread's current stream.
+    pub(super) fn launch(
+        self,
+        blocks: u32,
+        threads: u32,
+        arguments: &[KernelArgument],
+    ) -> Result<(), LibtorchError> {
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(KernelArgument::address).collect();
+        // SAFETY: each pointer is that of a value of the size that the kernel declares, which the driver copies
+        // before it returns. What the kernels do with addresses is `Kernel`'s to see to.
+        ok(unsafe { concord_kernel_launch(self.0.as_ptr(), blocks, threads, pointers.as_mut_ptr()) })
+    }
+}
+
+/// An argument of a kernel, by its type there.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum KernelArgument {
+    Address(*const c_void),
+    Int(c_int),
+    Long(i64),
+    Float(f32),
+}
+
+impl KernelArgument {
+    /// Of the value itself.
+    fn address(&self) -> *mut c_void {
+        match self {
+            Self::Address(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Int(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Long(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Float(value) => std::ptr::from_ref(value).cast_mut().cast(),
+        }
+    }
 }
 
 /// Free bytes of a CUDA device's memory, and all of them.

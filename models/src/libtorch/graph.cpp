@@ -1,11 +1,19 @@
 // CUDA graphs of libtorch, for shim.cpp.
 //
-// A shared object of its own: at::cuda::CUDAGraph lives in libtorch_cuda, which the program does not link. It is
-// loaded after that library, whose symbols it takes. Nothing here catches: the caller does.
+// Part of a shared object of its own: at::cuda::CUDAGraph lives in libtorch_cuda, which the program does not link. It
+// is loaded after that library, whose symbols it takes. Nothing here catches: the caller does.
 
 #include <ATen/cuda/CUDAGraph.h>
 
-#include "graph.h"
+#include <memory>
+
+#include "cuda_part.h"
+
+int concord_architecture();
+int concord_compiler();
+void* concord_compile(const char* source, std::size_t* bytes);
+void* concord_load(const void* code, const char* name);
+void concord_launch(void* function, unsigned blocks, unsigned threads, void** arguments);
 
 namespace {
 
@@ -36,7 +44,8 @@ void destroy(void* graph) {
 
 } // namespace
 
-extern "C" const ConcordGraphs* concord_graphs() {
-  static const ConcordGraphs graphs = {begin, end, replay, destroy};
-  return &graphs;
+extern "C" const ConcordCuda* concord_cuda() {
+  static const ConcordCuda cuda = {begin,           end,          replay,       destroy,       concord_architecture,
+                                   concord_compiler, concord_compile, concord_load, concord_launch};
+  return &cuda;
 }

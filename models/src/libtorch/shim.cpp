@@ -14,10 +14,15 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <string>
 
+#include "cuda_part.h"
+
 namespace {
+
+const ConcordCuda* part = nullptr;
 
 thread_local std::string last_error;
 
@@ -67,6 +72,74 @@ bool concord_load_cuda() {
   const char* why = dlerror();
   last_error = why != nullptr ? why : "libtorch_cuda.so could not be loaded";
   return false;
+}
+
+// Loads the compiled graph.cpp and kernel.cpp; after libtorch_cuda, whose symbols it takes. It stays loaded for good.
+bool concord_load_cuda_part(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  void* found = library != nullptr ? dlsym(library, "concord_cuda") : nullptr;
+  if (found == nullptr) {
+    const char* why = dlerror();
+    last_error = why != nullptr ? why : "the shared object could not be loaded";
+    return false;
+  }
+  part = reinterpret_cast<const ConcordCuda* (*)()>(found)();
+  return true;
+}
+
+// The following need it.
+void* concord_graph_begin(const void* shares_with) {
+  return caught<>(static_cast<void*>(nullptr), [&] { return part->graph_begin(shares_with); });
+}
+
+bool concord_graph_end(void* graph) {
+  return caught(false, [&] {
+    part->graph_end(graph);
+    return true;
+  });
+}
+
+bool concord_graph_replay(void* graph) {
+  return caught(false, [&] {
+    part->graph_replay(graph);
+    return true;
+  });
+}
+
+void concord_graph_delete(void* graph) {
+  caught(false, [&] {
+    part->graph_destroy(graph);
+    return true;
+  });
+}
+
+// Compute capability of the current device and NVRTC's version; false where there is no such thing.
+bool concord_kernel_versions(int* architecture, int* compiler) {
+  return caught(false, [&] {
+    *architecture = part->architecture();
+    *compiler = part->compiler();
+    return true;
+  });
+}
+
+// To be freed by concord_free.
+void* concord_kernel_compile(const char* source, std::size_t* bytes) {
+  return caught<>(static_cast<void*>(nullptr), [&] { return part->compile(source, bytes); });
+}
+
+void concord_free(void* memory) {
+  std::free(memory);
+}
+
+void* concord_kernel_load(const void* code, const char* name) {
+  return caught<>(static_cast<void*>(nullptr), [&] { return part->load(code, name); });
+}
+
+bool concord_kernel_launch(void* function, unsigned blocks, unsigned threads, void** arguments) {
+  return caught(false, [&] {
+    part->launch(function, blocks, threads, arguments);
+    return true;
+  });
 }
 
 // Free and all bytes of a device, as the driver says. By the caching allocator's own method, which is virtual: calling

@@ -26,6 +26,7 @@ use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores,
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
+use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use crate::static_cache::{capacity_for, padded_length};
 use crate::text_stream::TextStream;
@@ -42,16 +43,12 @@ use vision::VisionTower;
 pub(crate) const ARCHITECTURE: Architecture =
     Architecture { name: "molmo2", model_types: &["molmo2"], options: &[], load };
 
-fn load(
-    snapshot: &Snapshot,
-    _options: &ModelOptions,
-    place: Placement,
-) -> Result<Box<dyn Model>, ModelError> {
-    Ok(Box::new(Molmo2::load(snapshot, place)?))
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    Ok(Box::new(Molmo2::load(snapshot, options, place)?))
 }
 
 impl Molmo2 {
-    fn load(snapshot: &Snapshot, place: Placement) -> Result<Self, ModelError> {
+    fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
         let config: Config = snapshot.json("config.json")?;
         let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
         config.check().map_err(malformed)?;
@@ -74,6 +71,7 @@ impl Molmo2 {
             tasks: HashMap::new(),
             pads_prompts: place.device.is_cuda(),
             writings: Kept::new(),
+            replays: Replays::new(options.has_graphs(place)),
         })
     }
 }
@@ -93,6 +91,8 @@ struct Molmo2 {
     pads_prompts: bool,
     /// The buffers of texts.
     writings: Kept<Writing>,
+    /// Of prompts that are read for votes.
+    replays: Replays,
 }
 
 /// A prompt as the text model reads it, all of it on the device. Padded, it goes on to the right with embeddings of
@@ -199,15 +199,30 @@ impl Molmo2 {
         self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, keep)
     }
 
+    /// The logits of what follows a prompt, [rows, vocabulary], fp32, of which nothing else is kept.
+    fn next_logits(&self, reading: &Reading) -> Result<Tensor, ModelError> {
+        let Reading { embeddings, of_images, last } = reading;
+        let forward = |inputs: &[Tensor]| {
+            let [embeddings, of_images, last] = [0, 1, 2].map(|index| inputs[index].shallow_clone());
+            let reading = Reading { embeddings, of_images, last };
+            vec![self.text.next_logits(&self.read(&reading, None, &mut |_| {}), &reading.last)]
+        };
+        let outputs = self.replays.run(&[embeddings], &[of_images, last], forward)?;
+        outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
     /// The logits of the labels, [images, labels], for images whose prompts are of one layout.
     fn label_logits(&self, task: &Task, grid: [i64; 4], images: &[&Pixels]) -> Result<Tensor, ModelError> {
         let ids = self.prompter.lay_out(&task.prompt, &[grid]);
         self.check_length(ids.len())?;
         let features = self.image_features(&Images::new(images)?);
         let reading = self.reading(&ids, &self.embed(&ids, images.len() as i64, Some(&features)));
+        if !task.answers.reads_cache() {
+            let next = self.next_logits(&reading)?;
+            return Ok(task.answers.logits(&self.text, &next, &mut KvCache::new(0)));
+        }
         let mut cache = KvCache::new(self.text.sizes().layers);
-        let kept = task.answers.reads_cache().then_some(&mut cache as &mut dyn Cache);
-        let state = self.read(&reading, kept, &mut |_| {});
+        let state = self.read(&reading, Some(&mut cache), &mut |_| {});
         cache.truncate(ids.len() as i64);
         let next = self.text.next_logits(&state, &reading.last);
         Ok(task.answers.logits(&self.text, &next, &mut cache))
@@ -324,7 +339,12 @@ impl Generator for Molmo2 {
         let reading = self.reading(&ids, &self.embed(&ids, 1, Some(&features)));
 
         let (mut stream, mut stopped, mut failure) = (TextStream::default(), false, None);
-        let greedy = Greedy { ends: &self.ends, max_new_tokens: new_tokens_max, steps_per_read: 1 };
+        let greedy = Greedy {
+            ends: &self.ends,
+            max_new_tokens: new_tokens_max,
+            steps_per_read: 1,
+            graphs: self.replays.is_on(),
+        };
         let written = self.write(&reading, ids.len(), &greedy, &mut |tokens| {
             let flow = match self.prompter.decode(tokens) {
                 Ok(text) => stream.advance(&text, on_text),

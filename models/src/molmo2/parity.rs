@@ -131,7 +131,8 @@ impl Case<'_> {
         let recording = Recording::new(step);
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
         let max_new_tokens = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
-        let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1 };
+        let greedy =
+            Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs: self.model.replays.is_on() };
         let written = greedy.run(&recording, ids.len() as i64, &mut |_| ControlFlow::Continue(()))?;
         let steps = Tensor::stack(&recording.steps.take(), 1);
         if self.shape("greedy.step_logits_top").is_some() {

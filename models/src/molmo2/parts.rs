@@ -7,7 +7,6 @@ use tch::Tensor;
 
 use super::{Images, Molmo2, tiles_of};
 use crate::decode_step::Greedy;
-use crate::decoder::KvCache;
 use crate::part::{IMAGE_FEATURES, Part};
 use crate::{ModelError, Pixels};
 
@@ -37,14 +36,15 @@ pub(super) fn parts<'a>(
     let (length, reading) = (ids.len(), model.reading(&ids, &model.embed(&ids, rows, None)));
     let reading = Rc::new(reading);
     let same = Rc::clone(&reading);
-    let prefill = move || {
-        let mut cache = KvCache::new(model.text.sizes().layers);
-        let state = model.read(&same, Some(&mut cache), &mut |_| {});
-        Ok(model.text.next_logits(&state, &same.last))
-    };
+    let prefill = move || model.next_logits(&same);
     let write = move || {
         // Each token is looked at, as one who shows a text must; none ends it.
-        let greedy = Greedy { ends: &[], max_new_tokens: new_tokens, steps_per_read: 1 };
+        let greedy = Greedy {
+            ends: &[],
+            max_new_tokens: new_tokens,
+            steps_per_read: 1,
+            graphs: model.replays.is_on(),
+        };
         let written = model.write(&reading, length, &greedy, &mut |_| ControlFlow::Continue(()))?;
         Ok(Tensor::from_slice(&written.tokens))
     };

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::parity::Recording;
 use super::{Images, Molmo2, Reading, tiles_of};
+use crate::ModelOptions;
 use crate::decode_step::Greedy;
 use crate::decoder::KvCache;
 use crate::model::{Model, Placement, TaskId, TaskLabels};
@@ -31,7 +32,7 @@ fn crate_folder() -> &'static Path {
 fn load(snapshot: &str, pads_prompts: bool) -> Molmo2 {
     let snapshot = Snapshot::open(&crate_folder().join(snapshot)).unwrap();
     let place = Placement { device: Device::Cpu, kind: Kind::Float };
-    let model = Molmo2::load(&snapshot, place).unwrap();
+    let model = Molmo2::load(&snapshot, &ModelOptions::default(), place).unwrap();
     Molmo2 { pads_prompts, ..model }
 }
 
@@ -79,7 +80,7 @@ fn in_fixed_buffers(
     let first = model.text.next_logits(&state, &reading.last);
     writing.buffers.begin(length, &first).unwrap();
     let recording = Recording::new(Step { model: &model.text, writing });
-    let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 4 };
+    let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 4, graphs: false };
     let written = greedy.run(&recording, length, &mut |_| ControlFlow::Continue(())).unwrap();
     (written.tokens, Tensor::cat(&recording.steps.take(), 0))
 }

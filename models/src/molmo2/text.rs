@@ -7,6 +7,7 @@ use crate::ModelError;
 use crate::blocks::{FusedMlp, GroupedAttention, QkNorm, RmsNorm};
 use crate::decode_step::{DecodeBuffers, DecodeStep};
 use crate::decoder::Cache;
+use crate::fused::{Norm, add_norm};
 use crate::layers::Linear;
 use crate::rotary::Rotary;
 use crate::static_cache::DecoderSizes;
@@ -226,13 +227,16 @@ impl Layer {
         bias: Option<&Tensor>,
         kept: Option<(&mut dyn Cache, usize)>,
     ) -> Tensor {
-        let normed =
-            |x: &Tensor, norm: &RmsNorm, here: bool| if here { norm.forward(x) } else { x.shallow_clone() };
         let before = !self.norm_after;
-        let attended = self.attention.forward(&normed(x, &self.attention_norm, before), rope, bias, kept);
-        let x = x + normed(&attended, &self.attention_norm, self.norm_after);
-        let added = self.mlp.forward(&normed(&x, &self.mlp_norm, before));
-        x + normed(&added, &self.mlp_norm, self.norm_after)
+        let normed = if before { self.attention_norm.forward(x) } else { x.shallow_clone() };
+        let attended = self.attention.forward(&normed, rope, bias, kept);
+        if before {
+            let (x, inner) = add_norm(x, &attended, None, Norm::Rms(&self.mlp_norm));
+            return x + self.mlp.forward(&inner);
+        }
+        let x = x + self.attention_norm.forward(&attended);
+        let added = self.mlp.forward(&x);
+        x + self.mlp_norm.forward(&added)
     }
 }
 

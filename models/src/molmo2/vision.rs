@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::config::Config;
-use crate::encoder::{Encoder, Names};
+use crate::encoder::{Encoder, Names, Surroundings};
 use crate::layers::Linear;
 use crate::weights::WeightLoader;
 
@@ -57,7 +57,7 @@ impl VisionTower {
 
     /// The embeddings and each layer's output, all [crops, patches, hidden].
     pub(super) fn hidden_states(&self, patches: &Tensor) -> Vec<Tensor> {
-        self.encoder.hidden_states(self.embed(patches), None)
+        self.encoder.hidden_states(self.embed(patches), Surroundings::default())
     }
 
     /// The layers that the adapter reads, side by side: [crops, patches, layers · hidden].

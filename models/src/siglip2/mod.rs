@@ -18,6 +18,7 @@ use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores,
 use crate::parity::Fixture;
 use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor};
+use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
@@ -69,6 +70,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         logit_bias,
         loaded: Loaded { parameters, preprocessor, placement: place },
         labels: HashMap::new(),
+        replays: Replays::new(options.has_graphs(place)),
     }))
 }
 
@@ -83,13 +85,22 @@ struct Siglip2 {
     /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
     /// after the towers: half precision would round the scaled cosines to tenths.
     labels: HashMap<TaskId, Tensor>,
+    /// Of the image tower.
+    replays: Replays,
 }
 
 impl Siglip2 {
     /// [batch, width], unit rows.
-    fn image_embeddings(&self, batch: &VisionBatch) -> Tensor {
-        let pooled = self.vision.pool(&self.vision.output(&self.vision.hidden_states(batch)), batch);
-        unit_rows(&pooled.to_kind(Kind::Float))
+    fn image_embeddings(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
+        Ok(unit_rows(&self.pooled(batch)?.to_kind(Kind::Float)))
+    }
+
+    /// What the image tower says, [batch, width]. Images of one size have graphs; others are of any proportions.
+    fn pooled(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
+        let pool = |batch: &VisionBatch| self.vision.pool(&self.vision.output(batch), batch);
+        let VisionBatch::Fixed(pixels) = batch else { return Ok(pool(batch)) };
+        let forward = |inputs: &[Tensor]| vec![pool(&VisionBatch::Fixed(inputs[0].shallow_clone()))];
+        self.replays.run(&[pixels], &[], forward)?.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
     /// The mean of a label's prompt embeddings, brought back to length 1.
@@ -126,18 +137,14 @@ impl Model for Siglip2 {
         }
         let batch =
             VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
-        let cosines = self.image_embeddings(&batch).matmul(&labels.tr());
+        let cosines = self.image_embeddings(&batch)?.matmul(&labels.tr());
         Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
         let batch =
             VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
-        let pooled = move || {
-            let output = self.vision.output(&self.vision.hidden_states(&batch));
-            Ok(self.vision.pool(&output, &batch))
-        };
-        Ok(vec![Part::new(POOLED, pooled)])
+        Ok(vec![Part::new(POOLED, move || self.pooled(&batch))])
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
@@ -157,8 +164,8 @@ impl Model for Siglip2 {
         // From the reference's own inputs on, so that an error shows where it is made.
         let batch = VisionBatch::of_fixture(fixture, self.loaded.placement.device)?;
         let vision_states = self.vision.hidden_states(&batch);
-        let vision_last = self.vision.output(&vision_states);
-        let vision_pooled = self.vision.pool(&vision_last, &batch);
+        let vision_last = self.vision.output(&batch);
+        let vision_pooled = self.pooled(&batch)?;
         let text_states =
             self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.loaded.placement.device));
         let text_last = self.text.output(&text_states);

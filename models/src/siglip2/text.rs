@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 
 use super::NAMES;
 use crate::ModelError;
-use crate::encoder::{Encoder, Sizes};
+use crate::encoder::{Encoder, Sizes, Surroundings};
 use crate::layers::{Activation, LayerNorm, Linear, VOCABULARY_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::Snapshot;
 use crate::tokenizer::PaddingTokenizer;
@@ -135,7 +135,7 @@ impl TextTower {
     pub(super) fn hidden_states(&self, ids: &Tensor) -> Vec<Tensor> {
         let positions = self.positions.narrow(0, 0, ids.size()[1]);
         let embeddings = Tensor::embedding(&self.tokens, ids, -1, false, false) + positions;
-        self.encoder.hidden_states(embeddings, None)
+        self.encoder.hidden_states(embeddings, Surroundings::default())
     }
 
     pub(super) fn output(&self, hidden_states: &[Tensor]) -> Tensor {

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::NAMES;
 use crate::ModelError;
 use crate::blocks::Mlp;
-use crate::encoder::{Encoder, Sizes};
+use crate::encoder::{Encoder, Sizes, Surroundings};
 use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, in_range, split_heads,
 };
@@ -206,9 +206,9 @@ impl VisionTower {
         }
     }
 
-    pub(super) fn hidden_states(&self, batch: &VisionBatch) -> Vec<Tensor> {
+    fn embed(&self, batch: &VisionBatch) -> Tensor {
         let kind = self.positions.kind();
-        let embeddings = match (&self.embedding, batch) {
+        match (&self.embedding, batch) {
             (Embedding::Convolution(layer), VisionBatch::Fixed(pixels)) => {
                 layer.forward(&pixels.to_kind(kind)) + &self.positions
             }
@@ -219,8 +219,13 @@ impl VisionTower {
                 layer.forward(&patches.to_kind(kind)) + Tensor::stack(&positions, 0)
             }
             _ => unreachable!("the preprocessor was checked against the tower when both were loaded"),
-        };
-        self.encoder.hidden_states(embeddings, batch.allowed().as_ref())
+        }
+    }
+
+    pub(super) fn hidden_states(&self, batch: &VisionBatch) -> Vec<Tensor> {
+        let allowed = batch.allowed();
+        let around = Surroundings { rope: None, allowed: allowed.as_ref() };
+        self.encoder.hidden_states(self.embed(batch), around)
     }
 
     /// The position table brought to an image's grid, bilinear with antialiasing, then filled up to
@@ -236,8 +241,11 @@ impl VisionTower {
         Tensor::cat(&[own, padding], 0)
     }
 
-    pub(super) fn output(&self, hidden_states: &[Tensor]) -> Tensor {
-        self.norm.forward(&hidden_states[hidden_states.len() - 1])
+    /// The last hidden state after the final norm.
+    pub(super) fn output(&self, batch: &VisionBatch) -> Tensor {
+        let allowed = batch.allowed();
+        let around = Surroundings { rope: None, allowed: allowed.as_ref() };
+        self.encoder.output(self.embed(batch), around, &self.norm)
     }
 
     /// [batch, hidden].

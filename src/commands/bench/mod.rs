@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use concord_models::libtorch::{Stream, allocated_memory, reset_peak_memory};
-use concord_models::{DEVICES, Model, device_name, dtype_name};
+use concord_models::{DEVICES, Model, device_name, dtype_name, graph_fallbacks};
 
 use self::measure::{Limits, contained, measure};
 use self::report::{Loaded, Measured, Report};
@@ -56,7 +56,7 @@ pub struct BenchArgs {
     #[arg(long, help = format!("Where to compute instead of where it is configured: {DEVICES}"))]
     device: Option<String>,
     /// Whether forwards are replayed from CUDA graphs
-    #[arg(long, value_enum, default_value_t = Graphs::Off)]
+    #[arg(long, value_enum, default_value_t = Graphs::On)]
     graphs: Graphs,
     /// So many iterations of each work, whatever time they take
     #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = at_least_one)]
@@ -127,6 +127,12 @@ pub fn run(args: &BenchArgs) -> ExitCode {
             }
         }
     }
+    let fallbacks = graph_fallbacks();
+    if fallbacks > 0 {
+        report
+            .failures
+            .push(format!("{fallbacks} forwards ran without the CUDA graph that they should have had"));
+    }
     match report.write(args.json.as_deref()) {
         Ok(()) if report.is_complete() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
@@ -160,7 +166,7 @@ fn bench_one(
         parameters: model.loaded().parameters,
         dtype: dtype_name(place.kind).to_owned(),
         device: device_name(place.device),
-        graphs: variant.graphs,
+        graphs: variant.options.graphs && place.device.is_cuda(),
         load_s,
         host_peak_bytes: process::host_peak_bytes(),
         device_bytes: memory.map(|memory| memory.allocated),
@@ -191,7 +197,7 @@ fn bench_one(
                 batch,
                 dtype: dtype_name(place.kind).to_owned(),
                 device: device_name(place.device),
-                graphs: variant.graphs,
+                graphs: variant.options.graphs && place.device.is_cuda(),
                 peak_device_bytes: peak.map(|memory| memory.peak),
                 outcome,
             });

@@ -32,7 +32,6 @@ pub(super) struct Subject {
 #[derive(Debug)]
 pub(super) struct Variant {
     pub(super) options: ModelOptions,
-    pub(super) graphs: bool,
 }
 
 /// The models that the arguments name, or all of the ensemble.
@@ -52,9 +51,6 @@ pub(super) fn subjects(args: &BenchArgs) -> Result<Vec<Subject>, String> {
 }
 
 fn check(args: &BenchArgs) -> Result<(), String> {
-    if args.graphs.each().contains(&true) {
-        return Err("--graphs: this build has no CUDA graphs yet; say --graphs off".to_owned());
-    }
     if let Some(dtype) = args.dtype.iter().find(|dtype| !DTYPES.iter().any(|(name, _)| name == dtype)) {
         return Err(not_one_of("--dtype", dtype, DTYPES.iter().map(|(name, _)| *name)));
     }
@@ -143,8 +139,8 @@ impl Subject {
         for dtype in dtypes {
             for &graphs in args.graphs.each() {
                 let device = args.device.as_ref().unwrap_or(&self.options.device).clone();
-                let options = ModelOptions { dtype: dtype.clone(), device, ..self.options.clone() };
-                variants.push(Variant { options, graphs });
+                let options = ModelOptions { dtype: dtype.clone(), device, graphs, ..self.options.clone() };
+                variants.push(Variant { options });
             }
         }
         variants

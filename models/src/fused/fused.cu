@@ -1,0 +1,152 @@
+// What stands between the matrix products of a transformer, in one pass over memory each. Arithmetic is in fp32;
+// tensors are of BF16, FP16 or FP32, whichever is defined. No header is needed.
+
+#if defined(BF16)
+using T = unsigned short;
+__device__ float widen(T x) { return __uint_as_float(static_cast<unsigned>(x) << 16); }
+__device__ T narrow(float x) {
+  T y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+#elif defined(FP16)
+using T = unsigned short;
+__device__ float widen(T x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+__device__ T narrow(float x) {
+  T y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+#else
+using T = float;
+__device__ float widen(T x) { return x; }
+__device__ T narrow(float x) { return x; }
+#endif
+
+// As many values as one load of 16 bytes brings.
+constexpr int PACK = 16 / sizeof(T);
+
+struct alignas(16) Pack {
+  T values[PACK];
+};
+
+__device__ Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
+__device__ void store(T* to, const Pack& pack) { *reinterpret_cast<Pack*>(to) = pack; }
+
+// The sum over all threads of the block, in every thread.
+__device__ float block_sum(float x) {
+  __shared__ float partial[32];
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int warps = (blockDim.x + 31) >> 5;
+  for (int step = 16; step > 0; step >>= 1) {
+    x += __shfl_xor_sync(0xffffffffu, x, step);
+  }
+  __syncthreads();
+  if (lane == 0) {
+    partial[warp] = x;
+  }
+  __syncthreads();
+  x = 0.0f;
+  for (int index = 0; index < warps; ++index) {
+    x += partial[index];
+  }
+  return x;
+}
+
+// sum = residual + x * scale; normed = norm(sum) over rows of `width`, one block a row, one pack a thread. Threads
+// beyond the row take part in the sums only. `scale` and `bias` may be null; `centred` tells LayerNorm from RMSNorm.
+extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scale, const T* weight, const T* bias,
+                                    T* sum, T* normed, int width, float eps, int centred) {
+  const long long row = static_cast<long long>(blockIdx.x) * width;
+  const int column = threadIdx.x * PACK;
+  const bool is_inside = column < width;
+  float values[PACK];
+  float total = 0.0f;
+  if (is_inside) {
+    const Pack old = load(residual + row + column);
+    const Pack added = load(x + row + column);
+    const Pack factors = scale != nullptr ? load(scale + column) : Pack{};
+    Pack out;
+    for (int i = 0; i < PACK; ++i) {
+      const float factor = scale != nullptr ? widen(factors.values[i]) : 1.0f;
+      out.values[i] = narrow(widen(old.values[i]) + widen(added.values[i]) * factor);
+      // The norm is that of the sum as it is stored.
+      values[i] = widen(out.values[i]);
+      total += values[i];
+    }
+    store(sum + row + column, out);
+  }
+  const float mean = centred ? block_sum(total) / width : 0.0f;
+  float squares = 0.0f;
+  if (is_inside) {
+    for (int i = 0; i < PACK; ++i) {
+      values[i] -= mean;
+      squares += values[i] * values[i];
+    }
+  }
+  const float factor = rsqrtf(block_sum(squares) / width + eps);
+  if (is_inside) {
+    const Pack weights = load(weight + column);
+    const Pack biases = bias != nullptr ? load(bias + column) : Pack{};
+    Pack out;
+    for (int i = 0; i < PACK; ++i) {
+      const float shift = bias != nullptr ? widen(biases.values[i]) : 0.0f;
+      out.values[i] = narrow(values[i] * factor * widen(weights.values[i]) + shift);
+    }
+    store(normed + row + column, out);
+  }
+}
+
+// Rotates the first `heads` heads of every row of `rows` in place by the angles of its position: one block for each
+// row but the first `prefix` ones of each sequence. Cosines and sines are [sequence - prefix, width]. x * cos + (the halves of x exchanged, the
+// new first one negated) * sin.
+extern "C" __global__ void rotate(T* rows, const T* cosines, const T* sines, int sequence, int prefix, int stride,
+                                  int heads, int width) {
+  const int positions = sequence - prefix;
+  const int position = blockIdx.x % positions;
+  const long long row = static_cast<long long>(blockIdx.x / positions) * sequence + prefix + position;
+  const int half = width / 2;
+  const int packs = half / PACK;
+  for (int index = threadIdx.x; index < heads * packs; index += blockDim.x) {
+    const int column = (index % packs) * PACK;
+    T* head = rows + row * stride + (index / packs) * width + column;
+    const T* cosine = cosines + static_cast<long long>(position) * width + column;
+    const T* sine = sines + static_cast<long long>(position) * width + column;
+    const Pack first = load(head);
+    const Pack second = load(head + half);
+    const Pack cos1 = load(cosine), cos2 = load(cosine + half);
+    const Pack sin1 = load(sine), sin2 = load(sine + half);
+    Pack new_first, new_second;
+    for (int i = 0; i < PACK; ++i) {
+      const float a = widen(first.values[i]);
+      const float b = widen(second.values[i]);
+      new_first.values[i] = narrow(a * widen(cos1.values[i]) - b * widen(sin1.values[i]));
+      new_second.values[i] = narrow(b * widen(cos2.values[i]) + a * widen(sin2.values[i]));
+    }
+    store(head, new_first);
+    store(head + half, new_second);
+  }
+}
+
+// act(gate) * up of rows [up | gate], each `inner` wide: silu.
+extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long long packs) {
+  const int in_row = inner / PACK;
+  for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
+       index += static_cast<long long>(gridDim.x) * blockDim.x) {
+    const long long row = index / in_row;
+    const int column = static_cast<int>(index % in_row) * PACK;
+    const Pack up = load(rows + row * 2 * inner + column);
+    const Pack gate = load(rows + row * 2 * inner + inner + column);
+    Pack result;
+    for (int i = 0; i < PACK; ++i) {
+      const float x = widen(gate.values[i]);
+      result.values[i] = narrow(x / (1.0f + __expf(-x)) * widen(up.values[i]));
+    }
+    store(out + row * inner + column, result);
+  }
+}

@@ -1,0 +1,203 @@
+//! What stands between the matrix products of a transformer, in one pass over memory each on a GPU.
+//!
+//! Each operation has an eager twin of libtorch's own operations, which runs on the CPU, where the kernels cannot be
+//! had, and for shapes that they do not take. Results differ by rounding: the kernels round once, the twins after
+//! every operation.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::blocks::RmsNorm;
+use crate::layers::LayerNorm;
+use crate::libtorch::{Argument, Kernel, LibtorchError, compile};
+use crate::rotary::rotate as rotate_eagerly;
+
+const SOURCE: &str = include_str!("fused.cu");
+/// A kernel's thread loads so many bytes at once.
+const PACK_BYTES: i64 = 16;
+const THREADS_MAX: i64 = 1024;
+/// Of kernels that go over all values in steps.
+const BLOCK_THREADS: i64 = 256;
+/// Enough to fill any GPU several times.
+const BLOCKS_MAX: i64 = 1 << 16;
+
+/// The kernels of one GPU and number format.
+#[derive(Debug, Clone, Copy)]
+struct Kernels {
+    add_norm: Kernel,
+    rotate: Kernel,
+    silu_gated: Kernel,
+}
+
+impl Kernels {
+    fn load(kind: Kind) -> Result<Self, LibtorchError> {
+        let format = match kind {
+            Kind::BFloat16 => "BF16",
+            Kind::Half => "FP16",
+            _ => "FP32",
+        };
+        let code = compile(&format!("#define {format}\n{SOURCE}"))?;
+        let kernel = |name| Kernel::load(&code, name);
+        Ok(Self {
+            add_norm: kernel("add_norm")?,
+            rotate: kernel("rotate")?,
+            silu_gated: kernel("silu_gated")?,
+        })
+    }
+}
+
+/// What was loaded, or could not be. Loaded code belongs to the process, and threads of one GPU share it.
+static LOADED: Mutex<Option<HashMap<(usize, Kind), Option<Kernels>>>> = Mutex::new(None);
+
+/// The kernels for tensors like this one; compiled at the first call, which must not be part of a graph's recording.
+fn kernels(like: &Tensor) -> Option<Kernels> {
+    let (Device::Cuda(index), kind) = (like.device(), like.kind()) else { return None };
+    if !matches!(kind, Kind::BFloat16 | Kind::Half | Kind::Float) {
+        return None;
+    }
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    *loaded.get_or_insert_default().entry((index, kind)).or_insert_with(|| {
+        let kernels = Kernels::load(kind);
+        if let Err(error) = &kernels {
+            tracing::warn!(%error, device = index, "without kernels of our own: libtorch's take their place");
+        }
+        kernels.ok()
+    })
+}
+
+/// Whether a row of so many values is a whole number of packs.
+fn in_packs(width: i64, kind: Kind) -> bool {
+    (width * kind.elt_size_in_bytes() as i64) % PACK_BYTES == 0
+}
+
+fn pack(kind: Kind) -> i64 {
+    PACK_BYTES / kind.elt_size_in_bytes() as i64
+}
+
+fn small(value: i64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn int(value: i64) -> Argument<'static> {
+    Argument::Int(i32::try_from(value).unwrap_or(i32::MAX))
+}
+
+/// A norm over the last dimension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Norm<'a> {
+    Layer(&'a LayerNorm),
+    Rms(&'a RmsNorm),
+}
+
+impl Norm<'_> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+
+    /// Weight, bias, the number that keeps the root from zero, and whether the mean is taken off.
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, f64, bool) {
+        match self {
+            Self::Layer(norm) => (&norm.weight, Some(&norm.bias), norm.eps, true),
+            Self::Rms(norm) => (&norm.weight, None, norm.eps, false),
+        }
+    }
+}
+
+/// residual + x · scale, and its norm; `scale` is \[width\], the others [.., width].
+pub(crate) fn add_norm(
+    residual: &Tensor,
+    x: &Tensor,
+    scale: Option<&Tensor>,
+    norm: Norm<'_>,
+) -> (Tensor, Tensor) {
+    let width = x.size()[x.dim() - 1];
+    let fits = in_packs(width, x.kind()) && width / pack(x.kind()) <= THREADS_MAX;
+    if let Some(kernels) = kernels(x).filter(|_| fits) {
+        let (residual, x) = (residual.contiguous(), x.contiguous());
+        let (sum, normed) = (x.empty_like(), x.empty_like());
+        let (weight, bias, eps, centred) = norm.parts();
+        let threads = (width / pack(x.kind()) + 31) / 32 * 32;
+        let arguments = [
+            Argument::Tensor(Some(&residual)),
+            Argument::Tensor(Some(&x)),
+            Argument::Tensor(scale),
+            Argument::Tensor(Some(weight)),
+            Argument::Tensor(bias),
+            Argument::Tensor(Some(&sum)),
+            Argument::Tensor(Some(&normed)),
+            int(width),
+            Argument::Float(eps as f32),
+            int(i64::from(centred)),
+        ];
+        let rows = x.numel() as i64 / width;
+        if kernels.add_norm.launch(small(rows), small(threads), &arguments).is_ok() {
+            return (sum, normed);
+        }
+    }
+    let sum = match scale {
+        Some(scale) => residual + x * scale,
+        None => residual + x,
+    };
+    let normed = norm.forward(&sum);
+    (sum, normed)
+}
+
+/// Rotates the first `heads` heads of contiguous rows [batch, tokens, values] in place, but for the first tokens that
+/// have no angles: cosines and sines are [positions, head width] of the last ones.
+pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) {
+    let (size, angles) = (rows.size(), cos.size());
+    let (positions, width) = (angles[0], angles[1]);
+    let (batch, tokens, stride) = (size[0], size[1], size[2]);
+    let fits = in_packs(width / 2, rows.kind()) && in_packs(stride, rows.kind()) && width % 2 == 0;
+    if let Some(kernels) = kernels(rows).filter(|_| fits) {
+        let threads = (heads * width / 2 / pack(rows.kind())).clamp(32, THREADS_MAX);
+        let arguments = [
+            Argument::Tensor(Some(rows)),
+            Argument::Tensor(Some(cos)),
+            Argument::Tensor(Some(sin)),
+            int(tokens),
+            int(tokens - positions),
+            int(stride),
+            int(heads),
+            int(width),
+        ];
+        if kernels.rotate.launch(small(batch * positions), small(threads), &arguments).is_ok() {
+            return;
+        }
+    }
+    let part = rows.narrow(1, tokens - positions, positions).narrow(2, 0, heads * width);
+    let by_head = part.view([batch, positions, heads, width]);
+    let turned = rotate_eagerly(&by_head.transpose(1, 2), cos, sin).transpose(1, 2);
+    by_head.shallow_clone().copy_(&turned);
+}
+
+/// silu(gate) · up of rows [.., up and gate], half as wide.
+pub(crate) fn silu_gated(rows: &Tensor) -> Tensor {
+    let width = rows.size()[rows.dim() - 1];
+    let inner = width / 2;
+    if let Some(kernels) = kernels(rows).filter(|_| in_packs(inner, rows.kind())) {
+        let rows = rows.contiguous();
+        let mut size = rows.size();
+        if let Some(last) = size.last_mut() {
+            *last = inner;
+        }
+        let out = Tensor::empty(size, (rows.kind(), rows.device()));
+        let packs = out.numel() as i64 / pack(rows.kind());
+        let blocks = ((packs + BLOCK_THREADS - 1) / BLOCK_THREADS).clamp(1, BLOCKS_MAX);
+        let arguments =
+            [Argument::Tensor(Some(&rows)), Argument::Tensor(Some(&out)), int(inner), Argument::Long(packs)];
+        if kernels.silu_gated.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+            return out;
+        }
+    }
+    let halves = rows.chunk(2, -1);
+    halves[1].silu() * &halves[0]
+}

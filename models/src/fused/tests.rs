@@ -1,0 +1,140 @@
+//! Kernels against libtorch's own operations, on every device that there is.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Norm, add_norm, rotate, silu_gated};
+use crate::blocks::RmsNorm;
+use crate::layers::LayerNorm;
+use crate::libtorch::{Graph, Stream, cuda_devices};
+use crate::replay::Replays;
+use crate::rotary::rotate as rotate_eagerly;
+
+fn devices() -> Vec<Device> {
+    let gpus = cuda_devices();
+    if gpus == 0 {
+        eprintln!("skipped on CUDA: no GPU here");
+    }
+    std::iter::once(Device::Cpu).chain((0..gpus.min(1)).map(Device::Cuda)).collect()
+}
+
+/// A device, a number format, and how far results may lie apart that were rounded in other places.
+fn places() -> Vec<(Device, Kind, f64)> {
+    let kinds = [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2), (Kind::Half, 2e-3)];
+    devices().into_iter().flat_map(|device| kinds.map(|(kind, allowed)| (device, kind, allowed))).collect()
+}
+
+fn random(size: &[i64], kind: Kind, device: Device) -> Tensor {
+    Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).to_device(device)
+}
+
+fn assert_close(ours: &Tensor, expected: &Tensor, allowed: f64, what: &str) {
+    assert_eq!(ours.size(), expected.size(), "{what}");
+    let expected = expected.to_kind(Kind::Double);
+    let scale = expected.abs().max().double_value(&[]);
+    let difference = (ours.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+    assert!(difference <= allowed * scale, "{what}: {difference} of {scale}");
+}
+
+#[test]
+fn a_residual_is_added_with_its_norm() {
+    for (device, kind, allowed) in places() {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        // A row of the smallest model, of the largest ones, of no whole pack, and of more than a block of threads.
+        for width in [64, 1152, 4096, 130, 16_384] {
+            let tensor = |size: &[i64]| random(size, kind, device);
+            let (residual, x) = (tensor(&[2, 5, width]), tensor(&[2, 5, width]));
+            let (scale, weight, bias) = (tensor(&[width]), tensor(&[width]), tensor(&[width]));
+            let layer_norm = LayerNorm { weight: weight.shallow_clone(), bias, eps: 1e-6 };
+            let rms_norm = RmsNorm { weight, eps: 1e-6 };
+            for (norm, scale) in [
+                (Norm::Layer(&layer_norm), None),
+                (Norm::Layer(&layer_norm), Some(&scale)),
+                (Norm::Rms(&rms_norm), None),
+            ] {
+                let (sum, normed) = add_norm(&residual, &x, scale, norm);
+                let added = scale.map_or_else(|| x.shallow_clone(), |scale| &x * scale);
+                let what = format!("{device:?} {kind:?} {width}");
+                assert_close(&sum, &(&residual + added), allowed, &what);
+                // Of the sum as it is: its rounding is no fault of the norm.
+                assert_close(&normed, &norm.forward(&sum), allowed, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_positions_are_rotated_and_nothing_else() {
+    for (device, kind, allowed) in places() {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        for (prefix, heads, width) in [(5, 4, 64), (0, 3, 128), (1, 2, 8), (2, 2, 6)] {
+            let (positions, all) = (7, (heads + 1) * width);
+            let rows = random(&[3, prefix + positions, all], kind, device);
+            let (cos, sin) =
+                (random(&[positions, width], kind, device), random(&[positions, width], kind, device));
+            let before = rows.copy();
+            rotate(&rows, heads, (&cos, &sin));
+            let heads_of = |rows: &Tensor| {
+                let part = rows.narrow(1, prefix, positions).narrow(2, 0, heads * width);
+                part.reshape([3, positions, heads, width]).transpose(1, 2)
+            };
+            let what = format!("{device:?} {kind:?} {prefix} {width}");
+            assert_close(&heads_of(&rows), &rotate_eagerly(&heads_of(&before), &cos, &sin), allowed, &what);
+            let (value, old) = (rows.narrow(2, heads * width, width), before.narrow(2, heads * width, width));
+            assert!(value.equal(&old), "{what}");
+            assert!(rows.narrow(1, 0, prefix).equal(&before.narrow(1, 0, prefix)), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_gate_is_applied() {
+    for (device, kind, allowed) in places() {
+        for width in [64, 12_288, 10] {
+            let rows = random(&[2, 3, width], kind, device);
+            let halves = rows.chunk(2, -1);
+            let what = format!("{device:?} {kind:?} {width}");
+            assert_close(&silu_gated(&rows), &(halves[1].silu() * &halves[0]), allowed, &what);
+        }
+    }
+}
+
+#[test]
+fn a_graph_does_again_what_was_recorded() {
+    for device in devices().into_iter().filter(|device| device.is_cuda()) {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        let x = Tensor::ones([4, 64], (Kind::Float, device));
+        let _warm = x.matmul(&x.tr());
+        let (graph, product) = Graph::capture(None, || x.matmul(&x.tr())).unwrap();
+        for value in [2.0, 3.0] {
+            let _filled = x.shallow_clone().fill_(value);
+            graph.replay().unwrap();
+            assert_eq!(product.max().double_value(&[]), 64.0 * value * value);
+        }
+        // What waits for the device cannot be recorded, and the stream is free again afterwards.
+        assert!(Graph::capture(None, || x.max().double_value(&[])).is_err());
+    }
+}
+
+#[test]
+fn replays_equal_what_they_replay_for_every_batch() {
+    for device in devices().into_iter().filter(|device| device.is_cuda()) {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        let (replays, weight) = (Replays::new(true), random(&[32, 32], Kind::Float, device));
+        let forward = |inputs: &[Tensor]| {
+            vec![inputs[0].matmul(&weight) + &inputs[1], inputs[0].sum_dim_intlist(1, false, Kind::Float)]
+        };
+        for batch in [8, 3, 1, 8, 5] {
+            let (x, shared) = (random(&[batch, 32], Kind::Float, device), random(&[32], Kind::Float, device));
+            let ours = replays.run(&[&x], &[&shared], forward).unwrap();
+            let expected = forward(&[x.shallow_clone(), shared.shallow_clone()]);
+            for (ours, expected) in ours.iter().zip(&expected) {
+                assert_close(ours, expected, 1e-6, &format!("{batch}"));
+            }
+        }
+        assert_eq!(crate::graph_fallbacks(), 0);
+    }
+}
