@@ -2,10 +2,10 @@
 //! attention of autoregressive decoders.
 
 use serde::Deserialize;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::decoder::Cache;
-use crate::fused::{rotate, silu_gated};
+use crate::fused::{gelu, norm_rotate, rotate, silu_gated};
 use crate::layers::{Activation, Linear, attention, split_heads};
 use crate::weights::WeightLoader;
 
@@ -20,10 +20,11 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let up = self.up.forward(x);
-        let inner = match &self.gate {
-            Some(gate) => self.activation.forward(&gate.forward(x)) * up,
-            None => self.activation.forward(&up),
+        let inner = match (&self.gate, self.activation) {
+            (Some(gate), activation) => activation.forward(&gate.forward(x)) * self.up.forward(x),
+            (None, Activation::Gelu) => gelu(self.up.forward(x)),
+            (None, Activation::GeluTanh) => self.up.forward_gelu_tanh(x),
+            (None, activation) => activation.forward(&self.up.forward(x)),
         };
         self.down.forward(&inner)
     }
@@ -107,8 +108,17 @@ impl GroupedAttention {
         let (queries, keys) = (self.heads * self.head_width, self.key_heads * self.head_width);
         let projected = self.projection.forward(x);
         let part = |start, length, heads| split_heads(&projected.narrow(-1, start, length), heads);
-        let query = self.positioned(&projected.narrow(-1, 0, queries), &self.query_norm, self.heads, rope);
-        let key = self.positioned(&projected.narrow(-1, queries, keys), &self.key_norm, self.key_heads, rope);
+        let (query, key) = match self.norm_over {
+            QkNorm::Head => {
+                let norms = [&self.query_norm, &self.key_norm];
+                norm_rotate(&projected, [self.heads, self.key_heads], norms, (&rope.0, &rope.1));
+                (part(0, queries, self.heads), part(queries, keys, self.key_heads))
+            }
+            QkNorm::Projection => (
+                self.positioned(&projected.narrow(-1, 0, queries), &self.query_norm, self.heads, rope),
+                self.positioned(&projected.narrow(-1, queries, keys), &self.key_norm, self.key_heads, rope),
+            ),
+        };
         let value = part(queries + keys, keys, self.key_heads);
         let (key, value) = match kept {
             Some((cache, layer)) => cache.append(layer, key, value),
@@ -119,10 +129,7 @@ impl GroupedAttention {
 
     /// Normalised, split into heads and rotated: [rows, heads, count, head width].
     fn positioned(&self, x: &Tensor, norm: &RmsNorm, heads: i64, (cos, sin): &(Tensor, Tensor)) -> Tensor {
-        let normed = match self.norm_over {
-            QkNorm::Head => norm.forward(&x.unflatten(-1, [heads, self.head_width])).flatten(2, 3),
-            QkNorm::Projection => norm.forward(x),
-        };
+        let normed = norm.forward(x);
         rotate(&normed, heads, (cos, sin));
         split_heads(&normed, heads)
     }
@@ -134,6 +141,12 @@ impl GroupedAttention {
         let (rows, count, group) = (size[0], size[2], self.heads / self.key_heads);
         if group == 1 {
             return attention(query, key, value, bias);
+        }
+        // cuDNN shares them by itself; libtorch has it for half precision.
+        if query.device().is_cuda() && query.kind() != Kind::Float {
+            let attended =
+                Tensor::scaled_dot_product_attention(query, key, value, bias, 0.0, false, None::<f64>, true);
+            return attended.transpose(1, 2).flatten(2, 3);
         }
         let folded = query.reshape([rows, self.key_heads, group * count, self.head_width]);
         // That of one position broadcasts.

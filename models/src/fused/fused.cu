@@ -133,6 +133,61 @@ extern "C" __global__ void rotate(T* rows, const T* cosines, const T* sines, int
   }
 }
 
+// RMSNorm and rotation, in place, of every head of the first `heads` ones of each row: the first `queries` of them with one
+// weight, the others with another. width / PACK threads hold a head, a power of two of at most 32, the halves that
+// rotation exchanges in lanes that differ in one bit.
+extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* key_weight, const T* cosines,
+                                       const T* sines, long long all_heads, int sequence, int stride, int queries,
+                                       int heads, int width, float eps) {
+  const int lanes = width / PACK;
+  const long long index = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / lanes;
+  const int lane = threadIdx.x % lanes;
+  // Threads beyond the last head take part in the exchanges only.
+  const bool is_inside = index < all_heads;
+  const int head = static_cast<int>(index % heads);
+  const long long row = index / heads;
+  const int column = lane * PACK;
+  T* place = rows + row * stride + static_cast<long long>(head) * width + column;
+  float values[PACK];
+  float squares = 0.0f;
+  const Pack old = is_inside ? load(place) : Pack{};
+  for (int i = 0; i < PACK; ++i) {
+    values[i] = widen(old.values[i]);
+    squares += values[i] * values[i];
+  }
+  for (int step = lanes / 2; step > 0; step >>= 1) {
+    squares += __shfl_xor_sync(0xffffffffu, squares, step);
+  }
+  const float factor = rsqrtf(squares / width + eps);
+  const Pack weights = load((head < queries ? query_weight : key_weight) + column);
+  const long long angle = (row % sequence) * width + column;
+  const Pack cosine = is_inside ? load(cosines + angle) : Pack{};
+  const Pack sine = is_inside ? load(sines + angle) : Pack{};
+  const float sign = lane < lanes / 2 ? -1.0f : 1.0f;
+  Pack out;
+  for (int i = 0; i < PACK; ++i) {
+    const float own = values[i] * factor * widen(weights.values[i]);
+    const float other = __shfl_xor_sync(0xffffffffu, own, lanes / 2);
+    out.values[i] = narrow(own * widen(cosine.values[i]) + sign * other * widen(sine.values[i]));
+  }
+  if (is_inside) {
+    store(place, out);
+  }
+}
+
+// x * Phi(x) in place, Phi by the error function.
+extern "C" __global__ void gelu(T* x, long long packs) {
+  for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
+       index += static_cast<long long>(gridDim.x) * blockDim.x) {
+    Pack pack = load(x + index * PACK);
+    for (int i = 0; i < PACK; ++i) {
+      const float value = widen(pack.values[i]);
+      pack.values[i] = narrow(0.5f * value * (1.0f + erff(value * 0.70710678118654752f)));
+    }
+    store(x + index * PACK, pack);
+  }
+}
+
 // act(gate) * up of rows [up | gate], each `inner` wide: silu.
 extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long long packs) {
   const int in_row = inner / PACK;

@@ -31,6 +31,8 @@ const BLOCKS_MAX: i64 = 1 << 16;
 struct Kernels {
     add_norm: Kernel,
     rotate: Kernel,
+    norm_rotate: Kernel,
+    gelu: Kernel,
     silu_gated: Kernel,
 }
 
@@ -46,6 +48,8 @@ impl Kernels {
         Ok(Self {
             add_norm: kernel("add_norm")?,
             rotate: kernel("rotate")?,
+            norm_rotate: kernel("norm_rotate")?,
+            gelu: kernel("gelu")?,
             silu_gated: kernel("silu_gated")?,
         })
     }
@@ -177,6 +181,61 @@ pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) 
     let by_head = part.view([batch, positions, heads, width]);
     let turned = rotate_eagerly(&by_head.transpose(1, 2), cos, sin).transpose(1, 2);
     by_head.shallow_clone().copy_(&turned);
+}
+
+/// RMSNorm of each head of queries and keys, and rotation, in place in contiguous rows [batch, tokens, values], which
+/// begin with the queries' heads and go on with the keys'. Cosines and sines are [tokens, head width].
+pub(crate) fn norm_rotate(
+    rows: &Tensor,
+    [queries, keys]: [i64; 2],
+    [query_norm, key_norm]: [&RmsNorm; 2],
+    (cos, sin): (&Tensor, &Tensor),
+) {
+    let (size, width) = (rows.size(), cos.size()[1]);
+    let (heads, lanes) = (queries + keys, width / pack(rows.kind()));
+    let is_power = (2..=32).contains(&lanes) && lanes & (lanes - 1) == 0;
+    let fits = in_packs(width, rows.kind()) && in_packs(size[2], rows.kind()) && is_power;
+    if let Some(kernels) = kernels(rows).filter(|_| fits && query_norm.eps == key_norm.eps) {
+        let all_heads = size[0] * size[1] * heads;
+        let blocks = (all_heads * lanes + BLOCK_THREADS - 1) / BLOCK_THREADS;
+        let arguments = [
+            Argument::Tensor(Some(rows)),
+            Argument::Tensor(Some(&query_norm.weight)),
+            Argument::Tensor(Some(&key_norm.weight)),
+            Argument::Tensor(Some(cos)),
+            Argument::Tensor(Some(sin)),
+            Argument::Long(all_heads),
+            int(size[1]),
+            int(size[2]),
+            int(queries),
+            int(heads),
+            int(width),
+            Argument::Float(query_norm.eps as f32),
+        ];
+        if kernels.norm_rotate.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+            return;
+        }
+    }
+    for (start, heads, norm) in [(0, queries, query_norm), (queries, keys, key_norm)] {
+        let part = rows.narrow(2, start * width, heads * width).unflatten(2, [heads, width]);
+        let normed = norm.forward(&part).flatten(2, 3);
+        rotate(&normed, heads, (cos, sin));
+        part.shallow_clone().copy_(&normed.unflatten(2, [heads, width]));
+    }
+}
+
+/// x · Φ(x), where nothing else needs `x` any more: it may be the same memory.
+pub(crate) fn gelu(x: Tensor) -> Tensor {
+    let count = x.numel() as i64;
+    if let Some(kernels) = kernels(&x).filter(|_| in_packs(count, x.kind()) && x.is_contiguous()) {
+        let packs = count / pack(x.kind());
+        let blocks = ((packs + BLOCK_THREADS - 1) / BLOCK_THREADS).clamp(1, BLOCKS_MAX);
+        let arguments = [Argument::Tensor(Some(&x)), Argument::Long(packs)];
+        if kernels.gelu.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+            return x;
+        }
+    }
+    x.gelu("none")
 }
 
 /// silu(gate) · up of rows [.., up and gate], half as wide.

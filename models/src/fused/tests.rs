@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Norm, add_norm, rotate, silu_gated};
+use super::{Norm, add_norm, gelu, norm_rotate, rotate, silu_gated};
 use crate::blocks::RmsNorm;
 use crate::layers::LayerNorm;
 use crate::libtorch::{Graph, Stream, cuda_devices};
@@ -84,6 +84,46 @@ fn the_last_positions_are_rotated_and_nothing_else() {
             let (value, old) = (rows.narrow(2, heads * width, width), before.narrow(2, heads * width, width));
             assert!(value.equal(&old), "{what}");
             assert!(rows.narrow(1, 0, prefix).equal(&before.narrow(1, 0, prefix)), "{what}");
+        }
+    }
+}
+
+#[test]
+fn heads_are_normalised_and_rotated_and_values_left_alone() {
+    for (device, kind, allowed) in places() {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        for ([queries, keys], width, tokens) in [([4, 2], 128, 9), ([2, 1], 64, 33), ([3, 3], 24, 2)] {
+            let (heads, tensor) = (queries + keys, |size: &[i64]| random(size, kind, device));
+            let rows = tensor(&[2, tokens, (heads + keys) * width]);
+            let (cos, sin) = (tensor(&[tokens, width]), tensor(&[tokens, width]));
+            let norms = [0, 1].map(|_| RmsNorm { weight: tensor(&[width]), eps: 1e-6 });
+            let before = rows.copy();
+            norm_rotate(&rows, [queries, keys], [&norms[0], &norms[1]], (&cos, &sin));
+            let part = |rows: &Tensor, start: i64, heads: i64| {
+                rows.narrow(2, start * width, heads * width).reshape([2, tokens, heads, width])
+            };
+            for (start, heads, norm) in [(0, queries, &norms[0]), (queries, keys, &norms[1])] {
+                // In fp32, as the kernel does it: half precision would round between the two.
+                let wide = |x: &Tensor| x.to_kind(Kind::Float);
+                let norm = RmsNorm { weight: wide(&norm.weight), eps: norm.eps };
+                let normed = norm.forward(&wide(&part(&before, start, heads))).transpose(1, 2);
+                let expected = rotate_eagerly(&normed, &wide(&cos), &wide(&sin)).transpose(1, 2);
+                let what = format!("{device:?} {kind:?} {width} {start}");
+                assert_close(&part(&rows, start, heads), &expected, allowed, &what);
+            }
+            assert!(part(&rows, heads, keys).equal(&part(&before, heads, keys)));
+        }
+    }
+}
+
+#[test]
+fn gelu_is_that_of_libtorch() {
+    for (device, kind, allowed) in places() {
+        for size in [[3, 64], [1, 7]] {
+            let x = random(&size, kind, device) * 3.0;
+            let expected = x.gelu("none");
+            assert_close(&gelu(x), &expected, allowed, &format!("{device:?} {kind:?}"));
         }
     }
 }

@@ -129,11 +129,15 @@ impl TextModel {
     ) -> Tensor {
         let scaled = angles.scaled.as_ref().unwrap_or(&angles.plain);
         let mut state = embeddings;
+        let mut normed = match self.layers.first() {
+            Some(first) if !first.norm_after => first.attention_norm.forward(&state),
+            _ => state.shallow_clone(),
+        };
         for (index, layer) in self.layers.iter().enumerate() {
             keep(&state);
             let rope = if layer.scales_rope { scaled } else { &angles.plain };
             let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn Cache, index));
-            state = layer.forward(&state, rope, bias, kept);
+            (state, normed) = layer.forward(&state, &normed, rope, bias, kept, self.layers.get(index + 1));
         }
         state
     }
@@ -220,23 +224,29 @@ impl Layer {
         }
     }
 
+    /// The next state, and its norm by the layer after this one. `normed` is `x` after this layer's own first norm, or
+    /// `x` itself where norms come after.
     fn forward(
         &self,
         x: &Tensor,
+        normed: &Tensor,
         rope: &(Tensor, Tensor),
         bias: Option<&Tensor>,
         kept: Option<(&mut dyn Cache, usize)>,
-    ) -> Tensor {
-        let before = !self.norm_after;
-        let normed = if before { self.attention_norm.forward(x) } else { x.shallow_clone() };
-        let attended = self.attention.forward(&normed, rope, bias, kept);
-        if before {
-            let (x, inner) = add_norm(x, &attended, None, Norm::Rms(&self.mlp_norm));
-            return x + self.mlp.forward(&inner);
+        next: Option<&Self>,
+    ) -> (Tensor, Tensor) {
+        let attended = self.attention.forward(normed, rope, bias, kept);
+        if self.norm_after {
+            let x = x + self.attention_norm.forward(&attended);
+            let state = &x + self.mlp_norm.forward(&self.mlp.forward(&x));
+            return (state.shallow_clone(), state);
         }
-        let x = x + self.attention_norm.forward(&attended);
-        let added = self.mlp.forward(&x);
-        x + self.mlp_norm.forward(&added)
+        let (x, inner) = add_norm(x, &attended, None, Norm::Rms(&self.mlp_norm));
+        let added = self.mlp.forward(&inner);
+        match next {
+            Some(next) => add_norm(&x, &added, None, Norm::Rms(&next.attention_norm)),
+            None => (x + &added, added),
+        }
     }
 }
 
