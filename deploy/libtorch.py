@@ -3,7 +3,7 @@
 
     deploy/libtorch.py [--into .libtorch] [--wheels DIR]
 
-By default fetches three wheels (about 545 MB) by the index that pip is set up with, checks
+By default fetches four wheels (about 545 MB) by the index that pip is set up with, checks
 their SHA-256, and unpacks what a CPU needs of them. A broken download is continued by the next
 call; nothing is done when everything is there. With LIBTORCH=/path/to/libtorch, or
 LIBTORCH_USE_PYTORCH=1 for the PyTorch that python3 imports, .libtorch/torch becomes a link to
@@ -30,7 +30,7 @@ import zipfile
 from pathlib import Path
 
 VERSION = "2.11.0"
-# libtorch_cpu of this wheel links libcudart and libcupti even where there is no GPU: hence three.
+# libtorch_cpu of this wheel links libcudart and libcupti even where there is no GPU.
 WHEELS = {
     "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl":
         "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
@@ -38,10 +38,13 @@ WHEELS = {
         "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
     "nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl":
         "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    # Headers alone, with which CUDA graphs and kernels are built for machines that have a GPU.
+    "nvidia_cuda_crt-13.0.88-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl":
+        "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
 }
 # Without the CUDA libraries torch-sys links none of them, and one binary serves both kinds of machine.
 TORCH_LIBS = ["libc10.so", "libgomp.so.1", "libtorch.so", "libtorch_cpu.so", "libtorch_global_deps.so"]
-WANTED = re.compile(r"torch/include/|torch/lib/(%s)$|nvidia/cu13/lib/|torch/version\.py$"
+WANTED = re.compile(r"torch/include/|torch/lib/(%s)$|nvidia/cu13/(lib|include)/|torch/version\.py$"
                     % "|".join(map(re.escape, TORCH_LIBS)))
 ATTEMPTS = 5
 
@@ -189,7 +192,7 @@ def main():
         (into / "torch").unlink()
     downloads = arguments.wheels or into / "download"
     downloads.mkdir(parents=True, exist_ok=True)
-    print("libtorch: fetching three wheels (545 MB, once)", flush=True)
+    print("libtorch: fetching four wheels (545 MB, once)", flush=True)
     context = tls()
     for name in WHEELS:
         unpack(fetch(name, downloads, context), into)

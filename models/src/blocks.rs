@@ -5,7 +5,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::decoder::Cache;
-use crate::fused::{gelu, norm_rotate, rotate, silu_gated};
+use crate::fused::{Gelu, gelu, norm_rotate, rotate, silu_gated};
 use crate::layers::{Activation, Linear, attention, split_heads};
 use crate::weights::WeightLoader;
 
@@ -22,8 +22,8 @@ impl Mlp {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let inner = match (&self.gate, self.activation) {
             (Some(gate), activation) => activation.forward(&gate.forward(x)) * self.up.forward(x),
-            (None, Activation::Gelu) => gelu(self.up.forward(x)),
-            (None, Activation::GeluTanh) => self.up.forward_gelu_tanh(x),
+            (None, Activation::Gelu) => gelu(self.up.forward(x), Gelu::Exact),
+            (None, Activation::GeluTanh) => gelu(self.up.forward(x), Gelu::Tanh),
             (None, activation) => activation.forward(&self.up.forward(x)),
         };
         self.down.forward(&inner)

@@ -100,20 +100,6 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
-
-    /// With the tanh form of GELU behind it, which on a GPU is part of the product. (Where libtorch has it as a part on
-    /// the CPU, it is the other form.)
-    pub(crate) fn forward_gelu_tanh(&self, x: &Tensor) -> Tensor {
-        let Some(bias) = self.bias.as_ref().filter(|_| x.device().is_cuda()) else {
-            return self.forward(x).gelu("tanh");
-        };
-        let size = x.size();
-        let (last, rows) = (size.len() - 1, size[..size.len() - 1].iter().product::<i64>());
-        let flat = x.reshape([rows, size[last]]);
-        let product = bias.internal_addmm_activation(&flat, &self.weight.tr(), true);
-        let shape: Vec<i64> = size[..last].iter().copied().chain([self.outputs()]).collect();
-        product.view(shape.as_slice())
-    }
 }
 
 /// `torch.nn.LayerNorm` over the last dimension.

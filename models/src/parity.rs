@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::decode::decode;
+use crate::libtorch::Stream;
 use crate::model::{Architecture, ModelOptions, load_model};
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
@@ -257,6 +258,9 @@ pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError>
         ..ModelOptions::default()
     };
     let model = load_model(&options, Path::new(""))?;
+    // Not the default one: graphs are recorded on others only.
+    let stream = Stream::new(model.loaded().placement.device)?;
+    let _current = stream.enter()?;
     // A fixture of odd shapes makes libtorch throw.
     let outputs = catch_unwind(AssertUnwindSafe(|| model.reproduce(&fixture)))
         .map_err(|_| ModelError::malformed(folder, "libtorch refused the fixture's tensors"))??;

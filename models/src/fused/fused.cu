@@ -175,14 +175,16 @@ extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* 
   }
 }
 
-// x * Phi(x) in place, Phi by the error function.
-extern "C" __global__ void gelu(T* x, long long packs) {
+// x * Phi(x) in place, Phi by the error function or by a hyperbolic tangent.
+extern "C" __global__ void gelu(T* x, long long packs, int is_tanh) {
   for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
        index += static_cast<long long>(gridDim.x) * blockDim.x) {
     Pack pack = load(x + index * PACK);
     for (int i = 0; i < PACK; ++i) {
       const float value = widen(pack.values[i]);
-      pack.values[i] = narrow(0.5f * value * (1.0f + erff(value * 0.70710678118654752f)));
+      const float inner = 0.79788456080286536f * (value + 0.044715f * value * value * value);
+      const float part = is_tanh ? tanhf(inner) : erff(value * 0.70710678118654752f);
+      pack.values[i] = narrow(0.5f * value * (1.0f + part));
     }
     store(x + index * PACK, pack);
   }

@@ -224,18 +224,29 @@ pub(crate) fn norm_rotate(
     }
 }
 
+/// How Φ is computed. (The form that cuBLAS has behind a product is that of tanh; it does not round what goes into it, which
+/// no longer agrees with the reference within its noise.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gelu {
+    /// By the error function.
+    Exact,
+    /// Nearly, by a hyperbolic tangent (Hendrycks and Gimpel, arXiv 1606.08415).
+    Tanh,
+}
+
 /// x · Φ(x), where nothing else needs `x` any more: it may be the same memory.
-pub(crate) fn gelu(x: Tensor) -> Tensor {
+pub(crate) fn gelu(x: Tensor, form: Gelu) -> Tensor {
     let count = x.numel() as i64;
     if let Some(kernels) = kernels(&x).filter(|_| in_packs(count, x.kind()) && x.is_contiguous()) {
         let packs = count / pack(x.kind());
         let blocks = ((packs + BLOCK_THREADS - 1) / BLOCK_THREADS).clamp(1, BLOCKS_MAX);
-        let arguments = [Argument::Tensor(Some(&x)), Argument::Long(packs)];
+        let is_tanh = i64::from(form == Gelu::Tanh);
+        let arguments = [Argument::Tensor(Some(&x)), Argument::Long(packs), int(is_tanh)];
         if kernels.gelu.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
             return x;
         }
     }
-    x.gelu("none")
+    x.gelu(if form == Gelu::Tanh { "tanh" } else { "none" })
 }
 
 /// silu(gate) · up of rows [.., up and gate], half as wide.

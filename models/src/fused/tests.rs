@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Norm, add_norm, gelu, norm_rotate, rotate, silu_gated};
+use super::{Gelu, Norm, add_norm, gelu, norm_rotate, rotate, silu_gated};
 use crate::blocks::RmsNorm;
 use crate::layers::LayerNorm;
 use crate::libtorch::{Graph, Stream, cuda_devices};
@@ -121,9 +121,11 @@ fn heads_are_normalised_and_rotated_and_values_left_alone() {
 fn gelu_is_that_of_libtorch() {
     for (device, kind, allowed) in places() {
         for size in [[3, 64], [1, 7]] {
-            let x = random(&size, kind, device) * 3.0;
-            let expected = x.gelu("none");
-            assert_close(&gelu(x), &expected, allowed, &format!("{device:?} {kind:?}"));
+            for (form, name) in [(Gelu::Exact, "none"), (Gelu::Tanh, "tanh")] {
+                let x = random(&size, kind, device) * 3.0;
+                let expected = x.gelu(name);
+                assert_close(&gelu(x, form), &expected, allowed, &format!("{device:?} {kind:?} {name}"));
+            }
         }
     }
 }
