@@ -8,7 +8,7 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -56,7 +56,10 @@ impl Kernels {
 }
 
 /// What was loaded, or could not be. Loaded code belongs to the process, and threads of one GPU share it.
-static LOADED: Mutex<Option<HashMap<(usize, Kind), Option<Kernels>>>> = Mutex::new(None);
+static LOADED: LazyLock<Mutex<LoadedKernels>> = LazyLock::new(Mutex::default);
+
+/// By GPU and number format.
+type LoadedKernels = HashMap<(usize, Kind), Option<Kernels>>;
 
 /// The kernels for tensors like this one; compiled at the first call, which must not be part of a graph's recording.
 fn kernels(like: &Tensor) -> Option<Kernels> {
@@ -65,7 +68,7 @@ fn kernels(like: &Tensor) -> Option<Kernels> {
         return None;
     }
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    *loaded.get_or_insert_default().entry((index, kind)).or_insert_with(|| {
+    *loaded.entry((index, kind)).or_insert_with(|| {
         let kernels = Kernels::load(kind);
         if let Err(error) = &kernels {
             tracing::warn!(%error, device = index, "without kernels of our own: libtorch's take their place");
@@ -183,7 +186,7 @@ pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) 
     by_head.shallow_clone().copy_(&turned);
 }
 
-/// RMSNorm of each head of queries and keys, and rotation, in place in contiguous rows [batch, tokens, values], which
+/// RMS norm of each head of queries and keys, and rotation, in place in contiguous rows [batch, tokens, values], which
 /// begin with the queries' heads and go on with the keys'. Cosines and sines are [tokens, head width].
 pub(crate) fn norm_rotate(
     rows: &Tensor,
