@@ -96,10 +96,10 @@ impl Case<'_> {
     fn run(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
         let (model, images) = (self.model, self.images()?);
         let ids = Vec::<i64>::try_from(&self.input("input_ids")?.flatten(0, -1))?;
-        let features = images.as_ref().map(|images| model.image_features(images));
+        let features = images.as_ref().map(|images| model.image_features(images)).transpose()?;
         if let (Some(images), Some(features)) = (&images, &features) {
             let patches = images.patches.to_device(model.loaded.placement.device);
-            for (index, state) in model.vision.hidden_states(&patches).into_iter().enumerate() {
+            for (index, state) in model.images.tower.hidden_states(&patches).into_iter().enumerate() {
                 outputs.insert(format!("vit.hidden_states.{index}"), state);
             }
             outputs.insert("image_features".to_owned(), features.shallow_clone());

@@ -48,7 +48,7 @@ fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
     let pixels = pixels(model, image);
     let prompt = model.prompter.prompt(question, 1).unwrap();
     let ids = model.prompter.lay_out(&prompt, &[tiles_of(&pixels).unwrap().grid]);
-    let features = model.image_features(&Images::new(&[&pixels]).unwrap());
+    let features = model.image_features(&Images::new(&[&pixels]).unwrap()).unwrap();
     (model.reading(&ids, &model.embed(&ids, 1, Some(&features))), ids.len() as i64)
 }
 
@@ -122,6 +122,35 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
             }
         }
     }
+}
+
+/// What a graph fills up holds what was there before.
+#[test]
+fn tokens_that_fill_up_change_no_others() {
+    for snapshot in SNAPSHOTS {
+        let model = load(snapshot, false);
+        let images = Images::new(&[&pixels(&model, IMAGES[0])]).unwrap();
+        let expected = model.image_features(&images).unwrap();
+        let tokens = images.pooling.size()[0];
+        let pooling =
+            Tensor::cat(&[&images.pooling, &images.pooling.flip([0]), &images.pooling.zeros_like()], 0);
+        let more = model.image_features(&Images { pooling, ..images }).unwrap();
+        assert_near(&more.narrow(0, 0, tokens), &expected, snapshot);
+    }
+}
+
+/// A warm-up records what any single image may be, so none may be refused.
+#[test]
+fn every_layout_of_a_single_image_can_be_run() {
+    let model = load(SNAPSHOTS[1], false);
+    let tiling = model.loaded.preprocessor.tiling().unwrap();
+    let image = pixels(&model, IMAGES[0]);
+    let tiles = tiles_of(&image).unwrap();
+    let known: Vec<_> =
+        tiling.layouts(15).into_iter().map(|layout| tiling.layout_tiles(layout).unwrap()).collect();
+    assert!(known.iter().any(|known| known.grid == tiles.grid && known.pooling.equal(&tiles.pooling)));
+    assert!(tiling.layouts(15).iter().any(|&layout| image.values.size() == tiling.shape(layout)));
+    model.images.warm_up(tiling, &model.replays).unwrap();
 }
 
 /// On a GPU the steps are replayed, which calls nothing of ours in between.
