@@ -26,10 +26,9 @@ const FIXTURES: [&str; 7] =
 /// Errors as a share of the largest value, in fp32: a filled-up batch is another shape, for which other kernels are
 /// chosen, which add in another order.
 const FP32_TOLERANCE: f64 = 1e-4;
-/// The same of bf16 beside fp32, of hidden states and logits …
-const BF16_TOLERANCE: f64 = 0.1;
-/// … and of votes, which come last.
-const BF16_VOTE_TOLERANCE: f64 = 0.1;
+/// The same of bf16 beside fp32, of hidden states, logits and votes: twice the largest that these snapshots have on a
+/// CPU (0.030).
+const BF16_TOLERANCE: f64 = 0.06;
 
 const TASK: TaskId = TaskId(1);
 const QUESTION: &str = "Is there active road construction in this image?";
@@ -143,7 +142,9 @@ impl Voter {
         let prompts = ["no road work", "road work", "a stop sign", "a dog"];
         let labels = (0..self.labels).map(|label| {
             let prompt = prompts[label % prompts.len()];
-            (label.to_string(), vec![prompt.to_owned(), format!("a photo of {prompt}, {label}")])
+            // A trained head knows its labels.
+            let name = if self.labels == 2 { prompt.to_owned() } else { label.to_string() };
+            (name, vec![prompt.to_owned(), format!("a photo of {prompt}, {label}")])
         });
         TaskLabels {
             task: "roadwork".to_owned(),
@@ -236,8 +237,7 @@ fn tensors_in_bf16_are_near_those_in_fp32() {
             for (tensor, expected) in &expected {
                 let largest = |x: &Tensor| x.abs().max().double_value(&[]);
                 let error = largest(&(&ours[tensor] - expected)) / largest(expected);
-                // No number is no hit either.
-                if !(error <= BF16_TOLERANCE) {
+                if error.is_nan() || error > BF16_TOLERANCE {
                     misses.push((name, way, tensor.clone(), error));
                 }
             }
@@ -259,7 +259,7 @@ fn votes_by_graphs_and_in_bf16_are_those_of_eager_fp32() {
         let alone: Vec<Vec<f32>> = images.chunks(1).flat_map(|image| votes(&*reference, image)).collect();
         for (way, tolerance) in [(EAGER, FP32_TOLERANCE), (REPLAYED, FP32_TOLERANCE)]
             .into_iter()
-            .chain(HALF.map(|way| (way, BF16_VOTE_TOLERANCE)))
+            .chain(HALF.map(|way| (way, BF16_TOLERANCE)))
         {
             let model = voter.ready(way);
             // The second time over what the first left in the buffers.
