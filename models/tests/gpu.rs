@@ -53,7 +53,7 @@ fn models() -> PathBuf {
     let here = ["models", "."].map(PathBuf::from);
     let folders = std::iter::once(built.to_owned()).chain(here);
     let found = folders.into_iter().find(|folder| folder.join("tests/fixtures/parity").is_dir());
-    found.unwrap_or_else(|| panic!("no fixtures: run this in the repository's folder"))
+    found.ok_or("no fixtures: run this in the repository's folder").unwrap()
 }
 
 fn fixture(name: &str) -> PathBuf {
