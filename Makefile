@@ -4,7 +4,7 @@ export CONCORD_DATA ?= ../shared/data
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools reference build demo test bench bench-micro fuzz lint fmt doc deny clean
+.PHONY: help setup tools reference build demo test gpu-test gpu-binary bench bench-micro fuzz lint fmt doc deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,13 @@ demo: build ## answer the pictures in examples/, then serve: verdict, cache hit,
 test: setup tools ## all tests (fetches transformers too; where it cannot, the test of its server is left out)
 	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched: the test of its server is left out" >&2
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
+
+gpu-test: setup ## what only a GPU can show (models/tests/gpu.rs); without one, each test says that it skips
+	OMP_NUM_THREADS=1 $(CARGO) test --release --locked -p concord-models --test gpu -- --nocapture
+
+gpu-binary: setup ## target/gpu-tests: the same as a program, for a machine with a GPU and without Rust
+	$(CARGO) test --release --locked -p concord-models --test gpu --no-run
+	strip -o target/gpu-tests "$$(ls -t target/release/deps/gpu-* | grep -v '\.d$$' | head -1)"
 
 bench: setup ## what the server costs beside its models, under load (a table, and JSON; about 3 minutes)
 	@deploy/tools.sh wrk

@@ -239,6 +239,14 @@ impl Fixture {
 /// # Errors
 /// When the fixture or its snapshot does not load; a tensor that does not agree is no error.
 pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError> {
+    check_with(folder, ModelOptions { device: device.to_owned(), ..ModelOptions::default() })
+}
+
+/// The same with other options, such as without graphs; architecture, snapshot and dtype are those of the fixture.
+///
+/// # Errors
+/// When the fixture or its snapshot does not load; a tensor that does not agree is no error.
+pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison>, ModelError> {
     let fixture = Fixture::open(folder)?;
     let model_type = Snapshot::open(&fixture.snapshot())?.model_type()?;
     let architecture = Architecture::by_model_type(&model_type).ok_or_else(|| {
@@ -253,9 +261,8 @@ pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError>
     let options = ModelOptions {
         architecture: architecture.name.to_owned(),
         snapshot: fixture.snapshot(),
-        device: device.to_owned(),
         dtype: dtype.to_owned(),
-        ..ModelOptions::default()
+        ..options
     };
     let model = load_model(&options, Path::new(""))?;
     // Not the default one: graphs are recorded on others only.

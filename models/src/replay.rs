@@ -38,7 +38,8 @@ pub(crate) fn buckets(max_batch: usize) -> Vec<usize> {
         .collect()
 }
 
-/// A function of a batch by its graphs. Every output has the batch as its first dimension, and no row depends on another.
+/// A model's functions of a batch by their graphs, which have their memory in common. Every output has the batch as its
+/// first dimension, and no row depends on another. A function runs no other of the same graphs.
 #[derive(Debug)]
 pub(crate) struct Replays {
     is_on: bool,
@@ -47,6 +48,7 @@ pub(crate) struct Replays {
 
 #[derive(Debug)]
 struct Recorded {
+    function: &'static str,
     /// Of the inputs, filled up, and their kinds.
     shapes: Vec<(Vec<i64>, Kind)>,
     /// `None`: cannot be recorded.
@@ -56,7 +58,7 @@ struct Recorded {
 }
 
 impl Replays {
-    /// With none, the function runs as it is.
+    /// With none, functions run as they are.
     pub(crate) fn new(is_on: bool) -> Self {
         Self { is_on, recorded: RefCell::default() }
     }
@@ -72,6 +74,20 @@ impl Replays {
     /// When libtorch refuses.
     pub(crate) fn run(
         &self,
+        inputs: &[&Tensor],
+        shared: &[&Tensor],
+        forward: impl Fn(&[Tensor]) -> Vec<Tensor>,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        self.run_as("", inputs, shared, forward)
+    }
+
+    /// The same for a model with several functions, each by a name of its own.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn run_as(
+        &self,
+        function: &'static str,
         inputs: &[&Tensor],
         shared: &[&Tensor],
         forward: impl Fn(&[Tensor]) -> Vec<Tensor>,
@@ -92,9 +108,12 @@ impl Replays {
         let as_is = |input: &&Tensor| (input.size(), input.kind());
         let shapes: Vec<_> = inputs.iter().map(filled).chain(shared.iter().map(as_is)).collect();
         let mut recorded = self.recorded.borrow_mut();
-        let mut place = recorded.iter().position(|one| one.shapes == shapes);
-        if place.is_none() && recorded.len() < SHAPES_MAX {
-            let one = record(shapes, &all, recorded.last(), &forward);
+        let of_function = || recorded.iter().filter(|one| one.function == function);
+        let mut place = recorded.iter().position(|one| one.function == function && one.shapes == shapes);
+        if place.is_none() && of_function().count() < SHAPES_MAX {
+            // One that cannot be recorded has no memory to share.
+            let before = recorded.iter().rev().find_map(|one| one.graph.as_ref());
+            let one = record(function, shapes, &all, before, &forward);
             recorded.push(one);
             place = Some(recorded.len() - 1);
         }
@@ -113,9 +132,10 @@ impl Replays {
 }
 
 fn record(
+    function: &'static str,
     shapes: Vec<(Vec<i64>, Kind)>,
     inputs: &[&Tensor],
-    before: Option<&Recorded>,
+    before: Option<&Graph>,
     forward: &impl Fn(&[Tensor]) -> Vec<Tensor>,
 ) -> Recorded {
     let held: Vec<Tensor> = shapes
@@ -126,12 +146,11 @@ fn record(
     for _ in 0..RUNS_BEFORE {
         let _warm = forward(&held);
     }
-    let other = before.and_then(|before| before.graph.as_ref());
-    match Graph::capture(other, || forward(&held)) {
-        Ok((graph, outputs)) => Recorded { shapes, graph: Some(graph), inputs: held, outputs },
+    match Graph::capture(before, || forward(&held)) {
+        Ok((graph, outputs)) => Recorded { function, shapes, graph: Some(graph), inputs: held, outputs },
         Err(error) => {
-            tracing::warn!(%error, ?shapes, "runs without a CUDA graph");
-            Recorded { shapes, graph: None, inputs: Vec::new(), outputs: Vec::new() }
+            tracing::warn!(%error, function, ?shapes, "runs without a CUDA graph");
+            Recorded { function, shapes, graph: None, inputs: Vec::new(), outputs: Vec::new() }
         }
     }
 }

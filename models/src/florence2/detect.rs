@@ -11,6 +11,7 @@ use super::text::BINS;
 use super::writer::Writer;
 use crate::decoder::Decoder;
 use crate::model::TaskLabels;
+use crate::replay::Replays;
 use crate::{ModelError, Pixels, Region, Scores, Shape};
 
 /// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
@@ -77,6 +78,7 @@ impl Phrases {
     pub(super) fn scores(
         &self,
         network: &Network,
+        replays: &Replays,
         features: &Tensor,
         images: &[&Pixels],
     ) -> Result<Vec<Scores>, ModelError> {
@@ -85,7 +87,7 @@ impl Phrases {
             let searches: Vec<(usize, &Phrase)> =
                 (0..images.len()).flat_map(|image| group.iter().map(move |phrase| (image, phrase))).collect();
             for searches in searches.chunks(SEARCHES_MAX) {
-                for ((image, _), hit) in searches.iter().zip(search(network, features, searches)?) {
+                for ((image, _), hit) in searches.iter().zip(search(network, replays, features, searches)?) {
                     hits[*image].push(hit);
                 }
             }
@@ -119,6 +121,7 @@ impl Hit<'_> {
 /// Looks for phrases of one group, each in the image of that index among the features [images, image tokens, width].
 fn search<'a>(
     network: &Network,
+    replays: &Replays,
     features: &Tensor,
     searches: &[(usize, &'a Phrase)],
 ) -> Result<Vec<Hit<'a>>, ModelError> {
@@ -128,7 +131,7 @@ fn search<'a>(
         network.ids(&searches.iter().map(|(_, phrase)| part(phrase)).collect::<Vec<_>>())
     };
     let questions = ids(|phrase| &phrase.question)?;
-    let memory = network.memory(&features.f_index_select(0, &images)?, &questions);
+    let memory = network.memory(replays, &features.f_index_select(0, &images)?, &questions)?;
     let mut writer = Writer::new(&network.bart, memory);
     let prefixes = ids(|phrase| &phrase.prefix)?;
     let logits = writer.step(&prefixes);

@@ -173,7 +173,7 @@ impl Generator for Florence2 {
         let network = &self.network;
         let prompt = network.prompt(&question)?;
         let features = self.image_features(&stack(&[image], self.loaded.placement.device))?;
-        let memory = network.memory(&features, &network.ids(&[&prompt])?);
+        let memory = network.memory(&self.replays, &features, &network.ids(&[&prompt])?)?;
         let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
         let tokens = if self.beams.is_greedy() {
             self.write_one(&memory, most)?

@@ -6,8 +6,11 @@ use super::bart::Memory;
 use super::network::{END, Network, PAD};
 use super::prompt::{self, CAPTION};
 use crate::model::TaskLabels;
+use crate::replay::Replays;
 use crate::{ModelError, Scores};
 
+/// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.
+const GRAPHS: &str = "captions";
 /// The most logits of one pass of the decoder: 256 MB in fp32. More captions are scored in several passes.
 const LOGITS_MAX: i64 = 1 << 26;
 
@@ -62,9 +65,20 @@ impl Captions {
     }
 
     /// A label's logit is the mean over its prompts of their mean log-probability for each token.
-    pub(super) fn scores(&self, network: &Network, features: &Tensor) -> Result<Vec<Scores>, ModelError> {
-        let by_prompt =
-            Vec::<Vec<f32>>::try_from(self.by_prompt(network, features).to_device(tch::Device::Cpu))?;
+    pub(super) fn scores(
+        &self,
+        network: &Network,
+        replays: &Replays,
+        features: &Tensor,
+    ) -> Result<Vec<Scores>, ModelError> {
+        let shared = [&self.question, &self.inputs, &self.targets, &self.shares];
+        let forward = |all: &[Tensor]| {
+            let [features, question, inputs, targets, shares] = [0, 1, 2, 3, 4].map(|index| &all[index]);
+            vec![by_prompt(network, features, question, [inputs, targets, shares])]
+        };
+        let outputs = replays.run_as(GRAPHS, &[features], &shared, forward)?;
+        let by_prompt = outputs.first().ok_or(ModelError::NotPrepared)?;
+        let by_prompt = Vec::<Vec<f32>>::try_from(by_prompt.f_to_device(tch::Device::Cpu)?)?;
         let scores = by_prompt.into_iter().map(|row| {
             let mut rest = row.as_slice();
             let mut logits = Vec::new();
@@ -77,38 +91,35 @@ impl Captions {
         });
         Ok(scores.collect())
     }
+}
 
-    /// Image features [images, image tokens, width] → [images, prompts], fp32.
-    fn by_prompt(&self, network: &Network, features: &Tensor) -> Tensor {
-        let (images, prompts) = (features.size()[0], self.inputs.size()[0]);
-        let source = network.source(features, &self.question);
-        let logits_of_prompt = self.targets.size()[1] * network.bart.vocabulary();
-        let prompts_at_once = (LOGITS_MAX / logits_of_prompt).clamp(1, prompts);
-        let images_at_once = (LOGITS_MAX / (logits_of_prompt * prompts_at_once)).clamp(1, images);
-        let mut rows = Vec::new();
-        for encoded in source.state.split(images_at_once, 0) {
-            let memory = network.bart.memory(&encoded, source.bias.as_ref());
-            let pass = |begin| {
-                let some = |x: &Tensor| {
-                    let count = prompts_at_once.min(prompts - begin);
-                    x.narrow(0, begin, count).repeat([encoded.size()[0], 1])
-                };
-                let means = mean_log_probabilities(
-                    network,
-                    &memory,
-                    [&self.inputs, &self.targets, &self.shares].map(some),
-                );
-                means.view([encoded.size()[0], -1])
+/// Image features [images, image tokens, width], and question, inputs, targets and shares of [`Captions`] →
+/// [images, prompts], fp32.
+fn by_prompt(network: &Network, features: &Tensor, question: &Tensor, captions: [&Tensor; 3]) -> Tensor {
+    let [inputs, targets, _] = captions;
+    let (images, prompts) = (features.size()[0], inputs.size()[0]);
+    let source = network.source(features, question);
+    let logits_of_prompt = targets.size()[1] * network.bart.vocabulary();
+    let prompts_at_once = (LOGITS_MAX / logits_of_prompt).clamp(1, prompts);
+    let images_at_once = (LOGITS_MAX / (logits_of_prompt * prompts_at_once)).clamp(1, images);
+    let mut rows = Vec::new();
+    for encoded in source.state.split(images_at_once, 0) {
+        let memory = network.bart.memory(&encoded, source.bias.as_ref());
+        let pass = |begin| {
+            let some = |x: &Tensor| {
+                let count = prompts_at_once.min(prompts - begin);
+                x.narrow(0, begin, count).repeat([encoded.size()[0], 1])
             };
-            let parts: Vec<Tensor> = (0..)
-                .map(|index| index * prompts_at_once)
-                .take_while(|begin| *begin < prompts)
-                .map(pass)
-                .collect();
-            rows.push(Tensor::cat(&parts, 1));
-        }
-        Tensor::cat(&rows, 0)
+            mean_log_probabilities(network, &memory, captions.map(some)).view([encoded.size()[0], -1])
+        };
+        let parts: Vec<Tensor> = (0..)
+            .map(|index| index * prompts_at_once)
+            .take_while(|begin| *begin < prompts)
+            .map(pass)
+            .collect();
+        rows.push(Tensor::cat(&parts, 1));
     }
+    Tensor::cat(&rows, 0)
 }
 
 /// Inputs, targets and shares of [`Captions`], each [rows, length] → one value for each row.

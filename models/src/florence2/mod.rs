@@ -136,7 +136,7 @@ struct Florence2 {
     tasks: HashMap<TaskId, Prepared>,
     /// The buffers of texts that are written greedily.
     writings: Kept<Writing>,
-    /// Of the image side.
+    /// Of the image side, the encoder and the votes by likelihood.
     replays: Replays,
 }
 
@@ -188,8 +188,8 @@ impl Model for Florence2 {
         }
         let features = self.image_features(&stack(images, self.loaded.placement.device))?;
         match prepared {
-            Prepared::Likelihood(captions) => captions.scores(&self.network, &features),
-            Prepared::Detect(phrases) => phrases.scores(&self.network, &features, images),
+            Prepared::Likelihood(captions) => captions.scores(&self.network, &self.replays, &features),
+            Prepared::Detect(phrases) => phrases.scores(&self.network, &self.replays, &features, images),
         }
     }
 

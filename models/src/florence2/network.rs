@@ -7,6 +7,7 @@ use super::davit::Tower;
 use super::projector::Projector;
 use super::text::TextCodec;
 use crate::ModelError;
+use crate::replay::Replays;
 use crate::static_cache::padded_length;
 
 /// The token that the decoder begins with, and that ends a prompt and a text: `</s>`.
@@ -15,6 +16,12 @@ pub(super) const END: i64 = 2;
 pub(super) const BEGIN: i64 = 0;
 /// What shorter texts of a batch are filled up with.
 pub(super) const PAD: i64 = 1;
+
+/// The name of the encoder's graphs among those of the model.
+const GRAPHS: &str = "sources";
+/// More sources keep a GPU busy for longer than the encoder takes to launch, and filling them up would cost more than
+/// it brings: large's 12 layers are about 150 launches, and 190 GFLOP for each source.
+const GRAPHED_SOURCES_MAX: i64 = 4;
 
 /// The networks and the tokenizer: what a snapshot is, without how it is used.
 #[derive(Debug)]
@@ -82,6 +89,12 @@ impl Network {
 
     /// The encoder's last state for the same arguments, padded where sources are.
     pub(super) fn source(&self, features: &Tensor, prompts: &Tensor) -> Source {
+        let (embedded, bias) = self.padded(features, prompts);
+        Source { state: self.encoded(&embedded, bias.as_ref()), bias }
+    }
+
+    /// What the encoder is given for them, and its bias where sources are padded.
+    fn padded(&self, features: &Tensor, prompts: &Tensor) -> (Tensor, Option<Tensor>) {
         let embedded = self.embed(features, prompts);
         let length = embedded.size()[1];
         let padded = if self.pads_sources { padded_length(length).min(self.positions) } else { length };
@@ -90,16 +103,32 @@ impl Network {
             let padding = Tensor::full([1, 1, 1, padded - length], f64::NEG_INFINITY, options);
             Tensor::cat(&[Tensor::zeros([1, 1, 1, length], options), padding], -1)
         });
-        let embedded = embedded.constant_pad_nd([0, 0, 0, padded - length]);
-        let mut states = self.bart.encode(&embedded, bias.as_ref());
-        let state = states.pop().unwrap_or(embedded);
-        Source { state, bias }
+        (embedded.constant_pad_nd([0, 0, 0, padded - length]), bias)
     }
 
-    /// What the decoder looks at, for rows as of [`Network::encoder_states`].
-    pub(super) fn memory(&self, features: &Tensor, prompts: &Tensor) -> Memory {
-        let Source { state, bias } = self.source(features, prompts);
-        self.bart.memory(&state, bias.as_ref())
+    fn encoded(&self, embedded: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let mut states = self.bart.encode(embedded, bias);
+        states.pop().unwrap_or_else(|| embedded.shallow_clone())
+    }
+
+    /// What the decoder looks at, for rows as of [`Network::encoder_states`]; by a graph where there are graphs and few
+    /// rows.
+    pub(super) fn memory(
+        &self,
+        replays: &Replays,
+        features: &Tensor,
+        prompts: &Tensor,
+    ) -> Result<Memory, ModelError> {
+        let (embedded, bias) = self.padded(features, prompts);
+        if embedded.size()[0] > GRAPHED_SOURCES_MAX {
+            let state = self.encoded(&embedded, bias.as_ref());
+            return Ok(self.bart.memory(&state, bias.as_ref()));
+        }
+        let shared: Vec<&Tensor> = bias.iter().collect();
+        let encode = |inputs: &[Tensor]| vec![self.encoded(&inputs[0], inputs.get(1))];
+        let outputs = replays.run_as(GRAPHS, &[&embedded], &shared, encode)?;
+        let state = outputs.first().ok_or(ModelError::NotPrepared)?;
+        Ok(self.bart.memory(state, bias.as_ref()))
     }
 
     /// Rows of ids of one length, [rows, length], where the networks are.

@@ -5,6 +5,7 @@
 mod adapter;
 mod answers;
 mod config;
+mod images;
 mod parity;
 mod parts;
 mod prompt;
@@ -34,6 +35,7 @@ use crate::{GenerateRequest, Generated, Generator, ModelError};
 use adapter::Adapter;
 use answers::Answers;
 use config::Config;
+use images::{ImageSide, Images, tiles_of};
 use prompt::{Prompt, Prompter};
 use text::{Step, TextModel, Writing};
 pub use tiling::Tiles;
@@ -58,12 +60,14 @@ impl Molmo2 {
 
         let mut weights = snapshot.weights(place)?;
         let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
-        let vision = VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config);
-        let adapter = Adapter::load(&mut weights, "model.vision_backbone", &config);
+        let images = ImageSide {
+            tower: VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config),
+            adapter: Adapter::load(&mut weights, "model.vision_backbone", &config),
+            device: place.device,
+        };
         Ok(Self {
             text,
-            vision,
-            adapter,
+            images,
             loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             ends: prompter.ends(snapshot)?,
             prompter,
@@ -80,8 +84,7 @@ impl Molmo2 {
 struct Molmo2 {
     config: Config,
     text: TextModel,
-    vision: VisionTower,
-    adapter: Adapter,
+    images: ImageSide,
     loaded: Loaded,
     prompter: Prompter,
     /// The tokens that end a text.
@@ -91,7 +94,7 @@ struct Molmo2 {
     pads_prompts: bool,
     /// The buffers of texts.
     writings: Kept<Writing>,
-    /// Of prompts that are read for votes.
+    /// Of the image side, and of prompts that are read for votes.
     replays: Replays,
 }
 
@@ -114,39 +117,10 @@ struct Task {
     answers: Answers,
 }
 
-/// Images as the image tower and the adapter take them.
-#[derive(Debug)]
-struct Images {
-    /// [crops, patches, patch·patch·3], those of all images one after the other.
-    patches: Tensor,
-    /// The patches of each token, [tokens, window], counted through all crops.
-    pooling: Tensor,
-}
-
-/// How the image was cut.
-fn tiles_of(image: &Pixels) -> Result<&Tiles, ModelError> {
-    let missing = || ModelError::Unsupported("these pixels are of another model's preprocessor".to_owned());
-    image.tiles.as_ref().ok_or_else(missing)
-}
-
-impl Images {
-    fn new(images: &[&Pixels]) -> Result<Self, ModelError> {
-        let (mut patches, mut pooling, mut before) = (Vec::new(), Vec::new(), 0);
-        for image in images {
-            let own = &tiles_of(image)?.pooling;
-            pooling.push((own + before).where_self(&own.ge(0), own));
-            before += image.values.size()[0] * image.values.size()[1];
-            patches.push(&image.values);
-        }
-        Ok(Self { patches: Tensor::cat(&patches, 0), pooling: Tensor::cat(&pooling, 0) })
-    }
-}
-
 impl Molmo2 {
     /// [tokens, hidden].
-    fn image_features(&self, images: &Images) -> Tensor {
-        let patches = self.vision.features(&images.patches.to_device(self.loaded.placement.device));
-        self.adapter.forward(&patches.flatten(0, 1), &images.pooling.to_device(self.loaded.placement.device))
+    fn image_features(&self, images: &Images) -> Result<Tensor, ModelError> {
+        self.images.features(images, &self.replays)
     }
 
     /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
@@ -215,7 +189,7 @@ impl Molmo2 {
     fn label_logits(&self, task: &Task, grid: [i64; 4], images: &[&Pixels]) -> Result<Tensor, ModelError> {
         let ids = self.prompter.lay_out(&task.prompt, &[grid]);
         self.check_length(ids.len())?;
-        let features = self.image_features(&Images::new(images)?);
+        let features = self.image_features(&Images::new(images)?)?;
         let reading = self.reading(&ids, &self.embed(&ids, images.len() as i64, Some(&features)));
         if !task.answers.reads_cache() {
             let next = self.next_logits(&reading)?;
@@ -312,6 +286,16 @@ impl Model for Molmo2 {
         Ok(all)
     }
 
+    fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
+        let _scores = self.classify(id, images)?;
+        match self.loaded.preprocessor.tiling() {
+            Some(tiling) if images.len() == 1 && self.replays.is_on() => {
+                self.images.warm_up(tiling, &self.replays)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn generator(&self) -> Option<&dyn Generator> {
         Some(self)
     }
@@ -335,7 +319,7 @@ impl Generator for Molmo2 {
         let prompt = self.prompter.prompt(&request.prompt, 1)?;
         let ids = self.prompter.lay_out(&prompt, &[tiles_of(image)?.grid]);
         let new_tokens_max = request.max_new_tokens.min(self.check_length(ids.len())?);
-        let features = self.image_features(&Images::new(&[image])?);
+        let features = self.image_features(&Images::new(&[image])?)?;
         let reading = self.reading(&ids, &self.embed(&ids, 1, Some(&features)));
 
         let (mut stream, mut stopped, mut failure) = (TextStream::default(), false, None);

@@ -1,6 +1,5 @@
 //! The tensors of a parity fixture: its cases are prompts with none, one and two images.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -9,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::text::{Step, Writing};
 use super::{Images, Molmo2, tiles_of};
 use crate::ModelError;
-use crate::decode_step::{DecodeBuffers, DecodeStep, Greedy};
+use crate::decode_step::{DecodeStep, Greedy, Written};
 use crate::parity::Fixture;
 use crate::preprocess::Pixels;
 use crate::static_cache::{capacity_for, padded_length};
@@ -97,10 +96,10 @@ impl Case<'_> {
     fn run(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
         let (model, images) = (self.model, self.images()?);
         let ids = Vec::<i64>::try_from(&self.input("input_ids")?.flatten(0, -1))?;
-        let features = images.as_ref().map(|images| model.image_features(images));
+        let features = images.as_ref().map(|images| model.image_features(images)).transpose()?;
         if let (Some(images), Some(features)) = (&images, &features) {
             let patches = images.patches.to_device(model.loaded.placement.device);
-            for (index, state) in model.vision.hidden_states(&patches).into_iter().enumerate() {
+            for (index, state) in model.images.tower.hidden_states(&patches).into_iter().enumerate() {
                 outputs.insert(format!("vit.hidden_states.{index}"), state);
             }
             outputs.insert("image_features".to_owned(), features.shallow_clone());
@@ -128,13 +127,13 @@ impl Case<'_> {
     /// As many tokens as the reference wrote, none of which ends the text.
     fn write(&self, ids: &[i64], writing: &Writing, outputs: &mut Outputs) -> Result<(), ModelError> {
         let step = Step { model: &self.model.text, writing };
-        let recording = Recording::new(step);
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
-        let max_new_tokens = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
-        let greedy =
-            Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs: self.model.replays.is_on() };
-        let written = greedy.run(&recording, ids.len() as i64, &mut |_| ControlFlow::Continue(()))?;
-        let steps = Tensor::stack(&recording.steps.take(), 1);
+        let count = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
+        let (written, logits) = write_recorded(&step, ids.len() as i64, count, self.model.replays.is_on())?;
+        if logits.is_empty() {
+            return Ok(());
+        }
+        let steps = Tensor::stack(&logits, 1);
         if self.shape("greedy.step_logits_top").is_some() {
             outputs.insert("greedy.step_logits_top".to_owned(), steps.topk(TOP, -1, true, true).0);
         } else {
@@ -146,28 +145,20 @@ impl Case<'_> {
     }
 }
 
-/// Keeps the logits of every step.
-#[derive(Debug)]
-pub(super) struct Recording<'a> {
-    step: Step<'a>,
-    pub(super) steps: RefCell<Vec<Tensor>>,
-}
-
-impl<'a> Recording<'a> {
-    /// Of a text that has begun: the logits of its first token are there.
-    pub(super) fn new(step: Step<'a>) -> Self {
-        Self { step, steps: RefCell::new(vec![step.buffers().logits().copy()]) }
-    }
-}
-
-impl DecodeStep for Recording<'_> {
-    fn buffers(&self) -> &DecodeBuffers {
-        self.step.buffers()
-    }
-
-    fn step(&self) -> Result<(), ModelError> {
-        self.step.step()?;
-        self.steps.borrow_mut().push(self.buffers().logits().copy());
-        Ok(())
-    }
+/// Writes so many tokens, and keeps the logits that each was chosen by, [1, vocabulary]. They are copied between the
+/// steps: a graph repeats what a step puts on the device, and calls nothing of ours.
+pub(super) fn write_recorded(
+    step: &dyn DecodeStep,
+    begin: i64,
+    max_new_tokens: usize,
+    graphs: bool,
+) -> Result<(Written, Vec<Tensor>), ModelError> {
+    let mut logits = Vec::new();
+    // With each token read at once, the buffers still hold what it was chosen by.
+    let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs };
+    let written = greedy.run(step, begin, &mut |_| {
+        logits.push(step.buffers().logits().copy());
+        ControlFlow::Continue(())
+    })?;
+    Ok((written, logits))
 }

@@ -49,7 +49,7 @@ pub(super) fn parts<'a>(
         Ok(Tensor::from_slice(&written.tokens))
     };
     let mut parts = vec![
-        Part::new(IMAGE_FEATURES, move || Ok(model.image_features(&input))),
+        Part::new(IMAGE_FEATURES, move || model.image_features(&input)),
         Part { prompt_tokens, ..Part::new("decoder: prefill", prefill) },
     ];
     // A text is written for one reader.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::parity::Recording;
+use super::parity::write_recorded;
 use super::{Images, Molmo2, Reading, tiles_of};
 use crate::ModelOptions;
-use crate::decode_step::Greedy;
 use crate::decoder::KvCache;
+use crate::libtorch::{Stream, cuda_devices};
 use crate::model::{Model, Placement, TaskId, TaskLabels};
 use crate::molmo2::text::{Step, Writing};
 use crate::snapshot::Snapshot;
@@ -25,15 +25,20 @@ const QUESTIONS: [&str; 2] =
 /// Of logits, as a share of the largest.
 const TOLERANCE: f64 = 1e-5;
 
+/// On a machine with a GPU, the tests run in the repository of another.
 fn crate_folder() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if built.exists() { built } else { Path::new("models") }
 }
 
 fn load(snapshot: &str, pads_prompts: bool) -> Molmo2 {
+    Molmo2 { pads_prompts, ..load_on(Device::Cpu, snapshot, false) }
+}
+
+fn load_on(device: Device, snapshot: &str, graphs: bool) -> Molmo2 {
     let snapshot = Snapshot::open(&crate_folder().join(snapshot)).unwrap();
-    let place = Placement { device: Device::Cpu, kind: Kind::Float };
-    let model = Molmo2::load(&snapshot, &ModelOptions::default(), place).unwrap();
-    Molmo2 { pads_prompts, ..model }
+    let options = ModelOptions { graphs, ..ModelOptions::default() };
+    Molmo2::load(&snapshot, &options, Placement { device, kind: Kind::Float }).unwrap()
 }
 
 fn pixels(model: &Molmo2, image: &str) -> Pixels {
@@ -45,7 +50,7 @@ fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
     let pixels = pixels(model, image);
     let prompt = model.prompter.prompt(question, 1).unwrap();
     let ids = model.prompter.lay_out(&prompt, &[tiles_of(&pixels).unwrap().grid]);
-    let features = model.image_features(&Images::new(&[&pixels]).unwrap());
+    let features = model.image_features(&Images::new(&[&pixels]).unwrap()).unwrap();
     (model.reading(&ids, &model.embed(&ids, 1, Some(&features))), ids.len() as i64)
 }
 
@@ -79,10 +84,9 @@ fn in_fixed_buffers(
     let state = model.read(reading, Some(&mut writing.buffers.cache.prompt()), &mut |_| {});
     let first = model.text.next_logits(&state, &reading.last);
     writing.buffers.begin(length, &first).unwrap();
-    let recording = Recording::new(Step { model: &model.text, writing });
-    let greedy = Greedy { ends: &[], max_new_tokens: count, steps_per_read: 4, graphs: false };
-    let written = greedy.run(&recording, length, &mut |_| ControlFlow::Continue(())).unwrap();
-    (written.tokens, Tensor::cat(&recording.steps.take(), 0))
+    let step = Step { model: &model.text, writing };
+    let (written, logits) = write_recorded(&step, length, count, model.replays.is_on()).unwrap();
+    (written.tokens, Tensor::cat(&logits, 0))
 }
 
 fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
@@ -117,6 +121,59 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                     assert_eq!(ours.0, tokens, "{what}");
                     assert_near(&ours.1, &logits, &what);
                 }
+            }
+        }
+    }
+}
+
+/// What a graph fills up holds what was there before.
+#[test]
+fn tokens_that_fill_up_change_no_others() {
+    for snapshot in SNAPSHOTS {
+        let model = load(snapshot, false);
+        let images = Images::new(&[&pixels(&model, IMAGES[0])]).unwrap();
+        let expected = model.image_features(&images).unwrap();
+        let tokens = images.pooling.size()[0];
+        let pooling =
+            Tensor::cat(&[&images.pooling, &images.pooling.flip([0]), &images.pooling.zeros_like()], 0);
+        let more = model.image_features(&Images { pooling, ..images }).unwrap();
+        assert_near(&more.narrow(0, 0, tokens), &expected, snapshot);
+    }
+}
+
+/// A warm-up records what any single image may be, so none may be refused.
+#[test]
+fn every_layout_of_a_single_image_can_be_run() {
+    let model = load(SNAPSHOTS[1], false);
+    let tiling = model.loaded.preprocessor.tiling().unwrap();
+    let image = pixels(&model, IMAGES[0]);
+    let tiles = tiles_of(&image).unwrap();
+    let known: Vec<_> =
+        tiling.layouts(15).into_iter().map(|layout| tiling.layout_tiles(layout).unwrap()).collect();
+    assert!(known.iter().any(|known| known.grid == tiles.grid && known.pooling.equal(&tiles.pooling)));
+    assert!(tiling.layouts(15).iter().any(|&layout| image.values.size() == tiling.shape(layout)));
+    model.images.warm_up(tiling, &model.replays).unwrap();
+}
+
+/// On a GPU the steps are replayed, which calls nothing of ours in between.
+#[test]
+fn recorded_logits_are_those_that_each_token_was_chosen_by() {
+    let gpus = cuda_devices();
+    if gpus == 0 {
+        eprintln!("skipped on CUDA: no GPU here");
+    }
+    for device in std::iter::once(Device::Cpu).chain((0..gpus.min(1)).map(Device::Cuda)) {
+        let stream = Stream::new(device).unwrap();
+        let _current = stream.enter().unwrap();
+        for snapshot in SNAPSHOTS {
+            let model = load_on(device, snapshot, true);
+            let (reading, length) = reading(&model, IMAGES[0], QUESTIONS[0]);
+            let writing = Writing::new(&model.text, capacity_for(257));
+            for count in [1, 12] {
+                let what = format!("{device:?} {snapshot} {count}");
+                let (tokens, logits) = in_fixed_buffers(&model, &writing, (&reading, length), count);
+                assert_eq!(tokens.len(), count, "{what}");
+                assert_eq!(Vec::<i64>::try_from(logits.argmax(-1, false)).unwrap(), tokens, "{what}");
             }
         }
     }

@@ -98,12 +98,27 @@ impl Tiling {
         Tensor::f_cat(&[cut(whole, [1, 1])?, cut(canvas, plan.tiles)?], 0)
     }
 
+    /// All rows and columns of crops that an image may be cut into, if they are no more than `crops`.
+    pub(crate) fn layouts(&self, crops: i64) -> Vec<[i64; 2]> {
+        candidates(self.max_crops.min(crops))
+    }
+
+    /// Of the patches of an image that is cut into these rows and columns of crops.
+    pub(crate) fn shape(&self, [rows, columns]: [i64; 2]) -> [i64; 3] {
+        [1 + rows * columns, self.crop_patches() * self.crop_patches(), self.patch * self.patch * 3]
+    }
+
     /// The tokens of an image that is cut so.
     pub(crate) fn tiles(&self, plan: &Plan) -> Result<Tiles, TchError> {
+        self.layout_tiles(plan.tiles)
+    }
+
+    /// The tokens of an image that is cut into these rows and columns of crops.
+    pub(crate) fn layout_tiles(&self, layout: [i64; 2]) -> Result<Tiles, TchError> {
         let side = self.crop_patches();
         let (mut windows, whole) = pool(&in_one_crop(side), self.pooling);
         let first = side * side;
-        let (of_crops, crops) = pool(&self.canvas_patches(plan.tiles), self.pooling);
+        let (of_crops, crops) = pool(&self.canvas_patches(layout), self.pooling);
         windows.extend(of_crops.iter().map(|&index| if index < 0 { index } else { index + first }));
         let width = self.pooling[0] * self.pooling[1];
         let pooling = Tensor::f_from_slice(&windows)?.f_view([-1, width])?;
@@ -137,11 +152,15 @@ fn in_one_crop(side: i64) -> Vec<Vec<i64>> {
     (0..side).map(|row| (row * side..(row + 1) * side).collect()).collect()
 }
 
+/// All rows and columns of at most so many tiles.
+fn candidates(max_tiles: i64) -> Vec<[i64; 2]> {
+    (1..=max_tiles).flat_map(|rows| (1..=max_tiles / rows).map(move |columns| [rows, columns])).collect()
+}
+
 /// Rows and columns of tiles, at most `max_tiles`, for an image of this height and width: the ones that need the
 /// least enlargement, or where all are smaller than the image the least reduction. In fp32, because rounding decides.
 fn select_tiles([height, width]: [i64; 2], side: i64, max_tiles: i64) -> [i64; 2] {
-    let mut candidates: Vec<[i64; 2]> =
-        (1..=max_tiles).flat_map(|rows| (1..=max_tiles / rows).map(move |columns| [rows, columns])).collect();
+    let mut candidates = candidates(max_tiles);
     candidates.sort_by_key(|&[rows, columns]| (rows * columns, rows));
     let scale = |&[rows, columns]: &[i64; 2]| {
         let along = |tiles: i64, length: i64| (tiles * side) as f32 / length as f32;

@@ -1,0 +1,342 @@
+//! What only a GPU can show: parity there, replays and half precision beside eager fp32, two models at once.
+//!
+//! Without a GPU every test says that it skips. The binary, stripped, runs on any machine in the repository's folder.
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use concord_models::libtorch::{Stream, cuda_devices, load_cuda_part};
+use concord_models::parity::{Comparison, Fixture, check_with};
+use concord_models::{
+    GenerateRequest, Generated, Model, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, decode,
+    graph_fallbacks, load_model,
+};
+use image::imageops::{flip_horizontal, flip_vertical, rotate180};
+use tch::{Device, Kind, Tensor};
+
+const DEVICE: &str = "cuda:0";
+const FIXTURES: [&str; 7] =
+    ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2", "molmo2", "molmo2_o"];
+
+/// Errors as a share of the largest value, in fp32: a filled-up batch is another shape, for which other kernels are
+/// chosen, which add in another order.
+const FP32_TOLERANCE: f64 = 1e-4;
+/// The same of bf16 beside fp32, of hidden states, logits and votes: twice the largest that these snapshots have on a
+/// CPU (0.030).
+const BF16_TOLERANCE: f64 = 0.06;
+
+const TASK: TaskId = TaskId(1);
+const QUESTION: &str = "Is there active road construction in this image?";
+
+/// One test at a time: nothing may disturb what a model records, and fallbacks are counted for the whole process.
+static GPU: Mutex<()> = Mutex::new(());
+
+/// The GPU for the caller alone; says so where there is none.
+fn gpu() -> Option<MutexGuard<'static, ()>> {
+    if cuda_devices() == 0 {
+        eprintln!("skipped: no GPU here");
+        return None;
+    }
+    let gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+    load_cuda_part().unwrap();
+    Some(gpu)
+}
+
+/// The crate's folder, here or where this was built.
+fn models() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = ["models", "."].map(PathBuf::from);
+    let folders = std::iter::once(built.to_owned()).chain(here);
+    let found = folders.into_iter().find(|folder| folder.join("tests/fixtures/parity").is_dir());
+    found.ok_or("no fixtures: run this in the repository's folder").unwrap()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    models().join("tests/fixtures/parity").join(name)
+}
+
+/// How a model is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    dtype: &'static str,
+    graphs: bool,
+}
+
+const EAGER: Way = Way { dtype: "fp32", graphs: false };
+const REPLAYED: Way = Way { dtype: "fp32", graphs: true };
+const HALF: [Way; 2] = [Way { dtype: "bf16", graphs: false }, Way { dtype: "bf16", graphs: true }];
+
+impl Way {
+    fn options(self) -> ModelOptions {
+        ModelOptions {
+            device: DEVICE.to_owned(),
+            dtype: self.dtype.to_owned(),
+            graphs: self.graphs,
+            ..ModelOptions::default()
+        }
+    }
+}
+
+/// A snapshot that votes.
+#[derive(Debug, Clone, Copy)]
+struct Voter {
+    architecture: &'static str,
+    snapshot: &'static str,
+    mode: &'static str,
+    head: Option<&'static str>,
+    labels: usize,
+}
+
+const fn voter(architecture: &'static str, snapshot: &'static str) -> Voter {
+    Voter { architecture, snapshot, mode: "", head: None, labels: 2 }
+}
+
+const NANO_DINOV3: Voter =
+    Voter { head: Some("head.roadwork.safetensors"), ..voter("dinov3", "nano/dinov3") };
+const NANO_MOLMO2: Voter = voter("molmo2", "nano/molmo2");
+const VOTERS: [Voter; 10] = [
+    NANO_DINOV3,
+    voter("siglip2", "nano/siglip2"),
+    voter("florence2", "nano/florence2"),
+    Voter { mode: "detect", ..voter("florence2", "nano/florence2") },
+    NANO_MOLMO2,
+    Voter {
+        head: Some("classifier_head.safetensors"),
+        labels: 10,
+        ..voter("dinov3", "tests/fixtures/parity/dinov3_vit/snapshot")
+    },
+    voter("siglip2", "tests/fixtures/parity/siglip2/snapshot"),
+    voter("siglip2", "tests/fixtures/parity/siglip2_naflex/snapshot"),
+    voter("florence2", "tests/fixtures/parity/florence2/snapshot"),
+    voter("molmo2", "tests/fixtures/parity/molmo2_o/snapshot"),
+];
+
+impl Voter {
+    fn load(self, way: Way) -> Box<dyn Model> {
+        let options = ModelOptions {
+            architecture: self.architecture.to_owned(),
+            snapshot: self.snapshot.into(),
+            mode: self.mode.to_owned(),
+            ..way.options()
+        };
+        load_model(&options, &models()).unwrap()
+    }
+
+    /// Loaded and warmed up, as an engine does it.
+    fn ready(self, way: Way) -> Box<dyn Model> {
+        let mut model = self.load(way);
+        model.prepare(TASK, &self.task()).unwrap();
+        let image = pixels(&*model, &pictures()[..1]).remove(0);
+        for batch in model.warm_up_batches(4) {
+            model.warm_up(TASK, &vec![&image; batch]).unwrap();
+        }
+        model
+    }
+
+    fn task(self) -> TaskLabels {
+        let prompts = ["no road work", "road work", "a stop sign", "a dog"];
+        let labels = (0..self.labels).map(|label| {
+            let prompt = prompts[label % prompts.len()];
+            // A trained head knows its labels.
+            let name = if self.labels == 2 { prompt.to_owned() } else { label.to_string() };
+            (name, vec![prompt.to_owned(), format!("a photo of {prompt}, {label}")])
+        });
+        TaskLabels {
+            task: "roadwork".to_owned(),
+            question: QUESTION.to_owned(),
+            labels: labels.collect(),
+            answers: ["NO", "YES"].iter().cycle().take(self.labels).map(|text| (*text).to_owned()).collect(),
+            head: self.head.map(PathBuf::from),
+        }
+    }
+}
+
+/// Four of one size, then one of another.
+fn pictures() -> Vec<RgbImage> {
+    let read = |name: &str| {
+        let path = fixture("molmo2").join(format!("images/{name}.png"));
+        decode(&fs::read(path).unwrap(), 1_000_000).unwrap()
+    };
+    let first = read("landscape");
+    let others = [flip_horizontal(&first), flip_vertical(&first), rotate180(&first), read("portrait")];
+    std::iter::once(first).chain(others).collect()
+}
+
+fn pixels(model: &dyn Model, pictures: &[RgbImage]) -> Vec<Pixels> {
+    pictures.iter().map(|picture| model.loaded().preprocessor.apply(picture).unwrap()).collect()
+}
+
+fn votes(model: &dyn Model, images: &[Pixels]) -> Vec<Vec<f32>> {
+    let scores = model.classify(TASK, &images.iter().collect::<Vec<_>>()).unwrap();
+    scores.into_iter().map(|scores| scores.logits).collect()
+}
+
+/// Votes lie near those expected, and the best label is the same where it is better by more than both may err.
+fn assert_same_votes(ours: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f64, what: &str) {
+    assert_eq!(ours.len(), expected.len(), "{what}");
+    let scale = expected.iter().flatten().fold(0.0_f64, |most, &logit| most.max(f64::from(logit.abs())));
+    let allowed = tolerance * scale;
+    for (row, (ours, expected)) in ours.iter().zip(expected).enumerate() {
+        let error = ours.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        assert!(error <= allowed, "{what}, image {row}: {ours:?}, expected {expected:?} ± {allowed}");
+        let mut sorted = expected.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let is_clear = f64::from(sorted[0] - sorted[1]) > 2.0 * allowed;
+        assert!(!is_clear || best(ours) == best(expected), "{what}, image {row}: {ours:?}, {expected:?}");
+    }
+}
+
+fn best(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+}
+
+#[test]
+fn fixtures_agree_in_fp32_eagerly_and_by_graphs() {
+    let Some(_gpu) = gpu() else { return };
+    let before = graph_fallbacks();
+    let mut misses: Vec<(&str, bool, Comparison)> = Vec::new();
+    for name in FIXTURES {
+        for way in [EAGER, REPLAYED] {
+            let comparisons = check_with(&fixture(name), way.options()).unwrap();
+            assert!(comparisons.len() >= 14, "{name}: only {} comparisons", comparisons.len());
+            let missed = comparisons.into_iter().filter(|comparison| !comparison.passes());
+            misses.extend(missed.map(|comparison| (name, way.graphs, comparison)));
+        }
+    }
+    assert!(misses.is_empty(), "{misses:#?}");
+    assert_eq!(graph_fallbacks(), before);
+}
+
+/// The tensors of a fixture as a model makes them, but for what its own writing decides.
+fn reproduced(name: &str, way: Way) -> BTreeMap<String, Tensor> {
+    let architecture = name.split('_').next().unwrap().to_owned();
+    let snapshot = fixture(name).join("snapshot");
+    let model = load_model(&ModelOptions { architecture, snapshot, ..way.options() }, Path::new("")).unwrap();
+    let stream = Stream::new(model.loaded().placement.device).unwrap();
+    let _current = stream.enter().unwrap();
+    let outputs = model.reproduce(&Fixture::open(&fixture(name)).unwrap()).unwrap();
+    let is_read = |name: &str| !name.contains("greedy") && !name.contains("beam");
+    let outputs = outputs.into_iter().filter(|(name, x)| is_read(name) && x.is_floating_point());
+    outputs.map(|(name, x)| (name, x.to_device(Device::Cpu).to_kind(Kind::Double))).collect()
+}
+
+#[test]
+fn tensors_in_bf16_are_near_those_in_fp32() {
+    let Some(_gpu) = gpu() else { return };
+    let mut misses = Vec::new();
+    for name in FIXTURES {
+        let expected = reproduced(name, EAGER);
+        for way in HALF {
+            let ours = reproduced(name, way);
+            assert_eq!(ours.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            for (tensor, expected) in &expected {
+                let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+                let error = largest(&(&ours[tensor] - expected)) / largest(expected);
+                if error.is_nan() || error > BF16_TOLERANCE {
+                    misses.push((name, way, tensor.clone(), error));
+                }
+            }
+        }
+    }
+    assert!(misses.is_empty(), "{misses:#?}");
+}
+
+/// Three images fill a bucket of four; five are of two layouts.
+#[test]
+fn votes_by_graphs_and_in_bf16_are_those_of_eager_fp32() {
+    let Some(_gpu) = gpu() else { return };
+    let (before, pictures) = (graph_fallbacks(), pictures());
+    for voter in VOTERS {
+        let stream = Stream::new(Device::Cuda(0)).unwrap();
+        let _current = stream.enter().unwrap();
+        let reference = voter.ready(EAGER);
+        let images = pixels(&*reference, &pictures);
+        let alone: Vec<Vec<f32>> = images.chunks(1).flat_map(|image| votes(&*reference, image)).collect();
+        for (way, tolerance) in [(EAGER, FP32_TOLERANCE), (REPLAYED, FP32_TOLERANCE)]
+            .into_iter()
+            .chain(HALF.map(|way| (way, BF16_TOLERANCE)))
+        {
+            let model = voter.ready(way);
+            // The second time over what the first left in the buffers.
+            for batch in [1, 3, 4, 5, 3, 1] {
+                let what = format!("{voter:?} {way:?}, batch of {batch}");
+                assert_same_votes(&votes(&*model, &images[..batch]), &alone[..batch], tolerance, &what);
+            }
+        }
+    }
+    assert_eq!(graph_fallbacks(), before);
+}
+
+fn written(model: &dyn Model, image: &Pixels, prompt: &str) -> Generated {
+    let request = GenerateRequest { prompt: prompt.to_owned(), max_new_tokens: 24 };
+    let generator = model.generator().unwrap();
+    generator.generate(image, &request, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn texts_by_graphs_are_those_without() {
+    let Some(_gpu) = gpu() else { return };
+    let (before, pictures) = (graph_fallbacks(), pictures());
+    for (voter, prompts) in [
+        (voter("florence2", "nano/florence2"), ["<CAPTION>", "<OD>"]),
+        (voter("florence2", "tests/fixtures/parity/florence2/snapshot"), ["<CAPTION>", "<OD>"]),
+        (NANO_MOLMO2, [QUESTION, "What is it?"]),
+        (voter("molmo2", "tests/fixtures/parity/molmo2/snapshot"), [QUESTION, "What is it?"]),
+    ] {
+        let stream = Stream::new(Device::Cuda(0)).unwrap();
+        let _current = stream.enter().unwrap();
+        let [eager, replayed] = [EAGER, REPLAYED].map(|way| voter.load(way));
+        for image in pixels(&*eager, &pictures) {
+            for prompt in prompts {
+                let expected = written(&*eager, &image, prompt);
+                // Without graphs at first, then recorded, then replayed in buffers that held the same text.
+                for _ in 0..2 {
+                    assert_eq!(written(&*replayed, &image, prompt), expected, "{voter:?} {prompt}");
+                }
+            }
+        }
+    }
+    assert_eq!(graph_fallbacks(), before);
+}
+
+#[test]
+fn two_models_on_two_streams_say_the_same_as_alone() {
+    let Some(_gpu) = gpu() else { return };
+    let (before, alone) = (graph_fallbacks(), Mutex::new(()));
+    let ((to_second, from_first), (to_first, from_second)) = (channel(), channel());
+    let run = |voter: Voter, is_ready: &dyn Fn(), wait: &dyn Fn()| {
+        let stream = Stream::new(Device::Cuda(0)).unwrap();
+        let _current = stream.enter().unwrap();
+        let (model, images, expected) = {
+            let _alone = alone.lock().unwrap();
+            let model = voter.ready(REPLAYED);
+            let images = pixels(&*model, &pictures());
+            // Twice: what is not warmed up is recorded in the first.
+            let _recorded = votes(&*model, &images);
+            let expected = votes(&*model, &images);
+            (model, images, expected)
+        };
+        is_ready();
+        wait();
+        for round in 0..50 {
+            let what = format!("{voter:?} beside the other, round {round}");
+            assert_same_votes(&votes(&*model, &images), &expected, 1e-6, &what);
+        }
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        // Where one fails, its end of the channel is gone and the other stops.
+        scope.spawn(move || {
+            run(NANO_DINOV3, &|| to_second.send(()).unwrap(), &|| from_second.recv().unwrap());
+        });
+        scope.spawn(move || {
+            run(NANO_MOLMO2, &|| to_first.send(()).unwrap(), &|| from_first.recv().unwrap());
+        });
+    });
+    assert_eq!(graph_fallbacks(), before);
+}
