@@ -62,6 +62,7 @@ pub(crate) fn vote_digest(
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
     fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
     fields.text(&format!("{:?}", options.input)).text(&options.output);
+    fields.text(&options.decode);
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
         fields.text(label).number(prompts.len() as u64);
