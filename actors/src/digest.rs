@@ -141,3 +141,26 @@ impl Fields {
         Digest(*self.0.finalize().as_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::policy::TaskSection;
+
+    #[test]
+    fn a_vote_on_a_picture_that_was_decoded_otherwise_has_another_key() {
+        let section: TaskSection = serde_json::from_value(serde_json::json!({
+            "question": "?", "labels": ["no", "yes"], "stages": [{ "models": ["a"] }],
+        }))
+        .unwrap();
+        let policy = Policy::from_section(&section, &BTreeSet::from(["a".to_owned()])).unwrap();
+        let key = |decode: &str| {
+            let options = ModelOptions { decode: decode.to_owned(), ..ModelOptions::default() };
+            vote_digest(&options, &[0; 32], None, &policy)
+        };
+        assert_ne!(key("exact"), key("fast"));
+        assert_eq!(key("exact"), vote_digest(&ModelOptions::default(), &[0; 32], None, &policy));
+    }
+}
