@@ -12,9 +12,8 @@ const PHOTOGRAPH: &str = "examples/rocket.jpg";
 
 /// Both models are asked about every picture.
 fn both_stages() -> (tempfile::TempDir, String) {
-    let edit = |text: String| {
-        replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }")
-    };
+    let edit =
+        |text: String| replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }");
     let (folder, file) = edited_ensemble(edit);
     let file = file.to_str().unwrap().to_owned();
     (folder, file)
@@ -76,10 +75,9 @@ fn what_is_no_picture_is_the_same_fault_either_way() {
         let answer = server.client.classify("roadwork", image);
         (answer.status, answer.body["type"].as_str().unwrap_or_default().to_owned())
     };
-    for (image, status, name) in [
-        (&b"hello"[..], 400, "not-an-image"),
-        (&photograph[..300], 400, "broken-image"),
-    ] {
+    for (image, status, name) in
+        [(&b"hello"[..], 400, "not-an-image"), (&photograph[..300], 400, "broken-image")]
+    {
         let (found, of) = kind(image);
         assert!(found == status && of.contains(name), "{name}: {found} {of}");
     }

@@ -126,7 +126,9 @@ impl Ask {
         }
         match self.voter {
             Reserved::Local { model, task, place } => model.submit(task, picture, place, self.wanted),
-            Reserved::Cloud { cloud, task, place } => cloud.submit(&task, &picture.pixels, place, self.wanted),
+            Reserved::Cloud { cloud, task, place } => {
+                cloud.submit(&task, &picture.pixels, place, self.wanted)
+            }
         }
     }
 

@@ -34,9 +34,9 @@ impl Scale {
     /// The smallest scale at which a picture of this width and height still has the wanted ones.
     pub fn covering(size: [u32; 2], wanted: [u32; 2]) -> Self {
         let covers = |&eighths: &u8| {
-            size.iter()
-                .zip(wanted)
-                .all(|(&side, wanted)| (u64::from(side) * u64::from(eighths)).div_ceil(8) >= u64::from(wanted))
+            size.iter().zip(wanted).all(|(&side, wanted)| {
+                (u64::from(side) * u64::from(eighths)).div_ceil(8) >= u64::from(wanted)
+            })
         };
         (1..=8).find(covers).map_or(Self::WHOLE, Self)
     }

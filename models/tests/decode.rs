@@ -167,10 +167,7 @@ fn what_libjpeg_does_not_scale_is_decoded_whole() {
 fn a_scale_is_no_way_around_the_limit_and_no_image_stays_none() {
     let jpeg = read("rgb.jpg");
     let pixels = u64::from(decode(&jpeg, LIMIT).unwrap().width() * decode(&jpeg, LIMIT).unwrap().height());
-    let limits = [
-        jpeg_size(&jpeg, pixels - 1).map(drop),
-        decode_at(&jpeg, pixels - 1, scale(1)).map(drop),
-    ];
+    let limits = [jpeg_size(&jpeg, pixels - 1).map(drop), decode_at(&jpeg, pixels - 1, scale(1)).map(drop)];
     for outcome in limits {
         assert!(matches!(outcome, Err(DecodeError::TooLarge { .. })), "{outcome:?}");
     }

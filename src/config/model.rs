@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
 use concord_models::{
-    ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS, is_device_name,
+    ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS,
+    is_device_name,
 };
 
 use super::server::out_of_range;

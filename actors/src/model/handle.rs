@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Picture, Preprocessor, Scale, TaskId, TaskLabels,
-    device_name, dtype_name,
+    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Picture, Preprocessor, Scale, TaskId,
+    TaskLabels, device_name, dtype_name,
 };
 
 use super::queue::Entry;

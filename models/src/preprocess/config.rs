@@ -1,5 +1,7 @@
 //! Which recipe a snapshot or a configuration asks for, with the defaults of the processor classes.
 
+use std::path::Path;
+
 use serde::Deserialize;
 
 use super::{FILTERS, Filter, Preprocessor, Recipe};
@@ -72,6 +74,14 @@ impl Preprocessor {
         }
         let recipe = Recipe::ResizeBytes { height, width, filter };
         Ok(Self { recipe, mean: input.mean, std: input.std, rescale: 1.0 / 255.0 })
+    }
+
+    /// The one of the snapshot in a folder, whether or not its weights are there.
+    ///
+    /// # Errors
+    /// When a file is missing, or asks for something that is not done here.
+    pub fn of_snapshot(folder: &Path) -> Result<Self, ModelError> {
+        Self::load(&Snapshot::open(folder)?)
     }
 
     /// The one that the snapshot describes.
