@@ -66,8 +66,8 @@ pub struct ModelOptions {
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
     pub dtype: String,
-    /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, as few
-    /// eighths of both sides as still give the model's own input size): one of [`DECODES`].
+    /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, an
+    /// eighth to a half of both sides, where that still is the model's own input size): one of [`DECODES`].
     pub decode: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,

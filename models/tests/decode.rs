@@ -125,12 +125,12 @@ fn distance_from_means(small: &RgbImage, whole: &RgbImage) -> f64 {
 fn a_jpeg_at_a_scale_is_the_whole_one_made_smaller() {
     let photograph = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/rocket.jpg")).unwrap();
     let whole = decode(&photograph, LIMIT).unwrap();
-    for eighths in 1..=8 {
+    for eighths in [1, 2, 3, 4, 8] {
         let small = decode_at(&photograph, LIMIT, scale(eighths)).unwrap();
         let side = |side: u32| (side * eighths).div_ceil(8);
         assert_eq!(small.pixels.dimensions(), (side(whole.width()), side(whole.height())), "{eighths}/8");
         assert_eq!(small.size, [whole.width(), whole.height()], "{eighths}/8");
-        if matches!(eighths, 1 | 2 | 4 | 8) {
+        if eighths != 3 {
             let distance = distance_from_means(&small.pixels, &whole);
             assert!(distance < 1.0, "{eighths}/8 is {distance:.2} levels from the means");
         }

@@ -95,7 +95,8 @@ impl ModelHandle {
         let LoadedModel { seat, other_seats, snapshot, memory } = loaded;
         let model = &seat.model;
         let (parameters, dtype) = (model.loaded().parameters, dtype_name(model.loaded().placement.kind));
-        let preprocessor = Arc::new(model.loaded().preprocessor.clone());
+        let device = model.loaded().placement.device;
+        let preprocessor = Arc::new(model.loaded().preprocessor.clone().for_device(device));
         let (writes, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
         let warm_up_batches = model.warm_up_batches(options.max_batch).into();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use tch::Device;
 
 use super::{FILTERS, Filter, Preprocessor, Recipe};
 use crate::ModelError;
@@ -73,7 +74,7 @@ impl Preprocessor {
             return Err(format!("input.std {:?} must be greater than 0", input.std));
         }
         let recipe = Recipe::ResizeBytes { height, width, filter };
-        Ok(Self { recipe, mean: input.mean, std: input.std, rescale: 1.0 / 255.0 })
+        Ok(Self { recipe, mean: input.mean, std: input.std, rescale: 1.0 / 255.0, device: Device::Cpu })
     }
 
     /// The one of the snapshot in a folder, whether or not its weights are there.
@@ -167,6 +168,7 @@ impl Preprocessor {
             mean: if normalize { config.image_mean.unwrap_or(default_mean) } else { [0.0; 3] },
             std,
             rescale,
+            device: Device::Cpu,
         })
     }
 }

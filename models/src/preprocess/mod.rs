@@ -5,11 +5,15 @@
 
 mod config;
 mod resize;
+mod staged;
+#[cfg(test)]
+mod tests;
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
 use self::resize::{naflex_size, resize, resize_rounded};
+use self::staged::Rest;
 use crate::ModelError;
 use crate::molmo2::{Tiles, Tiling};
 use crate::picture::{Picture, Scale};
@@ -19,7 +23,8 @@ use crate::picture::{Picture, Scale};
 pub struct Pixels {
     /// [3, height, width] where the model has one resolution, otherwise [patches, patch·patch·3] with
     /// the values of a patch in the order row, column, channel, of several crops [crops, patches, patch·patch·3]; fp32,
-    /// on the CPU. For a model that takes images as they are: [height, width, 3], bytes.
+    /// on the CPU. For a model that takes images as they are, and where the rest is left to a GPU: [height, width, 3],
+    /// bytes.
     pub values: Tensor,
     /// Rows and columns of patches, where the model takes any resolution (NaFlex).
     pub grid: Option<[i64; 2]>,
@@ -27,6 +32,8 @@ pub struct Pixels {
     pub tiles: Option<Tiles>,
     /// Upright width and height of the picture itself, in pixels, however small it was decoded.
     pub image_size: [u32; 2],
+    /// What is left to the device, where anything is.
+    rest: Option<Box<Rest>>,
 }
 
 /// What turns an image into [`Pixels`]; shared between threads.
@@ -38,6 +45,8 @@ pub struct Preprocessor {
     std: [f64; 3],
     /// Usually 1/255.
     rescale: f64,
+    /// Where pictures are resized and normalised, as far as it is able to.
+    device: Device,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +75,7 @@ pub const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
 impl Preprocessor {
     /// Leaves images as they are, for a model that resizes and normalises by itself.
     pub fn none() -> Self {
-        Self { recipe: Recipe::Bytes, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0 }
+        Self { recipe: Recipe::Bytes, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0, device: Device::Cpu }
     }
 
     /// The smallest scale at which a picture of this upright width and height may be decoded for this model: with no
@@ -106,20 +115,38 @@ impl Preprocessor {
         self.apply_sized(&picture.pixels, picture.size)
     }
 
+    /// The same, for a model on `device`. What a GPU can do it is left to do: its pictures are finished on the stream of
+    /// the model that they are given to.
+    #[must_use]
+    pub fn for_device(self, device: Device) -> Self {
+        Self { device, ..self }
+    }
+
     fn apply_sized(&self, image: &RgbImage, image_size: [u32; 2]) -> Result<Pixels, ModelError> {
+        if self.device.is_cuda()
+            && let Some(staged) = self.stage(image, image_size, self.device)
+        {
+            return Ok(staged);
+        }
         let bytes = image_tensor(image)?;
         let [image_width, image_height] = image_size;
         match &self.recipe {
             Recipe::Bytes => {
                 let values = bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
-                Ok(Pixels { values, grid: None, tiles: None, image_size })
+                Ok(Pixels { values, grid: None, tiles: None, image_size, rest: None })
             }
             &Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
                 // In place: of 64 megapixels each copy takes 768 MB.
                 let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
-                Ok(Pixels { values: self.normalise(&resized, 1.0)?, grid: None, tiles: None, image_size })
+                Ok(Pixels {
+                    values: self.normalise(&resized, 1.0)?,
+                    grid: None,
+                    tiles: None,
+                    image_size,
+                    rest: None,
+                })
             }
             &Recipe::ResizeBytes { height, width, filter } => {
                 let resized = resize(&bytes, height, width, filter)?;
@@ -128,6 +155,7 @@ impl Preprocessor {
                     grid: None,
                     tiles: None,
                     image_size,
+                    rest: None,
                 })
             }
             &Recipe::NaFlex { patch, max_patches, filter } => {
@@ -139,7 +167,13 @@ impl Preprocessor {
                     .f_view([3, rows, patch, columns, patch])?
                     .f_permute([1, 3, 2, 4, 0])?
                     .f_reshape([rows * columns, patch * patch * 3])?;
-                Ok(Pixels { values: patches, grid: Some([rows, columns]), tiles: None, image_size })
+                Ok(Pixels {
+                    values: patches,
+                    grid: Some([rows, columns]),
+                    tiles: None,
+                    image_size,
+                    rest: None,
+                })
             }
             Recipe::Tiles(tiling) => {
                 let plan = tiling.plan(image_height, image_width);
@@ -148,7 +182,7 @@ impl Preprocessor {
                 let view = |size| self.normalise(&resize_rounded(&floats, size)?, self.rescale);
                 let values =
                     tiling.patches(&plan, &view([tiling.crop, tiling.crop])?, &view(plan.canvas)?)?;
-                Ok(Pixels { values, grid: None, tiles: Some(tiling.tiles(&plan)?), image_size })
+                Ok(Pixels { values, grid: None, tiles: Some(tiling.tiles(&plan)?), image_size, rest: None })
             }
         }
     }
@@ -213,8 +247,25 @@ fn image_tensor(image: &RgbImage) -> Result<Tensor, tch::TchError> {
     Tensor::f_from_slice(image.as_raw())?.f_view([1, height, width, 3])?.f_permute([0, 3, 1, 2])
 }
 
+impl Pixels {
+    /// The same pixels on a device, with the rest done there where something is left.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn on(self, device: Device) -> Result<Self, ModelError> {
+        let values = match staged::finish(&[&self], device) {
+            Some(finished) => finished.f_squeeze_dim(0)?,
+            None => self.values.f_to_device(device)?,
+        };
+        Ok(Self { values, rest: None, ..self })
+    }
+}
+
 /// A batch as models take it: images of one resolution stacked to [batch, 3, height, width].
 pub(crate) fn stack(images: &[&Pixels], device: Device) -> Tensor {
+    if let Some(finished) = staged::finish(images, device) {
+        return finished;
+    }
     let values: Vec<&Tensor> = images.iter().map(|image| &image.values).collect();
     Tensor::stack(&values, 0).to_device(device)
 }
