@@ -127,7 +127,7 @@ impl Ask {
         match self.voter {
             Reserved::Local { model, task, place } => model.submit(task, picture, place, self.wanted),
             Reserved::Cloud { cloud, task, place } => {
-                cloud.submit(&task, &picture.pixels, place, self.wanted)
+                cloud.submit(&task, &picture.pixels, place, self.wanted);
             }
         }
     }

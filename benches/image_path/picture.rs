@@ -11,11 +11,15 @@ const QUALITY: u8 = 90;
 /// Levels of noise: a picture that was only enlarged would have next to nothing for the decoder to read.
 const NOISE: u32 = 12;
 
-/// The photograph enlarged to twelve megapixels on its longer side's axis, with a sensor's noise, as JPEG.
+/// The photograph enlarged to twelve megapixels.
 pub(crate) fn twelve_megapixels(photograph: &RgbImage) -> Vec<u8> {
     let [long, short] = SIDES;
-    let (width, height) =
-        if photograph.width() >= photograph.height() { (long, short) } else { (short, long) };
+    let is_wide = photograph.width() >= photograph.height();
+    enlarged(photograph, if is_wide { [long, short] } else { [short, long] })
+}
+
+/// The photograph at this width and height, with a sensor's noise, as JPEG.
+pub(crate) fn enlarged(photograph: &RgbImage, [width, height]: [u32; 2]) -> Vec<u8> {
     let mut large = resize(photograph, width, height, FilterType::CatmullRom);
     let mut state: u32 = 7;
     for sample in large.iter_mut() {

@@ -1,24 +1,22 @@
 //! Milliseconds of one CPU thread.
 
 use std::hint::black_box;
-use std::path::Path;
 use std::time::Instant;
 
 use concord_models::presets::Preset;
 use concord_models::{Picture, Preprocessor, Scale, decode, decode_at, jpeg_size};
 
 use crate::picture::twelve_megapixels;
+use crate::root;
 
 /// Each is measured so often, in turns with what it is compared with; the median counts.
-const RUNS: usize = 9;
+pub(crate) const RUNS: usize = 9;
 /// Published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 × 378.
 const PRESETS: [&str; 4] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "florence2-large", "molmo2-8b"];
 
 /// Prints the table.
 pub(crate) fn report() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/rocket.jpg");
-    let photograph = decode(&std::fs::read(file).expect("the repository has its examples"), u64::MAX);
-    let jpeg = twelve_megapixels(&photograph.expect("the example is a picture"));
+    let jpeg = example();
     let size = jpeg_size(&jpeg, u64::MAX).expect("it is a picture").expect("it is a JPEG");
     println!(
         "{} x {} pixels, {:.1} MB; p50 in ms, one CPU thread",
@@ -49,6 +47,13 @@ pub(crate) fn report() {
         println!("{name:28} {eighths:>5}{}{}", columns(exact, fast), columns(exact_ready, fast_ready));
     }
     scales(&jpeg);
+}
+
+/// A photograph of twelve megapixels.
+pub(crate) fn example() -> Vec<u8> {
+    let file = root().join("examples/rocket.jpg");
+    let bytes = std::fs::read(file).expect("the repository has its examples");
+    twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is a picture"))
 }
 
 /// What each scale costs by itself.

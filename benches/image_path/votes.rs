@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 
 use concord::config::Ensemble;
 use concord_actors::task_labels;
-use concord_models::{Model, Pixels, Scale, TaskId, decode, decode_at, jpeg_size, load_model};
+use concord_models::{Model, Pixels, RgbImage, Scale, TaskId, decode, decode_at, jpeg_size, load_model};
 
-use crate::picture::twelve_megapixels;
+use crate::picture::{enlarged, twelve_megapixels};
+use crate::root;
 
+/// The photographs are as small as the models' input: as they are, nothing could be saved.
+const TIMES: u32 = 4;
 /// Photographs enlarged to twelve megapixels are so many times fewer: each takes seconds.
-const FEWER_LARGE: usize = 16;
+const FEWER_LARGE: usize = 8;
 
 /// Who is asked.
 struct Asked {
@@ -29,7 +32,7 @@ struct Effect {
     changes: Vec<f64>,
 }
 
-/// Prints a table for the photographs as they are, and for some of them enlarged.
+/// Prints a table for the examples, and for photographs enlarged.
 pub(crate) fn report(every: usize) {
     let Some(archive) = archive() else { return };
     let asked = asked();
@@ -37,13 +40,27 @@ pub(crate) fn report(every: usize) {
         "{:14} {:14} {:12} {:>8} {:>7} {:>12} {:>9} {:>9}",
         "pictures", "task", "model", "pictures", "scaled", "other label", "mean |dp|", "max |dp|"
     );
-    measure("as they are", &photographs(&archive, every), &asked);
-    let large = photographs(&archive, every * FEWER_LARGE);
-    let large: Vec<_> = large
-        .iter()
-        .map(|bytes| twelve_megapixels(&decode(bytes, u64::MAX).expect("it is a picture")))
-        .collect();
-    measure("12 megapixels", &large, &asked);
+    let decoded = |bytes: &Vec<u8>| decode(bytes, u64::MAX).expect("it is a picture");
+    let four_times = |photograph: RgbImage| {
+        enlarged(&photograph, [photograph.width() * TIMES, photograph.height() * TIMES])
+    };
+    let photographs_of = |every| photographs(&archive, every);
+    measure("examples", &examples(), &asked);
+    let larger: Vec<_> = photographs_of(every).iter().map(decoded).map(four_times).collect();
+    measure("4 times", &larger, &asked);
+    let huge = photographs_of(every * FEWER_LARGE);
+    let huge: Vec<_> = huge.iter().map(decoded).map(|photograph| twelve_megapixels(&photograph)).collect();
+    measure("12 megapixels", &huge, &asked);
+}
+
+/// The JPEGs that the repository has.
+fn examples() -> Vec<Vec<u8>> {
+    let folder = root().join("examples");
+    let entries = std::fs::read_dir(folder).expect("the repository has its examples");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("it is readable").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "jpg"));
+    files.sort();
+    files.iter().map(|file| std::fs::read(file).expect("it is readable")).collect()
 }
 
 fn measure(what: &str, pictures: &[Vec<u8>], asked: &[Asked]) {
@@ -53,7 +70,7 @@ fn measure(what: &str, pictures: &[Vec<u8>], asked: &[Asked]) {
             effect.add(one, picture);
         }
         let count = effect.pictures as f64;
-        let mean = effect.changes.iter().sum::<f64>() / count;
+        let mean = effect.changes.iter().fold(0.0, |sum, change| sum + change) / count;
         let most = effect.changes.iter().copied().fold(0.0, f64::max);
         println!(
             "{what:14} {:14} {:12} {:8} {:7} {:12} {mean:9.4} {most:9.4}",
@@ -95,7 +112,7 @@ impl Asked {
 
 /// Each model of each task of the shipped ensemble.
 fn asked() -> Vec<Asked> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("ensemble.toml");
+    let file = root().join("ensemble.toml");
     let ensemble = Ensemble::load(&file).expect("the shipped ensemble is valid");
     let mut asked = Vec::new();
     for (task, policy) in ensemble.tasks() {
@@ -112,8 +129,8 @@ fn asked() -> Vec<Asked> {
 
 /// The test archive, or a message that says why it is not measured.
 fn archive() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = std::env::var_os("CONCORD_DATA").map_or_else(|| root.join("../shared/data"), PathBuf::from);
+    let folder =
+        std::env::var_os("CONCORD_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
     let archive = folder.join("gtsrb_test.tar.gz");
     if !archive.exists() {
         eprintln!("votes skipped: no {}; set CONCORD_DATA", archive.display());
