@@ -4,7 +4,7 @@ export CONCORD_DATA ?= ../shared/data
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools reference build demo test gpu-test gpu-binary bench bench-micro fuzz lint fmt doc deny clean
+.PHONY: help setup tools reference build demo test gpu-test gpu-binary bench bench-image bench-micro fuzz lint fmt doc deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ gpu-binary: setup ## target/gpu-tests: the same as a program, for a machine with
 bench: setup ## what the server costs beside its models, under load (a table, and JSON; about 3 minutes)
 	@deploy/tools.sh wrk
 	$(CARGO) bench --locked --bench load
+
+bench-image: setup ## a 12-megapixel JPEG, decoded exact and fast and made ready; what fast does to votes
+	$(CARGO) bench --locked --bench image_path
 
 bench-micro: setup ## decide, fuse, cache keys, decoding and preprocessing, by criterion
 	$(CARGO) bench --locked --bench decisions

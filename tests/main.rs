@@ -8,6 +8,7 @@ mod cascade;
 mod classify;
 mod cloud;
 mod commands;
+mod decode;
 mod generate;
 mod gtsrb;
 mod harness;

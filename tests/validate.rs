@@ -136,6 +136,11 @@ fn a_spoilt_file_is_told_as_such() {
             "models.siglip2.mode: \"detekt\" is not a mode (did you mean \"detect\"?): must be one of likelihood, detect",
         ),
         (
+            "architecture = \"siglip2\"",
+            "architecture = \"siglip2\"\ndecode = \"quick\"",
+            "models.siglip2.decode: \"quick\" is not a way to decode: must be one of exact, fast",
+        ),
+        (
             ", traffic_sign = \"head.traffic_sign.safetensors\"",
             "",
             "tasks.traffic_sign.stages[0].models[0]: \"dinov3\" has no head for this task",

@@ -62,6 +62,7 @@ pub(crate) fn vote_digest(
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
     fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
     fields.text(&format!("{:?}", options.input)).text(&options.output);
+    fields.text(&options.decode);
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
         fields.text(label).number(prompts.len() as u64);
@@ -138,5 +139,28 @@ impl Fields {
 
     fn finish(&self) -> Digest {
         Digest(*self.0.finalize().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::policy::TaskSection;
+
+    #[test]
+    fn a_vote_on_a_picture_that_was_decoded_otherwise_has_another_key() {
+        let section: TaskSection = serde_json::from_value(serde_json::json!({
+            "question": "?", "labels": ["no", "yes"], "stages": [{ "models": ["a"] }],
+        }))
+        .unwrap();
+        let policy = Policy::from_section(&section, &BTreeSet::from(["a".to_owned()])).unwrap();
+        let key = |decode: &str| {
+            let options = ModelOptions { decode: decode.to_owned(), ..ModelOptions::default() };
+            vote_digest(&options, &[0; 32], None, &policy)
+        };
+        assert_ne!(key("exact"), key("fast"));
+        assert_eq!(key("exact"), vote_digest(&ModelOptions::default(), &[0; 32], None, &policy));
     }
 }

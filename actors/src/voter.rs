@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use concord_models::{RgbImage, TaskId, TaskLabels};
+use concord_models::{Picture, Scale, TaskId, TaskLabels};
 use tracing::field::Empty;
 
 use crate::Trace;
@@ -80,6 +80,19 @@ impl Voter {
 }
 
 impl Ask {
+    /// Whether a JPEG may be decoded no larger than the model needs. What goes to a server is made of the whole.
+    pub(crate) fn decodes_fast(&self) -> bool {
+        matches!(&self.voter, Reserved::Local { model, .. } if model.options.decodes_fast())
+    }
+
+    /// The scale at which its model wants a JPEG of this upright width and height.
+    pub(crate) fn scale(&self, size: [u32; 2]) -> Scale {
+        match &self.voter {
+            Reserved::Local { model, .. } => model.scale(size),
+            Reserved::Cloud { .. } => Scale::WHOLE,
+        }
+    }
+
     /// There is no image, perhaps because nobody waits for it any more. Its drop answers.
     pub(crate) fn give_up(self) {
         self.count_if_unwanted();
@@ -95,7 +108,7 @@ impl Ask {
     }
 
     /// Makes the image ready and hands it over; the caller is a thread of the CPU pool.
-    pub(crate) fn submit(mut self, image: &RgbImage) {
+    pub(crate) fn submit(mut self, picture: &Picture) {
         let name = Arc::clone(self.name());
         let replica = match &self.voter {
             Reserved::Local { place, .. } => Some(Arc::clone(&place.replica)),
@@ -112,8 +125,10 @@ impl Ask {
             return self.wanted.reply.expired();
         }
         match self.voter {
-            Reserved::Local { model, task, place } => model.submit(task, image, place, self.wanted),
-            Reserved::Cloud { cloud, task, place } => cloud.submit(&task, image, place, self.wanted),
+            Reserved::Local { model, task, place } => model.submit(task, picture, place, self.wanted),
+            Reserved::Cloud { cloud, task, place } => {
+                cloud.submit(&task, &picture.pixels, place, self.wanted);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::jpeg::{self, JpegError};
+use crate::picture::{Picture, Scale};
 
 /// Why bytes did not become an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,14 +54,45 @@ const FORMATS: [ImageFormat; 5] =
 /// # Errors
 /// [`DecodeError`]; a declared size over the limit is refused before anything of that size is allocated.
 pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
+    decode_at(bytes, max_pixels, Scale::WHOLE).map(|picture| picture.pixels)
+}
+
+/// The same, of a JPEG at this scale; whatever else it is, or of a JPEG that libjpeg does not take, the whole.
+///
+/// # Errors
+/// As [`decode`]; the limit is of the picture itself.
+pub fn decode_at(bytes: &[u8], max_pixels: u64, scale: Scale) -> Result<Picture, DecodeError> {
+    let format = format_of(bytes)?;
+    contained(format, || decode_format(bytes, format, max_pixels, scale))
+}
+
+/// Upright width and height of a JPEG of at most `max_pixels` pixels; `None` of another image, which is there as a
+/// whole or not at all. Nothing but the header is read.
+///
+/// # Errors
+/// As [`decode`].
+pub fn jpeg_size(bytes: &[u8], max_pixels: u64) -> Result<Option<[u32; 2]>, DecodeError> {
+    let format = format_of(bytes)?;
+    if format != ImageFormat::Jpeg {
+        return Ok(None);
+    }
+    contained(format, || Opened::new(bytes, format, max_pixels).map(|opened| Some(opened.upright_size())))
+}
+
+fn format_of(bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     let format = image::guess_format(bytes).ok().filter(|format| FORMATS.contains(format));
-    let format = format.ok_or(DecodeError::NotAnImage)?;
-    // Decoders have panicked on damaged files before: what a stranger sends must not look like a fault of ours.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, max_pixels)));
-    decoded.unwrap_or_else(|panic| {
+    format.ok_or(DecodeError::NotAnImage)
+}
+
+/// Decoders have panicked on damaged files before: what a stranger sends must not look like a fault of ours.
+fn contained<T>(
+    format: ImageFormat,
+    work: impl FnOnce() -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         // What libjpeg says of a fatal error comes this way too.
         let message =
             panic.downcast::<String>().map_or_else(|_| "it cannot be decoded".to_owned(), |said| *said);
@@ -68,30 +100,66 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
     })
 }
 
-fn decode_format(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<RgbImage, DecodeError> {
-    let broken =
-        |error: ImageError| DecodeError::Broken { format: format_name(format), message: error.to_string() };
-    let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(broken)?;
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > max_pixels {
-        return Err(DecodeError::TooLarge { width, height, limit: max_pixels });
+/// An image whose header has been read and whose size is allowed.
+struct Opened<'bytes> {
+    decoder: Box<dyn ImageDecoder + 'bytes>,
+    orientation: Orientation,
+}
+
+impl<'bytes> Opened<'bytes> {
+    fn new(bytes: &'bytes [u8], format: ImageFormat, max_pixels: u64) -> Result<Self, DecodeError> {
+        let reader = ImageReader::with_format(Cursor::new(bytes), format);
+        let mut decoder = reader.into_decoder().map_err(|error| broken(format, &error))?;
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > max_pixels {
+            return Err(DecodeError::TooLarge { width, height, limit: max_pixels });
+        }
+        let mut limits = Limits::no_limits();
+        limits.max_alloc =
+            Some(max_pixels.saturating_mul(BYTES_PER_PIXEL_MAX).saturating_add(METADATA_BYTES_MAX));
+        decoder.set_limits(limits).map_err(|error| broken(format, &error))?;
+        // A broken EXIF block says nothing about the pixels.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        Ok(Self { decoder: Box::new(decoder), orientation })
     }
-    let mut limits = Limits::no_limits();
-    limits.max_alloc =
-        Some(max_pixels.saturating_mul(BYTES_PER_PIXEL_MAX).saturating_add(METADATA_BYTES_MAX));
-    decoder.set_limits(limits).map_err(broken)?;
-    // A broken EXIF block says nothing about the pixels.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let by_libjpeg = if format == ImageFormat::Jpeg { jpeg::rgb(bytes) } else { Err(JpegError::Unsuited) };
+
+    fn upright_size(&self) -> [u32; 2] {
+        let (width, height) = self.decoder.dimensions();
+        match self.orientation {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => [height, width],
+            _ => [width, height],
+        }
+    }
+}
+
+fn decode_format(
+    bytes: &[u8],
+    format: ImageFormat,
+    max_pixels: u64,
+    scale: Scale,
+) -> Result<Picture, DecodeError> {
+    let opened = Opened::new(bytes, format, max_pixels)?;
+    let (size, orientation) = (opened.upright_size(), opened.orientation);
+    let by_libjpeg =
+        if format == ImageFormat::Jpeg { jpeg::rgb(bytes, scale) } else { Err(JpegError::Unsuited) };
     let mut image = match by_libjpeg {
         Ok(rgb) => DynamicImage::ImageRgb8(rgb),
-        Err(JpegError::Unsuited) => DynamicImage::from_decoder(decoder).map_err(broken)?,
+        Err(JpegError::Unsuited) => {
+            DynamicImage::from_decoder(opened.decoder).map_err(|error| broken(format, &error))?
+        }
         Err(JpegError::Broken(message)) => {
             return Err(DecodeError::Broken { format: format_name(format), message });
         }
     };
     image.apply_orientation(orientation);
-    Ok(to_rgb8(image))
+    Ok(Picture { pixels: to_rgb8(image), size })
+}
+
+fn broken(format: ImageFormat, error: &ImageError) -> DecodeError {
+    DecodeError::Broken { format: format_name(format), message: error.to_string() }
 }
 
 fn format_name(format: ImageFormat) -> String {

@@ -6,6 +6,8 @@ use std::io;
 use image::RgbImage;
 use mozjpeg::{ColorSpace, Decompress};
 
+use crate::picture::Scale;
+
 /// How a JPEG file ends, and how each of its scans begins; neither can occur inside compressed data.
 const END: [u8; 2] = [0xff, 0xd9];
 const SCAN: [u8; 2] = [0xff, 0xda];
@@ -28,10 +30,11 @@ impl From<io::Error> for JpegError {
     }
 }
 
-/// Decodes a JPEG whose declared size has been checked; the orientation is left as it is.
+/// Decodes a JPEG whose declared size has been checked; the orientation is left as it is. At less than the whole, its
+/// cosine transform gives so many eighths of the picture, each pixel near the mean of those that it stands for.
 ///
 /// Damaged data gives damaged pixels, as with Pillow. Fatal errors unwind, with a `String`: the caller contains that.
-pub(crate) fn rgb(bytes: &[u8]) -> Result<RgbImage, JpegError> {
+pub(crate) fn rgb(bytes: &[u8], scale: Scale) -> Result<RgbImage, JpegError> {
     let scans = bytes.windows(2).filter(|pair| **pair == SCAN).count();
     if scans > SCANS_MAX {
         return Err(JpegError::Broken(format!("it has {scans} scans, more than the limit of {SCANS_MAX}")));
@@ -41,10 +44,11 @@ pub(crate) fn rgb(bytes: &[u8]) -> Result<RgbImage, JpegError> {
     if !bytes[last_scan..].windows(2).any(|pair| *pair == END) {
         return Err(JpegError::Unsuited);
     }
-    let decoder = Decompress::new_mem(bytes)?;
+    let mut decoder = Decompress::new_mem(bytes)?;
     if matches!(decoder.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK) {
         return Err(JpegError::Unsuited);
     }
+    decoder.scale(scale.eighths());
     let mut started = decoder.rgb()?;
     let (width, height) = (started.width(), started.height());
     let pixels = started.read_scanlines::<u8>()?;

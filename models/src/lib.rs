@@ -24,6 +24,7 @@ mod model;
 mod molmo2;
 pub mod parity;
 mod part;
+mod picture;
 mod preprocess;
 pub mod presets;
 mod replay;
@@ -36,7 +37,7 @@ mod tokenizer;
 mod torchscript;
 mod weights;
 
-pub use decode::{DecodeError, decode};
+pub use decode::{DecodeError, decode, decode_at, jpeg_size};
 pub use device::{DEVICES, DTYPES, DeviceWish, device_name, dtype_name, is_device_name, set_cpu_threads};
 pub use digest::{head_digest, snapshot_digest};
 pub use error::{ModelError, is_out_of_memory};
@@ -50,6 +51,7 @@ pub use model::{
 };
 pub use molmo2::Tiles;
 pub use part::{Part, PartOutput};
+pub use picture::{DECODES, Picture, Scale};
 pub use preprocess::{FILTERS, Pixels, Preprocessor};
 pub use replay::graph_fallbacks;
 pub use torchscript::{InputOptions, OUTPUTS};

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::part::Part;
+use crate::picture::DECODES;
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::replay::buckets;
 use crate::snapshot::Snapshot;
@@ -65,6 +66,9 @@ pub struct ModelOptions {
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
     pub dtype: String,
+    /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, an
+    /// eighth to a half of both sides, where that still is the model's own input size): one of [`DECODES`].
+    pub decode: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
     /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
@@ -98,6 +102,7 @@ impl Default for ModelOptions {
             snapshot: PathBuf::new(),
             device: "auto".to_owned(),
             dtype: "fp32".to_owned(),
+            decode: DECODES[0].to_owned(),
             graphs: true,
             heads: BTreeMap::new(),
             lowercase: true,
@@ -114,6 +119,11 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
+    /// Whether JPEGs are decoded no larger than the model needs.
+    pub fn decodes_fast(&self) -> bool {
+        self.decode == DECODES[1]
+    }
+
     /// Whether a model that is there has graphs.
     pub(crate) fn has_graphs(&self, place: Placement) -> bool {
         self.graphs && place.device.is_cuda()

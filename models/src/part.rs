@@ -1,8 +1,8 @@
 //! Parts of a model that run by themselves, for measuring them.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use crate::{ModelError, Pixels};
+use crate::ModelError;
 
 /// What a whole image tower does, as a part is called.
 pub(crate) const POOLED: &str = "pixels → pooled output";
@@ -55,15 +55,5 @@ impl PartOutput {
     /// When libtorch refuses.
     pub fn is_finite(&self) -> Result<bool, ModelError> {
         Ok(self.0.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1)
-    }
-}
-
-impl Pixels {
-    /// The same pixels on a device.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn on(self, device: Device) -> Result<Self, ModelError> {
-        Ok(Self { values: self.values.f_to_device(device)?, ..self })
     }
 }

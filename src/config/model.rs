@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
 use concord_models::{
-    ARCHITECTURES, Architecture, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS, is_device_name,
+    ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS,
+    is_device_name,
 };
 
 use super::server::out_of_range;
@@ -61,6 +62,9 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     }
     if !DTYPES.iter().any(|(name, _)| *name == options.dtype) {
         fault("dtype", not_one_of(&options.dtype, "a number format", DTYPES.iter().map(|(name, _)| *name)));
+    }
+    if !DECODES.contains(&options.decode.as_str()) {
+        fault("decode", not_one_of(&options.decode, "a way to decode", DECODES));
     }
     if !options.mode.is_empty() && !MODES.contains(&options.mode.as_str()) {
         fault("mode", not_one_of(&options.mode, "a mode", MODES));

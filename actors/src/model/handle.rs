@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Preprocessor, RgbImage, TaskId, TaskLabels,
-    device_name, dtype_name,
+    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Picture, Preprocessor, Scale, TaskId,
+    TaskLabels, device_name, dtype_name,
 };
 
 use super::queue::Entry;
@@ -95,7 +95,8 @@ impl ModelHandle {
         let LoadedModel { seat, other_seats, snapshot, memory } = loaded;
         let model = &seat.model;
         let (parameters, dtype) = (model.loaded().parameters, dtype_name(model.loaded().placement.kind));
-        let preprocessor = Arc::new(model.loaded().preprocessor.clone());
+        let device = model.loaded().placement.device;
+        let preprocessor = Arc::new(model.loaded().preprocessor.clone().for_device(device));
         let (writes, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
         let warm_up_batches = model.warm_up_batches(options.max_batch).into();
@@ -144,10 +145,15 @@ impl ModelHandle {
         self.replicas.iter().map(|replica| replica.depth()).sum()
     }
 
+    /// The scale at which it wants a JPEG of this upright width and height decoded.
+    pub(crate) fn scale(&self, size: [u32; 2]) -> Scale {
+        if self.options.decodes_fast() { self.preprocessor.scale(size) } else { Scale::WHOLE }
+    }
+
     /// Makes the image ready and queues it; the caller is a thread of the CPU pool.
-    pub(crate) fn submit(&self, task: TaskId, image: &RgbImage, place: Place, wanted: Wanted) {
+    pub(crate) fn submit(&self, task: TaskId, picture: &Picture, place: Place, wanted: Wanted) {
         let started = Instant::now();
-        match self.preprocessor.apply(image) {
+        match self.preprocessor.apply_picture(picture) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
                 let phase = self.metrics.phase_seconds.with_label_values(&["preprocess"]);
@@ -161,9 +167,9 @@ impl ModelHandle {
     }
 
     /// Makes the image ready and queues the text; the caller is a thread of the CPU pool.
-    pub(crate) fn write(&self, image: &RgbImage, text: AskedText) {
+    pub(crate) fn write(&self, picture: &Picture, text: AskedText) {
         let AskedText { request, place, ticket, trace, writer } = text;
-        match self.preprocessor.apply(image) {
+        match self.preprocessor.apply_picture(picture) {
             Ok(pixels) => {
                 let queued = Instant::now();
                 let replica = Arc::clone(&place.replica);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use concord_models::libtorch::{Event, LibtorchError, Stream};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
+    GenerateRequest, Generated, Loaded, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
     TaskLabels, is_out_of_memory,
 };
 
@@ -26,8 +26,9 @@ pub(crate) struct Seat {
     pub(super) limit: BatchLimit,
 }
 
-/// Any size will do: preprocessing brings it to the model's.
+/// Any size will do: preprocessing brings it to the model's. A GPU makes ready only what is larger than that.
 const WARM_UP_SIDE: u32 = 256;
+const WARM_UP_SIDE_ON_GPU: u32 = 1024;
 
 impl Seat {
     /// Loads a model. Whatever thread runs this, the model may move to another.
@@ -91,9 +92,11 @@ impl Seat {
         }
     }
 
-    /// A picture, ready for the model.
+    /// A picture, ready for the model in the way of those that will come.
     fn blank(&self) -> Result<Pixels, ModelError> {
-        self.model.loaded().preprocessor.apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
+        let Loaded { preprocessor, placement, .. } = self.model.loaded();
+        let side = if placement.device.is_cuda() { WARM_UP_SIDE_ON_GPU } else { WARM_UP_SIDE };
+        preprocessor.clone().for_device(placement.device).apply(&RgbImage::new(side, side))
     }
 
     /// What the model says about a batch, and the milliseconds on the device.

@@ -1,19 +1,17 @@
 //! The computation of an answer: stage after stage, until the policy has decided.
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Addr;
 use bytes::Bytes;
-use concord_models::{RgbImage, decode};
 use futures::future::join_all;
 use tokio::sync::oneshot;
-use tracing::Span;
-use tracing::field::Empty;
 
 use super::Shared;
 use super::error::RouteError;
 use super::flight::Outcome;
+use super::pictures::{Pictures, Submission};
 use crate::Trace;
 use crate::cache::{Cache, KnownVote, Put, Value};
 use crate::digest::Digest;
@@ -22,7 +20,7 @@ use crate::plan::{PlannedModel, TaskPlan};
 use crate::policy::{Answer, Context, Cost, Decision, Logits, Member, Vote, VoteFailure, decide};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
-use crate::voter::{Ask, Wanted};
+use crate::voter::Wanted;
 
 /// An answer, and what it took before the models.
 #[derive(Debug)]
@@ -43,9 +41,6 @@ pub(super) struct Cascade {
     pub(super) ticket: Arc<Ticket>,
 }
 
-/// The image and how long it took, or why there is none; empty until it has been decoded.
-type Decoded = Arc<OnceLock<Result<(Arc<RgbImage>, Duration), RouteError>>>;
-
 /// A vote that has been asked for.
 struct Asked<'a> {
     member: &'a Member,
@@ -58,12 +53,12 @@ impl Cascade {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
-        let decoded = Decoded::default();
+        let pictures = Arc::<Pictures>::default();
         loop {
             // Each round adds the votes of one stage, so there are no more rounds than stages.
             match decide(policy, &votes, &self.context()) {
                 Decision::Ask { stage } => {
-                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &decoded).await {
+                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &pictures).await {
                         self.keep(&votes, None);
                         return Err(error);
                     }
@@ -72,10 +67,7 @@ impl Cascade {
                     let answer = Arc::new(answer);
                     self.trace_fusion(&answer);
                     self.keep(&votes, Some(&answer));
-                    let decode = match decoded.get() {
-                        Some(Ok((_, elapsed))) => *elapsed,
-                        _ => Duration::ZERO,
-                    };
+                    let decode = pictures.outcome().unwrap_or_default();
                     return Ok(Arc::new(Computed { answer, decode }));
                 }
                 Decision::Failed(failure) => {
@@ -101,7 +93,7 @@ impl Cascade {
         stage: usize,
         known: &mut [Option<KnownVote>],
         votes: &mut Vec<Vote>,
-        decoded: &Decoded,
+        pictures: &Arc<Pictures>,
     ) -> Result<(), RouteError> {
         let policy = self.task.policy();
         let first: usize = policy.stages()[..stage].iter().map(|stage| stage.members().len()).sum();
@@ -139,13 +131,9 @@ impl Cascade {
         if asks.is_empty() {
             return Ok(());
         }
-        self.submit(asks, decoded);
+        self.submission(pictures).start(asks);
         let replies = join_all(asked.iter_mut().map(|asked| &mut asked.answer)).await;
-        match decoded.get() {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(error.clone()),
-            None => return Err(RouteError::Lost("the image decoder panicked")),
-        }
+        pictures.outcome()?;
         for (asked, reply) in asked.iter().zip(replies) {
             votes.push(match reply {
                 Ok(reply) => self.vote(asked.member, reply),
@@ -156,30 +144,14 @@ impl Cascade {
         Ok(())
     }
 
-    /// Has the image decoded, where that has not been done, and made ready for each model, on the CPU threads. It does
-    /// not come back here in between: every change of thread costs more than the rest of this.
-    fn submit(&self, asks: Vec<Ask>, decoded: &Decoded) {
-        let trace = self.trace.child(|parent| match decoded.get() {
-            Some(_) => Span::none(),
-            None => tracing::info_span!(target: TRACE_TARGET, parent: parent, "decode",
-                concord.service = "concord-router", bytes = self.bytes.len(), width = Empty, height = Empty),
-        });
-        let (decoded, bytes, ticket) = (Arc::clone(decoded), self.bytes.clone(), Arc::clone(&self.ticket));
-        let (shared, pool) = (Arc::clone(&self.shared), self.shared.pool.clone());
-        self.shared.pool.spawn(move || {
-            let result = decoded.get_or_init(|| decode_wanted(&bytes, &ticket, &shared, &trace));
-            drop(trace);
-            let Ok((image, _)) = result else { return asks.into_iter().for_each(Ask::give_up) };
-            let mut asks = asks.into_iter();
-            let here = asks.next();
-            for ask in asks {
-                let image = Arc::clone(image);
-                pool.spawn(move || ask.submit(&image));
-            }
-            if let Some(ask) = here {
-                ask.submit(image);
-            }
-        });
+    fn submission(&self, pictures: &Arc<Pictures>) -> Submission {
+        Submission {
+            pictures: Arc::clone(pictures),
+            bytes: self.bytes.clone(),
+            ticket: Arc::clone(&self.ticket),
+            shared: Arc::clone(&self.shared),
+            trace: self.trace.clone(),
+        }
     }
 
     fn vote(&self, member: &Member, VoteReply { outcome, cost, batch, trace }: VoteReply) -> Vote {
@@ -249,23 +221,4 @@ impl Cascade {
     fn count_vote(&self, model: &str, outcome: &str) {
         self.shared.metrics.votes.with_label_values(&[model, outcome]).inc();
     }
-}
-
-/// The image, unless nobody waits for it any more.
-fn decode_wanted(
-    bytes: &[u8],
-    ticket: &Ticket,
-    shared: &Shared,
-    trace: &Trace,
-) -> Result<(Arc<RgbImage>, Duration), RouteError> {
-    if ticket.unwanted().is_some() {
-        return Err(RouteError::Expired);
-    }
-    let started = Instant::now();
-    let image = decode(bytes, shared.max_pixels)?;
-    let elapsed = started.elapsed();
-    shared.metrics.phase_seconds.with_label_values(&["decode"]).observe(elapsed.as_secs_f64());
-    trace.record("width", image.width());
-    trace.record("height", image.height());
-    Ok((Arc::new(image), elapsed))
 }

@@ -4,6 +4,7 @@ mod cascade;
 mod error;
 mod explain;
 mod flight;
+mod pictures;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};

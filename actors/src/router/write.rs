@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Handler, Message, ResponseFuture};
 use bytes::Bytes;
-use concord_models::{GenerateRequest, decode};
+use concord_models::{DecodeError, GenerateRequest, Picture, Scale, decode_at, jpeg_size};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tracing::field::Empty;
@@ -82,14 +82,20 @@ pub(super) async fn start(shared: &Shared, write: Write) -> Result<Writing, Rout
     let metrics = shared.metrics.clone();
     let ready = shared.pool.run(move || {
         let started = Instant::now();
-        let image = decode(&bytes, max_pixels)?;
+        let picture = decode_for(&model, &bytes, max_pixels)?;
         let elapsed: Duration = started.elapsed();
         metrics.phase_seconds.with_label_values(&["decode"]).observe(elapsed.as_secs_f64());
-        model.write(&image, text);
+        model.write(&picture, text);
         Ok(())
     });
     ready.await.unwrap_or(Err(RouteError::Lost("the image could not be made ready")))?;
     Ok(Writing { events, deadline, _waiter: waiter })
+}
+
+/// At the scale that the model wants.
+fn decode_for(model: &ModelHandle, bytes: &[u8], max_pixels: u64) -> Result<Picture, DecodeError> {
+    let size = if model.options.decodes_fast() { jpeg_size(bytes, max_pixels)? } else { None };
+    decode_at(bytes, max_pixels, size.map_or(Scale::WHOLE, |size| model.scale(size)))
 }
 
 fn span(trace: &Trace, model: &ModelHandle, place: &Place, request: &GenerateRequest) -> Trace {

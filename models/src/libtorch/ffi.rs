@@ -4,6 +4,8 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
 
+use tch::{Device, Kind, TchError, Tensor};
+
 use super::LibtorchError;
 
 unsafe extern "C" {
@@ -165,6 +167,17 @@ impl KernelArgument {
             Self::Long(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::Float(value) => std::ptr::from_ref(value).cast_mut().cast(),
         }
+    }
+}
+
+/// A copy of bytes of this shape, whose product has been checked, in page-locked memory for `device`, a GPU.
+pub(super) fn page_locked_copy(bytes: &[u8], shape: &[i64], device: Device) -> Result<Tensor, TchError> {
+    let strides: Vec<i64> = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
+    // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed; nothing writes to
+    // it, and the copy, made before this returns, shares nothing with it.
+    unsafe {
+        let view = Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, Kind::Uint8, Device::Cpu)?;
+        view.f_internal_pin_memory(device)
     }
 }
 

@@ -7,12 +7,14 @@ mod ffi;
 mod graph;
 mod kernel;
 mod memory;
+mod pinned;
 mod stream;
 
 pub use cuda::{cuda_devices, load_cuda, load_cuda_part};
 pub use graph::Graph;
 pub(crate) use kernel::{Argument, Kernel, compile};
 pub use memory::{AllocatedMemory, DeviceMemory, allocated_memory, device_memory, reset_peak_memory};
+pub(crate) use pinned::pinned;
 pub use stream::{CurrentStream, Event, Stream};
 
 /// What libtorch said when a call failed.

@@ -1,0 +1,82 @@
+//! Milliseconds of one CPU thread.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use concord_models::presets::Preset;
+use concord_models::{Picture, Preprocessor, Scale, decode, decode_at, jpeg_size};
+
+use crate::picture::twelve_megapixels;
+use crate::root;
+
+/// Each is measured so often, in turns with what it is compared with; the median counts.
+pub(crate) const RUNS: usize = 9;
+/// Published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 × 378.
+const PRESETS: [&str; 4] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "florence2-large", "molmo2-8b"];
+
+/// Prints the table.
+pub(crate) fn report() {
+    let jpeg = example();
+    let size = jpeg_size(&jpeg, u64::MAX).expect("it is a picture").expect("it is a JPEG");
+    println!(
+        "{} x {} pixels, {:.1} MB; p50 in ms, one CPU thread",
+        size[0],
+        size[1],
+        jpeg.len() as f64 / 1e6
+    );
+    println!("{:28} {:>5} {:>24} {:>24}", "", "", "decode", "decode and preprocess");
+    println!("{:28} {:>5}{}", "model", "scale", "    exact    fast   ratio".repeat(2));
+    for name in PRESETS {
+        let preprocessor = preprocessor(name);
+        let scale = preprocessor.scale(size);
+        let decoded = |scale| decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
+        let ready = |picture: &Picture| preprocessor.apply_picture(picture).expect("it is made ready");
+        let mut runs: [Vec<f64>; 4] = Default::default();
+        for _ in 0..RUNS {
+            for (index, scale) in [Scale::WHOLE, scale].into_iter().enumerate() {
+                let started = Instant::now();
+                let picture = black_box(decoded(scale));
+                runs[index].push(started.elapsed().as_secs_f64() * 1e3);
+                black_box(ready(&picture));
+                runs[index + 2].push(started.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let [exact, fast, exact_ready, fast_ready] = runs.map(median);
+        let columns = |exact: f64, fast: f64| format!("{exact:9.1}{fast:8.1}{:8.2}", fast / exact);
+        let eighths = format!("{}/8", scale.eighths());
+        println!("{name:28} {eighths:>5}{}{}", columns(exact, fast), columns(exact_ready, fast_ready));
+    }
+    scales(&jpeg);
+}
+
+/// A photograph of twelve megapixels.
+pub(crate) fn example() -> Vec<u8> {
+    let file = root().join("examples/rocket.jpg");
+    let bytes = std::fs::read(file).expect("the repository has its examples");
+    twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is a picture"))
+}
+
+/// What each scale costs by itself.
+fn scales(jpeg: &[u8]) {
+    let scales = [1, 2, 3, 4, 8].map(|eighths| Scale::covering([8, 8], [eighths, eighths]));
+    let measured = scales.map(|scale| {
+        let runs = (0..RUNS).map(|_| {
+            let started = Instant::now();
+            black_box(decode_at(jpeg, u64::MAX, scale).expect("it is decoded"));
+            started.elapsed().as_secs_f64() * 1e3
+        });
+        format!("{}/8 {:.1}", scale.eighths(), median(runs.collect()))
+    });
+    println!("decode at each scale: {}", measured.join(", "));
+}
+
+pub(crate) fn preprocessor(preset: &str) -> Preprocessor {
+    let folder = tempfile::tempdir().expect("a folder");
+    Preset::by_name(preset).expect("the preset exists").write(folder.path()).expect("it is written");
+    Preprocessor::of_snapshot(folder.path()).expect("it has a preprocessor")
+}
+
+pub(crate) fn median(mut runs: Vec<f64>) -> f64 {
+    runs.sort_by(f64::total_cmp);
+    runs[runs.len() / 2]
+}
