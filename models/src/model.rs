@@ -10,7 +10,7 @@ use crate::device::{parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
-use crate::replay::buckets;
+use crate::replay::{buckets, take_fallbacks_here};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
 use crate::weights::WeightSource;
@@ -67,6 +67,9 @@ pub struct ModelOptions {
     pub dtype: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
+    /// What batches are filled up to for their graphs, ascending; none: powers of two. Batches above the last one run
+    /// without a graph.
+    pub graph_batches: Vec<usize>,
     /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
@@ -99,6 +102,7 @@ impl Default for ModelOptions {
             device: "auto".to_owned(),
             dtype: "fp32".to_owned(),
             graphs: true,
+            graph_batches: Vec::new(),
             heads: BTreeMap::new(),
             lowercase: true,
             mode: String::new(),
@@ -204,9 +208,9 @@ pub trait Model: Send + std::fmt::Debug {
     ///
     /// A GPU is given every size that batches are filled up to, because libtorch chooses kernels and takes memory at the
     /// first run of a shape, and graphs are recorded then; on the CPU that brings nothing.
-    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+    fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
         match self.loaded().placement.device {
-            Device::Cuda(_) => buckets(max_batch),
+            Device::Cuda(_) => buckets(options.max_batch, &options.graph_batches),
             _ => Vec::new(),
         }
     }
@@ -218,6 +222,12 @@ pub trait Model: Send + std::fmt::Debug {
     /// When libtorch refuses; where that is for want of memory, batches of this size are not tried for a while.
     fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
         self.classify(id, images).map(drop)
+    }
+
+    /// How many of its forwards ran without the CUDA graph that they should have had, since this was asked last. Asked on
+    /// the thread that it runs on.
+    fn take_graph_fallbacks(&self) -> u64 {
+        take_fallbacks_here()
     }
 
     /// The same model as a writer of text, where it is one.

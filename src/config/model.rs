@@ -72,9 +72,22 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
         ("replicas", options.replicas as u64, REPLICAS),
         ("batch_recovery_s", options.batch_recovery_s, BATCH_RECOVERY_S),
     ]));
+    faults.extend(check_graph_batches(options));
     faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
     faults
+}
+
+/// Larger ones than a batch can be would only take memory.
+fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
+    let sizes = &options.graph_batches;
+    let ascend = sizes.windows(2).all(|pair| pair[0] < pair[1]);
+    let in_range = sizes.iter().all(|size| (1..=options.max_batch).contains(size));
+    let message = || {
+        let max_batch = options.max_batch;
+        format!("{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})")
+    };
+    (!ascend || !in_range).then(|| Fault::new(vec!["graph_batches".into()], message()))
 }
 
 fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {

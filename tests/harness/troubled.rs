@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use concord::config::Ensemble;
@@ -12,7 +12,7 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, Pixels, Scores, TaskId, TaskLabels,
+    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, Scores, TaskId, TaskLabels,
     load_model,
 };
 use tch::Tensor;
@@ -30,6 +30,10 @@ pub(crate) struct Trouble {
     memory: AtomicUsize,
     /// Whether models warm up with batches of every power of two, as on a GPU; otherwise as they do by themselves.
     warms_up: AtomicBool,
+    /// Whether forwards run without the graphs that they should have.
+    without_graphs: AtomicBool,
+    /// Of these, those that have not been taken.
+    fallbacks: AtomicU64,
     /// The sizes of all batches that have begun.
     sizes: Mutex<Vec<usize>>,
     /// Before forwards.
@@ -72,6 +76,8 @@ impl Default for Trouble {
             panics: AtomicUsize::default(),
             memory: AtomicUsize::new(usize::MAX),
             warms_up: AtomicBool::default(),
+            without_graphs: AtomicBool::default(),
+            fallbacks: AtomicU64::default(),
             sizes: Mutex::default(),
             voting: Gate::default(),
             writing: Gate::default(),
@@ -84,6 +90,11 @@ impl Trouble {
     /// From now on there is memory for so many images at once.
     pub(crate) fn limit_memory(&self, images: usize) {
         self.memory.store(images, Ordering::Release);
+    }
+
+    /// From now on no forward has a graph.
+    pub(crate) fn refuse_graphs(&self) {
+        self.without_graphs.store(true, Ordering::Release);
     }
 
     pub(crate) fn warm_up(&self) {
@@ -163,6 +174,9 @@ impl Model for Troubled {
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         self.trouble.strike();
         self.trouble.allocate(images.len())?;
+        if self.trouble.without_graphs.load(Ordering::Acquire) {
+            self.trouble.fallbacks.fetch_add(1, Ordering::AcqRel);
+        }
         self.model.classify(id, images)
     }
 
@@ -170,13 +184,17 @@ impl Model for Troubled {
         self.model.generator().map(|_| self as &dyn Generator)
     }
 
-    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+    fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
         if !self.trouble.warms_up.load(Ordering::Acquire) {
-            return self.model.warm_up_batches(max_batch);
+            return self.model.warm_up_batches(options);
         }
         std::iter::successors(Some(2), |batch| Some(batch * 2))
-            .take_while(|batch| *batch <= max_batch)
+            .take_while(|batch| *batch <= options.max_batch)
             .collect()
+    }
+
+    fn take_graph_fallbacks(&self) -> u64 {
+        self.trouble.fallbacks.swap(0, Ordering::AcqRel)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
