@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -59,7 +60,8 @@ impl Architecture {
 pub struct ModelOptions {
     /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`].
     pub architecture: String,
-    /// The Hugging Face snapshot's folder; relative to the folder of `ensemble.toml`.
+    /// The Hugging Face snapshot's folder, relative to the folder of `ensemble.toml`; or `random:PRESET`, for measuring:
+    /// random weights at published sizes, see [`PRESETS`](crate::presets::PRESETS).
     pub snapshot: PathBuf,
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
@@ -255,7 +257,7 @@ pub trait Model: Send + std::fmt::Debug {
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or does not load.
 pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
-    load(options, base, WeightSource::Files)
+    load(options, Snapshot::of(base, &options.snapshot)?)
 }
 
 /// The same with random weights, made on the device: the snapshot needs no file with tensors. For measuring.
@@ -263,18 +265,23 @@ pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>,
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or its configuration is faulty.
 pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box<dyn Model>, ModelError> {
-    load(options, base, WeightSource::Random { seed })
+    let snapshot = Snapshot::of(base, &options.snapshot)?;
+    load(options, snapshot.with_weights(WeightSource::Random { seed }))
 }
 
-fn load(options: &ModelOptions, base: &Path, weights: WeightSource) -> Result<Box<dyn Model>, ModelError> {
+/// One random model after the other: they draw from one generator, and equal seeds are to give equal weights.
+static MAKING: Mutex<()> = Mutex::new(());
+
+fn load(options: &ModelOptions, snapshot: Snapshot) -> Result<Box<dyn Model>, ModelError> {
     let architecture = Architecture::by_name(&options.architecture)
         .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
-    let snapshot = Snapshot::open(&base.join(&options.snapshot))?.with_weights(weights);
     if !architecture.model_types.is_empty() {
         check_model_type(architecture, &snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
+    let making = snapshot.is_random().then(|| MAKING.lock().unwrap_or_else(PoisonError::into_inner));
     let model = (architecture.load)(&snapshot, options, placement)?;
+    drop(making);
     // What was joined or made on this thread's stream is read on another, which does not wait for it.
     if let Device::Cuda(index) = placement.device {
         tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));

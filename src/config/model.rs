@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
+use concord_models::presets::{PRESETS, Preset, random_name};
 use concord_models::{
     ARCHITECTURES, Architecture, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS, is_device_name,
 };
@@ -56,6 +57,9 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if options.snapshot.as_os_str().is_empty() {
         fault("snapshot", "is missing or empty: must be the folder of a Hugging Face snapshot".to_owned());
     }
+    if let Some(message) = random_name(&options.snapshot).and_then(|preset| wrong_preset(preset, options)) {
+        fault("snapshot", message);
+    }
     if !is_device_name(&options.device) {
         fault("device", format!("{:?} is not a device: must be {DEVICES}", options.device));
     }
@@ -76,6 +80,15 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
     faults
+}
+
+fn wrong_preset(name: &str, options: &ModelOptions) -> Option<String> {
+    let Some(preset) = Preset::by_name(name) else {
+        return Some(not_one_of(name, "a preset", PRESETS.iter().map(|preset| preset.name)));
+    };
+    let architecture = preset.architecture;
+    (architecture != options.architecture)
+        .then(|| format!("the preset {name:?} is of another architecture: must be with architecture = {architecture:?}"))
 }
 
 /// Larger ones than a batch can be would only take memory.

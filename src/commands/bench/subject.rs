@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use concord_actors::task_labels;
-use concord_models::presets::{self, PRESETS, Preset};
+use concord_models::presets::{self, PRESETS, Preset, random_name};
 use concord_models::{
     ARCHITECTURES, Architecture, DTYPES, Model, ModelOptions, TaskLabels, is_device_name, load_model,
     load_random,
@@ -150,6 +150,7 @@ impl Subject {
     pub(super) fn source(&self) -> String {
         match self.random {
             Some(_) => "random".to_owned(),
+            None if random_name(&self.options.snapshot).is_some() => "random".to_owned(),
             None => self.base.join(&self.options.snapshot).display().to_string(),
         }
     }
