@@ -12,6 +12,7 @@ mod generate;
 mod gtsrb;
 mod harness;
 mod memory;
+mod random;
 mod replicas;
 mod resilience;
 mod serve;

@@ -124,7 +124,11 @@ impl Loading<'_> {
         let (mut guests, mut failures) = (Vec::new(), Vec::new());
         for (name, options) in self.models {
             if let Some(preset) = random_name(&options.snapshot) {
-                tracing::warn!(model = name, preset, "its weights are random: for measuring only, its answers mean nothing");
+                tracing::warn!(
+                    model = name,
+                    preset,
+                    "its weights are random: for measuring only, its answers mean nothing"
+                );
             }
             let memory = MemoryEstimate::of(options, self.base)
                 .inspect_err(|error| tracing::debug!(model = name, %error, "its memory cannot be estimated"))

@@ -51,7 +51,9 @@ impl MemoryEstimate {
     pub fn of(options: &ModelOptions, base: &Path) -> Result<Self, ModelError> {
         let snapshot = Snapshot::of(base, &options.snapshot)?;
         if snapshot.is_random() {
-            return Err(ModelError::Unsupported("random weights are in no file that tells their sizes".to_owned()));
+            return Err(ModelError::Unsupported(
+                "random weights are in no file that tells their sizes".to_owned(),
+            ));
         }
         let kind = parse_dtype(&options.dtype)?;
         let mut layout = Layout::default();

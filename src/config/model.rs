@@ -87,8 +87,11 @@ fn wrong_preset(name: &str, options: &ModelOptions) -> Option<String> {
         return Some(not_one_of(name, "a preset", PRESETS.iter().map(|preset| preset.name)));
     };
     let architecture = preset.architecture;
-    (architecture != options.architecture)
-        .then(|| format!("the preset {name:?} is of another architecture: must be with architecture = {architecture:?}"))
+    (architecture != options.architecture).then(|| {
+        format!(
+            "the preset {name:?} is of another architecture: must be with architecture = {architecture:?}"
+        )
+    })
 }
 
 /// Larger ones than a batch can be would only take memory.
@@ -98,7 +101,9 @@ fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
     let in_range = sizes.iter().all(|size| (1..=options.max_batch).contains(size));
     let message = || {
         let max_batch = options.max_batch;
-        format!("{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})")
+        format!(
+            "{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})"
+        )
     };
     (!ascend || !in_range).then(|| Fault::new(vec!["graph_batches".into()], message()))
 }

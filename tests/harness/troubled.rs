@@ -12,8 +12,8 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, Scores, TaskId, TaskLabels,
-    load_model,
+    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, Scores, TaskId,
+    TaskLabels, load_model,
 };
 use tch::Tensor;
 use tokio::sync::Notify;
@@ -32,8 +32,6 @@ pub(crate) struct Trouble {
     warms_up: AtomicBool,
     /// Whether forwards run without the graphs that they should have.
     without_graphs: AtomicBool,
-    /// Of these, those that have not been taken.
-    fallbacks: AtomicU64,
     /// The sizes of all batches that have begun.
     sizes: Mutex<Vec<usize>>,
     /// Before forwards.
@@ -77,7 +75,6 @@ impl Default for Trouble {
             memory: AtomicUsize::new(usize::MAX),
             warms_up: AtomicBool::default(),
             without_graphs: AtomicBool::default(),
-            fallbacks: AtomicU64::default(),
             sizes: Mutex::default(),
             voting: Gate::default(),
             writing: Gate::default(),
@@ -156,6 +153,8 @@ impl Trouble {
 struct Troubled {
     model: Box<dyn Model>,
     trouble: Arc<Trouble>,
+    /// Forwards without their graph that have not been told.
+    fallbacks: AtomicU64,
 }
 
 impl Model for Troubled {
@@ -175,7 +174,7 @@ impl Model for Troubled {
         self.trouble.strike();
         self.trouble.allocate(images.len())?;
         if self.trouble.without_graphs.load(Ordering::Acquire) {
-            self.trouble.fallbacks.fetch_add(1, Ordering::AcqRel);
+            self.fallbacks.fetch_add(1, Ordering::AcqRel);
         }
         self.model.classify(id, images)
     }
@@ -194,7 +193,7 @@ impl Model for Troubled {
     }
 
     fn take_graph_fallbacks(&self) -> u64 {
-        self.trouble.fallbacks.swap(0, Ordering::AcqRel)
+        self.fallbacks.swap(0, Ordering::AcqRel)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
@@ -255,7 +254,11 @@ impl TroubledServer {
             sampling: Sampling::none(),
             loader: Arc::new(move |_: &str, options: &_, base: &_| {
                 let model = load_model(options, base)?;
-                Ok(Box::new(Troubled { model, trouble: Arc::clone(&troubled) }) as Box<dyn Model>)
+                Ok(Box::new(Troubled {
+                    model,
+                    trouble: Arc::clone(&troubled),
+                    fallbacks: AtomicU64::default(),
+                }) as Box<dyn Model>)
             }),
             stop: Arc::clone(&stop),
         };
