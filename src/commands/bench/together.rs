@@ -84,8 +84,9 @@ fn measure(
             });
             let lane = Lane { orders, results };
             // One after the other: what the first captures must not be disturbed by the second's loading.
-            let trial = lane.run(TRIAL)?;
-            let iterations = iterations(args, trial.took);
+            let few = iterations(args, TRIAL, lane.run(TRIAL)?.took).div_ceil(TRIAL);
+            let trial = lane.run(few)?;
+            let iterations = iterations(args, few, trial.took);
             Ok::<_, String>(Started { lane, iterations, work: trial.work, device: trial.device })
         };
         let started = [start(0)?, start(1)?];
@@ -114,8 +115,8 @@ fn measure(
 }
 
 /// So many that either model takes as long as the other: what one does while the other has ended says nothing.
-fn iterations(args: &BenchArgs, trial: Duration) -> usize {
-    let each = trial.as_secs_f64() / TRIAL as f64;
+fn iterations(args: &BenchArgs, ran: usize, took: Duration) -> usize {
+    let each = took.as_secs_f64() / ran as f64;
     args.iterations.unwrap_or_else(|| ((args.seconds / each.max(1e-6)) as usize).max(TRIAL))
 }
 
