@@ -129,17 +129,17 @@ def rows(args, server, photographs, what, result):
     for concurrency in args.concurrency:
         send(server.address, cascade_config.TASK, photographs, concurrency, seconds=WARM_UP_S, seed=f"warm {what}")
         note(f"{what}: {concurrency} clients for {args.seconds:.0f} s")
-        before, begun = server.metrics(), time.monotonic()
+        before = server.metrics()
         answers = send(server.address, cascade_config.TASK, photographs, concurrency, seconds=args.seconds, seed=what)
-        wall = answers[-1].at - begun
-        row = {"what": what, "concurrency": concurrency, **summary(answers, wall)}
+        row = {"what": what, "concurrency": concurrency, **summary(answers)}
         row.update(split(before, server.metrics()))
         measured.append(row)
     result.setdefault("rows", []).extend(measured)
     print_rows(what, measured)
 
 
-def summary(answers, wall):
+def summary(answers):
+    wall = max(one.at for one in answers) - min(one.at - one.seconds for one in answers)
     good = sorted(answer.seconds * 1e3 for answer in answers if answer.status == 200)
     if not good:
         raise SystemExit(f"cascade.py: no answer of {len(answers)} was good: {sorted({one.status for one in answers})}")
@@ -213,7 +213,7 @@ def soak(args, server, photographs, result):
     before, begun = server.metrics(), time.monotonic()
     answers = send(server.address, cascade_config.TASK, photographs, concurrency, seconds=args.seconds, seed="soak")
     samples = [(at - begun, gpu, resident) for at, gpu, resident in sampler.finish()]
-    row = {"what": "soak", "concurrency": concurrency, **summary(answers, answers[-1].at - begun)}
+    row = {"what": "soak", "concurrency": concurrency, **summary(answers)}
     row.update(split(before, server.metrics()))
     result["rows"] = [row]
     print_rows("soak", [row])

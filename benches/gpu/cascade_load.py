@@ -74,14 +74,15 @@ def quantisation_tables(data, path):
 def send(address, task, photographs, concurrency, seconds=None, count=None, seed=0):
     """The answers to requests of so many clients at once, for so long or so many of them together."""
     processes = min(concurrency, PROCESSES_MAX, max(1, (os.cpu_count() or 1) // 2))
-    pipes, workers = [], []
+    # Not by fork: a process that is born while nvidia-smi is being started would hold on to that one's pipe.
+    context, pipes, workers = multiprocessing.get_context("spawn"), [], []
     for index in range(processes):
         clients = concurrency // processes + (index < concurrency % processes)
-        ours, theirs = multiprocessing.Pipe(duplex=False)
+        ours, theirs = context.Pipe(duplex=False)
         # A share that is rounded up: at least as many as were asked for.
         share = None if count is None else -(-count * clients // concurrency)
         arguments = (theirs, address, task, photographs, clients, seconds, share, f"{seed}/{index}")
-        worker = multiprocessing.Process(target=work, args=arguments, daemon=True)
+        worker = context.Process(target=work, args=arguments, daemon=True)
         worker.start()
         theirs.close()
         pipes.append(ours)
