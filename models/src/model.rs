@@ -257,7 +257,7 @@ pub trait Model: Send + std::fmt::Debug {
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or does not load.
 pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
-    load(options, Snapshot::of(base, &options.snapshot)?)
+    load(options, &Snapshot::of(base, &options.snapshot)?)
 }
 
 /// The same with random weights, made on the device: the snapshot needs no file with tensors. For measuring.
@@ -266,21 +266,21 @@ pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>,
 /// When the device does not exist, the snapshot is not of that architecture, or its configuration is faulty.
 pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box<dyn Model>, ModelError> {
     let snapshot = Snapshot::of(base, &options.snapshot)?;
-    load(options, snapshot.with_weights(WeightSource::Random { seed }))
+    load(options, &snapshot.with_weights(WeightSource::Random { seed }))
 }
 
 /// One random model after the other: they draw from one generator, and equal seeds are to give equal weights.
 static MAKING: Mutex<()> = Mutex::new(());
 
-fn load(options: &ModelOptions, snapshot: Snapshot) -> Result<Box<dyn Model>, ModelError> {
+fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, ModelError> {
     let architecture = Architecture::by_name(&options.architecture)
         .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
     if !architecture.model_types.is_empty() {
-        check_model_type(architecture, &snapshot)?;
+        check_model_type(architecture, snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
     let making = snapshot.is_random().then(|| MAKING.lock().unwrap_or_else(PoisonError::into_inner));
-    let model = (architecture.load)(&snapshot, options, placement)?;
+    let model = (architecture.load)(snapshot, options, placement)?;
     drop(making);
     // What was joined or made on this thread's stream is read on another, which does not wait for it.
     if let Device::Cuda(index) = placement.device {
