@@ -93,6 +93,32 @@ fn models_of_the_ensemble_and_single_snapshots_are_measured() {
 }
 
 #[test]
+fn two_models_at_once_are_compared_with_one_after_the_other() {
+    let pair = ["--together", "random:dinov3-tiny", "siglip2", "--batch", "1,2", "--device", "cpu"];
+    let json = measured(&pair);
+    let together = json["together"].as_array().unwrap();
+    assert_eq!(together.len(), 2, "one for each batch size: {json}");
+    for (row, batch) in together.iter().zip([1, 2]) {
+        assert_eq!((&row["batch"], &row["graphs"]), (&batch.into(), &false.into()), "{row}");
+        let models = row["models"].as_array().unwrap();
+        let names: Vec<&Value> = models.iter().map(|model| &model["model"]).collect();
+        assert_eq!(names, ["dinov3-tiny", "siglip2"]);
+        assert!(models.iter().all(|model| model["work"] == "classify yes/no" && model["iterations"] == 2));
+        let alone: f64 = models.iter().map(|model| model["alone_s"].as_f64().unwrap()).sum();
+        let ratio = row["together_s"].as_f64().unwrap() / alone;
+        assert!(ratio > 0.0 && (row["ratio"].as_f64().unwrap() / ratio - 1.0).abs() < 1e-6, "{row}");
+    }
+    let table =
+        concord(&[&["bench", "--iterations", "1"], &pair[..2], &["random:siglip2-tiny"]].concat()[..]);
+    assert!(table.status == 0 && table.stdout.contains("ratio"), "{table:?}");
+    // One of two fails, and nobody waits for the other.
+    let only = [&["bench", "--only", "decoder"], pair.as_slice()].concat();
+    let run = concord(&only);
+    assert_eq!(run.status, 1, "{run:?}");
+    assert!(run.stderr.contains("nothing of \"decoder\" to measure: must be of pixels"), "{run:?}");
+}
+
+#[test]
 fn tables_and_a_file_of_json_come_together() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bench.json");
@@ -118,6 +144,9 @@ fn what_cannot_be_measured_is_said_with_what_can() {
             "must be one of dinov3-vits16, dinov3-vitb16, dinov3-vitl16",
         ),
         (&["dinov4"], "must be one of dinov3, siglip2"),
+        (&["--together", "dinov3", "dinov4"], "must be one of dinov3, siglip2"),
+        (&["--together", "dinov3", "random:dinov3-huge"], "must be one of dinov3-vits16"),
+        (&["--together", "dinov3"], "2 values required"),
         (&["--dtype", "int3"], "must be one of fp32, bf16, fp16"),
         (&["--snapshot", "models/nano/siglip2", "--architecture", "vit"], "must be one of dinov3, siglip2"),
         (&["--snapshot", "models/nano/siglip2"], "--architecture"),

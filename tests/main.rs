@@ -13,6 +13,7 @@ mod generate;
 mod gtsrb;
 mod harness;
 mod memory;
+mod random;
 mod replicas;
 mod resilience;
 mod serve;

@@ -155,3 +155,19 @@ fn memory_is_estimated_from_the_files() {
     assert!(estimate(&fp32[0], "activations") > estimate(&bf16[0], "activations"));
     assert!(concord(&["models"]).stdout.contains("memory each"));
 }
+
+#[test]
+fn forwards_without_their_graph_are_counted_by_model() {
+    let server = TroubledServer::start(&two_models());
+    let fallbacks = |client: &Endpoint, model: &str| {
+        client.metric("concord_graph_fallbacks_total", &[&format!("model=\"{model}\"")])
+    };
+    assert_eq!(server.client.classify_fresh("roadwork", &photograph(0)).status, 200);
+    assert_eq!(fallbacks(&server.client, "dinov3"), 0.0);
+    server.trouble.refuse_graphs();
+    for number in 1..3 {
+        assert_eq!(server.client.classify_fresh("roadwork", &photograph(number)).status, 200);
+    }
+    // Counted after the answer.
+    server.client.wait_until("both are counted", |client| fallbacks(client, "dinov3") >= 2.0);
+}

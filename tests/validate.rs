@@ -113,6 +113,17 @@ fn a_spoilt_file_is_told_as_such() {
             "max_batch = 0",
             "models.dinov3.max_batch: 0 is out of range: must be from 1 to 1024",
         ),
+        (
+            "max_batch = 32 ",
+            "graph_batches = [4, 2]\nmax_batch = 32 ",
+            "models.dinov3.graph_batches: [4, 2] cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch (32)",
+        ),
+        ("max_batch = 32 ", "graph_batches = [0, 2]\nmax_batch = 32 ", "models.dinov3.graph_batches: [0, 2]"),
+        (
+            "max_batch = 32 ",
+            "graph_batches = [1, 64]\nmax_batch = 32 ",
+            "models.dinov3.graph_batches: [1, 64]",
+        ),
         ("\n[server]", "\ntasks = 3\n[server]", "not TOML: "),
         (
             "{ confidence = 0.95 }",

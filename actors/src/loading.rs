@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use concord_models::presets::random_name;
 use concord_models::{
     DeviceWish, MemoryEstimate, ModelOptions, free_host_memory, libtorch, set_cpu_threads, snapshot_digest,
 };
@@ -74,7 +75,7 @@ impl Loading<'_> {
                 }
                 let loaded = loaded.clone();
                 scope.spawn(move || {
-                    let digest = snapshot_digest(&self.base.join(&options.snapshot));
+                    let digest = snapshot_digest(self.base, &options.snapshot);
                     let digest = digest.map_err(|error| VoteFailure::new(error.to_string()));
                     let _received = loaded.send((name, Part::Digest(digest)));
                 });
@@ -122,6 +123,13 @@ impl Loading<'_> {
     fn guests(&self) -> Result<Vec<Guest<'_>>, LoadError> {
         let (mut guests, mut failures) = (Vec::new(), Vec::new());
         for (name, options) in self.models {
+            if let Some(preset) = random_name(&options.snapshot) {
+                tracing::warn!(
+                    model = name,
+                    preset,
+                    "its weights are random: for measuring only, its answers mean nothing"
+                );
+            }
             let memory = MemoryEstimate::of(options, self.base)
                 .inspect_err(|error| tracing::debug!(model = name, %error, "its memory cannot be estimated"))
                 .ok();

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub votes: IntCounterVec,
     /// What a `model` behind a server has cost, in US dollars.
     pub cloud_usd: CounterVec,
+    /// Forwards of a `model` that ran without the CUDA graph that they should have had.
+    pub graph_fallbacks: IntCounterVec,
     /// How often the thread of a `model` was started again after a panic.
     pub restarts: IntCounterVec,
     /// Changes of the configuration, by `outcome` (`applied`, `rejected`, `unchanged`).
@@ -126,6 +128,11 @@ impl Metrics {
                     Opts::new("cloud_usd_total", "What models behind servers have cost, in US dollars."),
                     &["model"],
                 )?,
+            )?,
+            graph_fallbacks: counters(
+                "graph_fallbacks_total",
+                "Forwards of a model that ran without the CUDA graph that they should have had.",
+                &["model"],
             )?,
             restarts: counters(
                 "model_restarts_total",

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use concord_models::presets::snapshot_folder;
 use concord_models::{ModelOptions, TaskId, TaskLabels, head_digest};
 
 use crate::cloud::CloudHandle;
@@ -151,10 +152,10 @@ impl Preparation<'_> {
     /// `options` are those of the configuration to come; of them only the head counts, the rest is as it was started.
     fn seat(&self, model: &ModelHandle, options: Option<&ModelOptions>) -> Result<PlannedModel, VoteFailure> {
         let head: Option<PathBuf> = options.and_then(|options| options.heads.get(self.task).cloned());
-        let folder = self.base.join(&model.options.snapshot);
+        let snapshot = &model.options.snapshot;
         let head_digest = head
             .as_ref()
-            .map(|head| head_digest(&folder, head))
+            .map(|head| head_digest(&snapshot_folder(self.base, snapshot)?, head))
             .transpose()
             .map_err(|error| VoteFailure::new(error.to_string()))?;
         let digest = vote_digest(&model.options, &model.snapshot, head_digest.as_ref(), self.policy);

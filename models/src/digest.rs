@@ -8,13 +8,14 @@ use crate::snapshot::Snapshot;
 /// What a snapshot's configurations, vocabularies and the like end in.
 const SMALL_FILES: [&str; 4] = ["jinja", "json", "model", "txt"];
 
-/// The digest of the snapshot in `folder`: of its weights and of every file that configures them, by name and
-/// content. Heads are not among them, see [`head_digest`].
+/// The digest of a snapshot as it is configured, a relative folder starting at `base`: of its weights and of every file that configures them, by name and
+/// content. Heads are not among them, see [`head_digest`]; random weights are the same wherever the preset is.
 ///
 /// # Errors
 /// When a file cannot be read, or there are no weights.
-pub fn snapshot_digest(folder: &Path) -> Result<[u8; 32], ModelError> {
-    let snapshot = Snapshot::open(folder)?;
+pub fn snapshot_digest(base: &Path, snapshot: &Path) -> Result<[u8; 32], ModelError> {
+    let snapshot = Snapshot::of(base, snapshot)?;
+    let folder = snapshot.folder();
     let mut files: Vec<PathBuf> = snapshot.weight_files()?;
     let entries = std::fs::read_dir(folder).map_err(|source| ModelError::file(folder, source))?;
     for entry in entries {

@@ -111,7 +111,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
-        replays: Replays::new(options.has_graphs(place)),
+        replays: Replays::of(options, place),
     }))
 }
 

@@ -49,7 +49,12 @@ impl MemoryEstimate {
     /// # Errors
     /// When a file is missing or malformed, as loading would say.
     pub fn of(options: &ModelOptions, base: &Path) -> Result<Self, ModelError> {
-        let snapshot = Snapshot::open(&base.join(&options.snapshot))?;
+        let snapshot = Snapshot::of(base, &options.snapshot)?;
+        if snapshot.is_random() {
+            return Err(ModelError::Unsupported(
+                "random weights are in no file that tells their sizes".to_owned(),
+            ));
+        }
         let kind = parse_dtype(&options.dtype)?;
         let mut layout = Layout::default();
         for file in snapshot.weight_files()? {

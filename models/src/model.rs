@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -11,7 +12,7 @@ use crate::parity::Fixture;
 use crate::part::Part;
 use crate::picture::DECODES;
 use crate::preprocess::{Pixels, Preprocessor};
-use crate::replay::buckets;
+use crate::replay::{buckets, take_fallbacks_here};
 use crate::snapshot::Snapshot;
 use crate::torchscript::InputOptions;
 use crate::weights::WeightSource;
@@ -60,7 +61,8 @@ impl Architecture {
 pub struct ModelOptions {
     /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`].
     pub architecture: String,
-    /// The Hugging Face snapshot's folder; relative to the folder of `ensemble.toml`.
+    /// The Hugging Face snapshot's folder, relative to the folder of `ensemble.toml`; or `random:PRESET`, for measuring:
+    /// random weights at published sizes, see [`PRESETS`](crate::presets::PRESETS).
     pub snapshot: PathBuf,
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
@@ -71,6 +73,9 @@ pub struct ModelOptions {
     pub decode: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
+    /// What batches are filled up to for their graphs, ascending; none: powers of two. Batches above the last one run
+    /// without a graph.
+    pub graph_batches: Vec<usize>,
     /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
     pub heads: BTreeMap<String, PathBuf>,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
@@ -104,6 +109,7 @@ impl Default for ModelOptions {
             dtype: "fp32".to_owned(),
             decode: DECODES[0].to_owned(),
             graphs: true,
+            graph_batches: Vec::new(),
             heads: BTreeMap::new(),
             lowercase: true,
             mode: String::new(),
@@ -214,9 +220,9 @@ pub trait Model: Send + std::fmt::Debug {
     ///
     /// A GPU is given every size that batches are filled up to, because libtorch chooses kernels and takes memory at the
     /// first run of a shape, and graphs are recorded then; on the CPU that brings nothing.
-    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+    fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
         match self.loaded().placement.device {
-            Device::Cuda(_) => buckets(max_batch),
+            Device::Cuda(_) => buckets(options.max_batch, &options.graph_batches),
             _ => Vec::new(),
         }
     }
@@ -228,6 +234,12 @@ pub trait Model: Send + std::fmt::Debug {
     /// When libtorch refuses; where that is for want of memory, batches of this size are not tried for a while.
     fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
         self.classify(id, images).map(drop)
+    }
+
+    /// How many of its forwards ran without the CUDA graph that they should have had, since this was asked last. Asked on
+    /// the thread that it runs on.
+    fn take_graph_fallbacks(&self) -> u64 {
+        take_fallbacks_here()
     }
 
     /// The same model as a writer of text, where it is one.
@@ -255,7 +267,7 @@ pub trait Model: Send + std::fmt::Debug {
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or does not load.
 pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
-    load(options, base, WeightSource::Files)
+    load(options, &Snapshot::of(base, &options.snapshot)?)
 }
 
 /// The same with random weights, made on the device: the snapshot needs no file with tensors. For measuring.
@@ -263,18 +275,23 @@ pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>,
 /// # Errors
 /// When the device does not exist, the snapshot is not of that architecture, or its configuration is faulty.
 pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box<dyn Model>, ModelError> {
-    load(options, base, WeightSource::Random { seed })
+    let snapshot = Snapshot::of(base, &options.snapshot)?;
+    load(options, &snapshot.with_weights(WeightSource::Random { seed }))
 }
 
-fn load(options: &ModelOptions, base: &Path, weights: WeightSource) -> Result<Box<dyn Model>, ModelError> {
+/// One random model after the other: they draw from one generator, and equal seeds are to give equal weights.
+static MAKING: Mutex<()> = Mutex::new(());
+
+fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, ModelError> {
     let architecture = Architecture::by_name(&options.architecture)
         .ok_or_else(|| ModelError::Unsupported(format!("unknown architecture {:?}", options.architecture)))?;
-    let snapshot = Snapshot::open(&base.join(&options.snapshot))?.with_weights(weights);
     if !architecture.model_types.is_empty() {
-        check_model_type(architecture, &snapshot)?;
+        check_model_type(architecture, snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
-    let model = (architecture.load)(&snapshot, options, placement)?;
+    let making = snapshot.is_random().then(|| MAKING.lock().unwrap_or_else(PoisonError::into_inner));
+    let model = (architecture.load)(snapshot, options, placement)?;
+    drop(making);
     // What was joined or made on this thread's stream is read on another, which does not wait for it.
     if let Device::Cuda(index) = placement.device {
         tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));

@@ -1,12 +1,13 @@
 //! Forwards as CUDA graphs: recorded once for each shape, and replayed for every batch that fits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::libtorch::Graph;
+use crate::libtorch::{Graph, LibtorchError};
+use crate::model::{ModelOptions, Placement};
 
 /// Recorded shapes of one function: all buckets of a few sizes. Others run as they are.
 const SHAPES_MAX: usize = 48;
@@ -14,6 +15,11 @@ const SHAPES_MAX: usize = 48;
 pub(crate) const RUNS_BEFORE: usize = 2;
 
 static FALLBACKS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Those of this thread that have not been taken: a model's forwards run on its thread, so these are its own.
+    static FALLBACKS_HERE: Cell<u64> = const { Cell::new(0) };
+}
 
 /// How many forwards of this process ran without the graph that they should have had.
 pub fn graph_fallbacks() -> u64 {
@@ -23,19 +29,36 @@ pub fn graph_fallbacks() -> u64 {
 /// Counts one.
 pub(crate) fn count_fallback() {
     FALLBACKS.fetch_add(1, Ordering::Relaxed);
+    FALLBACKS_HERE.with(|here| here.set(here.get() + 1));
 }
 
-/// The size that a batch is filled up to: a power of two.
-pub(crate) fn bucket(batch: i64) -> i64 {
-    u64::try_from(batch).map_or(1, |batch| batch.next_power_of_two().cast_signed())
+/// How many there were on this thread since this was asked last.
+pub(crate) fn take_fallbacks_here() -> u64 {
+    FALLBACKS_HERE.with(Cell::take)
 }
 
-/// The buckets of batches up to `max_batch`, the largest first: smaller graphs find room in its memory.
-pub(crate) fn buckets(max_batch: usize) -> Vec<usize> {
-    let largest = max_batch.next_power_of_two();
-    std::iter::successors(Some(largest), |size| (*size > 1).then_some(size / 2))
-        .map(|size| size.min(max_batch))
-        .collect()
+/// The size that a batch is filled up to: one of `sizes`, which ascend, or where there are none a power of two. `None`
+/// where it is larger than all of them.
+fn bucket(batch: i64, sizes: &[usize]) -> Option<i64> {
+    let batch = usize::try_from(batch).unwrap_or(1);
+    let size = match sizes {
+        [] => Some(batch.next_power_of_two()),
+        sizes => sizes.iter().copied().find(|size| *size >= batch),
+    };
+    size.and_then(|size| i64::try_from(size).ok())
+}
+
+/// The buckets of batches up to `max_batch`, the largest first: smaller graphs find room in its memory. Those of `sizes`
+/// and `max_batch` itself, or powers of two where there are none.
+pub(crate) fn buckets(max_batch: usize, sizes: &[usize]) -> Vec<usize> {
+    let mut buckets = vec![max_batch];
+    if sizes.is_empty() {
+        let half = max_batch.next_power_of_two() / 2;
+        buckets.extend(std::iter::successors(Some(half), |size| Some(size / 2)).take_while(|size| *size > 0));
+    } else {
+        buckets.extend(sizes.iter().rev().copied().filter(|size| *size < max_batch));
+    }
+    buckets
 }
 
 /// A model's functions of a batch by their graphs, which have their memory in common. Every output has the batch as its
@@ -43,14 +66,20 @@ pub(crate) fn buckets(max_batch: usize) -> Vec<usize> {
 #[derive(Debug)]
 pub(crate) struct Replays {
     is_on: bool,
+    /// What batches are filled up to, ascending; none: powers of two.
+    sizes: Vec<usize>,
+    /// Whether the reason for a fallback has been told: once is enough.
+    has_told: Cell<bool>,
     recorded: RefCell<Vec<Recorded>>,
 }
+
+/// Of the inputs, filled up, and their kinds.
+type Shapes = Vec<(Vec<i64>, Kind)>;
 
 #[derive(Debug)]
 struct Recorded {
     function: &'static str,
-    /// Of the inputs, filled up, and their kinds.
-    shapes: Vec<(Vec<i64>, Kind)>,
+    shapes: Shapes,
     /// `None`: cannot be recorded.
     graph: Option<Graph>,
     inputs: Vec<Tensor>,
@@ -60,7 +89,12 @@ struct Recorded {
 impl Replays {
     /// With none, functions run as they are.
     pub(crate) fn new(is_on: bool) -> Self {
-        Self { is_on, recorded: RefCell::default() }
+        Self { is_on, sizes: Vec::new(), has_told: Cell::default(), recorded: RefCell::default() }
+    }
+
+    /// As the configuration has it for a model that is there.
+    pub(crate) fn of(options: &ModelOptions, place: Placement) -> Self {
+        Self { sizes: options.graph_batches.clone(), ..Self::new(options.has_graphs(place)) }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -94,14 +128,14 @@ impl Replays {
     ) -> Result<Vec<Tensor>, ModelError> {
         let all: Vec<&Tensor> = inputs.iter().chain(shared).copied().collect();
         let copies = || all.iter().map(|input| input.shallow_clone()).collect::<Vec<_>>();
-        if !self.is_on {
-            return Ok(forward(&copies()));
-        }
         let batch = inputs.first().map_or(0, |input| input.size()[0]);
+        let Some(rows) = bucket(batch, &self.sizes).filter(|_| self.is_on) else {
+            return Ok(forward(&copies()));
+        };
         let filled = |input: &&Tensor| {
             let mut shape = input.size();
-            if let Some(rows) = shape.first_mut() {
-                *rows = bucket(batch);
+            if let Some(first) = shape.first_mut() {
+                *first = rows;
             }
             (shape, input.kind())
         };
@@ -114,7 +148,7 @@ impl Replays {
             // One that cannot be recorded has no memory to share.
             let before = recorded.iter().rev().find_map(|one| one.graph.as_ref());
             let one = record(function, shapes, &all, before, &forward);
-            recorded.push(one);
+            recorded.push(one.unwrap_or_else(|(shapes, error)| self.fall_back(function, shapes, &error)));
             place = Some(recorded.len() - 1);
         }
         let one = place.map(|place| &recorded[place]);
@@ -129,15 +163,24 @@ impl Replays {
         // The next replay writes to the same place.
         Ok(one.outputs.iter().map(|output| output.narrow(0, 0, batch).copy()).collect())
     }
+
+    /// A shape that runs as it is from now on, and why: told once, for the next shapes have the same reason.
+    fn fall_back(&self, function: &'static str, shapes: Shapes, error: &LibtorchError) -> Recorded {
+        if !self.has_told.replace(true) {
+            tracing::warn!(%error, function, ?shapes, "runs without a CUDA graph");
+        }
+        Recorded { function, shapes, graph: None, inputs: Vec::new(), outputs: Vec::new() }
+    }
 }
 
+/// The shape with its graph, or why it has none.
 fn record(
     function: &'static str,
-    shapes: Vec<(Vec<i64>, Kind)>,
+    shapes: Shapes,
     inputs: &[&Tensor],
     before: Option<&Graph>,
     forward: &impl Fn(&[Tensor]) -> Vec<Tensor>,
-) -> Recorded {
+) -> Result<Recorded, (Shapes, LibtorchError)> {
     let held: Vec<Tensor> = shapes
         .iter()
         .zip(inputs)
@@ -147,10 +190,72 @@ fn record(
         let _warm = forward(&held);
     }
     match Graph::capture(before, || forward(&held)) {
-        Ok((graph, outputs)) => Recorded { function, shapes, graph: Some(graph), inputs: held, outputs },
-        Err(error) => {
-            tracing::warn!(%error, function, ?shapes, "runs without a CUDA graph");
-            Recorded { function, shapes, graph: None, inputs: Vec::new(), outputs: Vec::new() }
+        Ok((graph, outputs)) => Ok(Recorded { function, shapes, graph: Some(graph), inputs: held, outputs }),
+        Err(error) => Err((shapes, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::{Replays, bucket, buckets, graph_fallbacks, take_fallbacks_here};
+
+    #[test]
+    fn a_batch_is_filled_up_to_the_next_size() {
+        for (batch, sizes, expected) in [
+            (1, &[] as &[usize], Some(1)),
+            (5, &[], Some(8)),
+            (3, &[2, 6], Some(6)),
+            (2, &[2, 6], Some(2)),
+            (7, &[2, 6], None),
+        ] {
+            assert_eq!(bucket(batch, sizes), expected, "{batch} of {sizes:?}");
         }
+    }
+
+    #[test]
+    fn what_is_warmed_up_ends_with_the_smallest() {
+        for (max_batch, sizes, expected) in [
+            (8, &[] as &[usize], vec![8, 4, 2, 1]),
+            (6, &[], vec![6, 4, 2, 1]),
+            (1, &[], vec![1]),
+            (8, &[1, 4, 8], vec![8, 4, 1]),
+            // Larger batches run, too, though without a graph.
+            (8, &[2, 3], vec![8, 3, 2]),
+        ] {
+            assert_eq!(buckets(max_batch, sizes), expected, "{max_batch} with {sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_graph_that_cannot_be_is_a_fallback_with_the_same_outputs() {
+        if crate::libtorch::cuda_devices() > 0 {
+            eprintln!("skipped: there is a GPU, where another test counts the fallbacks of the process");
+            return;
+        }
+        let replays = Replays::new(true);
+        let forward = |inputs: &[Tensor]| vec![&inputs[0] * 2 + &inputs[1]];
+        let shared = Tensor::from(3.0f32);
+        let before = graph_fallbacks();
+        take_fallbacks_here();
+        for batch in [3, 3, 1] {
+            // On a CPU there is no graph of anything.
+            let x = Tensor::arange(batch, (Kind::Float, Device::Cpu));
+            let outputs = replays.run(&[&x], &[&shared], forward).unwrap();
+            assert_eq!(outputs, forward(&[x, shared.shallow_clone()]));
+        }
+        assert_eq!(take_fallbacks_here(), 3);
+        assert_eq!(take_fallbacks_here(), 0, "they have been taken");
+        assert!(graph_fallbacks() >= before + 3, "and count for the process");
+    }
+
+    #[test]
+    fn a_batch_above_all_sizes_runs_as_it_is_and_is_no_fallback() {
+        let replays = Replays { sizes: vec![1, 2], ..Replays::new(true) };
+        take_fallbacks_here();
+        let x = Tensor::ones([3, 2], (Kind::Float, Device::Cpu));
+        let outputs = replays.run(&[&x], &[], |inputs| vec![&inputs[0] + 1]).unwrap();
+        assert_eq!((outputs[0].size(), take_fallbacks_here()), (vec![3, 2], 0));
     }
 }

@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use crate::model::Placement;
+use crate::presets::{random_name, snapshot_folder};
 use crate::weights::{WeightLoader, WeightSource};
 use crate::{ModelError, torchscript};
+
+/// What configured random weights follow from: any number, but the same for all replicas of a model.
+const SEED: i64 = 0;
 
 /// A folder with `config.json`, safetensors, and what else the model ships; or with a TorchScript module.
 #[derive(Debug, Clone)]
@@ -30,6 +34,23 @@ impl Snapshot {
             Ok(_) => Ok(Self { folder: folder.to_owned(), source: WeightSource::Files }),
             Err(source) => Err(ModelError::File { path: config, source }),
         }
+    }
+
+    /// The snapshot that is configured: `random:PRESET`, or a folder, where a relative one starts at `base`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn of(base: &Path, configured: &Path) -> Result<Self, ModelError> {
+        let snapshot = Self::open(&snapshot_folder(base, configured)?)?;
+        Ok(match random_name(configured) {
+            Some(_) => snapshot.with_weights(WeightSource::Random { seed: SEED }),
+            None => snapshot,
+        })
+    }
+
+    /// Whether its tensors are made, not read.
+    pub(crate) fn is_random(&self) -> bool {
+        self.source != WeightSource::Files
     }
 
     /// The same snapshot with its tensors from elsewhere.
@@ -81,7 +102,7 @@ impl Snapshot {
         Ok(self.json::<Typed>("config.json")?.model_type)
     }
 
-    /// The files with the weights: `model.safetensors`, or the shards that its index names.
+    /// The files with the weights: `model.safetensors`, or the shards that its index names; none where they are random.
     ///
     /// # Errors
     /// When there are none, or the index is malformed or points outside the folder.
@@ -91,6 +112,9 @@ impl Snapshot {
             weight_map: std::collections::BTreeMap<String, String>,
         }
         const INDEX: &str = "model.safetensors.index.json";
+        if self.is_random() {
+            return Ok(Vec::new());
+        }
         let module = self.path(torchscript::FILE);
         if module.is_file() {
             return Ok(vec![module]);

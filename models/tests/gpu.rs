@@ -132,7 +132,8 @@ impl Voter {
         let mut model = self.load(way);
         model.prepare(TASK, &self.task()).unwrap();
         let image = pixels(&*model, &pictures()[..1]).remove(0);
-        for batch in model.warm_up_batches(4) {
+        let options = ModelOptions { max_batch: 4, ..way.options() };
+        for batch in model.warm_up_batches(&options) {
             model.warm_up(TASK, &vec![&image; batch]).unwrap();
         }
         model

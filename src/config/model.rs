@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use concord_actors::CloudSection;
 use concord_actors::policy::{Fault, not_one_of};
+use concord_models::presets::{PRESETS, Preset, random_name};
 use concord_models::{
     ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS,
     is_device_name,
@@ -57,6 +58,9 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if options.snapshot.as_os_str().is_empty() {
         fault("snapshot", "is missing or empty: must be the folder of a Hugging Face snapshot".to_owned());
     }
+    if let Some(message) = random_name(&options.snapshot).and_then(|preset| wrong_preset(preset, options)) {
+        fault("snapshot", message);
+    }
     if !is_device_name(&options.device) {
         fault("device", format!("{:?} is not a device: must be {DEVICES}", options.device));
     }
@@ -76,9 +80,36 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
         ("replicas", options.replicas as u64, REPLICAS),
         ("batch_recovery_s", options.batch_recovery_s, BATCH_RECOVERY_S),
     ]));
+    faults.extend(check_graph_batches(options));
     faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
     faults
+}
+
+fn wrong_preset(name: &str, options: &ModelOptions) -> Option<String> {
+    let Some(preset) = Preset::by_name(name) else {
+        return Some(not_one_of(name, "a preset", PRESETS.iter().map(|preset| preset.name)));
+    };
+    let architecture = preset.architecture;
+    (architecture != options.architecture).then(|| {
+        format!(
+            "the preset {name:?} is of another architecture: must be with architecture = {architecture:?}"
+        )
+    })
+}
+
+/// Larger ones than a batch can be would only take memory.
+fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
+    let sizes = &options.graph_batches;
+    let ascend = sizes.windows(2).all(|pair| pair[0] < pair[1]);
+    let in_range = sizes.iter().all(|size| (1..=options.max_batch).contains(size));
+    let message = || {
+        let max_batch = options.max_batch;
+        format!(
+            "{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})"
+        )
+    };
+    (!ascend || !in_range).then(|| Fault::new(vec!["graph_batches".into()], message()))
 }
 
 fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {

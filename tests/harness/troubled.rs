@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use concord::config::Ensemble;
@@ -12,8 +12,8 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, Pixels, Scores, TaskId, TaskLabels,
-    load_model,
+    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, Scores, TaskId,
+    TaskLabels, load_model,
 };
 use tch::Tensor;
 use tokio::sync::Notify;
@@ -30,6 +30,8 @@ pub(crate) struct Trouble {
     memory: AtomicUsize,
     /// Whether models warm up with batches of every power of two, as on a GPU; otherwise as they do by themselves.
     warms_up: AtomicBool,
+    /// Whether forwards run without the graphs that they should have.
+    without_graphs: AtomicBool,
     /// The sizes of all batches that have begun.
     sizes: Mutex<Vec<usize>>,
     /// Before forwards.
@@ -72,6 +74,7 @@ impl Default for Trouble {
             panics: AtomicUsize::default(),
             memory: AtomicUsize::new(usize::MAX),
             warms_up: AtomicBool::default(),
+            without_graphs: AtomicBool::default(),
             sizes: Mutex::default(),
             voting: Gate::default(),
             writing: Gate::default(),
@@ -84,6 +87,11 @@ impl Trouble {
     /// From now on there is memory for so many images at once.
     pub(crate) fn limit_memory(&self, images: usize) {
         self.memory.store(images, Ordering::Release);
+    }
+
+    /// From now on no forward has a graph.
+    pub(crate) fn refuse_graphs(&self) {
+        self.without_graphs.store(true, Ordering::Release);
     }
 
     pub(crate) fn warm_up(&self) {
@@ -145,6 +153,8 @@ impl Trouble {
 struct Troubled {
     model: Box<dyn Model>,
     trouble: Arc<Trouble>,
+    /// Forwards without their graph that have not been told.
+    fallbacks: AtomicU64,
 }
 
 impl Model for Troubled {
@@ -163,6 +173,9 @@ impl Model for Troubled {
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         self.trouble.strike();
         self.trouble.allocate(images.len())?;
+        if self.trouble.without_graphs.load(Ordering::Acquire) {
+            self.fallbacks.fetch_add(1, Ordering::AcqRel);
+        }
         self.model.classify(id, images)
     }
 
@@ -170,13 +183,17 @@ impl Model for Troubled {
         self.model.generator().map(|_| self as &dyn Generator)
     }
 
-    fn warm_up_batches(&self, max_batch: usize) -> Vec<usize> {
+    fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
         if !self.trouble.warms_up.load(Ordering::Acquire) {
-            return self.model.warm_up_batches(max_batch);
+            return self.model.warm_up_batches(options);
         }
         std::iter::successors(Some(2), |batch| Some(batch * 2))
-            .take_while(|batch| *batch <= max_batch)
+            .take_while(|batch| *batch <= options.max_batch)
             .collect()
+    }
+
+    fn take_graph_fallbacks(&self) -> u64 {
+        self.fallbacks.swap(0, Ordering::AcqRel)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
@@ -237,7 +254,11 @@ impl TroubledServer {
             sampling: Sampling::none(),
             loader: Arc::new(move |_: &str, options: &_, base: &_| {
                 let model = load_model(options, base)?;
-                Ok(Box::new(Troubled { model, trouble: Arc::clone(&troubled) }) as Box<dyn Model>)
+                Ok(Box::new(Troubled {
+                    model,
+                    trouble: Arc::clone(&troubled),
+                    fallbacks: AtomicU64::default(),
+                }) as Box<dyn Model>)
             }),
             stop: Arc::clone(&stop),
         };

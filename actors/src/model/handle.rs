@@ -99,7 +99,7 @@ impl ModelHandle {
         let preprocessor = Arc::new(model.loaded().preprocessor.clone().for_device(device));
         let (writes, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
-        let warm_up_batches = model.warm_up_batches(options.max_batch).into();
+        let warm_up_batches = model.warm_up_batches(options).into();
         let mut replicas = Vec::new();
         for (index, seat) in std::iter::once(seat).chain(other_seats).enumerate() {
             let device = device_name(seat.model.loaded().placement.device);

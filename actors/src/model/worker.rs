@@ -60,6 +60,7 @@ impl Worker {
                 Exit::Panicked { message: panic_text(panic.as_ref()), batches }
             }
         };
+        self.count_fallbacks(seat);
         match seat.check_device() {
             Ok(()) => exit,
             Err(error) => {
@@ -84,7 +85,27 @@ impl Worker {
                 Work::Job(job) => job(seat),
                 Work::Closed => return,
             }
+            self.count_fallbacks(seat);
         }
+    }
+
+    /// Says so once: they make everything slower and nothing wrong.
+    fn count_fallbacks(&self, seat: &Seat) {
+        let fallbacks = seat.model.take_graph_fallbacks();
+        if fallbacks == 0 {
+            return;
+        }
+        let counter = self.metrics.graph_fallbacks.with_label_values(&[&*self.name]);
+        if counter.get() == 0 {
+            let (model, replica, device) = (&*self.name, self.replica.index, self.replica.device.as_str());
+            tracing::warn!(
+                model,
+                replica,
+                device,
+                "runs without CUDA graphs, and slower: concord_graph_fallbacks_total counts the forwards"
+            );
+        }
+        counter.inc_by(fallbacks);
     }
 
     /// The most images that run together at this moment; tells when that has changed.

@@ -106,7 +106,7 @@ impl Florence2 {
             loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             tasks: HashMap::new(),
             writings: Kept::new(),
-            replays: Replays::new(options.has_graphs(place)),
+            replays: Replays::of(options, place),
         })
     }
 }

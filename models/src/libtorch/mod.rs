@@ -12,7 +12,7 @@ mod stream;
 
 pub use cuda::{cuda_devices, load_cuda, load_cuda_part};
 pub use graph::Graph;
-pub(crate) use kernel::{Argument, Kernel, compile};
+pub(crate) use kernel::{Argument, Kernel, cache_folder, compile};
 pub use memory::{AllocatedMemory, DeviceMemory, allocated_memory, device_memory, reset_peak_memory};
 pub(crate) use pinned::pinned;
 pub use stream::{CurrentStream, Event, Stream};

@@ -75,7 +75,7 @@ impl Molmo2 {
             tasks: HashMap::new(),
             pads_prompts: place.device.is_cuda(),
             writings: Kept::new(),
-            replays: Replays::new(options.has_graphs(place)),
+            replays: Replays::of(options, place),
         })
     }
 }

@@ -4,12 +4,14 @@
 
 mod florence2;
 mod molmo2;
+mod random;
 mod vision;
 mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use self::random::{random_name, snapshot_folder};
 use crate::{ModelError, TaskLabels};
 
 /// The files of a snapshot: name and content.

@@ -70,7 +70,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         logit_bias,
         loaded: Loaded { parameters, preprocessor, placement: place },
         labels: HashMap::new(),
-        replays: Replays::new(options.has_graphs(place)),
+        replays: Replays::of(options, place),
     }))
 }
 

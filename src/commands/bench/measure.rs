@@ -100,7 +100,7 @@ fn run(
 }
 
 /// At least once, and no longer than what is measured.
-fn warm_up(stream: &Stream, limits: &Limits, work: &Work) -> Result<Done, ModelError> {
+pub(super) fn warm_up(stream: &Stream, limits: &Limits, work: &Work) -> Result<Done, ModelError> {
     let begun = Instant::now();
     let mut done = (work.run)()?;
     for _ in 1..limits.warmup {

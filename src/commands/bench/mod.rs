@@ -4,6 +4,7 @@ mod measure;
 mod process;
 mod report;
 mod subject;
+mod together;
 mod work;
 
 use std::path::PathBuf;
@@ -28,7 +29,8 @@ the same between two events of the model's stream.\n\n\
   concord bench                                     all models of ensemble.toml, one image at a time\n\
   concord bench dinov3 --batch 1,8,32 --dtype fp32,bf16\n\
   concord bench --snapshot DIR --architecture siglip2\n\
-  concord bench --random dinov3-vitl16 --batch 1,8,32 --json=vitl.json\n\n\
+  concord bench --random dinov3-vitl16 --batch 1,8,32 --json=vitl.json\n  \
+concord bench --together random:dinov3-vitl16 random:florence2-large\n\n\
 --random needs no snapshot: the weights are made on the device. A name that is none lists the presets.\n\
 Exit status: 0 when everything was measured, 1 when something failed or gave values that are no numbers,\n\
 2 when nothing could be measured (a faulty configuration, an unknown model or preset).")]
@@ -47,6 +49,10 @@ pub struct BenchArgs {
     /// Published sizes with random weights, for instance dinov3-vitl16; may be repeated
     #[arg(long, value_name = "PRESET")]
     random: Vec<String>,
+    /// Two models at once, each on its own thread and stream, and their time as a share of the sum of their times
+    /// alone; of the ensemble, or random:PRESET
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["models", "snapshot", "random"])]
+    together: Vec<String>,
     /// How many images run together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     batch: Vec<usize>,
@@ -110,23 +116,33 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// Measures everything that was asked for.
 pub fn run(args: &BenchArgs) -> ExitCode {
-    let subjects = match subject::subjects(args) {
-        Ok(subjects) => subjects,
-        Err(message) => {
-            warn(&message);
-            return ExitCode::from(EXIT_UNUSABLE);
-        }
-    };
     let mut report = Report::default();
+    let measured =
+        if args.together.is_empty() { each(args, &mut report) } else { together::run(args, &mut report) };
+    if let Err(message) = measured {
+        warn(&message);
+        return ExitCode::from(EXIT_UNUSABLE);
+    }
+    end(args, report)
+}
+
+/// Measures every model by itself.
+fn each(args: &BenchArgs, report: &mut Report) -> Result<(), String> {
+    let subjects = subject::subjects(args)?;
     for subject in &subjects {
         for variant in subject.variants(args) {
-            if let Err(message) = bench_one(args, subject, &variant, &mut report) {
+            if let Err(message) = bench_one(args, subject, &variant, report) {
                 let name = &subject.name;
                 warn(&format!("{name}: {message}"));
                 report.failures.push(format!("{name} {}: {message}", variant.options.dtype));
             }
         }
     }
+    Ok(())
+}
+
+/// Tells what was measured, and whether that was all.
+fn end(args: &BenchArgs, mut report: Report) -> ExitCode {
     let fallbacks = graph_fallbacks();
     if fallbacks > 0 {
         report

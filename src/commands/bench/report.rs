@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Timing;
+use super::together::{Alone, Together};
 use crate::commands::say;
 
 /// Everything that one call measured.
@@ -14,6 +15,8 @@ use crate::commands::say;
 pub(super) struct Report {
     pub(super) models: Vec<Loaded>,
     pub(super) results: Vec<Measured>,
+    /// Two models at once.
+    pub(super) together: Vec<Together>,
     /// Models of which nothing could be measured.
     pub(super) failures: Vec<String>,
 }
@@ -80,14 +83,18 @@ impl Report {
         let results: Vec<Value> = self.results.iter().map(Measured::json).collect();
         let json = json!({
             "program": "concord", "version": env!("CARGO_PKG_VERSION"),
-            "models": self.models, "results": results, "failures": self.failures,
+            "models": self.models, "results": results, "together": self.together, "failures": self.failures,
         });
         if json_to == Some(Path::new("-")) {
             say(&json);
             return Ok(());
         }
-        say(&self.models_table());
-        say(&self.results_table());
+        if self.together.is_empty() {
+            say(&self.models_table());
+            say(&self.results_table());
+        } else {
+            say(&self.together_table());
+        }
         match json_to {
             Some(path) => std::fs::write(path, format!("{json:#}\n"))
                 .map_err(|error| format!("{}: {error}", path.display())),
@@ -118,6 +125,27 @@ impl Report {
             ]);
         }
         table
+    }
+
+    fn together_table(&self) -> Table {
+        let mut table = Table::new();
+        let table = table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header(["models", "work", "dtype", "graphs", "batch", "alone", "together", "ratio"]);
+        for together in &self.together {
+            let lines = |line: fn(&Alone) -> String| together.models.each_ref().map(line).join("\n");
+            let alone = |alone: &Alone| format!("{:.3} s: {} times", alone.alone_s, alone.iterations);
+            table.add_row([
+                Cell::new(lines(|alone| alone.model.clone())),
+                Cell::new(lines(|alone| alone.work.clone())),
+                Cell::new(&together.dtype),
+                Cell::new(if together.graphs { "on" } else { "off" }),
+                right(together.batch.to_string()),
+                right(lines(alone)),
+                right(format!("{:.3} s", together.together_s)),
+                right(format!("{:.3}", together.ratio)),
+            ]);
+        }
+        std::mem::take(table)
     }
 
     fn results_table(&self) -> Table {

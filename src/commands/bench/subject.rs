@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use concord_actors::task_labels;
-use concord_models::presets::{self, PRESETS, Preset};
+use concord_models::presets::{self, PRESETS, Preset, random_name};
 use concord_models::{
     ARCHITECTURES, Architecture, DTYPES, Model, ModelOptions, TaskLabels, is_device_name, load_model,
     load_random,
@@ -29,7 +29,7 @@ pub(super) struct Subject {
 }
 
 /// One way to run it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Variant {
     pub(super) options: ModelOptions,
 }
@@ -45,9 +45,23 @@ pub(super) fn subjects(args: &BenchArgs) -> Result<Vec<Subject>, String> {
         subjects.push(of_snapshot(folder, architecture)?);
     }
     if subjects.is_empty() || !args.models.is_empty() {
-        subjects.extend(of_ensemble(args)?);
+        subjects.extend(of_ensemble(args, &args.models)?);
     }
     Ok(subjects)
+}
+
+/// The two that `--together` names: models of the ensemble, or `random:PRESET`.
+pub(super) fn pair(args: &BenchArgs) -> Result<[Subject; 2], String> {
+    check(args)?;
+    let subject = |name: &String| match random_name(name.as_ref()) {
+        Some(preset) => of_preset(preset),
+        None => {
+            let named = of_ensemble(args, std::slice::from_ref(name))?;
+            named.into_iter().next().ok_or_else(|| format!("no model {name:?}"))
+        }
+    };
+    let subjects: Vec<Subject> = args.together.iter().map(subject).collect::<Result<_, _>>()?;
+    subjects.try_into().map_err(|_| "--together: must name two models".to_owned())
 }
 
 fn check(args: &BenchArgs) -> Result<(), String> {
@@ -104,13 +118,13 @@ fn unconfigured(architecture: &str, snapshot: &Path) -> ModelOptions {
     }
 }
 
-fn of_ensemble(args: &BenchArgs) -> Result<Vec<Subject>, String> {
+fn of_ensemble(args: &BenchArgs, names: &[String]) -> Result<Vec<Subject>, String> {
     let ensemble = args.ensemble.read()?;
     let mut models: BTreeMap<String, ModelOptions> = ensemble.models().clone();
-    if let Some(unknown) = args.models.iter().find(|name| !models.contains_key(*name)) {
+    if let Some(unknown) = names.iter().find(|name| !models.contains_key(*name)) {
         return Err(not_one_of("model", unknown, models.keys().map(String::as_str)));
     }
-    models.retain(|name, _| args.models.is_empty() || args.models.contains(name));
+    models.retain(|name, _| names.is_empty() || names.contains(name));
     let subject = |(name, options): (String, ModelOptions)| Subject {
         tasks: tasks_of(&name, &options, &ensemble),
         name,
@@ -150,6 +164,7 @@ impl Subject {
     pub(super) fn source(&self) -> String {
         match self.random {
             Some(_) => "random".to_owned(),
+            None if random_name(&self.options.snapshot).is_some() => "random".to_owned(),
             None => self.base.join(&self.options.snapshot).display().to_string(),
         }
     }
