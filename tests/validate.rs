@@ -127,8 +127,19 @@ fn a_spoilt_file_is_told_as_such() {
         ("snapshot = \"models/nano/siglip2\"", "", "models.siglip2.snapshot: is missing or empty"),
         (
             "dtype = \"fp32\"",
-            "dtype = \"fp8\"",
-            "models.dinov3.dtype: \"fp8\" is not a number format: must be one of fp32, bf16, fp16",
+            "dtype = \"int8\"",
+            "models.dinov3.dtype: \"int8\" is not a number format: must be one of fp32, bf16, fp16, fp8",
+        ),
+        (
+            "dtype = \"fp32\"",
+            "device = \"cpu\"\ndtype = \"fp8\"",
+            "models.dinov3.dtype: \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \
+             \"cpu\": choose \"bf16\"",
+        ),
+        (
+            "architecture = \"siglip2\"",
+            "architecture = \"torchscript\"\ndtype = \"fp8\"",
+            "models.siglip2.dtype: \"fp8\" is not for architecture torchscript",
         ),
         (
             "architecture = \"siglip2\"",

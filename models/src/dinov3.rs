@@ -188,15 +188,10 @@ impl Model for Dinov3 {
         outputs.insert("rope.cos".to_owned(), rope_cos);
         outputs.insert("rope.sin".to_owned(), rope_sin);
 
+        let place = Placement { kind: self.loaded.placement.computed_in(), ..self.loaded.placement };
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
-        let on_both =
-            Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.loaded.placement)?;
-        let on_cls = Head::load_named(
-            &head_file,
-            "linear_cls",
-            self.backbone.config.hidden_size,
-            self.loaded.placement,
-        )?;
+        let head = |name| Head::load_named(&head_file, name, self.backbone.config.hidden_size, place);
+        let (on_both, on_cls) = (head("linear")?, head("linear_cls")?);
         // `rect` is neither square nor of the configured size.
         for prefix in ["", "rect."] {
             let pixels =

@@ -13,6 +13,7 @@ mod dinov3;
 mod encoder;
 mod error;
 mod florence2;
+mod fp8;
 mod fused;
 mod generate;
 mod head;

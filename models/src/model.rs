@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{parse_device, parse_dtype};
+use crate::device::{check_placement, parse_device, parse_dtype};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
@@ -63,7 +63,8 @@ pub struct ModelOptions {
     pub snapshot: PathBuf,
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
-    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
+    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in; or `fp8`: bf16, but for the
+    /// products within the layers.
     pub dtype: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
@@ -125,8 +126,15 @@ impl ModelOptions {
 pub struct Placement {
     /// CPU or one GPU.
     pub device: Device,
-    /// Of weights and computation.
+    /// Of weights and computation; `Float8e4m3fn` is that of products only (see [`Self::computed_in`]).
     pub kind: Kind,
+}
+
+impl Placement {
+    /// The number format of everything but the products within layers, which may be of less precision.
+    pub fn computed_in(&self) -> Kind {
+        if self.kind == Kind::Float8e4m3fn { Kind::BFloat16 } else { self.kind }
+    }
 }
 
 /// A task as a model needs to know it.
@@ -264,6 +272,7 @@ fn load(options: &ModelOptions, base: &Path, weights: WeightSource) -> Result<Bo
         check_model_type(architecture, &snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
+    check_placement(placement)?;
     let model = (architecture.load)(&snapshot, options, placement)?;
     // What was joined or made on this thread's stream is read on another, which does not wait for it.
     if let Device::Cuda(index) = placement.device {

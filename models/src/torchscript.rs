@@ -60,6 +60,10 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     if !path.is_file() {
         return Err(ModelError::file(&path, std::io::ErrorKind::NotFound.into()));
     }
+    if place.kind != place.computed_in() {
+        let message = "dtype = \"fp8\" is not for architecture torchscript, whose layers are not ours: choose \"bf16\"";
+        return Err(ModelError::Unsupported(message.to_owned()));
+    }
     let mut module = CModule::load_on_device(&path, place.device)?;
     module.f_set_eval()?;
     module.to(place.device, place.kind, false);

@@ -153,6 +153,8 @@ pub(crate) struct WeightLoader {
     rename: fn(&str) -> String,
     device: Device,
     kind: Kind,
+    /// Whether layers multiply in fp8.
+    fp8_products: bool,
     taken: BTreeSet<String>,
     faults: Vec<String>,
     parameters: i64,
@@ -180,6 +182,7 @@ impl WeightLoader {
             rename: str::to_owned,
             device,
             kind,
+            fp8_products: false,
             taken: BTreeSet::new(),
             faults: Vec::new(),
             parameters: 0,
@@ -191,6 +194,16 @@ impl WeightLoader {
     pub(crate) fn random(path: &Path, seed: i64, device: Device, kind: Kind) -> Result<Self, ModelError> {
         tch::manual_seed(seed);
         Ok(Self { source: WeightSource::Random { seed }, ..Self::open(path, &[], device, kind)? })
+    }
+
+    /// Whether the products within layers are to be of fp8.
+    pub(crate) fn with_fp8_products(self, fp8_products: bool) -> Self {
+        Self { fp8_products, ..self }
+    }
+
+    /// What [`Self::with_fp8_products`] was given; false where it was not called.
+    pub(crate) fn fp8_products(&self) -> bool {
+        self.fp8_products
     }
 
     /// From here on, tensors are asked for by other names than they have in the files.

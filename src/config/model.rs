@@ -22,6 +22,9 @@ const REPLICAS: RangeInclusive<u64> = 1..=64;
 /// Each trial of a larger batch costs a forward that fails; a day is as good as never.
 const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
 
+/// The number format that only some devices and architectures have.
+const FP8: &str = "fp8";
+
 /// The option that gives a model something of its own for each task.
 const HEADS: &str = "heads";
 
@@ -62,6 +65,10 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if !DTYPES.iter().any(|(name, _)| *name == options.dtype) {
         fault("dtype", not_one_of(&options.dtype, "a number format", DTYPES.iter().map(|(name, _)| *name)));
     }
+    if options.dtype == FP8 {
+        faults.extend(check_fp8(options));
+    }
+    let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
     if !options.mode.is_empty() && !MODES.contains(&options.mode.as_str()) {
         fault("mode", not_one_of(&options.mode, "a mode", MODES));
     }
@@ -75,6 +82,18 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
     faults
+}
+
+/// Where fp8 can be seen not to do before the device is looked at.
+fn check_fp8(options: &ModelOptions) -> Option<Fault> {
+    let message = if options.device == "cpu" {
+        "\"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \"cpu\": choose \"bf16\""
+    } else if options.architecture == "torchscript" {
+        "\"fp8\" is not for architecture torchscript, whose layers are not ours: choose \"bf16\""
+    } else {
+        return None;
+    };
+    Some(Fault::new(vec!["dtype".into()], message))
 }
 
 fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {
