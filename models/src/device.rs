@@ -4,7 +4,7 @@ use tch::{Device, Kind};
 
 use crate::ModelError;
 use crate::libtorch::{compute_capability, cuda_devices};
-use crate::model::Placement;
+use crate::model::{Architecture, Placement};
 
 /// The number formats that a model may be loaded in, with their names in `ensemble.toml`.
 pub const DTYPES: [(&str, Kind); 4] =
@@ -84,13 +84,21 @@ pub(crate) fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
     })
 }
 
-/// Whether a model of this number format can be there: fp8 is multiplied by some GPUs only.
+/// Whether a model of this number format can be there: some architectures have fp8, on some GPUs.
 ///
 /// # Errors
 /// When it cannot; the message says what to choose.
-pub(crate) fn check_placement(place: Placement) -> Result<(), ModelError> {
+pub(crate) fn check_placement(architecture: &Architecture, place: Placement) -> Result<(), ModelError> {
+    if place.kind != Kind::Float8e4m3fn {
+        return Ok(());
+    }
+    if !architecture.has_fp8() {
+        return Err(ModelError::Unsupported(format!(
+            "dtype = \"fp8\" is not for architecture {}: choose \"bf16\"",
+            architecture.name
+        )));
+    }
     let can = match place.device {
-        _ if place.kind != Kind::Float8e4m3fn => true,
         Device::Cuda(index) => compute_capability(index)? >= FP8_CAPABILITY_MIN,
         _ => false,
     };

@@ -14,9 +14,26 @@ const ROW_MAX_MIN: f64 = 1e-12;
 /// Tensor cores take whole packs of so many values.
 const MULTIPLE: i64 = 16;
 /// What products give, and what is added to them.
-const COMPUTED_IN: Kind = Kind::BFloat16;
+pub(crate) const COMPUTED_IN: Kind = Kind::BFloat16;
 /// Sums of a few products each are rounded to fewer bits than fp32 has: Hopper is half as fast otherwise.
 const ADDS_UP_FAST: bool = true;
+
+/// The number format of everything but products, of a model that is in `kind`.
+pub(crate) fn computed_in(kind: Kind) -> Kind {
+    if kind == Kind::Float8e4m3fn { COMPUTED_IN } else { kind }
+}
+
+/// How many bytes weights of this shape take.
+pub(crate) fn weight_bytes(shape: &[i64]) -> u64 {
+    let values: i64 = shape.iter().product();
+    let scales = shape.first().copied().unwrap_or(0) * Kind::Float.elt_size_in_bytes() as i64;
+    u64::try_from(values + scales).unwrap_or(0)
+}
+
+/// Whether tensor cores take weights of this shape.
+pub(crate) fn fits(shape: &[i64]) -> bool {
+    shape.len() == 2 && shape.iter().all(|side| *side > 0 && side % MULTIPLE == 0)
+}
 
 /// Whether libtorch's products take no bias here: cuBLAS does not say before it is asked.
 static BIAS_IS_REFUSED: AtomicBool = AtomicBool::new(false);
@@ -57,9 +74,7 @@ pub(crate) struct Fp8Weights(Fp8Rows);
 impl Fp8Weights {
     /// Of weights [outputs, inputs]; `None` where tensor cores do not take these sizes.
     pub(crate) fn of(weights: &Tensor) -> Option<Self> {
-        let size = weights.size();
-        let fits = size.len() == 2 && size.iter().all(|side| *side > 0 && side % MULTIPLE == 0);
-        fits.then(|| Self(Fp8Rows::of(weights)))
+        fits(&weights.size()).then(|| Self(Fp8Rows::of(weights)))
     }
 
     pub(crate) fn outputs(&self) -> i64 {
@@ -85,21 +100,29 @@ impl Fp8Weights {
 
     fn multiply_scaled(&self, rows: &Tensor, scales: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let (weights, weight_scales) = (self.0.values.tr(), self.0.scales.tr());
-        let product = |bias: Option<&Tensor>| {
+        let multiply = |bias: Option<&Tensor>| {
             rows.f_internal_scaled_mm(&weights, scales, &weight_scales, bias, None, COMPUTED_IN, ADDS_UP_FAST)
         };
-        if let Some(bias) = bias
-            && !BIAS_IS_REFUSED.load(Ordering::Relaxed)
-        {
-            match product(Some(bias)) {
-                Ok(sum) => return sum,
-                Err(error) => {
-                    BIAS_IS_REFUSED.store(true, Ordering::Relaxed);
-                    tracing::warn!(%error, "biases are added after fp8 products, not with them");
-                }
-            }
+        let together = bias.filter(|_| !BIAS_IS_REFUSED.load(Ordering::Relaxed)).map(|bias| multiply(Some(bias)));
+        let refusal = match together {
+            Some(Ok(sum)) => return sum,
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        // A refusal for want of memory ends here: it says nothing of biases.
+        let product = rows.internal_scaled_mm(
+            &weights,
+            scales,
+            &weight_scales,
+            None::<&Tensor>,
+            None,
+            COMPUTED_IN,
+            ADDS_UP_FAST,
+        );
+        if let Some(error) = refusal {
+            BIAS_IS_REFUSED.store(true, Ordering::Relaxed);
+            tracing::warn!(%error, "biases are added after fp8 products, not with them");
         }
-        let product = rows.internal_scaled_mm(&weights, scales, &weight_scales, None::<&Tensor>, None, COMPUTED_IN, ADDS_UP_FAST);
         match bias {
             Some(bias) => product + bias,
             None => product,

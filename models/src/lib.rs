@@ -27,6 +27,7 @@ pub mod parity;
 mod part;
 mod preprocess;
 pub mod presets;
+mod product;
 mod replay;
 mod rotary;
 mod siglip2;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::device::{check_placement, parse_device, parse_dtype};
+use crate::fp8::computed_in;
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::preprocess::{Pixels, Preprocessor};
@@ -37,6 +38,9 @@ pub struct Architecture {
     pub model_types: &'static [&'static str],
     /// The options of [`ModelOptions`] that only some architectures take, and this one does.
     pub options: &'static [&'static str],
+    /// How the names of tensors begin that belong to layers whose products may be of fp8; none where it has no such
+    /// layers.
+    pub(crate) fp8: &'static [&'static str],
     /// Loads a snapshot of it.
     pub(crate) load: Load,
 }
@@ -45,6 +49,11 @@ impl Architecture {
     /// The architecture of that name in `ensemble.toml`.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    }
+
+    /// Whether some of its layers can multiply in fp8.
+    pub fn has_fp8(&self) -> bool {
+        !self.fp8.is_empty()
     }
 
     /// The architecture that loads a `config.json` with this `model_type`.
@@ -64,7 +73,7 @@ pub struct ModelOptions {
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in; or `fp8`: bf16, but for the
-    /// products within the layers.
+    /// products within the layers of an image tower.
     pub dtype: String,
     /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
@@ -133,7 +142,7 @@ pub struct Placement {
 impl Placement {
     /// The number format of everything but the products within layers, which may be of less precision.
     pub fn computed_in(&self) -> Kind {
-        if self.kind == Kind::Float8e4m3fn { Kind::BFloat16 } else { self.kind }
+        computed_in(self.kind)
     }
 }
 
@@ -272,7 +281,7 @@ fn load(options: &ModelOptions, base: &Path, weights: WeightSource) -> Result<Bo
         check_model_type(architecture, &snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
-    check_placement(placement)?;
+    check_placement(architecture, placement)?;
     let model = (architecture.load)(&snapshot, options, placement)?;
     // What was joined or made on this thread's stream is read on another, which does not wait for it.
     if let Device::Cuda(index) = placement.device {

@@ -14,7 +14,7 @@ use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
 
 pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], load };
+    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], fp8: &[], load };
 
 /// The one file of the folder.
 pub(crate) const FILE: &str = "model.pt";
@@ -59,10 +59,6 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         Preprocessor::of_input(&options.input).map_err(|message| ModelError::malformed(&path, message))?;
     if !path.is_file() {
         return Err(ModelError::file(&path, std::io::ErrorKind::NotFound.into()));
-    }
-    if place.kind != place.computed_in() {
-        let message = "dtype = \"fp8\" is not for architecture torchscript, whose layers are not ours: choose \"bf16\"";
-        return Err(ModelError::Unsupported(message.to_owned()));
     }
     let mut module = CModule::load_on_device(&path, place.device)?;
     module.f_set_eval()?;

@@ -65,13 +65,14 @@ impl SafetensorsFile {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// The shape of every tensor, and the number format that it is stored in; those of formats that are not supported
-    /// are left out, since loading refuses them.
-    pub(crate) fn layout(&self) -> Vec<(Vec<i64>, Kind)> {
+    /// The name and shape of every tensor, and the number format that it is stored in; those of formats that are not
+    /// supported are left out, since loading refuses them.
+    pub(crate) fn layout(&self) -> Vec<(String, Vec<i64>, Kind)> {
         let tensors = self.metadata.tensors().into_keys();
         let layout = |name: String| {
             let kind = kind_of(self.metadata.info(&name)?.dtype)?;
-            Some((self.shape(&name)?, kind))
+            let shape = self.shape(&name)?;
+            Some((name, shape, kind))
         };
         tensors.filter_map(layout).collect()
     }
@@ -201,7 +202,15 @@ impl WeightLoader {
         Self { fp8_products, ..self }
     }
 
-    /// What [`Self::with_fp8_products`] was given; false where it was not called.
+    /// What `load` gives, which has no products of fp8.
+    pub(crate) fn without_fp8<T>(&mut self, load: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.fp8_products, false);
+        let loaded = load(self);
+        self.fp8_products = before;
+        loaded
+    }
+
+    /// Whether they are: not where [`Self::with_fp8_products`] was not called.
     pub(crate) fn fp8_products(&self) -> bool {
         self.fp8_products
     }

@@ -88,8 +88,9 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
 fn check_fp8(options: &ModelOptions) -> Option<Fault> {
     let message = if options.device == "cpu" {
         "\"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \"cpu\": choose \"bf16\""
-    } else if options.architecture == "torchscript" {
-        "\"fp8\" is not for architecture torchscript, whose layers are not ours: choose \"bf16\""
+        .to_owned()
+    } else if Architecture::by_name(&options.architecture).is_some_and(|known| !known.has_fp8()) {
+        format!("\"fp8\" is not for architecture {}: choose \"bf16\"", options.architecture)
     } else {
         return None;
     };

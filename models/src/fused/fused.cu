@@ -241,10 +241,6 @@ __device__ float gelu_of(float x, bool is_tanh) {
   return 0.5f * x * (1.0f + part);
 }
 
-__device__ float silu_of(float x) {
-  return x / (1.0f + __expf(-x));
-}
-
 // x * Phi(x) in place, Phi by the error function or by a hyperbolic tangent.
 extern "C" __global__ void gelu(T* x, long long packs, int is_tanh) {
   for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
@@ -268,36 +264,34 @@ extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long lon
     const Pack gate = load(rows + row * 2 * inner + inner + column);
     Pack result;
     for (int i = 0; i < PACK; ++i) {
-      result.values[i] = narrow(silu_of(widen(gate.values[i])) * widen(up.values[i]));
+      const float x = widen(gate.values[i]);
+      result.values[i] = narrow(x / (1.0f + __expf(-x)) * widen(up.values[i]));
     }
     store(out + row * inner + column, result);
   }
 }
 
-// What is done to values before they are quantised.
-constexpr int NOTHING = 0, GELU = 1, GELU_TANH = 2, SILU_GATED = 3;
+// What is done to values before they are quantised: nothing, or GELU, in one of two forms.
+constexpr int NOTHING = 0, GELU_TANH = 2;
 // A thread keeps so many packs of its row.
 constexpr int KEPT_PACKS = 4;
 
-// Rows of `width` values as e4m3 with a scale a row, one block a row: of x, of what an activation makes of it, or of
-// gated rows [up | gate], twice as wide. What is quantised was rounded to T first, as if it had been stored.
-extern "C" __global__ void quantise(const T* x, unsigned char* bytes, float* scales, int width, int before) {
+// Rows of `width` values as e4m3 with a scale a row, one block a row: of x, or of what an activation makes of it. What
+// is quantised was rounded to T first, as if it had been stored.
+extern "C" __global__ void __launch_bounds__(1024)
+    quantise(const T* x, unsigned char* bytes, float* scales, int width, int before) {
   const long long row = static_cast<long long>(blockIdx.x) * width;
-  const T* from = x + (before == SILU_GATED ? 2 * row : row);
   float values[KEPT_PACKS][PACK];
   float largest = 0.0f;
 #pragma unroll
   for (int kept = 0; kept < KEPT_PACKS; ++kept) {
     const int column = (kept * blockDim.x + threadIdx.x) * PACK;
     if (column < width) {
-      const Pack pack = load(from + column);
-      const Pack gate = before == SILU_GATED ? load(from + width + column) : Pack{};
+      const Pack pack = load(x + row + column);
 #pragma unroll
       for (int i = 0; i < PACK; ++i) {
         float value = widen(pack.values[i]);
-        if (before == SILU_GATED) {
-          value = widen(narrow(silu_of(widen(gate.values[i])) * value));
-        } else if (before != NOTHING) {
+        if (before != NOTHING) {
           value = widen(narrow(gelu_of(value, before == GELU_TANH)));
         }
         values[kept][i] = value;

@@ -130,6 +130,7 @@ pub(crate) fn add_norm(
     scale: Option<&Tensor>,
     norm: Norm<'_>,
 ) -> (Tensor, Tensor) {
+    let x = &x.contiguous();
     let normed = x.empty_like();
     if let Some(sum) = launch_add_norm(residual, x, scale, norm, NormedTo::Values(&normed)) {
         return (sum, normed);

@@ -3,8 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Gelu, Norm, NormedTo, THREADS_MAX, add_norm, gelu, in_packs, int, kernels, launch_add_norm, pack,
-    silu_gated, small,
+    Gelu, Norm, NormedTo, THREADS_MAX, add_norm, gelu, in_packs, int, kernels, launch_add_norm, pack, small,
 };
 use crate::fp8::Fp8Rows;
 use crate::libtorch::Argument;
@@ -17,8 +16,6 @@ const KEPT_PACKS: i64 = 4;
 pub(crate) enum Before {
     Nothing,
     Gelu(Gelu),
-    /// silu(gate) · up of rows [.., up and gate].
-    SiluGated,
 }
 
 impl Before {
@@ -28,7 +25,6 @@ impl Before {
             Self::Nothing => 0,
             Self::Gelu(Gelu::Exact) => 1,
             Self::Gelu(Gelu::Tanh) => 2,
-            Self::SiluGated => 3,
         }
     }
 }
@@ -42,7 +38,7 @@ fn empty_rows(size: &[i64], device: Device) -> Fp8Rows {
     }
 }
 
-/// Rows [.., width] as fp8, and what comes before: half as wide where they are gated.
+/// Rows [.., width] as fp8, after what comes before; nothing else needs `x` any more.
 pub(crate) fn quantised(x: Tensor, before: Before) -> Fp8Rows {
     if let Some(rows) = launch(&x, before) {
         return rows;
@@ -50,17 +46,12 @@ pub(crate) fn quantised(x: Tensor, before: Before) -> Fp8Rows {
     Fp8Rows::of(&match before {
         Before::Nothing => x,
         Before::Gelu(form) => gelu(x, form),
-        Before::SiluGated => silu_gated(&x),
     })
 }
 
 fn launch(x: &Tensor, before: Before) -> Option<Fp8Rows> {
-    let mut size = x.size();
-    let last = size.last_mut()?;
-    if before == Before::SiluGated {
-        *last /= 2;
-    }
-    let width = *last;
+    let size = x.size();
+    let width = *size.last()?;
     let packs = width / pack(x.kind());
     let fits = in_packs(width, x.kind()) && (1..=THREADS_MAX * KEPT_PACKS).contains(&packs);
     let kernels = kernels(x).filter(|_| fits)?;
