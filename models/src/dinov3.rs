@@ -27,8 +27,13 @@ use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use crate::weights::WeightLoader;
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "dinov3", model_types: &["dinov3_vit"], options: &["heads"], fp8: &["layer."], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "dinov3",
+    model_types: &["dinov3_vit"],
+    options: &["heads"],
+    fp8: &["layer."],
+    load,
+};
 
 /// A snapshot has one size of images; fixtures and strangers have a few.
 const ANGLES_MAX: usize = 16;

@@ -120,13 +120,11 @@ impl Encoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attend(&normed, self.heads, around);
             let (scale1, scale2) = (layer.scale1.as_ref(), layer.scale2.as_ref());
-            let (sum, inner) =
-                layer.mlp.up.add_norm(&state, &attended, scale1, Norm::Layer(&layer.norm2));
+            let (sum, inner) = layer.mlp.up.add_norm(&state, &attended, scale1, Norm::Layer(&layer.norm2));
             let added = layer.mlp.forward_rows(&inner);
             match (self.layers.get(index + 1), last) {
                 (Some(next), _) => {
-                    (state, normed) =
-                        next.inputs.add_norm(&sum, &added, scale2, Norm::Layer(&next.norm1));
+                    (state, normed) = next.inputs.add_norm(&sum, &added, scale2, Norm::Layer(&next.norm1));
                 }
                 (None, Some(last)) => {
                     let (state, normed) = add_norm(&sum, &added, scale2, Norm::Layer(last));

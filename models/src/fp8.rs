@@ -3,6 +3,9 @@
 //!
 //! Micikevicius et al., "FP8 Formats for Deep Learning", 2022 (arXiv 2209.05433).
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Kind, Tensor};
@@ -103,7 +106,8 @@ impl Fp8Weights {
         let multiply = |bias: Option<&Tensor>| {
             rows.f_internal_scaled_mm(&weights, scales, &weight_scales, bias, None, COMPUTED_IN, ADDS_UP_FAST)
         };
-        let together = bias.filter(|_| !BIAS_IS_REFUSED.load(Ordering::Relaxed)).map(|bias| multiply(Some(bias)));
+        let together =
+            bias.filter(|_| !BIAS_IS_REFUSED.load(Ordering::Relaxed)).map(|bias| multiply(Some(bias)));
         let refusal = match together {
             Some(Ok(sum)) => return sum,
             Some(Err(error)) => Some(error),

@@ -6,7 +6,7 @@
 
 mod quantise;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};

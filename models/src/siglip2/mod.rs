@@ -23,8 +23,13 @@ use crate::snapshot::Snapshot;
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "siglip2", model_types: &["siglip", "siglip2"], options: &["lowercase"], fp8: &["vision_model.encoder.layers."], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "siglip2",
+    model_types: &["siglip", "siglip2"],
+    options: &["lowercase"],
+    fp8: &["vision_model.encoder.layers."],
+    load,
+};
 
 /// How both towers call the parts of a layer.
 const NAMES: Names = Names {
