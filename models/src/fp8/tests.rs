@@ -178,11 +178,11 @@ fn load(architecture: &str, place: Placement) -> Box<dyn Model> {
 }
 
 fn answers(model: &mut dyn Model, batch: usize) -> Vec<Scores> {
-    let label = |label: &str, prompt: &str| (label.to_owned(), vec![prompt.to_owned()]);
+    let label = |label: &str| (label.to_owned(), vec![format!("a photo of a {label} traffic sign")]);
     let task = TaskLabels {
         task: "roadwork".to_owned(),
-        question: "Is there a road work sign?".to_owned(),
-        labels: vec![label("no", "no traffic sign"), label("yes", "a road work sign")],
+        question: "Is there active road construction in this image?".to_owned(),
+        labels: vec![label("no road work"), label("road work")],
         answers: vec!["NO".to_owned(), "YES".to_owned()],
         head: Some("head.roadwork.safetensors".into()),
     };
@@ -215,11 +215,12 @@ fn models_answer_in_fp8_as_in_fp32() {
             let _current = stream.enter().unwrap();
             let mut model = load(architecture, place);
             assert_eq!(model.loaded().placement.kind, Kind::Float8e4m3fn);
-            for batch in [5, 2, 1] {
+            // The twins are slow, and have no graphs that batches fill up.
+            let batches: &[usize] = if place.device == Device::Cpu { &[5] } else { &[5, 2, 1] };
+            for &batch in batches {
                 for (ours, expected) in answers(model.as_mut(), batch).iter().zip(&expected) {
                     let (ours, expected) = (probability(ours), probability(expected));
                     let what = format!("{:?} {architecture} by {batch}: {ours} for {expected}", place.device);
-                    eprintln!("{what}");
                     assert!((ours - expected).abs() < 0.1, "{what}");
                 }
             }
