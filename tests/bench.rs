@@ -118,7 +118,7 @@ fn what_cannot_be_measured_is_said_with_what_can() {
             "must be one of dinov3-vits16, dinov3-vitb16, dinov3-vitl16",
         ),
         (&["dinov4"], "must be one of dinov3, siglip2"),
-        (&["--dtype", "int3"], "must be one of fp32, bf16, fp16"),
+        (&["--dtype", "int3"], "must be one of fp32, bf16, fp16, fp8"),
         (&["--snapshot", "models/nano/siglip2", "--architecture", "vit"], "must be one of dinov3, siglip2"),
         (&["--snapshot", "models/nano/siglip2"], "--architecture"),
         (&["--batch", "0"], "must be at least 1"),
