@@ -131,17 +131,6 @@ fn a_spoilt_file_is_told_as_such() {
             "models.dinov3.dtype: \"int8\" is not a number format: must be one of fp32, bf16, fp16, fp8",
         ),
         (
-            "dtype = \"fp32\"",
-            "device = \"cpu\"\ndtype = \"fp8\"",
-            "models.dinov3.dtype: \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \
-             \"cpu\": choose \"bf16\"",
-        ),
-        (
-            "architecture = \"siglip2\"",
-            "architecture = \"torchscript\"\ndtype = \"fp8\"",
-            "models.siglip2.dtype: \"fp8\" is not for architecture torchscript",
-        ),
-        (
             "architecture = \"siglip2\"",
             "architecture = \"florence2\"\nmode = \"detekt\"",
             "models.siglip2.mode: \"detekt\" is not a mode (did you mean \"detect\"?): must be one of likelihood, detect",
@@ -195,6 +184,32 @@ fn variables_override_tables() {
     assert_eq!(roadwork.fusion(), FusionMethod::LogLinear);
     let weights: Vec<f64> = roadwork.members().map(|member| member.weight().get()).collect();
     assert_eq!(weights, [3.0, 0.2, 0.15, 0.15, 0.1]);
+}
+
+#[test]
+fn fp8_is_refused_where_the_file_shows_that_it_cannot_be() {
+    let on = |device, model: &str| {
+        let (device_key, dtype_key) =
+            (format!("CONCORD__MODELS__{model}__DEVICE"), format!("CONCORD__MODELS__{model}__DTYPE"));
+        complaints(SHIPPED, &[(device_key.as_str(), device), (dtype_key.as_str(), "fp8")])
+    };
+    for (device, model, expected) in [
+        (
+            "cpu",
+            "DINOV3",
+            "models.dinov3.dtype: \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \
+             \"cpu\": choose \"bf16\"",
+        ),
+        (
+            "auto",
+            "FLORENCE2",
+            "models.florence2.dtype: \"fp8\" is not for architecture florence2: choose \"bf16\"",
+        ),
+    ] {
+        let found = on(device, model);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected:?} is not in {found:#?}");
+    }
+    assert_eq!(on("cuda", "SIGLIP2"), Vec::<String>::new());
 }
 
 #[test]
