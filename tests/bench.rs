@@ -147,7 +147,7 @@ fn what_cannot_be_measured_is_said_with_what_can() {
         (&["--together", "dinov3", "dinov4"], "must be one of dinov3, siglip2"),
         (&["--together", "dinov3", "random:dinov3-huge"], "must be one of dinov3-vits16"),
         (&["--together", "dinov3"], "2 values required"),
-        (&["--dtype", "int3"], "must be one of fp32, bf16, fp16"),
+        (&["--dtype", "int3"], "must be one of fp32, bf16, fp16, fp8"),
         (&["--snapshot", "models/nano/siglip2", "--architecture", "vit"], "must be one of dinov3, siglip2"),
         (&["--snapshot", "models/nano/siglip2"], "--architecture"),
         (&["--batch", "0"], "must be at least 1"),

@@ -138,8 +138,8 @@ fn a_spoilt_file_is_told_as_such() {
         ("snapshot = \"models/nano/siglip2\"", "", "models.siglip2.snapshot: is missing or empty"),
         (
             "dtype = \"fp32\"",
-            "dtype = \"fp8\"",
-            "models.dinov3.dtype: \"fp8\" is not a number format: must be one of fp32, bf16, fp16",
+            "dtype = \"int8\"",
+            "models.dinov3.dtype: \"int8\" is not a number format: must be one of fp32, bf16, fp16, fp8",
         ),
         (
             "architecture = \"siglip2\"",
@@ -200,6 +200,32 @@ fn variables_override_tables() {
     assert_eq!(roadwork.fusion(), FusionMethod::LogLinear);
     let weights: Vec<f64> = roadwork.members().map(|member| member.weight().get()).collect();
     assert_eq!(weights, [3.0, 0.2, 0.15, 0.15, 0.1]);
+}
+
+#[test]
+fn fp8_is_refused_where_the_file_shows_that_it_cannot_be() {
+    let on = |device, model: &str| {
+        let (device_key, dtype_key) =
+            (format!("CONCORD__MODELS__{model}__DEVICE"), format!("CONCORD__MODELS__{model}__DTYPE"));
+        complaints(SHIPPED, &[(device_key.as_str(), device), (dtype_key.as_str(), "fp8")])
+    };
+    for (device, model, expected) in [
+        (
+            "cpu",
+            "DINOV3",
+            "models.dinov3.dtype: \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \
+             \"cpu\": choose \"bf16\"",
+        ),
+        (
+            "auto",
+            "FLORENCE2",
+            "models.florence2.dtype: \"fp8\" is not for architecture florence2: choose \"bf16\"",
+        ),
+    ] {
+        let found = on(device, model);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected:?} is not in {found:#?}");
+    }
+    assert_eq!(on("cuda", "SIGLIP2"), Vec::<String>::new());
 }
 
 #[test]

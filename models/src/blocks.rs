@@ -5,28 +5,35 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::decoder::Cache;
-use crate::fused::{Gelu, gelu, norm_rotate, rotate, silu_gated};
+use crate::fused::{Before, Gelu, norm_rotate, rotate, silu_gated};
 use crate::layers::{Activation, Linear, attention, split_heads};
+use crate::product::{Product, Rows};
 use crate::weights::WeightLoader;
 
 /// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    pub(crate) gate: Option<Linear>,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
+    pub(crate) gate: Option<Product>,
+    pub(crate) up: Product,
+    pub(crate) down: Product,
     pub(crate) activation: Activation,
 }
 
 impl Mlp {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let inner = match (&self.gate, self.activation) {
-            (Some(gate), activation) => activation.forward(&gate.forward(x)) * self.up.forward(x),
-            (None, Activation::Gelu) => gelu(self.up.forward(x), Gelu::Exact),
-            (None, Activation::GeluTanh) => gelu(self.up.forward(x), Gelu::Tanh),
-            (None, activation) => activation.forward(&self.up.forward(x)),
+        self.forward_rows(&self.up.rows(x.shallow_clone(), Before::Nothing))
+    }
+
+    /// The same of rows that were made for `up`.
+    pub(crate) fn forward_rows(&self, x: &Rows) -> Tensor {
+        let up = self.up.forward(x);
+        let (inner, before) = match (&self.gate, self.activation) {
+            (Some(gate), activation) => (activation.forward(&gate.forward(x)) * up, Before::Nothing),
+            (None, Activation::Gelu) => (up, Before::Gelu(Gelu::Exact)),
+            (None, Activation::GeluTanh) => (up, Before::Gelu(Gelu::Tanh)),
+            (None, activation) => (activation.forward(&up), Before::Nothing),
         };
-        self.down.forward(&inner)
+        self.down.forward(&self.down.rows(inner, before))
     }
 }
 

@@ -3,10 +3,15 @@
 use tch::{Device, Kind};
 
 use crate::ModelError;
-use crate::libtorch::cuda_devices;
+use crate::libtorch::{compute_capability, cuda_devices};
+use crate::model::{Architecture, Placement};
 
 /// The number formats that a model may be loaded in, with their names in `ensemble.toml`.
-pub const DTYPES: [(&str, Kind); 3] = [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half)];
+pub const DTYPES: [(&str, Kind); 4] =
+    [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half), ("fp8", Kind::Float8e4m3fn)];
+
+/// The oldest GPUs whose tensor cores multiply fp8 (Ada), by compute capability.
+const FP8_CAPABILITY_MIN: u32 = 89;
 
 /// What names a device, for messages.
 pub const DEVICES: &str = "auto, cpu, cuda or cuda:N";
@@ -77,6 +82,34 @@ pub(crate) fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
     DTYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
         ModelError::Unsupported(format!("dtype {text}: expected {}", DTYPES.map(|(name, _)| name).join(", ")))
     })
+}
+
+/// Whether a model of this number format can be there: some architectures have fp8, on some GPUs.
+///
+/// # Errors
+/// When it cannot; the message says what to choose.
+pub(crate) fn check_placement(architecture: &Architecture, place: Placement) -> Result<(), ModelError> {
+    if place.kind != Kind::Float8e4m3fn {
+        return Ok(());
+    }
+    if !architecture.has_fp8() {
+        return Err(ModelError::Unsupported(format!(
+            "dtype = \"fp8\" is not for architecture {}: choose \"bf16\"",
+            architecture.name
+        )));
+    }
+    let can = match place.device {
+        Device::Cuda(index) => compute_capability(index)? >= FP8_CAPABILITY_MIN,
+        _ => false,
+    };
+    if can {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported(format!(
+        "dtype = \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this model is on {}: \
+         choose \"bf16\"",
+        device_name(place.device)
+    )))
 }
 
 /// The name under which people know a device.

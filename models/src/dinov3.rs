@@ -22,12 +22,18 @@ use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores,
 use crate::parity::Fixture;
 use crate::part::{POOLED, Part};
 use crate::preprocess::{Pixels, Preprocessor, stack};
+use crate::product::Product;
 use crate::replay::Replays;
 use crate::snapshot::Snapshot;
 use crate::weights::WeightLoader;
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "dinov3", model_types: &["dinov3_vit"], options: &["heads"], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "dinov3",
+    model_types: &["dinov3_vit"],
+    options: &["heads"],
+    fp8: &["layer."],
+    load,
+};
 
 /// A snapshot has one size of images; fixtures and strangers have a few.
 const ANGLES_MAX: usize = 16;
@@ -188,15 +194,10 @@ impl Model for Dinov3 {
         outputs.insert("rope.cos".to_owned(), rope_cos);
         outputs.insert("rope.sin".to_owned(), rope_sin);
 
+        let place = Placement { kind: self.loaded.placement.computed_in(), ..self.loaded.placement };
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
-        let on_both =
-            Head::load_named(&head_file, "linear", self.backbone.config.hidden_size, self.loaded.placement)?;
-        let on_cls = Head::load_named(
-            &head_file,
-            "linear_cls",
-            self.backbone.config.hidden_size,
-            self.loaded.placement,
-        )?;
+        let head = |name| Head::load_named(&head_file, name, self.backbone.config.hidden_size, place);
+        let (on_both, on_cls) = (head("linear")?, head("linear_cls")?);
         // `rect` is neither square nor of the configured size.
         for prefix in ["", "rect."] {
             let pixels =
@@ -311,13 +312,15 @@ fn load_layer(weights: &mut WeightLoader, name: &str, config: &Config) -> Layer 
     let mut linear = |part: &str, bias: bool| {
         Linear::load(weights, &format!("{name}.attention.{part}"), hidden, hidden, bias)
     };
+    let inputs = Linear::concatenated(&[
+        linear("q_proj", config.query_bias),
+        linear("k_proj", config.key_bias),
+        linear("v_proj", config.value_bias),
+    ]);
+    let projection = linear("o_proj", config.proj_bias);
     Layer {
-        inputs: Linear::concatenated(&[
-            linear("q_proj", config.query_bias),
-            linear("k_proj", config.key_bias),
-            linear("v_proj", config.value_bias),
-        ]),
-        projection: linear("o_proj", config.proj_bias),
+        inputs: Product::of(inputs, weights),
+        projection: Product::of(projection, weights),
         norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
         scale1: Some(weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden])),
         norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
@@ -328,13 +331,14 @@ fn load_layer(weights: &mut WeightLoader, name: &str, config: &Config) -> Layer 
 
 fn load_mlp(weights: &mut WeightLoader, name: &str, config: &Config) -> Mlp {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let mut linear = |part: &str, inputs, outputs| {
-        Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, config.mlp_bias)
+    let mut product = |part: &str, inputs, outputs| {
+        let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, config.mlp_bias);
+        Product::of(linear, weights)
     };
     Mlp {
-        gate: config.use_gated_mlp.then(|| linear("gate_proj", hidden, inner)),
-        up: linear("up_proj", hidden, inner),
-        down: linear("down_proj", inner, hidden),
+        gate: config.use_gated_mlp.then(|| product("gate_proj", hidden, inner)),
+        up: product("up_proj", hidden, inner),
+        down: product("down_proj", inner, hidden),
         activation: config.hidden_act,
     }
 }

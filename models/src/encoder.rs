@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use crate::blocks::Mlp;
-use crate::fused::{Norm, add_norm, rotate};
+use crate::fused::{Before, Norm, add_norm, rotate};
 use crate::layers::{Activation, LayerNorm, Linear, attention, check_transformer, split_heads};
+use crate::product::{Product, Rows};
 use crate::weights::WeightLoader;
 
 /// How a snapshot calls the parts of a layer; without biases and weights, relative to the layer's own name.
@@ -41,10 +42,14 @@ impl Sizes {
     /// The MLP of these sizes whose linear maps are called so.
     pub(crate) fn mlp(&self, weights: &mut WeightLoader, up: &str, down: &str) -> Mlp {
         let (hidden, inner) = (self.hidden, self.intermediate);
+        let mut product = |name, inputs, outputs| {
+            let linear = Linear::load(weights, name, inputs, outputs, true);
+            Product::of(linear, weights)
+        };
         Mlp {
             gate: None,
-            up: Linear::load(weights, up, hidden, inner, true),
-            down: Linear::load(weights, down, inner, hidden, true),
+            up: product(up, hidden, inner),
+            down: product(down, inner, hidden),
             activation: self.activation,
         }
     }
@@ -110,20 +115,27 @@ impl Encoder {
         let Some(first) = self.layers.first() else {
             return last.map_or_else(|| embeddings.shallow_clone(), |norm| norm.forward(&embeddings));
         };
-        let mut normed = first.norm1.forward(&embeddings);
+        let mut normed = first.inputs.rows(first.norm1.forward(&embeddings), Before::Nothing);
         let mut state = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attend(&normed, self.heads, around);
-            let (sum, inner) = add_norm(&state, &attended, layer.scale1.as_ref(), Norm::Layer(&layer.norm2));
-            let added = layer.mlp.forward(&inner);
-            let next = self.layers.get(index + 1).map(|layer| &layer.norm1).or(last);
-            (state, normed) = match next {
-                Some(norm) => add_norm(&sum, &added, layer.scale2.as_ref(), Norm::Layer(norm)),
-                None => (layer.scaled(&sum, &added), added),
-            };
+            let (scale1, scale2) = (layer.scale1.as_ref(), layer.scale2.as_ref());
+            let (sum, inner) = layer.mlp.up.add_norm(&state, &attended, scale1, Norm::Layer(&layer.norm2));
+            let added = layer.mlp.forward_rows(&inner);
+            match (self.layers.get(index + 1), last) {
+                (Some(next), _) => {
+                    (state, normed) = next.inputs.add_norm(&sum, &added, scale2, Norm::Layer(&next.norm1));
+                }
+                (None, Some(last)) => {
+                    let (state, normed) = add_norm(&sum, &added, scale2, Norm::Layer(last));
+                    keep(&state);
+                    return normed;
+                }
+                (None, None) => state = layer.scaled(&sum, &added),
+            }
             keep(&state);
         }
-        if last.is_some() { normed } else { state }
+        state
     }
 }
 
@@ -132,8 +144,8 @@ impl Encoder {
 pub(crate) struct Layer {
     pub(crate) norm1: LayerNorm,
     /// Queries, keys and values, side by side.
-    pub(crate) inputs: Linear,
-    pub(crate) projection: Linear,
+    pub(crate) inputs: Product,
+    pub(crate) projection: Product,
     /// \[hidden\] each, where the layer has them.
     pub(crate) scale1: Option<Tensor>,
     pub(crate) norm2: LayerNorm,
@@ -145,9 +157,11 @@ impl Layer {
     fn load(weights: &mut WeightLoader, name: &str, names: &Names, sizes: &Sizes) -> Self {
         let mut linear =
             |part: &str| Linear::load(weights, &format!("{name}.{part}"), sizes.hidden, sizes.hidden, true);
+        let inputs = Linear::concatenated(&[names.query, names.key, names.value].map(&mut linear));
+        let projection = linear(names.output);
         Self {
-            inputs: Linear::concatenated(&[names.query, names.key, names.value].map(&mut linear)),
-            projection: linear(names.output),
+            inputs: Product::of(inputs, weights),
+            projection: Product::of(projection, weights),
             norm1: LayerNorm::load(weights, &format!("{name}.{}", names.norm1), sizes.hidden, sizes.eps),
             scale1: None,
             norm2: LayerNorm::load(weights, &format!("{name}.{}", names.norm2), sizes.hidden, sizes.eps),
@@ -156,14 +170,15 @@ impl Layer {
         }
     }
 
-    fn attend(&self, normed: &Tensor, heads: i64, around: Surroundings<'_>) -> Tensor {
+    fn attend(&self, normed: &Rows, heads: i64, around: Surroundings<'_>) -> Tensor {
         let joined = self.inputs.forward(normed);
         if let Some(angles) = around.rope {
             rotate(&joined, 2 * heads, angles);
         }
         let parts = joined.chunk(3, -1);
         let [query, key, value] = [0, 1, 2].map(|index| split_heads(&parts[index], heads));
-        self.projection.forward(&attention(&query, &key, &value, around.allowed))
+        let attended = attention(&query, &key, &value, around.allowed);
+        self.projection.forward(&self.projection.rows(attended, Before::Nothing))
     }
 
     fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {

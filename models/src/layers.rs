@@ -92,6 +92,16 @@ impl Linear {
         Self { weight, bias: Some(all(biases.iter().collect())) }
     }
 
+    /// [outputs, inputs].
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// \[outputs\], where it has one.
+    pub(crate) fn into_bias(self) -> Option<Tensor> {
+        self.bias
+    }
+
     /// How many outputs it has.
     pub(crate) fn outputs(&self) -> i64 {
         self.weight.size()[0]

@@ -7,7 +7,8 @@ use serde_json::Value;
 use tch::Kind;
 
 use crate::device::parse_dtype;
-use crate::model::ModelOptions;
+use crate::fp8::{self, computed_in};
+use crate::model::{Architecture, ModelOptions};
 use crate::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::Snapshot;
 use crate::weights::SafetensorsFile;
@@ -56,7 +57,11 @@ impl MemoryEstimate {
             ));
         }
         let kind = parse_dtype(&options.dtype)?;
-        let mut layout = Layout::default();
+        let in_fp8 = Architecture::by_name(&options.architecture)
+            .filter(|_| kind == Kind::Float8e4m3fn)
+            .map_or(&[][..], |architecture| architecture.fp8);
+        let kind = computed_in(kind);
+        let mut layout = Layout { in_fp8, ..Layout::default() };
         for file in snapshot.weight_files()? {
             layout.add(&file, kind)?;
         }
@@ -77,6 +82,8 @@ impl MemoryEstimate {
 /// What the headers of a snapshot's files say together.
 #[derive(Default)]
 struct Layout {
+    /// How the names of tensors begin whose matrices are of fp8.
+    in_fp8: &'static [&'static str],
     bytes: u64,
     /// The most values that a layer gives for one token.
     widest: u64,
@@ -87,12 +94,18 @@ impl Layout {
         if path.file_name().is_some_and(|name| name == torchscript::FILE) {
             return self.add_module(path);
         }
-        for (shape, stored) in SafetensorsFile::open(path)?.layout() {
+        for (name, shape, stored) in SafetensorsFile::open(path)?.layout() {
             let values: i64 = shape.iter().product();
             // Only floating-point values are converted.
             let is_real = matches!(stored, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16);
             let size = size_of_kind(if is_real { kind } else { stored });
-            self.bytes = self.bytes.saturating_add(u64::try_from(values).unwrap_or(0).saturating_mul(size));
+            let is_fp8 = self.in_fp8.iter().any(|start| name.starts_with(start)) && fp8::fits(&shape);
+            let bytes = if is_fp8 {
+                fp8::weight_bytes(&shape)
+            } else {
+                u64::try_from(values).unwrap_or(0).saturating_mul(size)
+            };
+            self.bytes = self.bytes.saturating_add(bytes);
             if let [rows, columns] = shape[..]
                 && rows <= columns.saturating_mul(EMBEDDING_ROWS_PER_COLUMN)
             {

@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{parse_device, parse_dtype};
+use crate::device::{check_placement, parse_device, parse_dtype};
+use crate::fp8::computed_in;
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::picture::DECODES;
@@ -39,6 +40,9 @@ pub struct Architecture {
     pub model_types: &'static [&'static str],
     /// The options of [`ModelOptions`] that only some architectures take, and this one does.
     pub options: &'static [&'static str],
+    /// How the names of tensors begin that belong to layers whose products may be of fp8; none where it has no such
+    /// layers.
+    pub(crate) fp8: &'static [&'static str],
     /// Loads a snapshot of it.
     pub(crate) load: Load,
 }
@@ -47,6 +51,11 @@ impl Architecture {
     /// The architecture of that name in `ensemble.toml`.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+    }
+
+    /// Whether some of its layers can multiply in fp8.
+    pub fn has_fp8(&self) -> bool {
+        !self.fp8.is_empty()
     }
 
     /// The architecture that loads a `config.json` with this `model_type`.
@@ -66,7 +75,8 @@ pub struct ModelOptions {
     pub snapshot: PathBuf,
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
-    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in.
+    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in; or `fp8`: bf16, but for the
+    /// products within the layers of an image tower.
     pub dtype: String,
     /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, an
     /// eighth to a half of both sides, where that still is the model's own input size): one of [`DECODES`].
@@ -141,8 +151,15 @@ impl ModelOptions {
 pub struct Placement {
     /// CPU or one GPU.
     pub device: Device,
-    /// Of weights and computation.
+    /// Of weights and computation; `Float8e4m3fn` is that of products only (see [`Self::computed_in`]).
     pub kind: Kind,
+}
+
+impl Placement {
+    /// The number format of everything but the products within layers, which may be of less precision.
+    pub fn computed_in(&self) -> Kind {
+        computed_in(self.kind)
+    }
 }
 
 /// A task as a model needs to know it.
@@ -289,6 +306,7 @@ fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, M
         check_model_type(architecture, snapshot)?;
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
+    check_placement(architecture, placement)?;
     let making = snapshot.is_random().then(|| MAKING.lock().unwrap_or_else(PoisonError::into_inner));
     let model = (architecture.load)(snapshot, options, placement)?;
     drop(making);

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use tch::Kind;
 
 use crate::model::Placement;
 use crate::presets::{random_name, snapshot_folder};
@@ -63,11 +64,12 @@ impl Snapshot {
     /// # Errors
     /// When there are no files with them, or one is broken.
     pub(crate) fn weights(&self, place: Placement) -> Result<WeightLoader, ModelError> {
-        let (device, kind) = (place.device, place.kind);
-        match self.source {
+        let (device, kind) = (place.device, place.computed_in());
+        let loader = match self.source {
             WeightSource::Files => WeightLoader::open(&self.folder, &self.weight_files()?, device, kind),
             WeightSource::Random { seed } => WeightLoader::random(&self.folder, seed, device, kind),
-        }
+        };
+        Ok(loader?.with_fp8_products(place.kind == Kind::Float8e4m3fn))
     }
 
     /// The folder itself.

@@ -14,7 +14,7 @@ use crate::preprocess::{Pixels, Preprocessor, stack};
 use crate::snapshot::Snapshot;
 
 pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], load };
+    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], fp8: &[], load };
 
 /// The one file of the folder.
 pub(crate) const FILE: &str = "model.pt";

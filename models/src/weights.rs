@@ -65,13 +65,14 @@ impl SafetensorsFile {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// The shape of every tensor, and the number format that it is stored in; those of formats that are not supported
-    /// are left out, since loading refuses them.
-    pub(crate) fn layout(&self) -> Vec<(Vec<i64>, Kind)> {
+    /// The name and shape of every tensor, and the number format that it is stored in; those of formats that are not
+    /// supported are left out, since loading refuses them.
+    pub(crate) fn layout(&self) -> Vec<(String, Vec<i64>, Kind)> {
         let tensors = self.metadata.tensors().into_keys();
         let layout = |name: String| {
             let kind = kind_of(self.metadata.info(&name)?.dtype)?;
-            Some((self.shape(&name)?, kind))
+            let shape = self.shape(&name)?;
+            Some((name, shape, kind))
         };
         tensors.filter_map(layout).collect()
     }
@@ -153,6 +154,8 @@ pub(crate) struct WeightLoader {
     rename: fn(&str) -> String,
     device: Device,
     kind: Kind,
+    /// Whether layers multiply in fp8.
+    fp8_products: bool,
     taken: BTreeSet<String>,
     faults: Vec<String>,
     parameters: i64,
@@ -180,6 +183,7 @@ impl WeightLoader {
             rename: str::to_owned,
             device,
             kind,
+            fp8_products: false,
             taken: BTreeSet::new(),
             faults: Vec::new(),
             parameters: 0,
@@ -191,6 +195,24 @@ impl WeightLoader {
     pub(crate) fn random(path: &Path, seed: i64, device: Device, kind: Kind) -> Result<Self, ModelError> {
         tch::manual_seed(seed);
         Ok(Self { source: WeightSource::Random { seed }, ..Self::open(path, &[], device, kind)? })
+    }
+
+    /// Whether the products within layers are to be of fp8.
+    pub(crate) fn with_fp8_products(self, fp8_products: bool) -> Self {
+        Self { fp8_products, ..self }
+    }
+
+    /// What `load` gives, which has no products of fp8.
+    pub(crate) fn without_fp8<T>(&mut self, load: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.fp8_products, false);
+        let loaded = load(self);
+        self.fp8_products = before;
+        loaded
+    }
+
+    /// Whether they are: not where [`Self::with_fp8_products`] was not called.
+    pub(crate) fn fp8_products(&self) -> bool {
+        self.fp8_products
     }
 
     /// From here on, tensors are asked for by other names than they have in the files.

@@ -24,6 +24,9 @@ const REPLICAS: RangeInclusive<u64> = 1..=64;
 /// Each trial of a larger batch costs a forward that fails; a day is as good as never.
 const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
 
+/// The number format that only some devices and architectures have.
+const FP8: &str = "fp8";
+
 /// The option that gives a model something of its own for each task.
 const HEADS: &str = "heads";
 
@@ -70,6 +73,10 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if !DECODES.contains(&options.decode.as_str()) {
         fault("decode", not_one_of(&options.decode, "a way to decode", DECODES));
     }
+    if options.dtype == FP8 {
+        faults.extend(check_fp8(options));
+    }
+    let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
     if !options.mode.is_empty() && !MODES.contains(&options.mode.as_str()) {
         fault("mode", not_one_of(&options.mode, "a mode", MODES));
     }
@@ -110,6 +117,19 @@ fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
         )
     };
     (!ascend || !in_range).then(|| Fault::new(vec!["graph_batches".into()], message()))
+}
+
+/// Where fp8 can be seen not to do before the device is looked at.
+fn check_fp8(options: &ModelOptions) -> Option<Fault> {
+    let message = if options.device == "cpu" {
+        "\"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \"cpu\": choose \"bf16\""
+        .to_owned()
+    } else if Architecture::by_name(&options.architecture).is_some_and(|known| !known.has_fp8()) {
+        format!("\"fp8\" is not for architecture {}: choose \"bf16\"", options.architecture)
+    } else {
+        return None;
+    };
+    Some(Fault::new(vec!["dtype".into()], message))
 }
 
 fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {

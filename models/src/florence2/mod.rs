@@ -45,7 +45,7 @@ use text::TextCodec;
 use writer::Writing;
 
 pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "florence2", model_types: &["florence2"], options: &["mode"], load };
+    Architecture { name: "florence2", model_types: &["florence2"], options: &["mode"], fp8: &[], load };
 
 /// What [`ModelOptions::mode`] may be, the first where it is empty.
 pub const MODES: [&str; 2] = ["likelihood", "detect"];

@@ -58,10 +58,59 @@ __device__ float block_sum(float x) {
   return x;
 }
 
+// The greatest over all threads of the block, in every thread.
+__device__ float block_max(float x) {
+  __shared__ float partial[32];
+  const int warps = (blockDim.x + 31) >> 5;
+  for (int step = 16; step > 0; step >>= 1) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  }
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) {
+    partial[threadIdx.x >> 5] = x;
+  }
+  __syncthreads();
+  x = 0.0f;
+  for (int index = 0; index < warps; ++index) {
+    x = fmaxf(x, partial[index]);
+  }
+  return x;
+}
+
+// As many values of e4m3 as a pack has of T.
+struct alignas(PACK) Bytes {
+  unsigned char values[PACK];
+};
+
+// x * factor for each value, to e4m3, the nearest, and the largest there is for what is larger.
+__device__ void store_fp8(unsigned char* to, const float* x, float factor) {
+  Bytes bytes;
+  for (int i = 0; i < PACK; i += 2) {
+    unsigned short pair = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(x[i + 1] * factor), "f"(x[i] * factor));
+#endif
+    bytes.values[i] = static_cast<unsigned char>(pair & 0xff);
+    bytes.values[i + 1] = static_cast<unsigned char>(pair >> 8);
+  }
+  *reinterpret_cast<Bytes*>(to) = bytes;
+}
+
+// What a row is multiplied by to be stored as e4m3, by the greatest magnitude in it; its inverse goes to `scale`.
+__device__ float fp8_factor(float largest, float* scale) {
+  largest = fmaxf(block_max(largest), 1e-12f);
+  if (threadIdx.x == 0) {
+    *scale = largest * (1.0f / 448.0f);
+  }
+  return 1.0f / largest * 448.0f;
+}
+
 // sum = residual + x * scale; normed = norm(sum) over rows of `width`, one block a row, one pack a thread. Threads
 // beyond the row take part in the sums only. `scale` and `bias` may be null; `centred` tells LayerNorm from RMSNorm.
+// Where `bytes` is given, what would be normed goes there as e4m3 with a scale a row, and `normed` is not written.
 extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scale, const T* weight, const T* bias,
-                                    T* sum, T* normed, int width, float eps, int centred) {
+                                    T* sum, T* normed, unsigned char* bytes, float* scales, int width, float eps,
+                                    int centred) {
   const long long row = static_cast<long long>(blockIdx.x) * width;
   const int column = threadIdx.x * PACK;
   const bool is_inside = column < width;
@@ -90,6 +139,7 @@ extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scal
     }
   }
   const float factor = rsqrtf(block_sum(squares) / width + eps);
+  float largest = 0.0f;
   if (is_inside) {
     const Pack weights = load(weight + column);
     const Pack biases = bias != nullptr ? load(bias + column) : Pack{};
@@ -97,8 +147,18 @@ extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scal
     for (int i = 0; i < PACK; ++i) {
       const float shift = bias != nullptr ? widen(biases.values[i]) : 0.0f;
       out.values[i] = narrow(values[i] * factor * widen(weights.values[i]) + shift);
+      values[i] = widen(out.values[i]);
+      largest = fmaxf(largest, fabsf(values[i]));
     }
-    store(normed + row + column, out);
+    if (bytes == nullptr) {
+      store(normed + row + column, out);
+    }
+  }
+  if (bytes != nullptr) {
+    const float to_fp8 = fp8_factor(largest, scales + blockIdx.x);
+    if (is_inside) {
+      store_fp8(bytes + row + column, values, to_fp8);
+    }
   }
 }
 
@@ -175,16 +235,19 @@ extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* 
   }
 }
 
+__device__ float gelu_of(float x, bool is_tanh) {
+  const float inner = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+  const float part = is_tanh ? tanhf(inner) : erff(x * 0.70710678118654752f);
+  return 0.5f * x * (1.0f + part);
+}
+
 // x * Phi(x) in place, Phi by the error function or by a hyperbolic tangent.
 extern "C" __global__ void gelu(T* x, long long packs, int is_tanh) {
   for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
        index += static_cast<long long>(gridDim.x) * blockDim.x) {
     Pack pack = load(x + index * PACK);
     for (int i = 0; i < PACK; ++i) {
-      const float value = widen(pack.values[i]);
-      const float inner = 0.79788456080286536f * (value + 0.044715f * value * value * value);
-      const float part = is_tanh ? tanhf(inner) : erff(value * 0.70710678118654752f);
-      pack.values[i] = narrow(0.5f * value * (1.0f + part));
+      pack.values[i] = narrow(gelu_of(widen(pack.values[i]), is_tanh));
     }
     store(x + index * PACK, pack);
   }
@@ -205,5 +268,43 @@ extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long lon
       result.values[i] = narrow(x / (1.0f + __expf(-x)) * widen(up.values[i]));
     }
     store(out + row * inner + column, result);
+  }
+}
+
+// What is done to values before they are quantised: nothing, or GELU, in one of two forms.
+constexpr int NOTHING = 0, GELU_TANH = 2;
+// A thread keeps so many packs of its row.
+constexpr int KEPT_PACKS = 4;
+
+// Rows of `width` values as e4m3 with a scale a row, one block a row: of x, or of what an activation makes of it. What
+// is quantised was rounded to T first, as if it had been stored.
+extern "C" __global__ void __launch_bounds__(1024)
+    quantise(const T* x, unsigned char* bytes, float* scales, int width, int before) {
+  const long long row = static_cast<long long>(blockIdx.x) * width;
+  float values[KEPT_PACKS][PACK];
+  float largest = 0.0f;
+#pragma unroll
+  for (int kept = 0; kept < KEPT_PACKS; ++kept) {
+    const int column = (kept * blockDim.x + threadIdx.x) * PACK;
+    if (column < width) {
+      const Pack pack = load(x + row + column);
+#pragma unroll
+      for (int i = 0; i < PACK; ++i) {
+        float value = widen(pack.values[i]);
+        if (before != NOTHING) {
+          value = widen(narrow(gelu_of(value, before == GELU_TANH)));
+        }
+        values[kept][i] = value;
+        largest = fmaxf(largest, fabsf(value));
+      }
+    }
+  }
+  const float factor = fp8_factor(largest, scales + blockIdx.x);
+#pragma unroll
+  for (int kept = 0; kept < KEPT_PACKS; ++kept) {
+    const int column = (kept * blockDim.x + threadIdx.x) * PACK;
+    if (column < width) {
+      store_fp8(bytes + row + column, values[kept], factor);
+    }
   }
 }

@@ -4,8 +4,9 @@
 //! had, and for shapes that they do not take. Results differ by rounding: the kernels round once, the twins after
 //! every operation.
 
+mod quantise;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -13,9 +14,11 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 use crate::blocks::RmsNorm;
+use crate::fp8::Fp8Rows;
 use crate::layers::LayerNorm;
 use crate::libtorch::{Argument, Kernel, LibtorchError, compile};
 use crate::rotary::rotate as rotate_eagerly;
+pub(crate) use quantise::{Before, add_norm_quantised, quantised};
 
 const SOURCE: &str = include_str!("fused.cu");
 /// A kernel's thread loads so many bytes at once.
@@ -34,6 +37,7 @@ struct Kernels {
     norm_rotate: Kernel,
     gelu: Kernel,
     silu_gated: Kernel,
+    quantise: Kernel,
 }
 
 impl Kernels {
@@ -51,6 +55,7 @@ impl Kernels {
             norm_rotate: kernel("norm_rotate")?,
             gelu: kernel("gelu")?,
             silu_gated: kernel("silu_gated")?,
+            quantise: kernel("quantise")?,
         })
     }
 }
@@ -125,29 +130,10 @@ pub(crate) fn add_norm(
     scale: Option<&Tensor>,
     norm: Norm<'_>,
 ) -> (Tensor, Tensor) {
-    let width = x.size()[x.dim() - 1];
-    let fits = in_packs(width, x.kind()) && width / pack(x.kind()) <= THREADS_MAX;
-    if let Some(kernels) = kernels(x).filter(|_| fits) {
-        let (residual, x) = (residual.contiguous(), x.contiguous());
-        let (sum, normed) = (x.empty_like(), x.empty_like());
-        let (weight, bias, eps, centred) = norm.parts();
-        let threads = (width / pack(x.kind()) + 31) / 32 * 32;
-        let arguments = [
-            Argument::Tensor(Some(&residual)),
-            Argument::Tensor(Some(&x)),
-            Argument::Tensor(scale),
-            Argument::Tensor(Some(weight)),
-            Argument::Tensor(bias),
-            Argument::Tensor(Some(&sum)),
-            Argument::Tensor(Some(&normed)),
-            int(width),
-            Argument::Float(eps as f32),
-            int(i64::from(centred)),
-        ];
-        let rows = x.numel() as i64 / width;
-        if kernels.add_norm.launch(small(rows), small(threads), &arguments).is_ok() {
-            return (sum, normed);
-        }
+    let x = &x.contiguous();
+    let normed = x.empty_like();
+    if let Some(sum) = launch_add_norm(residual, x, scale, norm, NormedTo::Values(&normed)) {
+        return (sum, normed);
     }
     let sum = match scale {
         Some(scale) => residual + x * scale,
@@ -155,6 +141,50 @@ pub(crate) fn add_norm(
     };
     let normed = norm.forward(&sum);
     (sum, normed)
+}
+
+/// Where a kernel writes what it has normalised: contiguous tensors.
+#[derive(Debug, Clone, Copy)]
+enum NormedTo<'a> {
+    Values(&'a Tensor),
+    Fp8(&'a Fp8Rows),
+}
+
+/// The sum of [`add_norm`], by its kernel, which writes the norm as well; `None` where it cannot.
+fn launch_add_norm(
+    residual: &Tensor,
+    x: &Tensor,
+    scale: Option<&Tensor>,
+    norm: Norm<'_>,
+    normed: NormedTo<'_>,
+) -> Option<Tensor> {
+    let width = x.size()[x.dim() - 1];
+    let fits = in_packs(width, x.kind()) && width / pack(x.kind()) <= THREADS_MAX;
+    let kernels = kernels(x).filter(|_| fits)?;
+    let (residual, x) = (residual.contiguous(), x.contiguous());
+    let sum = x.empty_like();
+    let (weight, bias, eps, centred) = norm.parts();
+    let (values, fp8) = match normed {
+        NormedTo::Values(values) => (Some(values), None),
+        NormedTo::Fp8(rows) => (None, Some(rows)),
+    };
+    let arguments = [
+        Argument::Tensor(Some(&residual)),
+        Argument::Tensor(Some(&x)),
+        Argument::Tensor(scale),
+        Argument::Tensor(Some(weight)),
+        Argument::Tensor(bias),
+        Argument::Tensor(Some(&sum)),
+        Argument::Tensor(values),
+        Argument::Tensor(fp8.map(|rows| &rows.values)),
+        Argument::Tensor(fp8.map(|rows| &rows.scales)),
+        int(width),
+        Argument::Float(eps as f32),
+        int(i64::from(centred)),
+    ];
+    let rows = x.numel() as i64 / width;
+    let threads = (width / pack(x.kind()) + 31) / 32 * 32;
+    kernels.add_norm.launch(small(rows), small(threads), &arguments).is_ok().then_some(sum)
 }
 
 /// Rotates the first `heads` heads of contiguous rows [batch, tokens, values] in place, but for the first tokens that

@@ -9,7 +9,7 @@ use crate::libtorch::{Graph, Stream, cuda_devices};
 use crate::replay::Replays;
 use crate::rotary::rotate as rotate_eagerly;
 
-fn devices() -> Vec<Device> {
+pub(crate) fn devices() -> Vec<Device> {
     let gpus = cuda_devices();
     if gpus == 0 {
         eprintln!("skipped on CUDA: no GPU here");
@@ -23,11 +23,11 @@ fn places() -> Vec<(Device, Kind, f64)> {
     devices().into_iter().flat_map(|device| kinds.map(|(kind, allowed)| (device, kind, allowed))).collect()
 }
 
-fn random(size: &[i64], kind: Kind, device: Device) -> Tensor {
+pub(crate) fn random(size: &[i64], kind: Kind, device: Device) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind).to_device(device)
 }
 
-fn assert_close(ours: &Tensor, expected: &Tensor, allowed: f64, what: &str) {
+pub(crate) fn assert_close(ours: &Tensor, expected: &Tensor, allowed: f64, what: &str) {
     assert_eq!(ours.size(), expected.size(), "{what}");
     let expected = expected.to_kind(Kind::Double);
     let scale = expected.abs().max().double_value(&[]);

@@ -37,6 +37,15 @@ pub fn load_cuda_part() -> Result<(), LibtorchError> {
     PART_LOADED.get_or_init(load_part).clone()
 }
 
+/// The compute capability of a CUDA device, for instance 90 for 9.0.
+///
+/// # Errors
+/// When there is no such device, or [`load_cuda_part`] fails.
+pub fn compute_capability(device: usize) -> Result<u32, LibtorchError> {
+    load_cuda_part()?;
+    ffi::architecture_of(device)
+}
+
 fn load_part() -> Result<(), LibtorchError> {
     load_cuda()?;
     if PART.is_empty() {

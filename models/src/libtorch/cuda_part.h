@@ -11,8 +11,9 @@ struct ConcordCuda {
   void (*graph_replay)(void* graph);
   void (*graph_destroy)(void* graph);
 
-  // Compute capability of the current device, for instance 90, and NVRTC's version, for instance 13000.
-  int (*architecture)();
+  // Compute capability of a device, for instance 90; of the current one where it is negative.
+  int (*architecture)(int device);
+  // NVRTC's version, for instance 13000.
   int (*compiler)();
   // Machine code for the current device; to be freed by `free`.
   void* (*compile)(const char* source, std::size_t* bytes);

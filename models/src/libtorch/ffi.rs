@@ -18,6 +18,7 @@ unsafe extern "C" {
     fn concord_graph_replay(graph: *mut c_void) -> bool;
     fn concord_graph_delete(graph: *mut c_void);
     fn concord_kernel_versions(architecture: *mut c_int, compiler: *mut c_int) -> bool;
+    fn concord_architecture_of(device: c_int) -> c_int;
     fn concord_kernel_compile(source: *const c_char, bytes: *mut usize) -> *mut c_void;
     fn concord_free(memory: *mut c_void);
     fn concord_kernel_load(code: *const c_void, name: *const c_char) -> *mut c_void;
@@ -103,6 +104,13 @@ pub(super) fn kernel_versions() -> Result<(c_int, c_int), LibtorchError> {
     // SAFETY: the shim writes one number to each pointer, both of which are live and of its type.
     ok(unsafe { concord_kernel_versions(&raw mut architecture, &raw mut compiler) })?;
     Ok((architecture, compiler))
+}
+
+/// Compute capability of a device, for instance 90. The shared object is loaded.
+pub(super) fn architecture_of(device: usize) -> Result<u32, LibtorchError> {
+    // SAFETY: plain argument.
+    let architecture = unsafe { concord_architecture_of(device_index(device)?) };
+    u32::try_from(architecture).map_err(|_| last_error())
 }
 
 /// Machine code for the thread's current device. The shared object is loaded.

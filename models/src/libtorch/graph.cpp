@@ -9,7 +9,7 @@
 
 #include "cuda_part.h"
 
-int concord_architecture();
+int concord_architecture(int device);
 int concord_compiler();
 void* concord_compile(const char* source, std::size_t* bytes);
 void* concord_load(const void* code, const char* name);

@@ -71,10 +71,10 @@ void check(CUresult result, const char* what) {
   }
 }
 
-int attribute(cudaDeviceAttr attribute) {
-  int device = 0;
+int attribute(cudaDeviceAttr attribute, int device) {
   int value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
+  if ((device < 0 && cudaGetDevice(&device) != cudaSuccess) ||
+      cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
     throw std::runtime_error("the device does not tell its compute capability");
   }
   return value;
@@ -82,8 +82,9 @@ int attribute(cudaDeviceAttr attribute) {
 
 } // namespace
 
-int concord_architecture() {
-  return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+int concord_architecture(int device) {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+         attribute(cudaDevAttrComputeCapabilityMinor, device);
 }
 
 int concord_compiler() {
@@ -95,7 +96,7 @@ int concord_compiler() {
 
 void* concord_compile(const char* source, std::size_t* bytes) {
   void* library = compiler_library();
-  const std::string architecture = "--gpu-architecture=sm_" + std::to_string(concord_architecture());
+  const std::string architecture = "--gpu-architecture=sm_" + std::to_string(concord_architecture(-1));
   const char* options[] = {architecture.c_str(), "--std=c++17"};
   Program program = nullptr;
   if (find<CreateProgram>(library, "nvrtcCreateProgram")(&program, source, "fused.cu", 0, nullptr, nullptr) != 0) {

@@ -10,7 +10,7 @@ mod memory;
 mod pinned;
 mod stream;
 
-pub use cuda::{cuda_devices, load_cuda, load_cuda_part};
+pub use cuda::{compute_capability, cuda_devices, load_cuda, load_cuda_part};
 pub use graph::Graph;
 pub(crate) use kernel::{Argument, Kernel, cache_folder, compile};
 pub use memory::{AllocatedMemory, DeviceMemory, allocated_memory, device_memory, reset_peak_memory};

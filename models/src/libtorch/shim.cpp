@@ -116,10 +116,15 @@ void concord_graph_delete(void* graph) {
 // Compute capability of the current device and NVRTC's version; false where there is no such thing.
 bool concord_kernel_versions(int* architecture, int* compiler) {
   return caught(false, [&] {
-    *architecture = part->architecture();
+    *architecture = part->architecture(-1);
     *compiler = part->compiler();
     return true;
   });
+}
+
+// Compute capability of a device, for instance 90; negative where it does not tell.
+int concord_architecture_of(int device) {
+  return caught(-1, [&] { return part->architecture(device); });
 }
 
 // To be freed by concord_free.

@@ -42,8 +42,13 @@ pub use tiling::Tiles;
 pub(crate) use tiling::Tiling;
 use vision::VisionTower;
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "molmo2", model_types: &["molmo2"], options: &[], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "molmo2",
+    model_types: &["molmo2"],
+    options: &[],
+    fp8: &["model.vision_backbone.image_vit.transformer.resblocks."],
+    load,
+};
 
 fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
     Ok(Box::new(Molmo2::load(snapshot, options, place)?))

@@ -23,8 +23,13 @@ use crate::snapshot::Snapshot;
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "siglip2", model_types: &["siglip", "siglip2"], options: &["lowercase"], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "siglip2",
+    model_types: &["siglip", "siglip2"],
+    options: &["lowercase"],
+    fp8: &["vision_model.encoder.layers."],
+    load,
+};
 
 /// How both towers call the parts of a layer.
 const NAMES: Names = Names {
@@ -59,7 +64,9 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
 
     let mut weights = snapshot.weights(place)?;
-    let text = TextTower::load(&mut weights, snapshot, &config.text_config, options.lowercase)?;
+    // Prompts are embedded once, and all images are compared with them.
+    let text = weights
+        .without_fp8(|weights| TextTower::load(weights, snapshot, &config.text_config, options.lowercase))?;
     let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
     let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
     let parameters = weights.finish()?;

@@ -202,7 +202,8 @@ impl VisionTower {
             side,
             encoder: Encoder::load(weights, "vision_model.encoder", &NAMES, &sizes),
             norm: LayerNorm::load(weights, "vision_model.post_layernorm", hidden, config.layer_norm_eps),
-            head: PoolingHead::load(weights, "vision_model.head", &sizes),
+            // It multiplies one row for each image, and nothing after it evens errors out.
+            head: weights.without_fp8(|weights| PoolingHead::load(weights, "vision_model.head", &sizes)),
         }
     }
 

@@ -56,7 +56,7 @@ pub struct BenchArgs {
     /// How many images run together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     batch: Vec<usize>,
-    /// Number formats: fp32, bf16, fp16; as configured where absent, bf16 where nothing is configured
+    /// Number formats: fp32, bf16, fp16, fp8; as configured where absent, bf16 where nothing is configured
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     dtype: Vec<String>,
     #[arg(long, help = format!("Where to compute instead of where it is configured: {DEVICES}"))]

@@ -1,0 +1,79 @@
+//! The linear maps within layers, whose products may be of fp8, and what they take.
+
+use tch::Tensor;
+
+use crate::fp8::{COMPUTED_IN, Fp8Rows, Fp8Weights};
+use crate::fused::{self, Before, Norm, add_norm_quantised, gelu, quantised};
+use crate::layers::Linear;
+use crate::weights::WeightLoader;
+
+/// Rows [.., inputs] as a [`Product`] takes them.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    Values(Tensor),
+    Fp8(Fp8Rows),
+}
+
+/// An affine map of the last dimension.
+#[derive(Debug)]
+pub(crate) enum Product {
+    /// In the number format of its input.
+    Plain(Linear),
+    /// In fp8, with a bias \[outputs\] in bf16.
+    Fp8 { weights: Fp8Weights, bias: Option<Tensor> },
+}
+
+impl Product {
+    /// In fp8 where the loader was told so and tensor cores take its sizes.
+    pub(crate) fn of(linear: Linear, loader: &WeightLoader) -> Self {
+        if !loader.fp8_products() {
+            return Self::Plain(linear);
+        }
+        match Fp8Weights::of(linear.weight()) {
+            Some(weights) => Self::Fp8 { weights, bias: linear.into_bias() },
+            None => Self::Plain(linear),
+        }
+    }
+
+    /// What [`Self::forward`] is to be given for `x` [.., inputs], after `before`. Nothing else needs `x` any more.
+    pub(crate) fn rows(&self, x: Tensor, before: Before) -> Rows {
+        match (self, before) {
+            (Self::Fp8 { .. }, _) => Rows::Fp8(quantised(x, before)),
+            (Self::Plain(_), Before::Nothing) => Rows::Values(x),
+            (Self::Plain(_), Before::Gelu(form)) => Rows::Values(gelu(x, form)),
+        }
+    }
+
+    /// residual + x · scale, and of it the norm that [`Self::forward`] is to be given; `scale` is \[width\], the others
+    /// [.., width].
+    pub(crate) fn add_norm(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        scale: Option<&Tensor>,
+        norm: Norm<'_>,
+    ) -> (Tensor, Rows) {
+        match self {
+            Self::Fp8 { .. } => {
+                let (sum, normed) = add_norm_quantised(residual, x, scale, norm);
+                (sum, Rows::Fp8(normed))
+            }
+            Self::Plain(_) => {
+                let (sum, normed) = fused::add_norm(residual, x, scale, norm);
+                (sum, Rows::Values(normed))
+            }
+        }
+    }
+
+    /// [.., outputs]. Rows that were made for a product of another format are converted.
+    pub(crate) fn forward(&self, rows: &Rows) -> Tensor {
+        match (self, rows) {
+            (Self::Plain(linear), Rows::Values(x)) => linear.forward(x),
+            (Self::Plain(linear), Rows::Fp8(x)) => linear.forward(&x.widened().to_kind(COMPUTED_IN)),
+            (Self::Fp8 { weights, bias }, Rows::Fp8(x)) => weights.multiply(x, bias.as_ref()),
+            (Self::Fp8 { weights, bias }, Rows::Values(x)) => {
+                weights.multiply(&quantised(x.shallow_clone(), Before::Nothing), bias.as_ref())
+            }
+        }
+    }
+}
