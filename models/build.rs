@@ -22,6 +22,7 @@ fn main() {
     }
     cpp(&headers).file("src/libtorch/shim.cpp").compile("concord_libtorch_shim");
     println!("cargo:rustc-link-search=native={}", torch.join("lib").display());
+    println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");
     cuda_part(&torch, &headers);
 }

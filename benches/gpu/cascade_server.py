@@ -139,8 +139,10 @@ class Sampler(threading.Thread):
 
 
 def gpu_megabytes():
-    """In use on all GPUs, as nvidia-smi says; None where there is none."""
+    """In use on all GPUs that the server sees, as nvidia-smi says; None where there is none."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={os.environ['CUDA_VISIBLE_DEVICES']}")
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
         return sum(float(line) * 1.048576 for line in said.split())

@@ -4,9 +4,10 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
+use crate::attention::scaled_dot_product;
 use crate::decoder::Cache;
 use crate::fused::{Before, Gelu, norm_rotate, rotate, silu_gated};
-use crate::layers::{Activation, Linear, attention, split_heads};
+use crate::layers::{Activation, attention, split_heads};
 use crate::product::{Product, Rows};
 use crate::weights::WeightLoader;
 
@@ -41,19 +42,22 @@ impl Mlp {
 #[derive(Debug)]
 pub(crate) struct FusedMlp {
     /// First the rows of `up`, then as many of `gate`.
-    pub(crate) up_and_gate: Linear,
-    pub(crate) down: Linear,
+    pub(crate) up_and_gate: Product,
+    pub(crate) down: Product,
     pub(crate) activation: Activation,
 }
 
 impl FusedMlp {
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+    /// Of rows that were made for `up_and_gate`.
+    pub(crate) fn forward(&self, x: &Rows) -> Tensor {
         let both = self.up_and_gate.forward(x);
-        if self.activation == Activation::Silu {
-            return self.down.forward(&silu_gated(&both));
-        }
-        let halves = both.chunk(2, -1);
-        self.down.forward(&(self.activation.forward(&halves[1]) * &halves[0]))
+        let inner = if self.activation == Activation::Silu {
+            silu_gated(&both)
+        } else {
+            let halves = both.chunk(2, -1);
+            self.activation.forward(&halves[1]) * &halves[0]
+        };
+        self.down.forward(&self.down.rows(inner, Before::Nothing))
     }
 }
 
@@ -91,26 +95,28 @@ pub(crate) enum QkNorm {
 #[derive(Debug)]
 pub(crate) struct GroupedAttention {
     /// Queries, keys, values: [(heads + 2 · key heads) · head width, hidden].
-    pub(crate) projection: Linear,
+    pub(crate) projection: Product,
     pub(crate) query_norm: RmsNorm,
     pub(crate) key_norm: RmsNorm,
     pub(crate) norm_over: QkNorm,
-    pub(crate) output: Linear,
+    pub(crate) output: Product,
     pub(crate) heads: i64,
     pub(crate) key_heads: i64,
     pub(crate) head_width: i64,
 }
 
 impl GroupedAttention {
-    /// `x` is [rows, count, hidden], `rope` cosine and sine of the positions, [count, head width] each. `bias` is
-    /// added to the attention logits and broadcasts to [rows, 1, count, keys], the keys that `kept` gives; none is
-    /// needed for one position that may look at all of them.
+    /// `x` are rows [rows, count, hidden] made for `projection`, `rope` cosine and sine of the positions, [count, head
+    /// width] each. `bias` is added to the attention logits and broadcasts to [rows, 1, count, keys], the keys that
+    /// `kept` gives; none is needed for one position that may look at all of them. Of `only`, where it is given, a
+    /// position \[1\], comes what would come of all.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
+        x: &Rows,
         rope: &(Tensor, Tensor),
         bias: Option<&Tensor>,
         kept: Option<(&mut dyn Cache, usize)>,
+        only: Option<&Tensor>,
     ) -> Tensor {
         let (queries, keys) = (self.heads * self.head_width, self.key_heads * self.head_width);
         let projected = self.projection.forward(x);
@@ -131,7 +137,9 @@ impl GroupedAttention {
             Some((cache, layer)) => cache.append(layer, key, value),
             None => (key, value),
         };
-        self.output.forward(&self.attend(&query, &key, &value, bias))
+        let attended = self.attend(&query, &key, &value, bias);
+        let attended = only.map_or_else(|| attended.shallow_clone(), |only| attended.index_select(1, only));
+        self.output.forward(&self.output.rows(attended, Before::Nothing))
     }
 
     /// Normalised, split into heads and rotated: [rows, heads, count, head width].
@@ -149,11 +157,9 @@ impl GroupedAttention {
         if group == 1 {
             return attention(query, key, value, bias);
         }
-        // cuDNN shares them by itself; libtorch has it for half precision.
+        // cuDNN and flash share them by themselves; libtorch has it for half precision.
         if query.device().is_cuda() && query.kind() != Kind::Float {
-            let attended =
-                Tensor::scaled_dot_product_attention(query, key, value, bias, 0.0, false, None::<f64>, true);
-            return attended.transpose(1, 2).flatten(2, 3);
+            return scaled_dot_product(query, key, value, bias, true).transpose(1, 2).flatten(2, 3);
         }
         let folded = query.reshape([rows, self.key_heads, group * count, self.head_width]);
         // That of one position broadcasts.

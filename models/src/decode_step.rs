@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::attention::warming_up;
 use crate::libtorch::Graph;
 use crate::replay::{RUNS_BEFORE, count_fallback};
 use crate::static_cache::{DecoderSizes, StaticCache};
@@ -87,7 +88,7 @@ impl DecodeBuffers {
             && *runs > 0
         {
             *runs -= 1;
-            return decoder.step();
+            return warming_up(|| decoder.step());
         }
         if matches!(*recorded, RecordedStep::Not(_)) {
             *recorded = match Graph::capture(None, || decoder.step()) {
@@ -130,10 +131,14 @@ impl DecodeBuffers {
 
     /// Ends a step: the logits [rows, vocabulary] of what follows, the most probable token, the next position.
     pub(crate) fn advance(&self, logits: &Tensor) {
-        let (mut own_logits, mut tokens, mut position) =
-            (self.logits.shallow_clone(), self.tokens.shallow_clone(), self.position.shallow_clone());
-        own_logits.copy_(logits);
-        let next = own_logits.argmax(-1, true);
+        self.logits.shallow_clone().copy_(logits);
+        self.advance_to_best();
+    }
+
+    /// The same where [`Self::logits`] has been written already.
+    pub(crate) fn advance_to_best(&self) {
+        let (mut tokens, mut position) = (self.tokens.shallow_clone(), self.position.shallow_clone());
+        let next = self.logits.argmax(-1, true);
         position += 1;
         let _written = tokens.index_copy_(1, &position, &next);
     }

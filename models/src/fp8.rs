@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Kind, Tensor};
 
+use crate::fused::step::RowWeights;
+
 /// The greatest value of e4m3, which the greatest one of a row becomes.
 const LARGEST: f64 = 448.0;
 /// Rows of nothing but zeros have a scale too.
@@ -82,6 +84,17 @@ impl Fp8Weights {
 
     pub(crate) fn outputs(&self) -> i64 {
         self.0.values.size()[0]
+    }
+
+    /// What a single row is multiplied by: it stays in bf16.
+    pub(crate) fn row_weights(&self) -> RowWeights<'_> {
+        RowWeights { values: &self.0.values, scales: Some(&self.0.scales), bias: None }
+    }
+
+    /// What the weights stand for, in fp32.
+    #[cfg(test)]
+    pub(crate) fn widened(&self) -> Tensor {
+        self.0.widened()
     }
 
     /// x · weightsᵀ + bias, [.., outputs] in bf16.

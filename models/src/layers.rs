@@ -6,6 +6,8 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::Scores;
+use crate::attention::scaled_dot_product;
+use crate::fused::step::RowWeights;
 use crate::weights::WeightLoader;
 
 /// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
@@ -107,6 +109,11 @@ impl Linear {
         self.weight.size()[0]
     }
 
+    /// What a single row is multiplied by.
+    pub(crate) fn row_weights(&self) -> RowWeights<'_> {
+        RowWeights { values: &self.weight, scales: None, bias: self.bias.as_ref() }
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
@@ -204,9 +211,7 @@ pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
 /// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `allowed` is true where a query
 /// may look, and broadcasts to [batch, heads, queries, keys].
 pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: Option<&Tensor>) -> Tensor {
-    let joined =
-        Tensor::scaled_dot_product_attention(query, key, value, allowed, 0.0, false, None::<f64>, false);
-    joined.transpose(1, 2).flatten(2, 3)
+    scaled_dot_product(query, key, value, allowed, false).transpose(1, 2).flatten(2, 3)
 }
 
 /// Each row divided by its Euclidean length.

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 
+mod attention;
 mod beam;
 mod blocks;
 mod decode;

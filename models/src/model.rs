@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::{check_placement, parse_device, parse_dtype};
 use crate::fp8::computed_in;
+use crate::libtorch::release_unused_memory;
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::picture::DECODES;
@@ -314,6 +315,7 @@ fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, M
     if let Device::Cuda(index) = placement.device {
         tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));
     }
+    release_unused_memory(placement.device);
     Ok(model)
 }
 

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::fp8::{COMPUTED_IN, Fp8Rows, Fp8Weights};
+use crate::fused::step::RowWeights;
 use crate::fused::{self, Before, Norm, add_norm_quantised, gelu, quantised};
 use crate::layers::Linear;
 use crate::weights::WeightLoader;
@@ -62,6 +63,22 @@ impl Product {
                 let (sum, normed) = fused::add_norm(residual, x, scale, norm);
                 (sum, Rows::Values(normed))
             }
+        }
+    }
+
+    /// What a single row is multiplied by.
+    pub(crate) fn row_weights(&self) -> RowWeights<'_> {
+        match self {
+            Self::Plain(linear) => linear.row_weights(),
+            Self::Fp8 { weights, bias } => RowWeights { bias: bias.as_ref(), ..weights.row_weights() },
+        }
+    }
+
+    /// How many outputs it has.
+    pub(crate) fn outputs(&self) -> i64 {
+        match self {
+            Self::Plain(linear) => linear.outputs(),
+            Self::Fp8 { weights, .. } => weights.outputs(),
         }
     }
 

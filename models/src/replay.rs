@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
+use crate::attention::warming_up;
 use crate::libtorch::{Graph, LibtorchError};
 use crate::model::{ModelOptions, Placement};
 
@@ -187,7 +188,7 @@ fn record(
         .map(|((shape, kind), input)| Tensor::zeros(shape, (*kind, input.device())))
         .collect();
     for _ in 0..RUNS_BEFORE {
-        let _warm = forward(&held);
+        let _warm = warming_up(|| forward(&held));
     }
     match Graph::capture(before, || forward(&held)) {
         Ok((graph, outputs)) => Ok(Recorded { function, shapes, graph: Some(graph), inputs: held, outputs }),

@@ -10,7 +10,7 @@ const CAPACITY_MIN: i64 = 256;
 
 /// Up to here prompts are padded to a multiple of the first, beyond to a multiple of the second.
 const SHORT_PROMPTS_MAX: i64 = 1024;
-const SHORT_PROMPT_STEP: i64 = 64;
+const SHORT_PROMPT_STEP: i64 = 32;
 const LONG_PROMPT_STEP: i64 = 256;
 
 /// The capacity of a cache that must hold so many positions.
@@ -55,6 +55,12 @@ impl StaticCache {
         let all = Tensor::zeros(shape, (sizes.kind, sizes.device));
         let views = |layer| (all.select(0, layer).select(0, 0), all.select(0, layer).select(0, 1));
         Self { layers: (0..layers).map(views).collect(), all }
+    }
+
+    /// Keys and values [rows, heads, capacity, head width] of a layer.
+    pub(crate) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
+        let (keys, values) = &self.layers[index];
+        (keys, values)
     }
 
     /// Forgets everything. What is masked still takes part in products, where something that is no number, left of an
@@ -114,7 +120,9 @@ mod tests {
         for (positions, capacity) in [(0, 256), (1, 256), (256, 256), (257, 512), (1025, 2048)] {
             assert_eq!(capacity_for(positions), capacity, "{positions}");
         }
-        for (positions, padded) in [(1, 64), (64, 64), (65, 128), (1000, 1024), (1024, 1024), (1025, 1280)] {
+        for (positions, padded) in
+            [(1, 32), (32, 32), (33, 64), (800, 800), (1000, 1024), (1024, 1024), (1025, 1280)]
+        {
             assert_eq!(padded_length(positions), padded, "{positions}");
         }
     }

@@ -281,7 +281,9 @@ fn an_mlp_head_pools_the_patches_by_attention() {
     let logits = model.classify(DIGITS, &[&pixels, &pixels]).unwrap();
     assert_eq!(logits[0].logits.len(), 3);
     assert!(logits[0].logits.iter().all(|logit| logit.is_finite()));
-    assert_eq!(logits[0], logits[1]);
+    // Some processors add up the last rows of a batch in another order.
+    let pairs = logits[0].logits.iter().zip(&logits[1].logits);
+    assert!(pairs.into_iter().all(|(one, other)| (one - other).abs() < 1e-5), "{logits:?}");
     tensors.remove("mlp.2.bias");
     write_tensors(&copy.path().join("classifier_head.safetensors"), &tensors);
     assert!(model.prepare(DIGITS, &digits(3)).unwrap_err().to_string().contains("mlp.2.bias: missing"));

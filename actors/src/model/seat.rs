@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use concord_models::libtorch::{Event, LibtorchError, Stream};
+use concord_models::libtorch::{Event, LibtorchError, Stream, release_unused_memory};
 use concord_models::{
     GenerateRequest, Generated, Loaded, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
     TaskLabels, is_out_of_memory,
@@ -82,6 +82,8 @@ impl Seat {
             };
             Ok(out_of_memory_as_error(run))
         });
+        // Larger batches took more than the next ones need.
+        release_unused_memory(self.model.loaded().placement.device);
         match outcome? {
             Err(error) if error.is_out_of_memory() && batch > 1 => {
                 self.limit.lower(batch.div_ceil(2), Instant::now());

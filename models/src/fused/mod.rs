@@ -4,20 +4,22 @@
 //! had, and for shapes that they do not take. Results differ by rounding: the kernels round once, the twins after
 //! every operation.
 
+mod loaded;
 mod quantise;
+pub(crate) mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::blocks::RmsNorm;
 use crate::fp8::Fp8Rows;
 use crate::layers::LayerNorm;
-use crate::libtorch::{Argument, Kernel, LibtorchError, compile};
+use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError};
 use crate::rotary::rotate as rotate_eagerly;
+use loaded::{PerDevice, compile_for};
 pub(crate) use quantise::{Before, add_norm_quantised, quantised};
 
 const SOURCE: &str = include_str!("fused.cu");
@@ -42,12 +44,7 @@ struct Kernels {
 
 impl Kernels {
     fn load(kind: Kind) -> Result<Self, LibtorchError> {
-        let format = match kind {
-            Kind::BFloat16 => "BF16",
-            Kind::Half => "FP16",
-            _ => "FP32",
-        };
-        let code = compile(&format!("#define {format}\n{SOURCE}"))?;
+        let code = compile_for(kind, SOURCE)?;
         let kernel = |name| Kernel::load(&code, name);
         Ok(Self {
             add_norm: kernel("add_norm")?,
@@ -60,26 +57,11 @@ impl Kernels {
     }
 }
 
-/// What was loaded, or could not be. Loaded code belongs to the process, and threads of one GPU share it.
-static LOADED: LazyLock<Mutex<LoadedKernels>> = LazyLock::new(Mutex::default);
-
-/// By GPU and number format.
-type LoadedKernels = HashMap<(usize, Kind), Option<Kernels>>;
+static LOADED: LazyLock<PerDevice<Kernels>> = LazyLock::new(PerDevice::default);
 
 /// The kernels for tensors like this one; compiled at the first call, which must not be part of a graph's recording.
 fn kernels(like: &Tensor) -> Option<Kernels> {
-    let (Device::Cuda(index), kind) = (like.device(), like.kind()) else { return None };
-    if !matches!(kind, Kind::BFloat16 | Kind::Half | Kind::Float) {
-        return None;
-    }
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    *loaded.entry((index, kind)).or_insert_with(|| {
-        let kernels = Kernels::load(kind);
-        if let Err(error) = &kernels {
-            tracing::warn!(%error, device = index, "without kernels of our own: libtorch's take their place");
-        }
-        kernels.ok()
-    })
+    LOADED.get(like, Kernels::load)
 }
 
 /// Whether a row of so many values is a whole number of packs.
@@ -93,6 +75,11 @@ fn pack(kind: Kind) -> i64 {
 
 fn small(value: i64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// So many blocks of so many threads.
+fn grid(blocks: i64, threads: i64) -> KernelLaunch {
+    KernelLaunch { blocks: small(blocks), threads: small(threads), ..KernelLaunch::default() }
 }
 
 fn int(value: i64) -> Argument<'static> {
@@ -184,7 +171,7 @@ fn launch_add_norm(
     ];
     let rows = x.numel() as i64 / width;
     let threads = (width / pack(x.kind()) + 31) / 32 * 32;
-    kernels.add_norm.launch(small(rows), small(threads), &arguments).is_ok().then_some(sum)
+    kernels.add_norm.launch(grid(rows, threads), &arguments).is_ok().then_some(sum)
 }
 
 /// Rotates the first `heads` heads of contiguous rows [batch, tokens, values] in place, but for the first tokens that
@@ -206,7 +193,7 @@ pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) 
             int(heads),
             int(width),
         ];
-        if kernels.rotate.launch(small(batch * positions), small(threads), &arguments).is_ok() {
+        if kernels.rotate.launch(grid(batch * positions, threads), &arguments).is_ok() {
             return;
         }
     }
@@ -245,7 +232,7 @@ pub(crate) fn norm_rotate(
             int(width),
             Argument::Float(query_norm.eps as f32),
         ];
-        if kernels.norm_rotate.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+        if kernels.norm_rotate.launch(grid(blocks, BLOCK_THREADS), &arguments).is_ok() {
             return;
         }
     }
@@ -275,7 +262,7 @@ pub(crate) fn gelu(x: Tensor, form: Gelu) -> Tensor {
         let blocks = ((packs + BLOCK_THREADS - 1) / BLOCK_THREADS).clamp(1, BLOCKS_MAX);
         let is_tanh = i64::from(form == Gelu::Tanh);
         let arguments = [Argument::Tensor(Some(&x)), Argument::Long(packs), int(is_tanh)];
-        if kernels.gelu.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+        if kernels.gelu.launch(grid(blocks, BLOCK_THREADS), &arguments).is_ok() {
             return x;
         }
     }
@@ -297,7 +284,7 @@ pub(crate) fn silu_gated(rows: &Tensor) -> Tensor {
         let blocks = ((packs + BLOCK_THREADS - 1) / BLOCK_THREADS).clamp(1, BLOCKS_MAX);
         let arguments =
             [Argument::Tensor(Some(&rows)), Argument::Tensor(Some(&out)), int(inner), Argument::Long(packs)];
-        if kernels.silu_gated.launch(small(blocks), small(BLOCK_THREADS), &arguments).is_ok() {
+        if kernels.silu_gated.launch(grid(blocks, BLOCK_THREADS), &arguments).is_ok() {
             return out;
         }
     }

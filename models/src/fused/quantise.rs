@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Gelu, Norm, NormedTo, THREADS_MAX, add_norm, gelu, in_packs, int, kernels, launch_add_norm, pack, small,
+    Gelu, Norm, NormedTo, THREADS_MAX, add_norm, gelu, grid, in_packs, int, kernels, launch_add_norm, pack,
 };
 use crate::fp8::Fp8Rows;
 use crate::libtorch::Argument;
@@ -65,7 +65,7 @@ fn launch(x: &Tensor, before: Before) -> Option<Fp8Rows> {
     ];
     let threads = ((packs + 31) / 32 * 32).min(THREADS_MAX);
     let rows = out.scales.numel() as i64;
-    kernels.quantise.launch(small(rows), small(threads), &arguments).is_ok().then_some(out)
+    kernels.quantise.launch(grid(rows, threads), &arguments).is_ok().then_some(out)
 }
 
 /// [`add_norm`] whose norm is quantised.

@@ -1,7 +1,7 @@
 //! The C functions of `shim.cpp`, each behind a safe function or an owning pointer.
 #![expect(unsafe_code, reason = "the boundary to C++; each block says why it is sound")]
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::ptr::NonNull;
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -22,16 +22,34 @@ unsafe extern "C" {
     fn concord_kernel_compile(source: *const c_char, bytes: *mut usize) -> *mut c_void;
     fn concord_free(memory: *mut c_void);
     fn concord_kernel_load(code: *const c_void, name: *const c_char) -> *mut c_void;
+    fn concord_multiprocessors() -> c_int;
     fn concord_kernel_launch(
         function: *mut c_void,
-        blocks: c_uint,
-        threads: c_uint,
+        how: *const KernelLaunch,
         arguments: *mut *mut c_void,
     ) -> bool;
     fn concord_stream_new(device: c_int) -> *mut c_void;
     fn concord_stream_delete(stream: *mut c_void);
+    fn concord_device_exchange(device: c_int) -> c_int;
     fn concord_stream_exchange(stream: *mut c_void) -> *mut c_void;
+    fn concord_stream_current(device: c_int) -> *mut c_void;
     fn concord_stream_synchronize(stream: *mut c_void) -> bool;
+    fn concord_stream_is_capturing(stream: *const c_void) -> c_int;
+    fn concord_stream_spin(stream: *const c_void, cycles: c_longlong) -> bool;
+    fn concord_flash_attention(query: *const c_void, key: *const c_void, value: *const c_void)
+    -> *mut c_void;
+    fn concord_efficient_attention(
+        query: *const c_void,
+        key: *const c_void,
+        value: *const c_void,
+        bias: *const c_void,
+    ) -> *mut c_void;
+    fn concord_cudnn_attention(
+        query: *const c_void,
+        key: *const c_void,
+        value: *const c_void,
+        bias: *const c_void,
+    ) -> *mut c_void;
     fn concord_event_new() -> *mut c_void;
     fn concord_event_delete(event: *mut c_void);
     fn concord_event_record(event: *mut c_void, stream: *mut c_void) -> bool;
@@ -39,6 +57,7 @@ unsafe extern "C" {
     fn concord_event_synchronize(event: *mut c_void) -> bool;
     fn concord_event_elapsed_ms(from: *mut c_void, to: *mut c_void) -> f64;
     fn concord_allocated_memory(device: c_int, bytes: *mut u64) -> bool;
+    fn concord_release_memory() -> bool;
     fn concord_reset_peak_memory(device: c_int) -> bool;
 }
 
@@ -113,6 +132,12 @@ pub(super) fn architecture_of(device: usize) -> Result<u32, LibtorchError> {
     u32::try_from(architecture).map_err(|_| last_error())
 }
 
+/// How many multiprocessors the thread's current device has. The shared object is loaded.
+pub(super) fn multiprocessors() -> Result<u32, LibtorchError> {
+    // SAFETY: no arguments.
+    u32::try_from(unsafe { concord_multiprocessors() }).map_err(|_| last_error())
+}
+
 /// Machine code for the thread's current device. The shared object is loaded.
 pub(super) fn compile_kernels(source: &CStr) -> Result<Vec<u8>, LibtorchError> {
     let mut bytes = 0;
@@ -146,15 +171,26 @@ impl RawKernel {
     /// On the thread's current stream.
     pub(super) fn launch(
         self,
-        blocks: u32,
-        threads: u32,
+        how: &KernelLaunch,
         arguments: &[KernelArgument],
     ) -> Result<(), LibtorchError> {
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(KernelArgument::address).collect();
         // SAFETY: each pointer is that of a value of the size that the kernel declares, which the driver copies
         // before it returns. What the kernels do with addresses is `Kernel`'s to see to.
-        ok(unsafe { concord_kernel_launch(self.0.as_ptr(), blocks, threads, pointers.as_mut_ptr()) })
+        ok(unsafe { concord_kernel_launch(self.0.as_ptr(), how, pointers.as_mut_ptr()) })
     }
+}
+
+/// How a kernel is launched: `ConcordLaunch` of `cuda_part.h`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct KernelLaunch {
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    /// Of shared memory, for each block, beside what the kernel declares.
+    pub(crate) shared_bytes: u32,
+    /// Perhaps before the kernel before it has ended, for which it waits by itself.
+    pub(crate) begins_early: bool,
 }
 
 /// An argument of a kernel, by its type there.
@@ -189,6 +225,50 @@ pub(super) fn page_locked_copy(bytes: &[u8], shape: &[i64], device: Device) -> R
     }
 }
 
+fn address(tensor: &Tensor) -> *const c_void {
+    tensor.as_ptr().cast()
+}
+
+/// A tensor that the shim has made, or why there is none.
+///
+/// # Safety
+/// The pointer is null, or that of an `at::Tensor` made by `new` that nothing else owns.
+unsafe fn adopted(tensor: *mut c_void) -> Result<Tensor, LibtorchError> {
+    let tensor = NonNull::new(tensor).ok_or_else(last_error)?;
+    // SAFETY: it is an `at::Tensor`, which is what tch's pointers are to, and ours.
+    Ok(unsafe { Tensor::from_ptr(tensor.as_ptr().cast()) })
+}
+
+/// Attention by libtorch's flash kernels. Heads may share keys and values.
+pub(crate) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, LibtorchError> {
+    // SAFETY: all are live tensors, which the shim checks; it gives an owned tensor or null.
+    unsafe { adopted(concord_flash_attention(address(query), address(key), address(value))) }
+}
+
+/// By its memory-efficient kernels. `bias` is added to the logits, or true where a query may look.
+pub(crate) fn efficient_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, LibtorchError> {
+    let bias = bias.map_or(std::ptr::null(), address);
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it gives an owned tensor or null.
+    unsafe { adopted(concord_efficient_attention(address(query), address(key), address(value), bias)) }
+}
+
+/// By cuDNN. Heads may share keys and values.
+pub(crate) fn cudnn_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, LibtorchError> {
+    let bias = bias.map_or(std::ptr::null(), address);
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it gives an owned tensor or null.
+    unsafe { adopted(concord_cudnn_attention(address(query), address(key), address(value), bias)) }
+}
+
 /// Free bytes of a CUDA device's memory, and all of them.
 pub(super) fn memory_info(device: usize) -> Result<(u64, u64), LibtorchError> {
     let device = device_index(device)?;
@@ -205,6 +285,11 @@ pub(super) fn allocated_memory(device: usize) -> Result<[u64; 3], LibtorchError>
     // SAFETY: the shim writes three values to an array of three.
     ok(unsafe { concord_allocated_memory(device, bytes.as_mut_ptr()) })?;
     Ok(bytes)
+}
+
+pub(super) fn release_memory() -> Result<(), LibtorchError> {
+    // SAFETY: no arguments.
+    ok(unsafe { concord_release_memory() })
 }
 
 pub(super) fn reset_peak_memory(device: usize) -> Result<(), LibtorchError> {
@@ -238,9 +323,32 @@ impl RawStream {
         NonNull::new(unsafe { concord_stream_exchange(self.0.as_ptr()) }).map(Self).ok_or_else(last_error)
     }
 
+    /// The thread's current one.
+    pub(super) fn current(device: usize) -> Result<Self, LibtorchError> {
+        let device = device_index(device)?;
+        // SAFETY: plain argument; the shim gives an owned pointer or null.
+        NonNull::new(unsafe { concord_stream_current(device) }).map(Self).ok_or_else(last_error)
+    }
+
     pub(super) fn synchronize(&self) -> Result<(), LibtorchError> {
         // SAFETY: self owns a live c10::Stream.
         ok(unsafe { concord_stream_synchronize(self.0.as_ptr()) })
+    }
+
+    /// Whether its work is being recorded. The shared object is loaded.
+    pub(super) fn is_capturing(&self) -> Result<bool, LibtorchError> {
+        // SAFETY: self owns a live c10::Stream.
+        match unsafe { concord_stream_is_capturing(self.0.as_ptr()) } {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(last_error()),
+        }
+    }
+
+    /// The shared object is loaded.
+    pub(super) fn spin(&self, cycles: i64) -> Result<(), LibtorchError> {
+        // SAFETY: self owns a live c10::Stream.
+        ok(unsafe { concord_stream_spin(self.0.as_ptr(), cycles) })
     }
 }
 
@@ -249,6 +357,13 @@ impl Drop for RawStream {
         // SAFETY: the pointer came from the shim's `new` and is deleted once, here.
         unsafe { concord_stream_delete(self.0.as_ptr()) }
     }
+}
+
+/// Makes a device the thread's current one; the result is the one that was.
+pub(super) fn exchange_device(device: usize) -> Result<usize, LibtorchError> {
+    // SAFETY: plain argument.
+    let previous = unsafe { concord_device_exchange(device_index(device)?) };
+    usize::try_from(previous).map_err(|_| last_error())
 }
 
 /// An owned `c10::Event` with timing.

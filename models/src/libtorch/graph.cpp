@@ -4,6 +4,10 @@
 // is loaded after that library, whose symbols it takes. Nothing here catches: the caller does.
 
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/cuda/Sleep.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
 
 #include <memory>
 
@@ -13,7 +17,8 @@ int concord_architecture(int device);
 int concord_compiler();
 void* concord_compile(const char* source, std::size_t* bytes);
 void* concord_load(const void* code, const char* name);
-void concord_launch(void* function, unsigned blocks, unsigned threads, void** arguments);
+void concord_launch(void* function, const ConcordLaunch* how, void** arguments);
+int concord_multiprocessors();
 
 namespace {
 
@@ -26,7 +31,13 @@ void* begin(const void* shares_with) {
     pool = const_cast<CUDAGraph*>(static_cast<const CUDAGraph*>(shares_with))->pool();
   }
   // Other threads, of other models, may allocate meanwhile.
-  graph->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  try {
+    graph->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  } catch (...) {
+    // The destructor of a graph that never began throws, which would end the process: a few hundred bytes stay behind.
+    graph.release();
+    throw;
+  }
   return graph.release();
 }
 
@@ -42,10 +53,24 @@ void destroy(void* graph) {
   delete static_cast<CUDAGraph*>(graph);
 }
 
+bool is_capturing(const void* stream) {
+  const c10::cuda::CUDAStream cuda(*static_cast<const c10::Stream*>(stream));
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  C10_CUDA_CHECK(cudaStreamIsCapturing(cuda, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void spin(const void* stream, long long cycles) {
+  // Of its device, too.
+  const c10::StreamGuard current(*static_cast<const c10::Stream*>(stream));
+  at::cuda::sleep(cycles);
+}
+
 } // namespace
 
 extern "C" const ConcordCuda* concord_cuda() {
   static const ConcordCuda cuda = {begin,           end,          replay,       destroy,       concord_architecture,
-                                   concord_compiler, concord_compile, concord_load, concord_launch};
+                                   concord_compiler, concord_compile, concord_load, concord_launch,
+                                   is_capturing,     spin,         concord_multiprocessors};
   return &cuda;
 }

@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda_part.h"
+
 namespace {
 
 // As nvrtc.h declares them; that header is in a wheel of 90 MB.
@@ -80,6 +82,12 @@ int attribute(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+void set(CUfunction function, CUfunction_attribute attribute, int value) {
+  using Set = CUresult (*)(CUfunction, CUfunction_attribute, int);
+  static const Set set_attribute = find<Set>(driver(), "cuFuncSetAttribute");
+  check(set_attribute(function, attribute, value), "preparing a kernel");
+}
+
 } // namespace
 
 int concord_architecture(int device) {
@@ -128,11 +136,34 @@ void* concord_load(const void* code, const char* name) {
   return function;
 }
 
-void concord_launch(void* function, unsigned blocks, unsigned threads, void** arguments) {
-  using Launch = CUresult (*)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
-                              void**, void**);
-  static const Launch launch = find<Launch>(driver(), "cuLaunchKernel");
-  const CUstream stream = c10::cuda::getCurrentCUDAStream().stream();
-  check(launch(static_cast<CUfunction>(function), blocks, 1, 1, threads, 1, 1, 0, stream, arguments, nullptr),
-        "launching a kernel");
+int concord_multiprocessors() {
+  return attribute(cudaDevAttrMultiProcessorCount, -1);
+}
+
+void concord_launch(void* function, const ConcordLaunch* how, void** arguments) {
+  using Launch = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
+  static const Launch launch = find<Launch>(driver(), "cuLaunchKernelEx");
+  const auto kernel = static_cast<CUfunction>(function);
+  // So much every kernel may have without being allowed more.
+  constexpr unsigned FREE_SHARED_BYTES = 48 * 1024;
+  if (how->shared_bytes > FREE_SHARED_BYTES) {
+    set(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(how->shared_bytes));
+  }
+  CUlaunchAttribute early = {};
+  early.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  early.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config = {};
+  config.gridDimX = how->blocks;
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = how->threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = how->shared_bytes;
+  config.hStream = c10::cuda::getCurrentCUDAStream().stream();
+  if (how->begins_early) {
+    // A multiprocessor that divides its memory in another way for the next kernel lets it begin only when it is empty.
+    set(kernel, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
+    config.attrs = &early;
+    config.numAttrs = 1;
+  }
+  check(launch(&config, kernel, arguments, nullptr), "launching a kernel");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tch::Tensor;
 
-use super::ffi::{self, KernelArgument, RawKernel};
+use super::ffi::{self, KernelArgument, KernelLaunch, RawKernel};
 use super::{LibtorchError, load_cuda_part};
 
 /// A digest before the code tells a whole file from a damaged one.
@@ -56,6 +56,15 @@ fn keep(file: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// How many multiprocessors the thread's current GPU has.
+///
+/// # Errors
+/// When there is no CUDA.
+pub(crate) fn multiprocessors() -> Result<u32, LibtorchError> {
+    load_cuda_part()?;
+    ffi::multiprocessors()
+}
+
 /// A kernel, loaded on one GPU for as long as the process runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kernel(RawKernel);
@@ -79,12 +88,7 @@ impl Kernel {
 
     /// Puts it on the thread's current stream. Number, types and meaning of the arguments are the kernel's; that
     /// tensors are on this GPU, contiguous and as large as it takes them to be is the caller's to see to.
-    pub(crate) fn launch(
-        self,
-        blocks: u32,
-        threads: u32,
-        arguments: &[Argument<'_>],
-    ) -> Result<(), LibtorchError> {
+    pub(crate) fn launch(self, how: KernelLaunch, arguments: &[Argument<'_>]) -> Result<(), LibtorchError> {
         let raw: Vec<KernelArgument> = arguments
             .iter()
             .map(|argument| match *argument {
@@ -96,6 +100,6 @@ impl Kernel {
                 Argument::Float(value) => KernelArgument::Float(value),
             })
             .collect();
-        self.0.launch(blocks, threads, &raw)
+        self.0.launch(&how, &raw)
     }
 }

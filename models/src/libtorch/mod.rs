@@ -1,4 +1,5 @@
-//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types.
+//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types, and
+//! attention by one back end.
 //!
 //! The only module of Concord with `unsafe` code.
 
@@ -11,9 +12,13 @@ mod pinned;
 mod stream;
 
 pub use cuda::{compute_capability, cuda_devices, load_cuda, load_cuda_part};
+pub(crate) use ffi::KernelLaunch;
+pub(crate) use ffi::{cudnn_attention, efficient_attention, flash_attention};
 pub use graph::Graph;
-pub(crate) use kernel::{Argument, Kernel, cache_folder, compile};
-pub use memory::{AllocatedMemory, DeviceMemory, allocated_memory, device_memory, reset_peak_memory};
+pub(crate) use kernel::{Argument, Kernel, cache_folder, compile, multiprocessors};
+pub use memory::{
+    AllocatedMemory, DeviceMemory, allocated_memory, device_memory, release_unused_memory, reset_peak_memory,
+};
 pub(crate) use pinned::pinned;
 pub use stream::{CurrentStream, Event, Stream};
 

@@ -1,10 +1,16 @@
-// Streams, events and memory of whatever device libtorch has loaded, for Rust.
+// Streams, events and memory of whatever device libtorch has loaded, and its attention by each back end, for Rust.
 //
 // c10::impl::VirtualGuardImpl asks the registry of device back ends at run time, so this needs no
 // CUDA header and links no CUDA library. Every function catches what libtorch throws: an exception
 // must not cross into Rust. On failure it returns false (or null) and the text is kept for
 // concord_last_error() of the same thread.
 
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <ATen/ops/_scaled_dot_product_efficient_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/where.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Device.h>
 #include <c10/core/Event.h>
@@ -16,6 +22,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <limits>
+#include <optional>
 #include <string>
 
 #include "cuda_part.h"
@@ -45,6 +53,58 @@ Result caught(Result failed, Work work) {
     last_error = "an unknown C++ exception";
   }
   return failed;
+}
+
+// The kernels of attention load 16 bytes at a time, eight values of two bytes.
+constexpr std::int64_t vector_values = 8;
+
+bool is_in_vectors(const at::Tensor& tensor) {
+  for (std::int64_t axis = 0; axis + 1 < tensor.dim(); ++axis) {
+    if (tensor.size(axis) > 1 && tensor.stride(axis) % vector_values != 0) {
+      return false;
+    }
+  }
+  return tensor.stride(-1) == 1 && reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+// Back ends do not all check what libtorch sees to before it calls them: a value out of place is read from elsewhere.
+void check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention is of four dimensions");
+  TORCH_CHECK(query.numel() > 0 && key.numel() > 0, "attention to nothing");
+  TORCH_CHECK(key.sizes() == value.sizes() && query.size(0) == key.size(0), "keys and values are of other sizes");
+  TORCH_CHECK(query.size(1) % key.size(1) == 0, "heads cannot share keys and values");
+  TORCH_CHECK(query.size(3) == key.size(3) && key.size(3) % vector_values == 0, "heads are of an odd width");
+  TORCH_CHECK(query.element_size() == 2, "attention is not of two bytes a value");
+  TORCH_CHECK(query.scalar_type() == key.scalar_type(), "number formats differ");
+  TORCH_CHECK(key.scalar_type() == value.scalar_type(), "number formats differ");
+  TORCH_CHECK(query.device() == key.device() && key.device() == value.device(), "tensors are of different devices");
+  TORCH_CHECK(is_in_vectors(query) && is_in_vectors(key) && is_in_vectors(value), "tensors are not aligned");
+}
+
+// What is added to the logits, in the number format of the query: cuDNN would take the bytes of another one for it
+// (pytorch/pytorch#191612). A mask is made one as libtorch does it.
+std::optional<at::Tensor> added_bias(const at::Tensor* bias, const at::Tensor& query) {
+  if (bias == nullptr) {
+    return std::nullopt;
+  }
+  at::Tensor added = *bias;
+  if (added.scalar_type() == at::kBool) {
+    const auto options = at::TensorOptions().dtype(query.scalar_type());
+    added = at::where(added, 0.0, at::scalar_tensor(-std::numeric_limits<double>::infinity(), options));
+  }
+  TORCH_CHECK(added.dim() == 4, "the bias is not of four dimensions");
+  TORCH_CHECK(added.size(1) == 1 || added.size(1) == query.size(1), "the bias is of other heads");
+  TORCH_CHECK(added.scalar_type() == query.scalar_type(), "the bias is of another number format");
+  TORCH_CHECK(added.device() == query.device(), "the bias is of another device");
+  return added;
+}
+
+void* owned(const at::Tensor& tensor) {
+  return new at::Tensor(tensor);
+}
+
+const at::Tensor& tensor_of(const void* pointer) {
+  return *static_cast<const at::Tensor*>(pointer);
 }
 
 } // namespace
@@ -127,6 +187,11 @@ int concord_architecture_of(int device) {
   return caught(-1, [&] { return part->architecture(device); });
 }
 
+// Of the current device; negative where it does not tell.
+int concord_multiprocessors() {
+  return caught(-1, [&] { return part->multiprocessors(); });
+}
+
 // To be freed by concord_free.
 void* concord_kernel_compile(const char* source, std::size_t* bytes) {
   return caught<>(static_cast<void*>(nullptr), [&] { return part->compile(source, bytes); });
@@ -140,9 +205,9 @@ void* concord_kernel_load(const void* code, const char* name) {
   return caught<>(static_cast<void*>(nullptr), [&] { return part->load(code, name); });
 }
 
-bool concord_kernel_launch(void* function, unsigned blocks, unsigned threads, void** arguments) {
+bool concord_kernel_launch(void* function, const ConcordLaunch* how, void** arguments) {
   return caught(false, [&] {
-    part->launch(function, blocks, threads, arguments);
+    part->launch(function, how, arguments);
     return true;
   });
 }
@@ -169,10 +234,22 @@ void concord_stream_delete(void* stream) {
   delete static_cast<c10::Stream*>(stream);
 }
 
-// Makes `stream` current on this thread and gives back the one that was.
+// Makes a device the thread's current one and says which was; negative on failure.
+int concord_device_exchange(int device) {
+  return caught(-1, [&] { return static_cast<int>(guard().exchangeDevice(cuda(device)).index()); });
+}
+
+// Makes `stream` current on this thread, for its device, and gives back the one that was.
 void* concord_stream_exchange(void* stream) {
   return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
     return new c10::Stream(guard().exchangeStream(*static_cast<c10::Stream*>(stream)));
+  });
+}
+
+// The one that is current on this thread.
+void* concord_stream_current(int device) {
+  return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
+    return new c10::Stream(guard().getStream(cuda(device)));
   });
 }
 
@@ -222,6 +299,54 @@ double concord_event_elapsed_ms(void* from, void* to) {
   });
 }
 
+// Whether work on this stream is being recorded: 1 or 0, negative when it cannot be told. CUDA's part is loaded.
+int concord_stream_is_capturing(const void* stream) {
+  return caught(-1, [&] { return part->is_capturing(stream) ? 1 : 0; });
+}
+
+// Keeps the stream busy. CUDA's part is loaded.
+bool concord_stream_spin(const void* stream, long long cycles) {
+  return caught(false, [&] {
+    part->spin(stream, cycles);
+    return true;
+  });
+}
+
+// Attention of [batch, heads, positions, width] by one back end, heads sharing keys and values where there are fewer of
+// them; null where it cannot. Tensors are at::Tensor, the result is owned by the caller.
+void* concord_flash_attention(const void* query, const void* key, const void* value) {
+  return caught<>(static_cast<void*>(nullptr), [&] {
+    const auto &q = tensor_of(query), &k = tensor_of(key), &v = tensor_of(value);
+    check_attention(q, k, v);
+    return owned(std::get<0>(at::_scaled_dot_product_flash_attention(q, k, v)));
+  });
+}
+
+// `bias` may be null.
+void* concord_efficient_attention(const void* query, const void* key, const void* value, const void* bias) {
+  return caught<>(static_cast<void*>(nullptr), [&] {
+    const auto &q = tensor_of(query), &k = tensor_of(key), &v = tensor_of(value);
+    check_attention(q, k, v);
+    TORCH_CHECK(q.size(1) == k.size(1), "heads do not share keys and values here");
+    auto added = added_bias(static_cast<const at::Tensor*>(bias), q);
+    if (added.has_value()) {
+      added = added->expand({q.size(0), q.size(1), q.size(2), k.size(2)});
+      TORCH_CHECK(is_in_vectors(*added), "the bias is not aligned");
+    }
+    return owned(std::get<0>(at::_scaled_dot_product_efficient_attention(q, k, v, added, false)));
+  });
+}
+
+// `bias` may be null.
+void* concord_cudnn_attention(const void* query, const void* key, const void* value, const void* bias) {
+  return caught<>(static_cast<void*>(nullptr), [&] {
+    const auto &q = tensor_of(query), &k = tensor_of(key), &v = tensor_of(value);
+    check_attention(q, k, v);
+    const auto added = added_bias(static_cast<const at::Tensor*>(bias), q);
+    return owned(std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, added, false)));
+  });
+}
+
 // Bytes in tensors now, in tensors at most, and taken from the device.
 bool concord_allocated_memory(int device, std::uint64_t* bytes) {
   return caught(false, [&] {
@@ -231,6 +356,14 @@ bool concord_allocated_memory(int device, std::uint64_t* bytes) {
     bytes[0] = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
     bytes[1] = static_cast<std::uint64_t>(stats.allocated_bytes[0].peak);
     bytes[2] = static_cast<std::uint64_t>(stats.reserved_bytes[0].current);
+    return true;
+  });
+}
+
+// Gives back to the devices what is in no tensor.
+bool concord_release_memory() {
+  return caught(false, [&] {
+    c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache();
     return true;
   });
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tch::Device;
 
-use super::LibtorchError;
-use super::ffi::{RawEvent, RawStream};
+use super::ffi::{RawEvent, RawStream, exchange_device};
+use super::{LibtorchError, load_cuda_part};
 
 /// An order of work on one device, apart from that of other streams as far as there are: CUDA's come from
 /// libtorch's pool of 32 a device, and the 33rd is the first again.
@@ -15,8 +15,8 @@ use super::ffi::{RawEvent, RawStream};
 /// that entered the model's stream.
 #[derive(Debug)]
 pub struct Stream {
-    /// `None` on a CPU, where work is done when the call returns.
-    cuda: Option<RawStream>,
+    /// With its device; `None` on a CPU, where work is done when the call returns.
+    cuda: Option<(RawStream, usize)>,
 }
 
 impl Stream {
@@ -26,18 +26,46 @@ impl Stream {
     /// When CUDA gives none, for instance because the device does not exist.
     pub fn new(device: Device) -> Result<Self, LibtorchError> {
         let cuda = match device {
-            Device::Cuda(index) => Some(RawStream::new(index)?),
+            Device::Cuda(index) => Some((RawStream::new(index)?, index)),
             _ => None,
         };
         Ok(Self { cuda })
     }
 
-    /// Makes this stream the current one of the calling thread until the result is dropped.
+    /// The calling thread's current one of `device`.
+    pub(crate) fn current(device: Device) -> Result<Self, LibtorchError> {
+        let cuda = match device {
+            Device::Cuda(index) => Some((RawStream::current(index)?, index)),
+            _ => None,
+        };
+        Ok(Self { cuda })
+    }
+
+    /// Whether its work is being recorded, as `Graph::capture` does. Only [`load_cuda_part`] makes it possible to tell.
+    pub(crate) fn is_capturing(&self) -> Result<bool, LibtorchError> {
+        let Some((stream, _)) = &self.cuda else { return Ok(false) };
+        load_cuda_part()?;
+        stream.is_capturing()
+    }
+
+    /// Keeps the device busy for so many cycles of its clock before it comes to later work on this stream.
+    pub(crate) fn spin(&self, cycles: i64) -> Result<(), LibtorchError> {
+        let Some((stream, _)) = &self.cuda else { return Ok(()) };
+        load_cuda_part()?;
+        stream.spin(cycles)
+    }
+
+    /// Makes this stream, and its device, the current ones of the calling thread until the result is dropped. Tensors
+    /// know their device, but graphs and kernels of our own take the thread's.
     ///
     /// # Errors
     /// When CUDA refuses.
     pub fn enter(&self) -> Result<CurrentStream<'_>, LibtorchError> {
-        let previous = self.cuda.as_ref().map(RawStream::exchange).transpose()?;
+        let exchange = |(stream, device): &(RawStream, usize)| {
+            let previous_device = exchange_device(*device)?;
+            Ok::<_, LibtorchError>((stream.exchange()?, previous_device))
+        };
+        let previous = self.cuda.as_ref().map(exchange).transpose()?;
         Ok(CurrentStream { previous, stream: PhantomData, not_send: PhantomData })
     }
 
@@ -46,7 +74,7 @@ impl Stream {
     /// # Errors
     /// When that work failed; a CUDA error of this kind sticks to the process.
     pub fn synchronize(&self) -> Result<(), LibtorchError> {
-        self.cuda.as_ref().map_or(Ok(()), RawStream::synchronize)
+        self.cuda.as_ref().map_or(Ok(()), |(stream, _)| stream.synchronize())
     }
 
     /// Makes later work on this stream wait for `event`, without making the CPU wait.
@@ -55,16 +83,16 @@ impl Stream {
     /// When CUDA refuses.
     pub fn wait_for(&self, event: &Event) -> Result<(), LibtorchError> {
         match (&self.cuda, &event.0) {
-            (Some(stream), Point::Cuda(event)) => event.block(stream),
+            (Some((stream, _)), Point::Cuda(event)) => event.block(stream),
             _ => Ok(()),
         }
     }
 }
 
-/// A stream being the current one of this thread; the previous one returns on drop.
+/// A stream being the current one of this thread; the previous one, and the previous device, return on drop.
 #[derive(Debug)]
 pub struct CurrentStream<'stream> {
-    previous: Option<RawStream>,
+    previous: Option<(RawStream, usize)>,
     stream: PhantomData<&'stream Stream>,
     /// The current stream is thread-local: restoring it elsewhere would change another thread's.
     not_send: PhantomData<*const ()>,
@@ -72,8 +100,8 @@ pub struct CurrentStream<'stream> {
 
 impl Drop for CurrentStream<'_> {
     fn drop(&mut self) {
-        if let Some(previous) = &self.previous
-            && let Err(error) = previous.exchange()
+        if let Some((stream, device)) = &self.previous
+            && let Err(error) = stream.exchange().and_then(|_entered| exchange_device(*device))
         {
             tracing::error!(%error, "the previous stream could not be restored");
         }
@@ -96,7 +124,7 @@ impl Event {
     /// # Errors
     /// When CUDA refuses.
     pub fn record(stream: &Stream) -> Result<Self, LibtorchError> {
-        let Some(stream) = &stream.cuda else {
+        let Some((stream, _)) = &stream.cuda else {
             return Ok(Self(Point::Cpu(Instant::now())));
         };
         let mut event = RawEvent::new()?;

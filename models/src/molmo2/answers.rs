@@ -151,7 +151,7 @@ impl Texts {
         let bias = model.bias(&Tensor::cat(&[&past, &self.allowed], 1));
         let embeddings = model.embed(&self.read).repeat([rows, 1, 1]);
         let positions = &self.before + prompt;
-        let state = model.forward(embeddings, &positions, Some(&bias), Some(cache), &mut |_| {});
+        let state = model.forward(embeddings, &positions, Some(&bias), Some(cache), None, &mut |_| {});
         let outputs = model.output(&state);
         // Row by row: over a vocabulary of 150,000, the logits of all rows would take gigabytes.
         let each = (0..rows).map(|row| {

@@ -9,6 +9,7 @@ mod images;
 mod parity;
 mod parts;
 mod prompt;
+mod step;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -37,7 +38,8 @@ use answers::Answers;
 use config::Config;
 use images::{ImageSide, Images, tiles_of};
 use prompt::{Prompt, Prompter};
-use text::{Step, TextModel, Writing};
+use step::{Step, Writing};
+use text::TextModel;
 pub use tiling::Tiles;
 pub(crate) use tiling::Tiling;
 use vision::VisionTower;
@@ -46,7 +48,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "molmo2",
     model_types: &["molmo2"],
     options: &[],
-    fp8: &["model.vision_backbone.image_vit.transformer.resblocks."],
+    fp8: &["model.vision_backbone.image_vit.transformer.resblocks.", "model.transformer.blocks."],
     load,
 };
 
@@ -158,8 +160,8 @@ impl Molmo2 {
         }
     }
 
-    /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm. Text sees what is
-    /// before it, the tokens of images see each other as well. Like a [`DecodeStep`], it waits for nothing and its
+    /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm, or where `only` says
+    /// so that of one place, [rows, 1, hidden]. Text sees what is before it, the tokens of images see each other as well. Like a [`DecodeStep`], it waits for nothing and its
     /// shapes are those of its arguments, so that a CUDA graph can hold it where these keep their addresses.
     ///
     /// [`DecodeStep`]: crate::decode_step::DecodeStep
@@ -167,6 +169,7 @@ impl Molmo2 {
         &self,
         reading: &Reading,
         cache: Option<&mut dyn Cache>,
+        only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
         let Reading { embeddings, of_images, .. } = reading;
@@ -175,7 +178,12 @@ impl Molmo2 {
         let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
         let positions = Tensor::arange(count, (Kind::Int64, self.loaded.placement.device));
         let bias = self.text.bias(&allowed);
-        self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, keep)
+        self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, only, keep)
+    }
+
+    /// The same as far as the logits of what follows, [rows, vocabulary], fp32.
+    fn read_to_end(&self, reading: &Reading, cache: Option<&mut dyn Cache>) -> Tensor {
+        self.text.next_logits(&self.read(reading, cache, Some(&reading.last), &mut |_| {}))
     }
 
     /// The logits of what follows a prompt, [rows, vocabulary], fp32, of which nothing else is kept.
@@ -184,7 +192,7 @@ impl Molmo2 {
         let forward = |inputs: &[Tensor]| {
             let [embeddings, of_images, last] = [0, 1, 2].map(|index| inputs[index].shallow_clone());
             let reading = Reading { embeddings, of_images, last };
-            vec![self.text.next_logits(&self.read(&reading, None, &mut |_| {}), &reading.last)]
+            vec![self.read_to_end(&reading, None)]
         };
         let outputs = self.replays.run(&[embeddings], &[of_images, last], forward)?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
@@ -201,9 +209,8 @@ impl Molmo2 {
             return Ok(task.answers.logits(&self.text, &next, &mut KvCache::new(0)));
         }
         let mut cache = KvCache::new(self.text.sizes().layers);
-        let state = self.read(&reading, Some(&mut cache), &mut |_| {});
+        let next = self.read_to_end(&reading, Some(&mut cache));
         cache.truncate(ids.len() as i64);
-        let next = self.text.next_logits(&state, &reading.last);
         Ok(task.answers.logits(&self.text, &next, &mut cache))
     }
 
@@ -217,13 +224,13 @@ impl Molmo2 {
     ) -> Result<Written, ModelError> {
         let positions = reading.of_images.size()[0].max((length + greedy.max_new_tokens) as i64);
         let shape = KeptShape { capacity: capacity_for(positions), source: 0 };
-        let new = || Writing::new(&self.text, shape.capacity);
+        let new = || Writing::new(&self.text, shape.capacity, greedy.graphs);
         self.writings.with(shape, new, |writing| {
             let buffers = &writing.buffers;
             buffers.cache.clear();
-            let state = self.read(reading, Some(&mut buffers.cache.prompt()), &mut |_| {});
+            let next = self.read_to_end(reading, Some(&mut buffers.cache.prompt()));
             let length = length as i64;
-            buffers.begin(length, &self.text.next_logits(&state, &reading.last))?;
+            buffers.begin(length, &next)?;
             greedy.run(&Step { model: &self.text, writing }, length, on_token)
         })
     }

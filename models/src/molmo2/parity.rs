@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::text::{Step, Writing};
+use super::step::{Step, Writing};
 use super::{Images, Molmo2, tiles_of};
 use crate::ModelError;
 use crate::decode_step::{DecodeStep, Greedy, Written};
@@ -107,11 +107,11 @@ impl Case<'_> {
         let reading = model.reading(&ids, &model.embed(&ids, 1, features.as_ref()));
         let length = ids.len() as i64;
         let written = self.shape("greedy.ids").map_or(0, |shape| shape[1]).max(padded_length(length));
-        let writing = Writing::new(&model.text, capacity_for(written));
+        let writing = Writing::new(&model.text, capacity_for(written), model.replays.is_on());
         let mut states = Vec::new();
         // Without what pads the prompt.
         let mut keep = |state: &Tensor| states.push(state.narrow(1, 0, length));
-        let last = model.read(&reading, Some(&mut writing.buffers.cache.prompt()), &mut keep);
+        let last = model.read(&reading, Some(&mut writing.buffers.cache.prompt()), None, &mut keep);
         keep(&model.text.output(&last));
         for (index, state) in states.iter().enumerate() {
             outputs.insert(format!("text.hidden_states.{index}"), state.shallow_clone());
@@ -120,7 +120,7 @@ impl Case<'_> {
         // Full-size fixtures have those of the last positions only.
         let kept = self.shape("logits").map_or(0, |shape| shape[1]).min(logits.size()[1]);
         outputs.insert("logits".to_owned(), logits.narrow(1, logits.size()[1] - kept, kept));
-        writing.buffers.begin(length, &model.text.next_logits(&last, &reading.last))?;
+        writing.buffers.begin(length, &model.text.next_logits(&last.index_select(1, &reading.last)))?;
         self.write(&ids, &writing, outputs)
     }
 

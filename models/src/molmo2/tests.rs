@@ -11,7 +11,7 @@ use crate::ModelOptions;
 use crate::decoder::KvCache;
 use crate::libtorch::{Stream, cuda_devices};
 use crate::model::{Model, Placement, TaskId, TaskLabels};
-use crate::molmo2::text::{Step, Writing};
+use crate::molmo2::step::{Step, Writing};
 use crate::snapshot::Snapshot;
 use crate::static_cache::capacity_for;
 use crate::{GenerateRequest, Generator, Pixels, decode};
@@ -57,9 +57,8 @@ fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
 /// Tokens and the logits that each was chosen by, with keys and values that grow by one position a step.
 fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: usize) -> (Vec<i64>, Tensor) {
     let mut cache = KvCache::new(model.text.sizes().layers);
-    let state = model.read(reading, Some(&mut cache), &mut |_| {});
+    let mut steps = vec![model.read_to_end(reading, Some(&mut cache))];
     cache.truncate(length);
-    let mut steps = vec![model.text.next_logits(&state, &reading.last)];
     let mut tokens = Vec::new();
     loop {
         let next = steps[steps.len() - 1].argmax(-1, true);
@@ -69,8 +68,8 @@ fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: u
         }
         let position = Tensor::from_slice(&[cache.positions()]);
         let state =
-            model.text.forward(model.text.embed(&next), &position, None, Some(&mut cache), &mut |_| {});
-        steps.push(model.text.next_logits(&state, &Tensor::from_slice(&[0_i64])));
+            model.text.forward(model.text.embed(&next), &position, None, Some(&mut cache), None, &mut |_| {});
+        steps.push(model.text.next_logits(&state));
     }
 }
 
@@ -81,8 +80,7 @@ fn in_fixed_buffers(
     count: usize,
 ) -> (Vec<i64>, Tensor) {
     writing.buffers.cache.clear();
-    let state = model.read(reading, Some(&mut writing.buffers.cache.prompt()), &mut |_| {});
-    let first = model.text.next_logits(&state, &reading.last);
+    let first = model.read_to_end(reading, Some(&mut writing.buffers.cache.prompt()));
     writing.buffers.begin(length, &first).unwrap();
     let step = Step { model: &model.text, writing };
     let (written, logits) = write_recorded(&step, length, count, model.replays.is_on()).unwrap();
@@ -102,7 +100,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     for snapshot in SNAPSHOTS {
         for pads_prompts in [false, true] {
             let model = load(snapshot, pads_prompts);
-            let used = Writing::new(&model.text, capacity_for(257));
+            let used = Writing::new(&model.text, capacity_for(257), model.replays.is_on());
             let (other, length) = reading(&model, "portrait", "something else?");
             let _other = in_fixed_buffers(&model, &used, (&other, length), 9);
             for (image, question, positions) in [
@@ -115,7 +113,8 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                     positions.map_or(12, |positions: i64| usize::try_from(positions - length).unwrap());
                 let what = format!("{snapshot}, padded: {pads_prompts}, {count} tokens after {length}");
                 let (tokens, logits) = with_a_growing_cache(&model, &reading, length, count);
-                let fresh = Writing::new(&model.text, capacity_for(length + count as i64));
+                let fresh =
+                    Writing::new(&model.text, capacity_for(length + count as i64), model.replays.is_on());
                 for writing in [&used, &fresh] {
                     let ours = in_fixed_buffers(&model, writing, (&reading, length), count);
                     assert_eq!(ours.0, tokens, "{what}");
@@ -168,7 +167,7 @@ fn recorded_logits_are_those_that_each_token_was_chosen_by() {
         for snapshot in SNAPSHOTS {
             let model = load_on(device, snapshot, true);
             let (reading, length) = reading(&model, IMAGES[0], QUESTIONS[0]);
-            let writing = Writing::new(&model.text, capacity_for(257));
+            let writing = Writing::new(&model.text, capacity_for(257), model.replays.is_on());
             for count in [1, 12] {
                 let what = format!("{device:?} {snapshot} {count}");
                 let (tokens, logits) = in_fixed_buffers(&model, &writing, (&reading, length), count);
@@ -187,10 +186,9 @@ fn a_padded_prompt_is_read_as_it_is_without() {
             let [(exact, length), (filled, same)] =
                 [&plain, &padded].map(|model| reading(model, image, question));
             assert_eq!((length, same), (same, exact.of_images.size()[0]));
-            assert!(filled.of_images.size()[0] % 64 == 0 && filled.of_images.size()[0] > length);
-            let [expected, ours] = [(&plain, &exact), (&padded, &filled)].map(|(model, reading)| {
-                model.text.next_logits(&model.read(reading, None, &mut |_| {}), &reading.last)
-            });
+            assert!(filled.of_images.size()[0] % 32 == 0 && filled.of_images.size()[0] > length);
+            let [expected, ours] = [(&plain, &exact), (&padded, &filled)]
+                .map(|(model, reading)| model.read_to_end(reading, None));
             assert_near(&ours, &expected, &format!("{snapshot} {image}"));
         }
         for answers in [["a", "t"], ["no such thing", "a sign of road work"]] {

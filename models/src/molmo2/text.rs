@@ -3,12 +3,11 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::TextConfig;
-use crate::ModelError;
 use crate::blocks::{FusedMlp, GroupedAttention, QkNorm, RmsNorm};
-use crate::decode_step::{DecodeBuffers, DecodeStep};
 use crate::decoder::Cache;
-use crate::fused::{Norm, add_norm};
+use crate::fused::{Before, Norm};
 use crate::layers::Linear;
+use crate::product::{Product, Rows};
 use crate::rotary::Rotary;
 use crate::static_cache::DecoderSizes;
 use crate::weights::WeightLoader;
@@ -17,10 +16,10 @@ use crate::weights::WeightLoader;
 pub(super) struct TextModel {
     /// [base vocabulary and added tokens, hidden].
     table: Tensor,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: RmsNorm,
     /// Of the base vocabulary only: the added tokens are never written.
-    head: Linear,
+    pub(super) head: Linear,
     rope: Rotary,
     /// Of the layers that scale it, where it is another.
     scaled_rope: Option<Rotary>,
@@ -31,13 +30,13 @@ pub(super) struct TextModel {
 /// Cosine and sine of positions \[count\], [count, head width] each.
 #[derive(Debug)]
 pub(super) struct Angles {
-    plain: (Tensor, Tensor),
-    scaled: Option<(Tensor, Tensor)>,
+    pub(super) plain: (Tensor, Tensor),
+    pub(super) scaled: Option<(Tensor, Tensor)>,
 }
 
 impl Angles {
     /// Of the positions 0, 1, 2, …, those at `positions`.
-    fn at(&self, positions: &Tensor) -> Self {
+    pub(super) fn at(&self, positions: &Tensor) -> Self {
         let at =
             |(cos, sin): &(Tensor, Tensor)| (cos.index_select(0, positions), sin.index_select(0, positions));
         Self { plain: at(&self.plain), scaled: self.scaled.as_ref().map(at) }
@@ -101,43 +100,53 @@ impl TextModel {
     }
 
     /// The angles of positions \[count\].
-    fn angles(&self, positions: &Tensor) -> Angles {
+    pub(super) fn angles(&self, positions: &Tensor) -> Angles {
         let at = |rope: &Rotary| rope.at(positions, self.table.kind());
         Angles { plain: at(&self.rope), scaled: self.scaled_rope.as_ref().map(at) }
     }
 
     /// `embeddings` [rows, count, hidden] of these positions \[count\] → the last hidden state before the final norm.
-    /// `keep` sees the input of each layer.
+    /// `keep` sees the input of each layer. Of `only`, where it is given, a place \[1\], the state is computed to the end;
+    /// it is that of all otherwise.
     pub(super) fn forward(
         &self,
         embeddings: Tensor,
         positions: &Tensor,
         bias: Option<&Tensor>,
         cache: Option<&mut dyn Cache>,
+        only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
-        self.layers(embeddings, &self.angles(positions), bias, cache, keep)
+        self.layers(embeddings, &self.angles(positions), bias, cache, only, keep)
     }
 
-    fn layers(
+    pub(super) fn layers(
         &self,
         embeddings: Tensor,
         angles: &Angles,
         bias: Option<&Tensor>,
         mut cache: Option<&mut dyn Cache>,
+        only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
         let scaled = angles.scaled.as_ref().unwrap_or(&angles.plain);
         let mut state = embeddings;
         let mut normed = match self.layers.first() {
-            Some(first) if !first.norm_after => first.attention_norm.forward(&state),
-            _ => state.shallow_clone(),
+            Some(first) => first.first_rows(&state),
+            None => Rows::Values(state.shallow_clone()),
         };
         for (index, layer) in self.layers.iter().enumerate() {
             keep(&state);
             let rope = if layer.scales_rope { scaled } else { &angles.plain };
             let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn Cache, index));
-            (state, normed) = layer.forward(&state, &normed, rope, bias, kept, self.layers.get(index + 1));
+            let attended = match self.layers.get(index + 1) {
+                Some(_) => layer.attention.forward(&normed, rope, bias, kept, None),
+                None => layer.attention.forward(&normed, rope, bias, kept, only),
+            };
+            (state, normed) = match (self.layers.get(index + 1), only) {
+                (None, Some(only)) => layer.finish(&state.index_select(1, only), &attended, None),
+                (next, _) => layer.finish(&state, &attended, next),
+            };
         }
         state
     }
@@ -151,61 +160,21 @@ impl TextModel {
         self.head.forward(output)
     }
 
-    /// The logits [rows, vocabulary], fp32, of what follows the position `at` \[1\] of states [rows, count, hidden].
-    pub(super) fn next_logits(&self, state: &Tensor, at: &Tensor) -> Tensor {
-        self.logits(&self.output(&state.index_select(1, at).squeeze_dim(1))).to_kind(Kind::Float)
-    }
-}
-
-/// The buffers of a text that is being written.
-#[derive(Debug)]
-pub(super) struct Writing {
-    pub(super) buffers: DecodeBuffers,
-    /// Of all positions that there are.
-    angles: Angles,
-}
-
-impl Writing {
-    pub(super) fn new(model: &TextModel, capacity: i64) -> Self {
-        let sizes = model.sizes();
-        let positions = Tensor::arange(capacity, (Kind::Int64, sizes.device));
-        Self { buffers: DecodeBuffers::new(&sizes, 1, capacity), angles: model.angles(&positions) }
-    }
-}
-
-/// The next token of a text.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Step<'a> {
-    pub(super) model: &'a TextModel,
-    pub(super) writing: &'a Writing,
-}
-
-impl DecodeStep for Step<'_> {
-    fn buffers(&self) -> &DecodeBuffers {
-        &self.writing.buffers
-    }
-
-    fn step(&self) -> Result<(), ModelError> {
-        let (model, buffers) = (self.model, &self.writing.buffers);
-        let (position, bias) = (buffers.position(), buffers.bias());
-        let angles = self.writing.angles.at(position);
-        let mut cache = buffers.cache.at(position);
-        let embeddings = model.embed(&buffers.token());
-        let state = model.layers(embeddings, &angles, Some(&bias), Some(&mut cache), &mut |_| {});
-        buffers.advance(&model.logits(&model.output(&state.squeeze_dim(1))));
-        Ok(())
+    /// The logits [rows, vocabulary], fp32, of what follows the one position of states [rows, 1, hidden].
+    pub(super) fn next_logits(&self, state: &Tensor) -> Tensor {
+        self.logits(&self.output(&state.squeeze_dim(1))).to_kind(Kind::Float)
     }
 }
 
 /// Attention and MLP, each with a residual, and with a norm before it (Qwen3) or after it (OLMo).
 #[derive(Debug)]
-struct Layer {
-    attention: GroupedAttention,
-    attention_norm: RmsNorm,
-    mlp: FusedMlp,
-    mlp_norm: RmsNorm,
-    norm_after: bool,
-    scales_rope: bool,
+pub(super) struct Layer {
+    pub(super) attention: GroupedAttention,
+    pub(super) attention_norm: RmsNorm,
+    pub(super) mlp: FusedMlp,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) norm_after: bool,
+    pub(super) scales_rope: bool,
 }
 
 impl Layer {
@@ -224,28 +193,29 @@ impl Layer {
         }
     }
 
-    /// The next state, and its norm by the layer after this one. `normed` is `x` after this layer's own first norm, or
-    /// `x` itself where norms come after.
-    fn forward(
-        &self,
-        x: &Tensor,
-        normed: &Tensor,
-        rope: &(Tensor, Tensor),
-        bias: Option<&Tensor>,
-        kept: Option<(&mut dyn Cache, usize)>,
-        next: Option<&Self>,
-    ) -> (Tensor, Tensor) {
-        let attended = self.attention.forward(normed, rope, bias, kept);
+    /// What its attention is given of a state that comes from no layer.
+    fn first_rows(&self, state: &Tensor) -> Rows {
+        let normed = if self.norm_after { state.shallow_clone() } else { self.attention_norm.forward(state) };
+        self.attention.projection.rows(normed, Before::Nothing)
+    }
+
+    /// The next state, from this layer's attention, and what the attention of the layer after this one is given.
+    fn finish(&self, x: &Tensor, attended: &Tensor, next: Option<&Self>) -> (Tensor, Rows) {
         if self.norm_after {
-            let x = x + self.attention_norm.forward(&attended);
-            let state = &x + self.mlp_norm.forward(&self.mlp.forward(&x));
-            return (state.shallow_clone(), state);
+            let x = x + self.attention_norm.forward(attended);
+            let inner = self.mlp.up_and_gate.rows(x.shallow_clone(), Before::Nothing);
+            let state = &x + self.mlp_norm.forward(&self.mlp.forward(&inner));
+            let rows =
+                next.map_or_else(|| Rows::Values(state.shallow_clone()), |next| next.first_rows(&state));
+            return (state, rows);
         }
-        let (x, inner) = add_norm(x, &attended, None, Norm::Rms(&self.mlp_norm));
+        let (x, inner) = self.mlp.up_and_gate.add_norm(x, attended, None, Norm::Rms(&self.mlp_norm));
         let added = self.mlp.forward(&inner);
         match next {
-            Some(next) => add_norm(&x, &added, None, Norm::Rms(&next.attention_norm)),
-            None => (x + &added, added),
+            Some(next) => {
+                next.attention.projection.add_norm(&x, &added, None, Norm::Rms(&next.attention_norm))
+            }
+            None => (x + &added, Rows::Values(added)),
         }
     }
 }
@@ -261,13 +231,14 @@ fn load_attention(weights: &mut WeightLoader, name: &str, config: &TextConfig) -
         RmsNorm::load(weights, &format!("{name}.{part}"), norm_width(heads), config.rms_norm_eps)
     };
     let (query_norm, key_norm) = (norm("q_norm", heads), norm("k_norm", key_heads));
-    let mut linear = |part: &str, inputs, outputs, bias| {
-        Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, bias)
+    let mut product = |part: &str, inputs, outputs, bias| {
+        let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, bias);
+        Product::of(linear, weights)
     };
     let all = (heads + 2 * key_heads) * head_width;
     GroupedAttention {
-        projection: linear("att_proj", hidden, all, config.attention_bias),
-        output: linear("attn_out", heads * head_width, hidden, false),
+        projection: product("att_proj", hidden, all, config.attention_bias),
+        output: product("attn_out", heads * head_width, hidden, false),
         query_norm,
         key_norm,
         norm_over: config.qk_norm_type,
@@ -279,9 +250,13 @@ fn load_attention(weights: &mut WeightLoader, name: &str, config: &TextConfig) -
 
 fn load_mlp(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> FusedMlp {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let mut product = |part: &str, inputs, outputs| {
+        let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, false);
+        Product::of(linear, weights)
+    };
     FusedMlp {
-        up_and_gate: Linear::load(weights, &format!("{name}.ff_proj"), hidden, 2 * inner, false),
-        down: Linear::load(weights, &format!("{name}.ff_out"), inner, hidden, false),
+        up_and_gate: product("ff_proj", hidden, 2 * inner),
+        down: product("ff_out", inner, hidden),
         activation: config.hidden_act,
     }
 }
