@@ -24,8 +24,9 @@ pub(crate) type Devices<'a> = BTreeMap<&'a str, Vec<String>>;
 
 /// Gives each replica a device.
 ///
-/// Models that name their GPU come first. Then the others, the largest first, and each of their replicas to the GPU to
-/// which the fewest bytes have gone, the first of several, among those that have room for it.
+/// Models that name their GPU come first. Then the others, the largest first, and each of their replicas, among the GPUs
+/// that have room for it, to the one with the fewest replicas of the same model, since two on one GPU share its time;
+/// of several to which the fewest bytes have gone, and then the first.
 ///
 /// # Errors
 /// Every model that there is no room for.
@@ -59,7 +60,13 @@ pub(crate) fn spread<'a>(
                 Some(free) => needed <= free.saturating_sub(taken_of(*gpu)),
                 None => true,
             };
-            let place = candidates.iter().copied().filter(has_room).min_by_key(|&gpu| (taken_of(gpu), gpu));
+            let own = devices.get(name).map_or(&[][..], Vec::as_slice);
+            let own_on = |gpu: usize| own.iter().filter(|device| **device == cuda(gpu)).count();
+            let place = candidates
+                .iter()
+                .copied()
+                .filter(has_room)
+                .min_by_key(|&gpu| (own_on(gpu), taken_of(gpu), gpu));
             let Some(gpu) = place else {
                 let room =
                     candidates.iter().map(|&gpu| (gpu, gpus.get(&gpu).copied().flatten(), taken_of(gpu)));
@@ -67,10 +74,15 @@ pub(crate) fn spread<'a>(
                 break;
             };
             *taken.entry(gpu).or_default() += needed;
-            devices.entry(name).or_default().push(format!("cuda:{gpu}"));
+            devices.entry(name).or_default().push(cuda(gpu));
         }
     }
     if failures.is_empty() { Ok(devices) } else { Err(failures) }
+}
+
+/// As the configuration calls it.
+fn cuda(gpu: usize) -> String {
+    format!("cuda:{gpu}")
 }
 
 /// Says how much is needed, how much there is, and what to change. `room` has each GPU's number, its free bytes, and how
@@ -145,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn replicas_go_where_the_fewest_bytes_have_gone() {
+    fn replicas_go_apart_and_models_where_the_fewest_bytes_have_gone() {
         use DeviceWish::{AnyGpu, Cpu, Gpu};
         let two = [Some(100), Some(100)];
         for (rows, free, expected) in [
@@ -156,7 +168,13 @@ mod tests {
                 vec!["a: cuda:0 cuda:1", "b: cuda:0 cuda:1"],
             ),
             // The largest first, whatever its name; then what balances it.
-            (vec![("a", AnyGpu, 2, 3), ("z", AnyGpu, 1, 10)], &two, vec!["a: cuda:1 cuda:1", "z: cuda:0"]),
+            (vec![("a", AnyGpu, 1, 3), ("z", AnyGpu, 1, 10)], &two, vec!["a: cuda:1", "z: cuda:0"]),
+            // Replicas apart, though one GPU has more already; a third where less is.
+            (
+                vec![("a", AnyGpu, 3, 3), ("z", AnyGpu, 1, 10)],
+                &two,
+                vec!["a: cuda:1 cuda:0 cuda:1", "z: cuda:0"],
+            ),
             // Those that name their GPU first.
             (vec![("a", AnyGpu, 1, 10), ("b", Gpu(0), 1, 1)], &two, vec!["a: cuda:1", "b: cuda:0"]),
             (vec![("a", Gpu(1), 2, 10)], &two, vec!["a: cuda:1 cuda:1"]),

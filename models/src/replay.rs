@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::attention::warming_up;
-use crate::libtorch::{Graph, LibtorchError};
+use crate::libtorch::{Graph, LibtorchError, release_unused_memory};
 use crate::model::{ModelOptions, Placement};
 
 /// Recorded shapes of one function: all buckets of a few sizes. Others run as they are.
@@ -190,7 +190,10 @@ fn record(
     for _ in 0..RUNS_BEFORE {
         let _warm = warming_up(|| forward(&held));
     }
-    match Graph::capture(before, || forward(&held)) {
+    let captured = Graph::capture(before, || forward(&held));
+    // What the runs took; the graph has memory of its own.
+    release_unused_memory(held.first().map_or(tch::Device::Cpu, Tensor::device));
+    match captured {
         Ok((graph, outputs)) => Ok(Recorded { function, shapes, graph: Some(graph), inputs: held, outputs }),
         Err(error) => Err((shapes, error)),
     }

@@ -55,14 +55,13 @@ impl Drop for Share {
 
 impl Preprocessor {
     /// The image's bytes, for [`finish`] to do the rest on `device`; `None` where the CPU has to do it all: where this
-    /// recipe is not among those that the device agrees about, or the picture is too small or too large.
+    /// recipe is not among those that the device agrees about, or the picture is too large.
     pub(super) fn stage(&self, image: &RgbImage, image_size: [u32; 2], device: Device) -> Option<Pixels> {
         let (height, width, _) = self.resizing()?;
         let sides = [i64::from(image.height()), i64::from(image.width())];
-        // What is enlarged is small, and the CPU has it to the bit.
-        let shrinks = |(side, to): (&i64, i64)| (to..=to * SHRINK_MAX).contains(side);
+        let fits = |(side, to): (&i64, i64)| (1..=to * SHRINK_MAX).contains(side);
         let bytes = image.as_raw().len() as u64;
-        if bytes > PICTURE_BYTES_MAX || !sides.iter().zip([height, width]).all(shrinks) {
+        if bytes > PICTURE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
             return None;
         }
         let share = Share::take(bytes)?;
