@@ -1,5 +1,5 @@
 //! Compiles the C++ half of `src/libtorch`: `shim.cpp`, which needs libtorch's headers and nothing of CUDA, into the
-//! program; `graph.cpp` and `kernel.cpp`, which need CUDA's headers too, into a shared object that the
+//! program; `graph.cpp`, `kernel.cpp` and `product.cpp`, which need CUDA's headers too, into a shared object that the
 //! program carries.
 
 use std::env;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const CUDA_HEADERS: &str = "../nvidia/cu13/include";
 
 fn main() {
-    for file in ["shim.cpp", "cuda_part.h", "graph.cpp", "kernel.cpp"] {
+    for file in ["shim.cpp", "cuda_part.h", "graph.cpp", "kernel.cpp", "product.cpp"] {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -46,8 +46,8 @@ fn cuda_part(torch: &Path, headers: &Path) {
         return;
     };
     let compiler = cpp(headers).flag("-isystem").flag(cuda).flag("-shared").flag("-fPIC").get_compiler();
-    let files = ["src/libtorch/graph.cpp", "src/libtorch/kernel.cpp"];
-    let done = compiler.to_command().args(files).arg("-o").arg(&built).status();
+    let files = ["graph.cpp", "kernel.cpp", "product.cpp"].map(|file| format!("src/libtorch/{file}"));
+    let done = compiler.to_command().args(&files).arg("-o").arg(&built).status();
     if !done.is_ok_and(|status| status.success()) {
         println!("cargo:warning={} does not compile", files.join(" or "));
         std::process::exit(1);

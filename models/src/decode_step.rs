@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::attention::warming_up;
 use crate::libtorch::Graph;
+use crate::measured::warming_up;
 use crate::replay::{RUNS_BEFORE, count_fallback};
 use crate::static_cache::{DecoderSizes, StaticCache};
 

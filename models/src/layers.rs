@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use crate::Scores;
 use crate::attention::scaled_dot_product;
 use crate::fused::step::RowWeights;
+use crate::linear::linear;
 use crate::weights::WeightLoader;
 
 /// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
@@ -115,7 +116,7 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

@@ -21,6 +21,8 @@ mod head;
 mod jpeg;
 mod layers;
 pub mod libtorch;
+mod linear;
+mod measured;
 mod memory;
 mod model;
 mod molmo2;

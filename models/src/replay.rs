@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::attention::warming_up;
 use crate::libtorch::{Graph, LibtorchError, release_unused_memory};
+use crate::measured::warming_up;
 use crate::model::{ModelOptions, Placement};
 
 /// Recorded shapes of one function: all buckets of a few sizes. Others run as they are.

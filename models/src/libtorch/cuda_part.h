@@ -12,6 +12,25 @@ struct ConcordLaunch {
   bool begins_early;
 };
 
+// out [rows, outputs] = x [rows, inputs] · weights [outputs, inputs] transposed + bias [outputs], all contiguous, on the
+// current device, in bf16 or fp16. The bias may be null.
+struct ConcordProduct {
+  const void* x;
+  const void* weights;
+  const void* bias;
+  void* out;
+  long long rows;
+  long long inputs;
+  long long outputs;
+  bool is_bf16;
+};
+
+// A way to compute it, as cuBLASLt names it.
+struct ConcordAlgorithm {
+  unsigned long long data[8];
+  unsigned long long workspace_bytes;
+};
+
 struct ConcordCuda {
   // Begins to record the current stream, into the memory of another graph where one is given.
   void* (*graph_begin)(const void* shares_with);
@@ -37,4 +56,9 @@ struct ConcordCuda {
   void (*spin)(const void* stream, long long cycles);
   // How many multiprocessors the current device has.
   int (*multiprocessors)();
+
+  // Ways to compute a product, the most promising first; how many there are, at most `most`. Pointers are not used.
+  int (*product_algorithms)(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most);
+  // On the current stream; the work space is of the size that the algorithm wants.
+  void (*product)(const ConcordProduct* product, const ConcordAlgorithm* algorithm, void* workspace);
 };

@@ -23,6 +23,16 @@ unsafe extern "C" {
     fn concord_free(memory: *mut c_void);
     fn concord_kernel_load(code: *const c_void, name: *const c_char) -> *mut c_void;
     fn concord_multiprocessors() -> c_int;
+    fn concord_product_algorithms(
+        product: *const RawProduct,
+        algorithms: *mut ProductAlgorithm,
+        most: c_int,
+    ) -> c_int;
+    fn concord_product(
+        product: *const RawProduct,
+        algorithm: *const ProductAlgorithm,
+        workspace: *mut c_void,
+    ) -> bool;
     fn concord_kernel_launch(
         function: *mut c_void,
         how: *const KernelLaunch,
@@ -179,6 +189,78 @@ impl RawKernel {
         // before it returns. What the kernels do with addresses is `Kernel`'s to see to.
         ok(unsafe { concord_kernel_launch(self.0.as_ptr(), how, pointers.as_mut_ptr()) })
     }
+}
+
+/// A way to compute a product, as cuBLASLt names it: `ConcordAlgorithm` of `cuda_part.h`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct ProductAlgorithm {
+    data: [u64; 8],
+    workspace_bytes: u64,
+}
+
+/// `ConcordProduct` of `cuda_part.h`.
+#[repr(C)]
+struct RawProduct {
+    x: *const c_void,
+    weights: *const c_void,
+    bias: *const c_void,
+    out: *mut c_void,
+    rows: c_longlong,
+    inputs: c_longlong,
+    outputs: c_longlong,
+    is_bf16: bool,
+}
+
+impl RawProduct {
+    /// Of contiguous tensors of one format on one GPU, whose sizes go together.
+    fn of(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Self {
+        let size = weights.size();
+        Self {
+            x: x.data_ptr(),
+            weights: weights.data_ptr(),
+            bias: bias.map_or(std::ptr::null(), |bias| bias.data_ptr().cast_const()),
+            out: out.data_ptr(),
+            rows: out.numel() as c_longlong / size[0].max(1),
+            inputs: size[1],
+            outputs: size[0],
+            is_bf16: x.kind() == Kind::BFloat16,
+        }
+    }
+}
+
+/// Ways to compute x · weightsᵀ + bias, the most promising first, at most `most`. The shared object is loaded.
+pub(super) fn product_algorithms(
+    x: &Tensor,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+    most: usize,
+) -> Result<Vec<ProductAlgorithm>, LibtorchError> {
+    let mut algorithms = vec![ProductAlgorithm::default(); most];
+    let raw = RawProduct::of(x, weights, bias, out);
+    // SAFETY: the product is a live value; there is room for as many algorithms as are asked for.
+    let count = unsafe { concord_product_algorithms(&raw const raw, algorithms.as_mut_ptr(), most as c_int) };
+    algorithms.truncate(usize::try_from(count).map_err(|_| last_error())?);
+    Ok(algorithms)
+}
+
+/// x · weightsᵀ + bias into `out`, on the thread's current stream. The shared object is loaded; the tensors are
+/// contiguous, of one format and on one GPU, and their sizes go together.
+pub(super) fn product(
+    x: &Tensor,
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+    algorithm: &ProductAlgorithm,
+) -> Result<(), LibtorchError> {
+    let raw = RawProduct::of(x, weights, bias, out);
+    // Taken and given back in the stream's order, like any tensor.
+    let workspace = Tensor::f_empty([algorithm.workspace_bytes as i64], (Kind::Uint8, x.device()))
+        .map_err(|error| LibtorchError(error.to_string()))?;
+    // SAFETY: all pointers are of live tensors of these sizes, as the caller has seen to; what the GPU does with their
+    // memory comes before what takes it next, since that is on the same stream.
+    ok(unsafe { concord_product(&raw const raw, &raw const *algorithm, workspace.data_ptr()) })
 }
 
 /// How a kernel is launched: `ConcordLaunch` of `cuda_part.h`.

@@ -19,6 +19,8 @@ void* concord_compile(const char* source, std::size_t* bytes);
 void* concord_load(const void* code, const char* name);
 void concord_launch(void* function, const ConcordLaunch* how, void** arguments);
 int concord_multiprocessors();
+int concord_product_algorithms(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most);
+void concord_product(const ConcordProduct* product, const ConcordAlgorithm* algorithm, void* workspace);
 
 namespace {
 
@@ -69,8 +71,19 @@ void spin(const void* stream, long long cycles) {
 } // namespace
 
 extern "C" const ConcordCuda* concord_cuda() {
-  static const ConcordCuda cuda = {begin,           end,          replay,       destroy,       concord_architecture,
-                                   concord_compiler, concord_compile, concord_load, concord_launch,
-                                   is_capturing,     spin,         concord_multiprocessors};
+  static const ConcordCuda cuda = {begin,
+                                   end,
+                                   replay,
+                                   destroy,
+                                   concord_architecture,
+                                   concord_compiler,
+                                   concord_compile,
+                                   concord_load,
+                                   concord_launch,
+                                   is_capturing,
+                                   spin,
+                                   concord_multiprocessors,
+                                   concord_product_algorithms,
+                                   concord_product};
   return &cuda;
 }

@@ -1,5 +1,5 @@
-//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types, and
-//! attention by one back end.
+//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types, attention
+//! by one back end, and products by one algorithm.
 //!
 //! The only module of Concord with `unsafe` code.
 
@@ -9,10 +9,11 @@ mod graph;
 mod kernel;
 mod memory;
 mod pinned;
+mod product;
 mod stream;
 
 pub use cuda::{compute_capability, cuda_devices, load_cuda, load_cuda_part};
-pub(crate) use ffi::KernelLaunch;
+pub(crate) use ffi::{KernelLaunch, ProductAlgorithm};
 pub(crate) use ffi::{cudnn_attention, efficient_attention, flash_attention};
 pub use graph::Graph;
 pub(crate) use kernel::{Argument, Kernel, cache_folder, compile, multiprocessors};
@@ -20,6 +21,7 @@ pub use memory::{
     AllocatedMemory, DeviceMemory, allocated_memory, device_memory, release_unused_memory, reset_peak_memory,
 };
 pub(crate) use pinned::pinned;
+pub(crate) use product::{product, product_algorithms};
 pub use stream::{CurrentStream, Event, Stream};
 
 /// What libtorch said when a call failed.

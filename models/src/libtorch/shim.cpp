@@ -192,6 +192,18 @@ int concord_multiprocessors() {
   return caught(-1, [&] { return part->multiprocessors(); });
 }
 
+// Ways to compute a product; negative on failure.
+int concord_product_algorithms(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most) {
+  return caught(-1, [&] { return part->product_algorithms(product, algorithms, most); });
+}
+
+bool concord_product(const ConcordProduct* product, const ConcordAlgorithm* algorithm, void* workspace) {
+  return caught(false, [&] {
+    part->product(product, algorithm, workspace);
+    return true;
+  });
+}
+
 // To be freed by concord_free.
 void* concord_kernel_compile(const char* source, std::size_t* bytes) {
   return caught<>(static_cast<void*>(nullptr), [&] { return part->compile(source, bytes); });

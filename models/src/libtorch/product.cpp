@@ -1,0 +1,183 @@
+// Products of matrices by cuBLASLt, by an algorithm that the caller has chosen.
+//
+// libtorch asks cuBLASLt for its best guess and takes that; here all guesses can be had, to be measured. The library is
+// the one that libtorch has loaded. What cublasLt.h declares is repeated: that header is in a wheel of 400 MB.
+
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_part.h"
+
+namespace {
+
+using Handle = struct OpaqueHandle*;
+using Description = struct OpaqueDescription*;
+using Layout = struct OpaqueLayout*;
+using Preference = struct OpaquePreference*;
+using Status = int;
+
+struct Algorithm {
+  std::uint64_t data[8];
+};
+
+// cublasLtMatmulHeuristicResult_t
+struct Guess {
+  Algorithm algorithm;
+  std::size_t workspace_bytes;
+  Status state;
+  float waves;
+  int reserved[4];
+};
+
+constexpr int COMPUTE_32F = 68;
+constexpr int TRANSPOSED = 1;
+constexpr int DESCRIPTION_TRANSA = 3, DESCRIPTION_EPILOGUE = 7, DESCRIPTION_BIAS_POINTER = 8;
+constexpr int EPILOGUE_BIAS = 4;
+constexpr int PREFERENCE_WORKSPACE_BYTES = 1, PREFERENCE_REDUCTIONS = 3;
+// Sums of parts in fp32 alone: in place, or in a work space.
+constexpr std::uint32_t REDUCTIONS = 1 | 2;
+constexpr std::size_t WORKSPACE_BYTES_MAX = 32 << 20;
+
+void* library() {
+  static void* loaded =
+      dlopen(("libcublasLt.so." + std::to_string(CUDART_VERSION / 1000)).c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  return loaded;
+}
+
+template <typename... Arguments>
+void call(const char* name, Arguments... arguments) {
+  void* found = library() != nullptr ? dlsym(library(), name) : nullptr;
+  if (found == nullptr) {
+    throw std::runtime_error(std::string(name) + " could not be found");
+  }
+  const Status status = reinterpret_cast<Status (*)(Arguments...)>(found)(arguments...);
+  if (status != 0) {
+    throw std::runtime_error(std::string(name) + " failed: " + std::to_string(status));
+  }
+}
+
+// One a device, for good: its functions may be called by several threads at once.
+Handle handle() {
+  static std::mutex mutex;
+  static std::map<int, Handle> handles;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    throw std::runtime_error("there is no current device");
+  }
+  const std::lock_guard<std::mutex> guard(mutex);
+  Handle& one = handles[device];
+  if (one == nullptr) {
+    call("cublasLtCreate", &one);
+  }
+  return one;
+}
+
+// What cuBLASLt is told of a product. Its matrices are stored by columns: ours, by rows, are transposed to it. So it is
+// asked for out transposed, which is the transposed of the transposed weights by x transposed.
+class Problem {
+ public:
+  explicit Problem(const ConcordProduct& product) {
+    const int type = product.is_bf16 ? CUDA_R_16BF : CUDA_R_16F;
+    const auto rows = static_cast<std::uint64_t>(product.rows);
+    const auto inputs = static_cast<std::uint64_t>(product.inputs);
+    const auto outputs = static_cast<std::uint64_t>(product.outputs);
+    call("cublasLtMatmulDescCreate", &description, COMPUTE_32F, static_cast<int>(CUDA_R_32F));
+    set(DESCRIPTION_TRANSA, TRANSPOSED);
+    if (product.bias != nullptr) {
+      set(DESCRIPTION_EPILOGUE, EPILOGUE_BIAS);
+      set(DESCRIPTION_BIAS_POINTER, product.bias);
+    }
+    call("cublasLtMatrixLayoutCreate", &weights, type, inputs, outputs, static_cast<std::int64_t>(product.inputs));
+    call("cublasLtMatrixLayoutCreate", &x, type, inputs, rows, static_cast<std::int64_t>(product.inputs));
+    call("cublasLtMatrixLayoutCreate", &out, type, outputs, rows, static_cast<std::int64_t>(product.outputs));
+  }
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
+  ~Problem() {
+    destroy("cublasLtMatrixLayoutDestroy", out);
+    destroy("cublasLtMatrixLayoutDestroy", x);
+    destroy("cublasLtMatrixLayoutDestroy", weights);
+    destroy("cublasLtMatmulDescDestroy", description);
+  }
+
+  Description description = nullptr;
+  Layout weights = nullptr;
+  Layout x = nullptr;
+  Layout out = nullptr;
+
+ private:
+  template <typename Value>
+  void set(int attribute, Value value) {
+    call("cublasLtMatmulDescSetAttribute", description, attribute, static_cast<const void*>(&value), sizeof(value));
+  }
+
+  template <typename Thing>
+  static void destroy(const char* name, Thing thing) {
+    if (thing == nullptr) {
+      return;
+    }
+    try {
+      call(name, thing);
+    } catch (const std::exception&) {
+      // A few hundred bytes stay behind.
+    }
+  }
+};
+
+} // namespace
+
+int concord_product_algorithms(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most) {
+  const Problem problem(*product);
+  Preference preference = nullptr;
+  call("cublasLtMatmulPreferenceCreate", &preference);
+  std::vector<Guess> guesses(static_cast<std::size_t>(most));
+  int found = 0;
+  try {
+    const auto set = [&](int attribute, const void* value, std::size_t bytes) {
+      call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, value, bytes);
+    };
+    set(PREFERENCE_WORKSPACE_BYTES, &WORKSPACE_BYTES_MAX, sizeof(WORKSPACE_BYTES_MAX));
+    set(PREFERENCE_REDUCTIONS, &REDUCTIONS, sizeof(REDUCTIONS));
+    call("cublasLtMatmulAlgoGetHeuristic", handle(), problem.description, problem.weights, problem.x, problem.out,
+         problem.out, preference, most, guesses.data(), &found);
+  } catch (...) {
+    call("cublasLtMatmulPreferenceDestroy", preference);
+    throw;
+  }
+  call("cublasLtMatmulPreferenceDestroy", preference);
+  int count = 0;
+  for (int index = 0; index < found; ++index) {
+    const Guess& guess = guesses[static_cast<std::size_t>(index)];
+    if (guess.state == 0) {
+      ConcordAlgorithm& to = algorithms[count++];
+      for (int word = 0; word < 8; ++word) {
+        to.data[word] = guess.algorithm.data[word];
+      }
+      to.workspace_bytes = guess.workspace_bytes;
+    }
+  }
+  return count;
+}
+
+void concord_product(const ConcordProduct* product, const ConcordAlgorithm* algorithm, void* workspace) {
+  const Problem problem(*product);
+  Algorithm by = {};
+  for (int word = 0; word < 8; ++word) {
+    by.data[word] = algorithm->data[word];
+  }
+  const float one = 1.0f;
+  const float zero = 0.0f;
+  call("cublasLtMatmul", handle(), problem.description, static_cast<const void*>(&one), product->weights,
+       problem.weights, product->x, problem.x, static_cast<const void*>(&zero),
+       static_cast<const void*>(product->out), problem.out, product->out, problem.out,
+       static_cast<const Algorithm*>(&by), workspace, static_cast<std::size_t>(algorithm->workspace_bytes),
+       c10::cuda::getCurrentCUDAStream().stream());
+}

@@ -1,0 +1,164 @@
+//! x · weightsᵀ + bias by the algorithm of cuBLASLt that is fastest for a shape, measured while a model warms up.
+//!
+//! libtorch takes cuBLASLt's first guess. For a few hundred rows, one picture's tokens, others were up to a third faster.
+
+use std::sync::LazyLock;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::libtorch::{LibtorchError, ProductAlgorithm, product, product_algorithms};
+use crate::measured::{Choices, measure};
+
+/// Shapes that are measured, some 100 ms each. A model has four or so, times its batch sizes.
+const SHAPES_MAX: usize = 1024;
+/// Guesses of cuBLASLt that are measured: later ones were hardly ever the best.
+const GUESSES_MAX: usize = 16;
+/// Fewer rows are bound by reading the weights, in which algorithms hardly differ.
+const ROWS_MIN: i64 = 16;
+/// Where libtorch's memory begins; guesses are for no less.
+const ALIGNMENT: usize = 256;
+
+static CHOSEN: LazyLock<Choices<Shape, ProductAlgorithm>> = LazyLock::new(|| Choices::new(SHAPES_MAX));
+
+/// x [.., inputs] · weights [outputs, inputs] transposed + bias \[outputs\].
+pub(crate) fn linear(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let call = Call { x, weights, bias };
+    if let Some(shape) = call.shape() {
+        let device = shape.device;
+        let algorithm = CHOSEN.choose(shape, device, |stream| {
+            let algorithms = product_algorithms(x, weights, bias, &call.out(), GUESSES_MAX)?;
+            measure(&algorithms, |algorithm| call.run(algorithm), stream)
+        });
+        if let Some(algorithm) = algorithm {
+            match call.run(Some(&algorithm)) {
+                Ok(out) => return out,
+                Err(error) => tracing::debug!(%error, "a product as libtorch chooses"),
+            }
+        }
+    }
+    x.linear(weights, bias)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Call<'a> {
+    x: &'a Tensor,
+    weights: &'a Tensor,
+    bias: Option<&'a Tensor>,
+}
+
+/// What the time depends on.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    device: usize,
+    kind: Kind,
+    rows: i64,
+    inputs: i64,
+    outputs: i64,
+    has_bias: bool,
+}
+
+impl Call<'_> {
+    /// `None` where there is nothing to choose: on a CPU, in fp32, for few rows, and for tensors that are not laid out
+    /// as the guesses take them to be.
+    fn shape(&self) -> Option<Shape> {
+        let (Device::Cuda(device), kind) = (self.x.device(), self.x.kind()) else { return None };
+        let size = self.weights.size();
+        let [outputs, inputs] = size[..] else { return None };
+        let rows = self.x.numel() as i64 / inputs.max(1);
+        let tensors = || [self.x, self.weights].into_iter().chain(self.bias);
+        let is_plain = |tensor: &Tensor| {
+            tensor.kind() == kind
+                && tensor.is_contiguous()
+                && (tensor.data_ptr() as usize).is_multiple_of(ALIGNMENT)
+        };
+        let fits = matches!(kind, Kind::BFloat16 | Kind::Half)
+            && rows >= ROWS_MIN
+            && self.x.size().last() == Some(&inputs)
+            && tensors().all(is_plain);
+        let has_bias = self.bias.is_some();
+        fits.then_some(Shape { device, kind, rows, inputs, outputs, has_bias })
+    }
+
+    fn out(&self) -> Tensor {
+        let mut size = self.x.size();
+        if let (Some(last), Some(outputs)) = (size.last_mut(), self.weights.size().first()) {
+            *last = *outputs;
+        }
+        Tensor::empty(size, (self.x.kind(), self.x.device()))
+    }
+
+    /// By an algorithm, or as libtorch chooses.
+    fn run(&self, algorithm: Option<&ProductAlgorithm>) -> Result<Tensor, LibtorchError> {
+        let Self { x, weights, bias } = *self;
+        match algorithm {
+            Some(algorithm) => {
+                let out = self.out();
+                product(x, weights, bias, &out, algorithm)?;
+                Ok(out)
+            }
+            None => x.f_linear(weights, bias).map_err(|error| LibtorchError(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::{CHOSEN, Call, linear};
+    use crate::fused::tests::{assert_close, devices, random};
+    use crate::libtorch::{Graph, Stream, product_algorithms};
+    use crate::measured::warming_up;
+
+    /// Inputs, weights and bias.
+    fn tensors(rows: i64, inputs: i64, outputs: i64, kind: Kind, device: Device) -> [Tensor; 3] {
+        let weights = random(&[outputs, inputs], kind, device) / (inputs as f64).sqrt();
+        [random(&[1, rows, inputs], kind, device), weights, random(&[outputs], kind, device)]
+    }
+
+    #[test]
+    fn it_is_the_product_whoever_chooses() {
+        for device in devices() {
+            let stream = Stream::new(device).unwrap();
+            let _current = stream.enter().unwrap();
+            for (kind, allowed) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2), (Kind::Half, 2e-3)] {
+                for (rows, inputs, outputs) in
+                    [(581, 1024, 3072), (17, 4304, 1152), (3, 64, 64), (100, 72, 30)]
+                {
+                    let [x, weights, bias] = tensors(rows, inputs, outputs, kind, device);
+                    for bias in [None, Some(&bias)] {
+                        let float = |tensor: &Tensor| tensor.to_kind(Kind::Float);
+                        let expected = float(&x).linear(&float(&weights), bias.map(float).as_ref());
+                        let what = format!("{device:?} {kind:?} {rows} x {inputs} x {outputs}");
+                        assert_close(&linear(&x, &weights, bias), &expected, allowed, &what);
+                        let measured = warming_up(|| linear(&x, &weights, bias));
+                        assert_close(&measured, &expected, allowed, &what);
+                        assert_close(&linear(&x, &weights, bias), &expected, allowed, &what);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_algorithm_gives_the_product_and_a_graph_holds_it() {
+        for device in devices().into_iter().filter(|device| device.is_cuda()) {
+            let stream = Stream::new(device).unwrap();
+            let _current = stream.enter().unwrap();
+            let [x, weights, bias] = tensors(581, 4096, 1024, Kind::BFloat16, device);
+            let call = Call { x: &x, weights: &weights, bias: Some(&bias) };
+            let algorithms = product_algorithms(&x, &weights, Some(&bias), &call.out(), 16).unwrap();
+            assert!(algorithms.len() > 1, "{} algorithms", algorithms.len());
+            let expected = call.run(None).unwrap();
+            for algorithm in &algorithms {
+                let ours = call.run(Some(algorithm)).unwrap();
+                assert_close(&ours, &expected, 1e-2, &format!("{algorithm:?}"));
+            }
+            let eagerly = warming_up(|| linear(&x, &weights, Some(&bias)));
+            assert!(CHOSEN.chosen().contains_key(&call.shape().unwrap()));
+            let (graph, recorded) = Graph::capture(None, || linear(&x, &weights, Some(&bias))).unwrap();
+            graph.replay().unwrap();
+            assert_eq!(recorded, eagerly);
+        }
+    }
+}
