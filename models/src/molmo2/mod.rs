@@ -300,6 +300,9 @@ impl Model for Molmo2 {
 
     fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
         let _scores = self.classify(id, images)?;
+        if self.replays.is_on() {
+            self.text.compile_step();
+        }
         match self.loaded.preprocessor.tiling() {
             Some(tiling) if images.len() == 1 && self.replays.is_on() => {
                 self.images.warm_up(tiling, &self.replays)

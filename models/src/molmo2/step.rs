@@ -106,6 +106,13 @@ impl Step<'_> {
     }
 }
 
+impl TextModel {
+    /// Compiles the kernels of a step, so that the first text does not wait for that.
+    pub(super) fn compile_step(&self) {
+        let _kernels = StepKernels::of(&Tensor::empty([0], (self.sizes().kind, self.device())));
+    }
+}
+
 /// What a step by kernels of our own writes on its way.
 #[derive(Debug)]
 struct StepBuffers {
