@@ -30,8 +30,8 @@ thread_local! {
     static IS_WARMING_UP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what will be recorded as a graph, and measures the shapes in it. Nothing else does: a request is not to wait for
-/// that, and the lengths of texts that grow without fixed buffers would have no end.
+/// Runs what will be recorded as a graph, and measures the shapes in it. Nothing else does: recorded shapes are few, and
+/// each is waited for once, while the lengths of texts that grow without fixed buffers would have no end.
 pub(crate) fn warming_up<R>(run: impl FnOnce() -> R) -> R {
     let _before = WarmingUp(IS_WARMING_UP.replace(true));
     run()

@@ -77,7 +77,7 @@ pub struct ModelOptions {
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,
     /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in; or `fp8`: bf16, but for the
-    /// products within the layers of an image tower.
+    /// products within the layers of image towers, and of Molmo2's text.
     pub dtype: String,
     /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, an
     /// eighth to a half of both sides, where that still is the model's own input size): one of [`DECODES`].

@@ -26,9 +26,8 @@ pub(crate) struct Seat {
     pub(super) limit: BatchLimit,
 }
 
-/// Any size will do: preprocessing brings it to the model's. A GPU makes ready only what is larger than that.
+/// Any size will do: preprocessing brings it to the model's.
 const WARM_UP_SIDE: u32 = 256;
-const WARM_UP_SIDE_ON_GPU: u32 = 1024;
 
 impl Seat {
     /// Loads a model. Whatever thread runs this, the model may move to another.
@@ -97,8 +96,7 @@ impl Seat {
     /// A picture, ready for the model in the way of those that will come.
     fn blank(&self) -> Result<Pixels, ModelError> {
         let Loaded { preprocessor, placement, .. } = self.model.loaded();
-        let side = if placement.device.is_cuda() { WARM_UP_SIDE_ON_GPU } else { WARM_UP_SIDE };
-        preprocessor.clone().for_device(placement.device).apply(&RgbImage::new(side, side))
+        preprocessor.clone().for_device(placement.device).apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
     }
 
     /// What the model says about a batch, and the milliseconds on the device.

@@ -16,20 +16,23 @@ use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError, compute_cap
 mod tests;
 
 const SOURCE: &str = include_str!("step.cu");
-/// Of GPUs that have the copy engine and let kernels begin early.
-const CAPABILITY_MIN: u32 = 90;
+/// Compute capabilities of GPUs that have the copy engine, let kernels begin early, and have the shared memory that the rings
+/// take (those of 12.x have 99 KiB a block).
+const CAPABILITIES: std::ops::Range<u32> = 90..120;
 
 // As in step.cu.
 const THREADS: u32 = 256;
-const RING_BYTES: i64 = 8 * 4 * 2 * 2048;
+const WARPS: i64 = 8;
+const STAGES: i64 = 4;
+const CHUNK_BYTES: i64 = 2048;
 const SPLIT: i64 = 64;
 const GROUP_MAX: i64 = 8;
 const ATTEND_WARPS: i64 = 8;
 
-/// A multiprocessor has 227 KiB of shared memory for blocks: what is left beside the ring holds the row.
+/// A block has 227 KiB of shared memory: what is left beside the rings of its warps holds the row.
 const ROW_BYTES_MAX: i64 = 64 * 1024;
-/// What a kernel may have of shared memory without asking; longer caches would take more.
-const SHARED_BYTES_MAX: i64 = 48 * 1024;
+/// What a kernel may have of shared memory without asking, beside the little that it declares; longer caches would take more.
+const SHARED_BYTES_MAX: i64 = 47 * 1024;
 
 /// By how many lanes hold a head.
 const LANES: [i64; 4] = [4, 8, 16, 32];
@@ -52,7 +55,7 @@ impl StepKernels {
     /// part of a graph's recording.
     pub(crate) fn of(like: &Tensor) -> Option<Self> {
         let tch::Device::Cuda(index) = like.device() else { return None };
-        compute_capability(index).ok().filter(|capability| *capability >= CAPABILITY_MIN)?;
+        compute_capability(index).ok().filter(|capability| CAPABILITIES.contains(capability))?;
         LOADED.get(like, Self::load)
     }
 
@@ -101,7 +104,7 @@ impl StepKernels {
         let how = KernelLaunch {
             blocks: self.multiprocessors,
             threads: THREADS,
-            shared_bytes: small(RING_BYTES + row_bytes(inputs, x.kind())),
+            shared_bytes: small(WARPS * STAGES * 2 * CHUNK_BYTES + row_bytes(inputs, x.kind())),
             begins_early: true,
         };
         kernels[usize::from(is_gated)].launch(how, &arguments)

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::{LibtorchError, ffi};
 
-/// The compiled `graph.cpp` and `kernel.cpp`; empty where the headers of CUDA were missing when this was built.
+/// The compiled `graph.cpp`, `kernel.cpp` and `product.cpp`; empty where the headers of CUDA were missing when this was built.
 static PART: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/concord_cuda.so"));
 
 static PART_LOADED: OnceLock<Result<(), LibtorchError>> = OnceLock::new();

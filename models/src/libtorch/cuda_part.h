@@ -1,4 +1,4 @@
-// What the shared object of CUDA's part (graph.cpp, kernel.cpp) gives to shim.cpp. Its functions throw.
+// What the shared object of CUDA's part (graph.cpp, kernel.cpp, product.cpp) gives to shim.cpp. Its functions throw.
 #pragma once
 
 #include <cstddef>

@@ -77,7 +77,7 @@ int attribute(cudaDeviceAttr attribute, int device) {
   int value = 0;
   if ((device < 0 && cudaGetDevice(&device) != cudaSuccess) ||
       cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
-    throw std::runtime_error("the device does not tell its compute capability");
+    throw std::runtime_error("the device does not tell what it has");
   }
   return value;
 }
@@ -107,7 +107,7 @@ void* concord_compile(const char* source, std::size_t* bytes) {
   const std::string architecture = "--gpu-architecture=sm_" + std::to_string(concord_architecture(-1));
   const char* options[] = {architecture.c_str(), "--std=c++17"};
   Program program = nullptr;
-  if (find<CreateProgram>(library, "nvrtcCreateProgram")(&program, source, "fused.cu", 0, nullptr, nullptr) != 0) {
+  if (find<CreateProgram>(library, "nvrtcCreateProgram")(&program, source, "kernels.cu", 0, nullptr, nullptr) != 0) {
     throw std::runtime_error("NVRTC takes no program");
   }
   if (find<CompileProgram>(library, "nvrtcCompileProgram")(program, 2, options) != 0) {

@@ -46,8 +46,9 @@ pub fn allocated_memory(device: Device) -> Result<Option<AllocatedMemory>, Libto
     Ok(Some(AllocatedMemory { allocated, peak, reserved }))
 }
 
-/// Gives back to the GPUs what libtorch keeps for later tensors: of loading and of warming up, more than is needed again.
-/// While a graph is being recorded, by whatever thread, libtorch refuses, and nothing is given back.
+/// Gives back to all GPUs, where `device` is one, what libtorch keeps for later tensors: of loading and of warming up, more
+/// than is needed again. It waits for them, and what comes next takes memory anew. While a graph is being recorded, by
+/// whatever thread, less is given back.
 pub fn release_unused_memory(device: Device) {
     if device.is_cuda()
         && let Err(error) = ffi::release_memory()

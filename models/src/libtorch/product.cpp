@@ -42,8 +42,8 @@ constexpr int TRANSPOSED = 1;
 constexpr int DESCRIPTION_TRANSA = 3, DESCRIPTION_EPILOGUE = 7, DESCRIPTION_BIAS_POINTER = 8;
 constexpr int EPILOGUE_BIAS = 4;
 constexpr int PREFERENCE_WORKSPACE_BYTES = 1, PREFERENCE_REDUCTIONS = 3;
-// Sums of parts in fp32 alone: in place, or in a work space.
-constexpr std::uint32_t REDUCTIONS = 1 | 2;
+// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts are added up in fp32, in a work space, and not in what the output is of.
+constexpr std::uint32_t REDUCTIONS = 2;
 constexpr std::size_t WORKSPACE_BYTES_MAX = 32 << 20;
 
 void* library() {

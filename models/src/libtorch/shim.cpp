@@ -134,7 +134,7 @@ bool concord_load_cuda() {
   return false;
 }
 
-// Loads the compiled graph.cpp and kernel.cpp; after libtorch_cuda, whose symbols it takes. It stays loaded for good.
+// Loads the compiled graph.cpp, kernel.cpp and product.cpp; after libtorch_cuda, whose symbols it takes. It stays loaded for good.
 bool concord_load_cuda_part(const char* path) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   void* found = library != nullptr ? dlsym(library, "concord_cuda") : nullptr;

@@ -161,8 +161,9 @@ impl Molmo2 {
     }
 
     /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm, or where `only` says
-    /// so that of one place, [rows, 1, hidden]. Text sees what is before it, the tokens of images see each other as well. Like a [`DecodeStep`], it waits for nothing and its
-    /// shapes are those of its arguments, so that a CUDA graph can hold it where these keep their addresses.
+    /// so that of one place, [rows, 1, hidden]. Text sees what is before it, the tokens of images see each other as
+    /// well. Like a [`DecodeStep`], it waits for nothing and its shapes are those of its arguments, so that a CUDA graph
+    /// can hold it where these keep their addresses.
     ///
     /// [`DecodeStep`]: crate::decode_step::DecodeStep
     fn read(

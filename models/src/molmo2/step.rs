@@ -78,7 +78,7 @@ impl Step<'_> {
         buffers.advance(&model.logits(&model.output(&state.squeeze_dim(1))));
     }
 
-    /// The same but for rounding, as far as the logits.
+    /// The same but for rounding, as far as the logits; of weights in fp8 it multiplies the row as it is, not quantised.
     fn by_kernels(&self, own: &StepBuffers) -> Result<(), LibtorchError> {
         let (model, buffers, kernels) = (self.model, &self.writing.buffers, own.kernels);
         let scaled = self.writing.angles.scaled.as_ref().unwrap_or(&self.writing.angles.plain);
