@@ -2,6 +2,7 @@
 
 pub mod commands;
 pub mod config;
+mod evaluate;
 pub mod http;
 pub mod inputs;
 pub mod problem;

@@ -9,6 +9,7 @@ mod classify;
 mod cloud;
 mod commands;
 mod decode;
+mod evaluate;
 mod generate;
 mod gtsrb;
 mod harness;

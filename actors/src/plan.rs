@@ -124,6 +124,11 @@ impl TaskPlan {
         &self.policy
     }
 
+    /// What the votes of each model depend on, apart from the image; in the order of the policy's members.
+    pub fn vote_digests(&self) -> impl Iterator<Item = Digest> {
+        self.seats.iter().map(|seat| seat.digest)
+    }
+
     /// The key of the verdict on the image of this digest.
     pub(crate) fn verdict_key(&self, image: &Digest) -> Digest {
         self.digest.for_image(image)

@@ -49,6 +49,7 @@ pub use error::{ModelError, is_out_of_memory};
 pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use image::RgbImage;
+pub use libtorch::cache_folder;
 pub use memory::{MemoryEstimate, free_host_memory};
 pub use model::{
     ARCHITECTURES, Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels,

@@ -43,7 +43,7 @@ pub struct ClassifyArgs {
 /// Pictures under way at once: while a model runs on one, the next is decoded.
 const IN_FLIGHT: usize = 2;
 /// Nobody waits at the other end of a connection: the person at the terminal decides how long is too long.
-const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// What became of one picture.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ struct Asking<'a> {
     policy: &'a Policy,
 }
 
-fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, String> {
+pub(super) fn choose_task(ensemble: &Ensemble, asked: Option<&str>) -> Result<String, String> {
     let names: Vec<&str> = ensemble.tasks().keys().map(String::as_str).collect();
     match asked {
         Some(task) if ensemble.tasks().contains_key(task) => Ok(task.to_owned()),
@@ -135,7 +135,7 @@ async fn classify_all(args: &ClassifyArgs, asking: &Asking<'_>) -> ExitCode {
 }
 
 /// Visible at a terminal only.
-fn progress_bar(pictures: usize) -> ProgressBar {
+pub(super) fn progress_bar(pictures: usize) -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -170,7 +170,7 @@ async fn verdict_on(path: &Path, asking: &Asking<'_>, request: &RequestContext) 
 }
 
 /// A file's bytes. Devices and pipes have no size to ask for beforehand, so what is read is counted.
-fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
+pub(super) fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
     let file = File::open(path).map_err(|error| Problem::unreadable(&error))?;
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1))

@@ -2,16 +2,19 @@
 
 pub mod bench;
 pub mod classify;
+pub mod evaluate;
 pub mod models;
 pub mod parity;
 pub mod serve;
 pub mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::path::PathBuf;
 
-use concord_actors::Engine;
+use concord_actors::policy::Policy;
+use concord_actors::{Engine, EngineOptions};
 use concord_models::load_model;
 
 use crate::config::{ConfigError, Ensemble};
@@ -48,12 +51,33 @@ fn with_engine<T>(
     task: Option<&str>,
     work: impl AsyncFnOnce(&Engine) -> T,
 ) -> Result<T, String> {
+    let Some(task) = task else {
+        return with_models(ensemble.engine_options(), ensemble.tasks(), work);
+    };
     let mut tasks = ensemble.tasks().clone();
+    tasks.retain(|name, _| name == task);
+    with_tasks(ensemble, &tasks, work)
+}
+
+/// The same for tasks that need not be those of the configuration, and the models that they ask.
+fn with_tasks<T>(
+    ensemble: &Ensemble,
+    tasks: &BTreeMap<String, Policy>,
+    work: impl AsyncFnOnce(&Engine) -> T,
+) -> Result<T, String> {
+    let is_asked =
+        |model: &str| tasks.values().flat_map(Policy::members).any(|member| **member.model() == *model);
     let mut options = ensemble.engine_options();
-    if let Some(task) = task {
-        tasks.retain(|name, _| name == task);
-        options.models.retain(|name, _| tasks[task].members().any(|member| **member.model() == **name));
-    }
+    options.models.retain(|name, _| is_asked(name));
+    options.clouds.retain(|name, _| is_asked(name));
+    with_models(options, tasks, work)
+}
+
+fn with_models<T>(
+    options: EngineOptions,
+    tasks: &BTreeMap<String, Policy>,
+    work: impl AsyncFnOnce(&Engine) -> T,
+) -> Result<T, String> {
     let show = stderr().is_terminal();
     let count = options.models.len();
     if show {
@@ -63,7 +87,7 @@ fn with_engine<T>(
         let engine = Engine::new(options).map_err(|error| error.to_string())?;
         let mut loaded = 0;
         let outcome =
-            engine.load(&tasks, &|_: &str, options: &_, base: &_| load_model(options, base), |name, _| {
+            engine.load(tasks, &|_: &str, options: &_, base: &_| load_model(options, base), |name, _| {
                 loaded += 1;
                 if show {
                     eprint!("\r\x1b[Kloaded {loaded} of {count} models: {name} …");

@@ -62,6 +62,35 @@ impl Policy {
         (!policy.stages.is_empty()).then_some(policy)
     }
 
+    /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by `method`.
+    #[must_use]
+    pub fn all_at_once(&self, method: FusionMethod) -> Self {
+        let members = self.members().map(|member| Member { required: false, ..member.clone() }).collect();
+        let stage = Stage { members, accept: None, burst_queue_depth: None };
+        Self { fusion: method, stages: vec![stage], ..self.clone() }
+    }
+
+    /// The same models one after the other, all of which are asked whatever they say, and none of which must answer; what
+    /// each says is not calibrated.
+    #[must_use]
+    pub fn one_by_one(&self) -> Self {
+        let alone = |member: &Member| {
+            let member = Member { required: false, temperature: Temperature::NEUTRAL, ..member.clone() };
+            Stage { members: vec![member], accept: None, burst_queue_depth: None }
+        };
+        Self { stages: self.members().map(alone).collect(), ..self.clone() }
+    }
+
+    /// The same, but that each model counts as much as any other.
+    #[must_use]
+    pub fn with_uniform_weights(&self) -> Self {
+        let mut policy = self.clone();
+        for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
+            member.weight = Weight::UNIFORM;
+        }
+        policy
+    }
+
     /// Every model of every stage, in the order in which they are asked.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.stages.iter().flat_map(|stage| &stage.members)

@@ -34,7 +34,7 @@ pub(crate) fn compile(source: &str) -> Result<Vec<u8>, LibtorchError> {
 }
 
 /// Where Concord keeps what it can make again.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(caches.join("concord"))

@@ -16,7 +16,8 @@ pub use cuda::{compute_capability, cuda_devices, load_cuda, load_cuda_part};
 pub(crate) use ffi::{KernelLaunch, ProductAlgorithm};
 pub(crate) use ffi::{cudnn_attention, efficient_attention, flash_attention};
 pub use graph::Graph;
-pub(crate) use kernel::{Argument, Kernel, cache_folder, compile, multiprocessors};
+pub use kernel::cache_folder;
+pub(crate) use kernel::{Argument, Kernel, compile, multiprocessors};
 pub use memory::{
     AllocatedMemory, DeviceMemory, allocated_memory, device_memory, release_unused_memory, reset_peak_memory,
 };

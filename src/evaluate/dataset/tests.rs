@@ -1,0 +1,136 @@
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::*;
+
+fn labels(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+fn labelling(labels: &[String]) -> Labelling<'_> {
+    Labelling { labels, named: BTreeMap::new(), other: None, group_by: None }
+}
+
+/// Files of a folder for each name, of which nobody looks at the contents.
+const FILES: [&str; 5] = [
+    "25_road_work/00001_00.jpg",
+    "25_road_work/00001_01.jpg",
+    "25_road_work/00002_00.png",
+    "14_stop/00001_00.jpg",
+    "14_stop/notes.txt",
+];
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in FILES {
+        let path = folder.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, file).unwrap();
+    }
+    folder
+}
+
+fn archive(compressed: bool) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".tar.gz").tempfile().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all(".", folder().path()).unwrap();
+    let bytes = builder.into_inner().unwrap();
+    if compressed {
+        let mut encoder = GzEncoder::new(file.as_file(), Compression::fast());
+        encoder.write_all(&bytes).unwrap();
+        encoder.finish().unwrap();
+    } else {
+        std::fs::write(file.path(), bytes).unwrap();
+    }
+    file
+}
+
+/// Name, label and group of each.
+fn told(dataset: &Dataset) -> Vec<(&str, usize, usize)> {
+    dataset.examples.iter().map(|example| (&*example.name, example.label, example.group)).collect()
+}
+
+#[test]
+fn folders_and_archives_are_the_same_pictures() {
+    let labels = labels(&["stop", "Road work"]);
+    let by_sign = Regex::new(r"(.*/\d+)_\d+").unwrap();
+    let labelling = Labelling { group_by: Some(by_sign), ..labelling(&labels) };
+    let expected = [
+        ("14_stop/00001_00.jpg", 0, 0),
+        ("25_road_work/00001_00.jpg", 1, 1),
+        ("25_road_work/00001_01.jpg", 1, 1),
+        ("25_road_work/00002_00.png", 1, 2),
+    ];
+    assert_eq!(told(&Dataset::read(folder().path(), &labelling).unwrap()), expected);
+    for compressed in [false, true] {
+        let archive = archive(compressed);
+        let dataset = Dataset::read(archive.path(), &labelling).unwrap();
+        assert_eq!(told(&dataset), expected, "compressed: {compressed}");
+        assert_eq!(std::fs::read_to_string(&dataset.examples[0].path).unwrap(), FILES[3]);
+    }
+}
+
+#[test]
+fn a_picture_is_a_group_of_its_own_where_nothing_says_otherwise() {
+    let labels = labels(&["stop", "road work"]);
+    let dataset = Dataset::read(folder().path(), &labelling(&labels)).unwrap();
+    assert_eq!(dataset.examples.iter().map(|example| example.group).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn kinds_that_mean_no_label_are_named_and_can_be_given_one() {
+    let labels = labels(&["no road work", "road work"]);
+    let folder = folder();
+    let plain = labelling(&labels);
+    let error = Dataset::read(folder.path(), &plain).unwrap_err();
+    assert!(
+        error.contains("1 pictures of 1 kinds that mean no label: 14_stop; say what they show"),
+        "{error}"
+    );
+    let other = Labelling { other: Some("no road work".to_owned()), ..labelling(&labels) };
+    let expected = vec![0, 1, 1, 1];
+    let found = |labelling: &Labelling<'_>| {
+        let dataset = Dataset::read(folder.path(), labelling).unwrap();
+        dataset.examples.iter().map(|example| example.label).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&other), expected);
+    let named = BTreeMap::from([("14_stop".to_owned(), "no road work".to_owned())]);
+    assert_eq!(found(&Labelling { named, ..labelling(&labels) }), expected);
+    let wrong = Labelling { other: Some("none".to_owned()), ..labelling(&labels) };
+    let error = Dataset::read(folder.path(), &wrong).unwrap_err();
+    assert_eq!(error, "no label \"none\": there is no road work, road work");
+}
+
+#[test]
+fn tables_name_pictures_beside_them() {
+    let labels = labels(&["no", "yes"]);
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("data.csv");
+    std::fs::write(&table, "path,label,group\na.jpg,yes,one\nsub/b.jpg,no,\nc.jpg,yes,one\n").unwrap();
+    let dataset = Dataset::read(&table, &labelling(&labels)).unwrap();
+    assert_eq!(told(&dataset), [("a.jpg", 1, 0), ("sub/b.jpg", 0, 1), ("c.jpg", 1, 0)]);
+    assert_eq!(dataset.examples[1].path, folder.path().join("sub/b.jpg"));
+    std::fs::write(&table, "file,label\na.jpg,yes\n").unwrap();
+    let error = Dataset::read(&table, &labelling(&labels)).unwrap_err();
+    assert!(error.contains("data.csv: ") && error.contains("wanted are the columns path, label"), "{error}");
+}
+
+#[test]
+fn what_is_no_data_is_refused() {
+    let labels = labels(&["no", "yes"]);
+    let (folder, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("picture.jpg");
+    std::fs::write(&file, "no archive").unwrap();
+    for (source, expected) in [
+        (folder.path().join("missing"), "No such file"),
+        (file, "neither a folder, nor a .csv, nor a tar archive"),
+        (folder.path().to_owned(), "picture.jpg is in no folder"),
+        (empty.path().to_owned(), "no pictures"),
+    ] {
+        let error = Dataset::read(&source, &labelling(&labels)).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}

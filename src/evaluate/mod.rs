@@ -1,0 +1,14 @@
+//! How good answers are, by labelled pictures: what `concord evaluate` computes.
+
+mod bootstrap;
+mod compare;
+mod dataset;
+mod metrics;
+mod report;
+mod votes;
+
+pub(crate) use compare::{Comparison, Judged, compare};
+pub(crate) use dataset::{Dataset, Labelling};
+pub(crate) use metrics::Resampling;
+pub(crate) use report::{json, print};
+pub(crate) use votes::{StoredVote, VoteStore};

@@ -1,0 +1,141 @@
+//! Votes on disk: a second look at the same pictures asks no model.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use concord_actors::Digest;
+use serde::{Deserialize, Serialize};
+
+/// A file of votes that is larger is not read: some ten million votes.
+const FILE_BYTES_MAX: u64 = 2 << 30;
+
+/// What one model said about one picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StoredVote {
+    /// Uncalibrated, one for each label; their softmax is what counts.
+    pub(crate) logits: Vec<f32>,
+    /// Making the picture ready for the model, and the model itself.
+    pub(crate) milliseconds: f64,
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    image: String,
+    #[serde(flatten)]
+    vote: StoredVote,
+}
+
+/// The votes of one model for one task: a file of its own for each thing that they depend on, with a line a picture.
+#[derive(Debug)]
+pub(crate) struct VoteStore {
+    path: PathBuf,
+    known: HashMap<String, StoredVote>,
+    file: File,
+}
+
+impl VoteStore {
+    /// The file in `folder` for votes that depend on `digest`; made where it is missing. A line that is damaged, as the
+    /// last one of a program that was ended is, counts for nothing.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or is too large.
+    pub(crate) fn open(folder: &Path, digest: &Digest) -> Result<Self, String> {
+        let path = folder.join(format!("{digest}.jsonl"));
+        let told = |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
+        std::fs::create_dir_all(folder).map_err(told)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(told)?;
+        let bytes = file.metadata().map_err(told)?.len();
+        if bytes > FILE_BYTES_MAX {
+            return Err(format!(
+                "{} has {bytes} bytes of votes, more than are read: remove it",
+                path.display()
+            ));
+        }
+        let mut known = HashMap::new();
+        let mut ends_whole = true;
+        let mut reader = BufReader::new(&file);
+        let mut text = String::new();
+        while reader.read_line(&mut text).map_err(told)? > 0 {
+            ends_whole = text.ends_with('\n');
+            if let Ok(Line { image, vote }) = serde_json::from_str::<Line>(&text) {
+                known.insert(image, vote);
+            }
+            text.clear();
+        }
+        let mut store = Self { path, known, file };
+        if !ends_whole {
+            store.write("\n")?;
+        }
+        Ok(store)
+    }
+
+    /// What was said about the picture of that digest.
+    pub(crate) fn get(&self, image: &Digest) -> Option<&StoredVote> {
+        self.known.get(&image.to_string())
+    }
+
+    /// Keeps what was said about it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn put(&mut self, image: &Digest, vote: StoredVote) -> Result<(), String> {
+        let line = Line { image: image.to_string(), vote };
+        let text = serde_json::to_string(&line).map_err(|error| error.to_string())?;
+        self.write(&format!("{text}\n"))?;
+        self.known.insert(line.image, line.vote);
+        Ok(())
+    }
+
+    /// In one piece, so that a program that is ended leaves whole lines but for the last.
+    fn write(&mut self, text: &str) -> Result<(), String> {
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|error| format!("votes cannot be kept in {}: {error}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vote(logits: &[f32]) -> StoredVote {
+        StoredVote { logits: logits.to_vec(), milliseconds: 1.5 }
+    }
+
+    #[test]
+    fn votes_are_there_again_and_damaged_lines_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, other) = (Digest::of(b"model"), Digest::of(b"other"));
+        let [first, second, third] = [b"1", b"2", b"3"].map(|image| Digest::of(image));
+        {
+            let mut store = VoteStore::open(folder.path(), &model).unwrap();
+            assert_eq!(store.get(&first), None);
+            store.put(&first, vote(&[0.25, -1.0e-7])).unwrap();
+            assert_eq!(store.get(&first), Some(&vote(&[0.25, -1.0e-7])));
+        }
+        let path = folder.path().join(format!("{model}.jsonl"));
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("{\"image\": \"half of a li");
+        std::fs::write(&path, text).unwrap();
+        {
+            let mut store = VoteStore::open(folder.path(), &model).unwrap();
+            assert_eq!(store.get(&first), Some(&vote(&[0.25, -1.0e-7])));
+            store.put(&second, vote(&[3.0])).unwrap();
+        }
+        let store = VoteStore::open(folder.path(), &model).unwrap();
+        assert_eq!([&first, &second, &third].map(|image| store.get(image).is_some()), [true, true, false]);
+        assert_eq!(VoteStore::open(folder.path(), &other).unwrap().get(&first), None, "another model's");
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = VoteStore::open(file.path(), &Digest::of(b"model")).unwrap_err();
+        assert!(
+            error.contains("votes cannot be kept in") && error.contains(file.path().to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
