@@ -3,6 +3,7 @@
 pub mod commands;
 pub mod config;
 mod evaluate;
+mod fit;
 pub mod http;
 pub mod inputs;
 pub mod problem;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::commands::{bench, classify, evaluate, models, parity, serve, validate};
+use concord::commands::{bench, classify, evaluate, fit, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
 
 /// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
@@ -25,6 +25,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Classify(classify::ClassifyArgs),
     Evaluate(Box<evaluate::EvaluateArgs>),
+    Fit(Box<fit::FitArgs>),
     Models(models::ModelsArgs),
     Validate(validate::ValidateArgs),
     Parity(parity::ParityArgs),
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Classify(args) => classify::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Fit(args) => fit::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Parity(args) => parity::run(&args),

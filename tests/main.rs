@@ -10,6 +10,7 @@ mod cloud;
 mod commands;
 mod decode;
 mod evaluate;
+mod fit;
 mod generate;
 mod gtsrb;
 mod harness;

@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod classify;
 pub mod evaluate;
+pub mod fit;
+mod labelled;
 pub mod models;
 pub mod parity;
 pub mod serve;

@@ -87,6 +87,18 @@ fn numbered_densely(groups: &[usize]) -> (Vec<usize>, usize) {
     (group_of_image, numbers.len())
 }
 
+/// By how much the state of `splitmix64` grows: 2^64 by the golden ratio, odd.
+const SPLITMIX64_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The number of the generator `splitmix64` (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")
+/// that follows this state: no two states have the same.
+pub(crate) fn splitmix64(state: u64) -> u64 {
+    let mut mixed = state.wrapping_add(SPLITMIX64_STEP);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
 /// The generator of Steele, Lea and Flood (2014, "Fast splittable pseudorandom number generators"), with the
 /// constants of Vigna's `splitmix64.c`: a few lines that stay the same, so that a report can be made again.
 struct SplitMix64 {
@@ -95,11 +107,9 @@ struct SplitMix64 {
 
 impl SplitMix64 {
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        let number = splitmix64(self.state);
+        self.state = self.state.wrapping_add(SPLITMIX64_STEP);
+        number
     }
 
     /// A number below `bound` by one multiplication (Lemire 2019, arXiv 1805.10941), without its rejections: what

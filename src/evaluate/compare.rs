@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Stage, Vote, decide,
+    Answer, Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Vote, decide,
 };
 
 use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, measure};
@@ -84,7 +84,7 @@ pub(crate) fn compare(
             let logits = Logits::new(picture.votes[index].logits.clone(), policy.labels().len());
             let probabilities =
                 logits.map(|logits| logits.calibrated(member.temperature()).probabilities().to_vec());
-            Some((probabilities.ok()?, picture.votes[index].milliseconds))
+            Some((probabilities.ok()?, picture.votes[index].milliseconds()))
         });
         answerers.push(work.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)?);
     }
@@ -153,7 +153,7 @@ impl Work<'_> {
         let cost = |answer: &Answer, picture: &Judged<'_>| {
             let asked = |model: &Arc<str>| answer.opinions.iter().any(|opinion| opinion.model == *model);
             let votes = members.iter().zip(&picture.votes).filter(|(model, _)| asked(model));
-            votes.map(|(_, vote)| vote.milliseconds).sum::<f64>()
+            votes.map(|(_, vote)| vote.milliseconds()).sum::<f64>()
         };
         let with_cost = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
             let answer = answer.as_ref()?;
@@ -174,32 +174,12 @@ impl Work<'_> {
             .collect();
         let measured = measure(&scored, self.policy.labels().len(), self.resampling)?;
         let costs: Vec<f64> = answered.iter().map(|(_, milliseconds)| *milliseconds).collect();
-        Some(Answerer { name: name.to_owned(), kind, measured, milliseconds: self.mean(&costs) })
-    }
-
-    /// The mean of a number for each picture.
-    fn mean(&self, numbers: &[f64]) -> Figure {
-        let value = numbers.iter().sum::<f64>() / numbers.len() as f64;
-        let (low, high) = self.resampling.interval(|weights| {
-            let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-            let sum: f64 =
-                numbers.iter().zip(weights).map(|(number, &weight)| number * f64::from(weight)).sum();
-            (total > 0.0).then(|| sum / total)
-        });
-        Figure { value, low, high }
-    }
-
-    /// The policy as far as its stage of this index, whose answer stands whatever it is.
-    fn as_far_as(&self, stage: usize) -> Option<Policy> {
-        let kept: Vec<&Arc<str>> =
-            self.policy.stages()[..=stage].iter().flat_map(Stage::members).map(Member::model).collect();
-        let policy = self.policy.without(|model| !kept.iter().any(|kept| ***kept == *model))?;
-        Some(policy.all_at_once(self.policy.fusion()))
+        Some(Answerer { name: name.to_owned(), kind, measured, milliseconds: self.resampling.mean(&costs) })
     }
 
     /// The first stage alone, or all models, by lot, so that it costs what the cascade costs.
     fn random_escalation(&self, cascade: &[Option<Answer>]) -> Option<Vec<Answered>> {
-        let first = self.with_costs(&self.answers(&self.as_far_as(0)?))?;
+        let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
         let all = self.with_costs(&self.answers(&self.policy.all_at_once(self.policy.fusion())))?;
         let total = |answers: &[Answered]| answers.iter().map(|(_, milliseconds)| milliseconds).sum::<f64>();
         let (cheap, dear, wanted) = (total(&first), total(&all), total(&self.with_costs(cascade)?));
@@ -214,7 +194,7 @@ impl Work<'_> {
     /// The first stage whose answer is right, or the last.
     fn oracle(&self) -> Option<Vec<Answered>> {
         let stages = (0..self.policy.stages().len())
-            .map(|stage| self.with_costs(&self.answers(&self.as_far_as(stage)?)))
+            .map(|stage| self.with_costs(&self.answers(&self.policy.as_far_as(stage)?)))
             .collect::<Option<Vec<_>>>()?;
         let last = stages.last()?;
         let right = |index: usize, picture: &Judged<'_>| {
@@ -231,13 +211,13 @@ impl Work<'_> {
                 |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| answer.stage == stage);
             let numbers: Vec<f64> =
                 cascade.iter().map(|answer| f64::from(u8::from(is_here(answer)))).collect();
-            self.mean(&numbers)
+            self.resampling.mean(&numbers)
         };
         (0..self.policy.stages().len()).map(share).collect()
     }
 
     fn first_stage_errors(&self) -> Option<Foretold> {
-        let first = self.with_costs(&self.answers(&self.as_far_as(0)?))?;
+        let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
         let is_wrong: Vec<bool> = first
             .iter()
             .zip(self.pictures)

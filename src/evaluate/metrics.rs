@@ -44,6 +44,20 @@ impl Figure {
     }
 }
 
+impl Resampling {
+    /// The mean of a number that each image has.
+    pub(crate) fn mean(&self, numbers: &[f64]) -> Figure {
+        let value = numbers.iter().sum::<f64>() / numbers.len() as f64;
+        let (low, high) = self.interval(|weights| {
+            let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            let sum: f64 =
+                numbers.iter().zip(weights).map(|(number, &weight)| number * f64::from(weight)).sum();
+            (total > 0.0).then(|| sum / total)
+        });
+        Figure { value, low, high }
+    }
+}
+
 /// How a set of answers is measured. The answer is the most probable class; of several equal ones, the first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Measured {

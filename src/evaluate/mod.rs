@@ -7,8 +7,9 @@ mod metrics;
 mod report;
 mod votes;
 
-pub(crate) use compare::{Comparison, Judged, compare};
+pub(crate) use bootstrap::splitmix64;
+pub(crate) use compare::{Judged, compare};
 pub(crate) use dataset::{Dataset, Labelling};
-pub(crate) use metrics::Resampling;
+pub(crate) use metrics::{Figure, Measured, Resampling, Scored, measure};
 pub(crate) use report::{json, print};
 pub(crate) use votes::{StoredVote, VoteStore};

@@ -16,8 +16,15 @@ const FILE_BYTES_MAX: u64 = 2 << 30;
 pub(crate) struct StoredVote {
     /// Uncalibrated, one for each label; their softmax is what counts.
     pub(crate) logits: Vec<f32>,
-    /// Making the picture ready for the model, and the model itself.
-    pub(crate) milliseconds: f64,
+    /// Making the picture ready for the model, and the model itself. A whole number, which a file gives back as it was.
+    pub(crate) microseconds: u64,
+}
+
+impl StoredVote {
+    /// The same in milliseconds.
+    pub(crate) fn milliseconds(&self) -> f64 {
+        self.microseconds as f64 / 1e3
+    }
 }
 
 /// A line of the file.
@@ -101,7 +108,7 @@ mod tests {
     use super::*;
 
     fn vote(logits: &[f32]) -> StoredVote {
-        StoredVote { logits: logits.to_vec(), milliseconds: 1.5 }
+        StoredVote { logits: logits.to_vec(), microseconds: 1500 }
     }
 
     #[test]

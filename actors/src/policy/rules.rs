@@ -81,12 +81,35 @@ impl Policy {
         Self { stages: self.members().map(alone).collect(), ..self.clone() }
     }
 
+    /// The models of the stages up to this one, as [`Self::all_at_once`]; `None` where there is no such stage.
+    #[must_use]
+    pub fn as_far_as(&self, stage: usize) -> Option<Self> {
+        let stages = self.stages.get(..=stage)?.to_vec();
+        Some(Self { stages, ..self.clone() }.all_at_once(self.fusion))
+    }
+
     /// The same, but that each model counts as much as any other.
     #[must_use]
     pub fn with_uniform_weights(&self) -> Self {
+        self.with_weights(self.fusion, |_| Weight::UNIFORM)
+    }
+
+    /// The same with other weights, fused by `method`.
+    #[must_use]
+    pub fn with_weights(&self, method: FusionMethod, weight_of: impl Fn(&Member) -> Weight) -> Self {
+        let mut policy = Self { fusion: method, ..self.clone() };
+        for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
+            member.weight = weight_of(member);
+        }
+        policy
+    }
+
+    /// The same with other temperatures.
+    #[must_use]
+    pub fn with_temperatures(&self, temperature_of: impl Fn(&Member) -> Temperature) -> Self {
         let mut policy = self.clone();
         for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
-            member.weight = Weight::UNIFORM;
+            member.temperature = temperature_of(member);
         }
         policy
     }

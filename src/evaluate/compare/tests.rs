@@ -19,8 +19,8 @@ fn policy() -> Policy {
 }
 
 /// By which probability a model says yes, at what cost.
-fn vote(yes: f64, milliseconds: f64) -> StoredVote {
-    StoredVote { logits: vec![(1.0 - yes).ln() as f32, yes.ln() as f32], milliseconds }
+fn vote(yes: f64, milliseconds: u64) -> StoredVote {
+    StoredVote { logits: vec![(1.0 - yes).ln() as f32, yes.ln() as f32], microseconds: milliseconds * 1000 }
 }
 
 /// What both say of pictures of these labels, so many times over.
@@ -29,7 +29,7 @@ fn compared(pictures: &[(usize, f64, f64)], times: usize) -> Comparison {
         .iter()
         .cycle()
         .take(pictures.len() * times)
-        .map(|&(label, cheap, dear)| (label, [vote(cheap, 1.0), vote(dear, 10.0)]))
+        .map(|&(label, cheap, dear)| (label, [vote(cheap, 1), vote(dear, 10)]))
         .collect();
     let judged: Vec<Judged<'_>> =
         votes.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();

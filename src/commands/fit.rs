@@ -1,0 +1,149 @@
+//! `concord fit`: temperatures, weights and thresholds from labelled pictures, written into `ensemble.toml`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use concord_actors::Digest;
+use concord_actors::policy::Policy;
+
+use super::classify::read_at_most;
+use super::labelled::{LabelledArgs, Voted};
+use super::{EXIT_UNUSABLE, say, warn};
+use crate::config::Ensemble;
+use crate::fit::{Fit, Goal, Labelled, TaskChange, difference, edited, fit, print, write_with_backup};
+
+/// Fit temperatures, weights and thresholds to labelled pictures, and write them into ensemble.toml.
+///
+/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written. The change is
+/// shown first; comments and order stay; the old file is kept beside the new one. A running server takes it over.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
+    left out, 2 when nothing could be fitted."
+)]
+pub struct FitArgs {
+    #[command(flatten)]
+    labelled: LabelledArgs,
+    /// Fit thresholds as well: the fewest errors at no more than so many milliseconds a picture
+    #[arg(long, value_name = "MS", conflicts_with = "min_accuracy", value_parser = positive)]
+    max_cost_ms: Option<f64>,
+    /// Fit thresholds as well: the least cost at no less than this accuracy
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    min_accuracy: Option<f64>,
+    /// Pictures on which the result will be reported, in the form of --data: none of them may be fitted on
+    #[arg(long, value_name = "PATH")]
+    evaluation: Option<PathBuf>,
+    /// Show what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn positive(argument: &str) -> Result<f64, String> {
+    argument
+        .parse()
+        .ok()
+        .filter(|value: &f64| value.is_finite() && *value > 0.0)
+        .ok_or("must be greater than 0".to_owned())
+}
+
+fn share(argument: &str) -> Result<f64, String> {
+    let value = argument.parse().ok().filter(|value: &f64| (0.0..=1.0).contains(value));
+    value.ok_or("must be from 0 to 1".to_owned())
+}
+
+impl FitArgs {
+    fn goal(&self) -> Option<Goal> {
+        self.max_cost_ms.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
+    }
+}
+
+/// Fits, tells, and writes.
+pub fn run(args: &FitArgs) -> ExitCode {
+    let ensemble = args.labelled.ensemble.read();
+    let fitted = ensemble.and_then(|ensemble| {
+        args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
+    });
+    fitted.unwrap_or_else(|message| {
+        warn(&message);
+        ExitCode::from(EXIT_UNUSABLE)
+    })
+}
+
+fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
+    refuse_shared(args, ensemble, voted)?;
+    let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
+    let fit = fit(voted.policy, labelled, args.goal())
+        .ok_or("there are fewer groups of pictures than are needed to fit")?;
+    say(&print(&fit, voted.policy, args.goal()));
+    let path = &args.labelled.ensemble.ensemble;
+    let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
+    let after = edited(&before, voted.task, &change)?;
+    let shown = difference(&before, &after, &path.display().to_string());
+    if shown.is_empty() {
+        say(&"Nothing is to be gained: the file stays as it is.");
+    } else {
+        say(&shown);
+        if args.dry_run {
+            say(&"Nothing is written (--dry-run).");
+        } else {
+            let backup = write_with_backup(path, &before, &after)?;
+            say(&format!("Written; the old file is {}.", backup.display()));
+        }
+    }
+    Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Refuses to fit on what is to be reported on.
+fn refuse_shared(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<(), String> {
+    let Some(source) = &args.evaluation else { return Ok(()) };
+    let data = args.labelled.read(source, voted.policy.labels())?;
+    let reported: HashSet<Digest> = data
+        .examples
+        .iter()
+        .filter_map(|example| read_at_most(&example.path, ensemble.server().max_body_bytes).ok())
+        .map(|bytes| Digest::of(&bytes))
+        .collect();
+    let shared: Vec<&str> = (voted.digests.iter().zip(&voted.names))
+        .filter(|(digest, _)| reported.contains(digest))
+        .map(|(_, name)| *name)
+        .collect();
+    match shared.first() {
+        None => Ok(()),
+        Some(first) => Err(format!(
+            "{} of the pictures are in {} too, {first} for one: what is fitted on them cannot be judged by them",
+            shared.len(),
+            source.display()
+        )),
+    }
+}
+
+/// What is to be written; stages are counted as in the file, where models that are off have theirs.
+fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
+    let gains = policy.members().zip(&fit.temperatures).filter(|(_, part)| part.is_gain());
+    let temperatures: BTreeMap<String, f64> =
+        gains.map(|(member, part)| (member.model().to_string(), part.fitted)).collect();
+    let fusion = fit.fusion();
+    // In proportion to the weights of models that were not asked, which stay.
+    let sum: f64 = policy.members().map(|member| member.weight().get()).sum();
+    let weights = fusion.map(|fusion| {
+        let models = policy.members().map(|member| member.model().to_string());
+        models.zip(fusion.weights.iter().map(|weight| weight * sum)).collect()
+    });
+    let mut confidences = vec![None; whole.stages().len()];
+    for (stage, confidence) in policy.stages().iter().zip(fit.confidences.iter().flatten()) {
+        let of_file = whole.stages().iter().position(|other| {
+            stage.members().iter().any(|member| other.members().iter().any(|it| it.model() == member.model()))
+        });
+        if let Some(place) = of_file.and_then(|index| confidences.get_mut(index)) {
+            *place = Some(*confidence);
+        }
+    }
+    TaskChange {
+        temperatures,
+        weights,
+        method: fusion.map(|fusion| fusion.method.name().to_owned()),
+        confidences,
+    }
+}

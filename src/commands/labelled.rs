@@ -1,0 +1,266 @@
+//! What commands on labelled pictures share: which pictures, and every model's vote on each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::Addr;
+use bytes::Bytes;
+use clap::builder::RangedU64ValueParser;
+use concord_actors::policy::{Opinion, Policy};
+use concord_actors::{Caller, Classify, Digest, Engine, Router};
+use concord_models::cache_folder;
+use futures::stream::{self, StreamExt};
+use regex::Regex;
+
+use super::classify::{TIME_LIMIT, choose_task, progress_bar, read_at_most};
+use super::{EnsembleArgs, warn, with_tasks};
+use crate::config::Ensemble;
+use crate::evaluate::{Dataset, Judged, Labelling, StoredVote, VoteStore};
+use crate::telemetry::Sampling;
+
+/// So many different faults are told.
+const FAULTS_TOLD_MAX: usize = 5;
+
+/// Which task, and pictures of which is known what they show.
+#[derive(Debug, clap::Args)]
+pub(super) struct LabelledArgs {
+    #[command(flatten)]
+    pub(super) ensemble: EnsembleArgs,
+    /// The task, as ensemble.toml names it; may be left out where there is only one
+    #[arg(long, short)]
+    task: Option<String>,
+    /// A folder with a folder of pictures for each label, a tar archive of that (.tar, .tar.gz), or a table (.csv)
+    /// with the columns path, label and perhaps group
+    #[arg(long, short, value_name = "PATH")]
+    data: PathBuf,
+    /// What the pictures of a folder show where its name is not the label's; may be repeated
+    #[arg(long = "class", value_name = "FOLDER=LABEL", value_parser = named)]
+    classes: Vec<(String, String)>,
+    /// What the pictures of all other folders show
+    #[arg(long, value_name = "LABEL")]
+    other: Option<String>,
+    /// Pictures whose names agree in this part show the same thing, and are counted together: a regular expression, of
+    /// which the first group counts where it has one, for instance '(.*/\d+)_\d+'
+    #[arg(long, value_name = "REGEX")]
+    group_by: Option<Regex>,
+    /// Ask models behind a server too, which may cost money
+    #[arg(long)]
+    cloud: bool,
+    /// Pictures under way at once; more is faster, but milliseconds are then those of a busy machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    concurrency: usize,
+    /// Where votes are kept [default: votes in Concord's cache folder]
+    #[arg(long, value_name = "DIR")]
+    votes: Option<PathBuf>,
+}
+
+fn named(argument: &str) -> Result<(String, String), String> {
+    let parts = argument.split_once('=').ok_or("must be FOLDER=LABEL")?;
+    Ok((parts.0.to_owned(), parts.1.to_owned()))
+}
+
+/// Pictures that every model has voted on.
+pub(super) struct Voted<'a> {
+    pub(super) task: &'a str,
+    /// Of the models that could be asked.
+    pub(super) policy: &'a Policy,
+    pub(super) pictures: Vec<Judged<'a>>,
+    /// Names, digests and groups of them.
+    pub(super) names: Vec<&'a str>,
+    pub(super) digests: Vec<Digest>,
+    pub(super) groups: Vec<usize>,
+    /// How many others there are.
+    pub(super) left_out: usize,
+}
+
+impl LabelledArgs {
+    /// Asks every model about every picture, as far as that has not been done before, and does `work` with the votes.
+    pub(super) fn with_votes<T>(
+        &self,
+        ensemble: &Ensemble,
+        work: impl FnOnce(&Voted<'_>) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let task = choose_task(ensemble, self.task.as_deref())?;
+        let is_left_out = |model: &str| !self.cloud && ensemble.clouds().contains_key(model);
+        let policy = ensemble.tasks()[&task].without(is_left_out);
+        let policy =
+            policy.ok_or(format!("task {task} asks only models behind servers: add --cloud to ask them"))?;
+        let data = self.read(&self.data, policy.labels())?;
+        let folder = match &self.votes {
+            Some(folder) => folder.clone(),
+            None => {
+                let cache = cache_folder()
+                    .ok_or("there is no home folder to keep votes in: name one with --votes")?;
+                cache.join("votes")
+            }
+        };
+        let tasks = BTreeMap::from([(task.clone(), policy.one_by_one())]);
+        with_tasks(ensemble, &tasks, async |engine| {
+            let body_bytes_max = ensemble.server().max_body_bytes;
+            let asking = Asking { args: self, task: &task, body_bytes_max, router: engine.router() };
+            let mut stores = asking.stores(engine, &folder)?;
+            let known = asking.all_votes(&data, &mut stores).await;
+            // Models that are off have not been asked.
+            let policy = policy.without(|model| !stores.iter().any(|store| &*store.model == model));
+            let policy = policy.ok_or("no model could be asked")?;
+            work(&voted(&task, &policy, &data, &stores, &known))
+        })?
+    }
+
+    /// Labelled pictures, by the same rules.
+    pub(super) fn read(&self, source: &Path, labels: &[String]) -> Result<Dataset, String> {
+        let labelling = Labelling {
+            labels,
+            named: self.classes.iter().cloned().collect(),
+            other: self.other.clone(),
+            group_by: self.group_by.clone(),
+        };
+        Dataset::read(source, &labelling)
+    }
+}
+
+/// The votes of one model.
+struct ModelVotes {
+    model: Arc<str>,
+    store: VoteStore,
+}
+
+/// What is known of the pictures.
+#[derive(Default)]
+struct Known {
+    /// The digest of each, in their order; nothing where it could not be read.
+    digests: Vec<Option<Digest>>,
+    /// What went wrong, as it was told.
+    faults: BTreeSet<String>,
+}
+
+struct Asking<'a> {
+    args: &'a LabelledArgs,
+    task: &'a str,
+    body_bytes_max: u64,
+    router: Addr<Router>,
+}
+
+impl Asking<'_> {
+    /// In the order of the policy's members.
+    fn stores(&self, engine: &Engine, folder: &Path) -> Result<Vec<ModelVotes>, String> {
+        let plan = engine.plan();
+        let planned = plan.task(self.task).ok_or("the task could not be prepared")?;
+        let members = planned.policy().members().map(|member| Arc::clone(member.model()));
+        let open = |(model, digest): (Arc<str>, Digest)| {
+            Ok(ModelVotes { model, store: VoteStore::open(folder, &digest)? })
+        };
+        members.zip(planned.vote_digests()).map(open).collect()
+    }
+
+    /// Asks for the votes that are not known yet, and keeps them.
+    async fn all_votes(&self, data: &Dataset, stores: &mut [ModelVotes]) -> Known {
+        let progress = progress_bar(data.examples.len());
+        let mut known = Known::default();
+        let paths = data.examples.iter().map(|example| &example.path);
+        let is_missing = |digest: &Digest, stores: &[ModelVotes]| {
+            stores.iter().any(|votes| votes.store.get(digest).is_none())
+        };
+        // Pictures are read here and asked about a few at a time; what is known already is not asked again.
+        for chunk in paths.collect::<Vec<_>>().chunks(self.args.concurrency) {
+            let read = chunk.iter().map(|path| {
+                let bytes = read_at_most(path, self.body_bytes_max);
+                bytes
+                    .map(|bytes| (Digest::of(&bytes), Bytes::from(bytes)))
+                    .map_err(|problem| format!("{}: {}", path.display(), problem.detail))
+            });
+            let read: Vec<Result<(Digest, Bytes), String>> = read.collect();
+            let wanted = read.iter().flatten().filter(|(digest, _)| is_missing(digest, stores)).cloned();
+            let asked: Vec<_> = stream::iter(wanted.collect::<Vec<_>>())
+                .map(|(digest, bytes)| async move { (digest, self.ask(bytes).await) })
+                .buffered(self.args.concurrency)
+                .collect()
+                .await;
+            for (digest, opinions) in asked {
+                match opinions {
+                    Ok(opinions) => known.faults.extend(keep(&digest, &opinions, stores)),
+                    Err(fault) => _ = known.faults.insert(fault),
+                }
+            }
+            for read in read {
+                known.digests.push(read.as_ref().ok().map(|(digest, _)| *digest));
+                known.faults.extend(read.err());
+            }
+            progress.inc(chunk.len() as u64);
+        }
+        progress.finish_and_clear();
+        known
+    }
+
+    /// What every model says about a picture.
+    async fn ask(&self, image: Bytes) -> Result<Vec<Opinion>, String> {
+        let (caller, _presence) = Caller::new();
+        let question = Classify {
+            task: self.task.to_owned(),
+            image,
+            deadline: Instant::now() + TIME_LIMIT,
+            fresh: true,
+            explain: false,
+            trace: Sampling::none().request("labelled", None).trace,
+            caller,
+        };
+        let routed = self.router.send(question).await.map_err(|_| "the router did not answer".to_owned())?;
+        Ok(routed.map_err(|error| error.to_string())?.answer.opinions.clone())
+    }
+}
+
+/// Keeps the votes that there are; gives what the others failed by.
+fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for votes in stores {
+        let opinion = opinions.iter().find(|opinion| opinion.model == votes.model);
+        let Some(opinion) = opinion else { continue };
+        match &opinion.belief {
+            Ok(belief) => {
+                // Not calibrated: its logarithms are logits again.
+                let logits =
+                    belief.distribution.probabilities().iter().map(|p| p.max(f64::MIN_POSITIVE).ln() as f32);
+                let cost = opinion.cost.preprocess + opinion.cost.model;
+                let microseconds = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
+                let vote = StoredVote { logits: logits.collect(), microseconds };
+                faults.extend(votes.store.put(image, vote).err());
+            }
+            Err(failure) => faults.push(format!("{}: {failure}", votes.model)),
+        }
+    }
+    faults
+}
+
+/// The pictures that all have voted on; says which are left out, and why.
+fn voted<'a>(
+    task: &'a str,
+    policy: &'a Policy,
+    data: &'a Dataset,
+    stores: &'a [ModelVotes],
+    known: &Known,
+) -> Voted<'a> {
+    let votes_of =
+        |digest: &Digest| stores.iter().map(|votes| votes.store.get(digest)).collect::<Option<Vec<_>>>();
+    let mut voted =
+        Voted { task, policy, pictures: vec![], names: vec![], digests: vec![], groups: vec![], left_out: 0 };
+    for (example, digest) in data.examples.iter().zip(&known.digests) {
+        let Some((digest, votes)) = digest.and_then(|digest| Some((digest, votes_of(&digest)?))) else {
+            voted.left_out += 1;
+            continue;
+        };
+        voted.pictures.push(Judged { label: example.label, votes });
+        voted.names.push(&example.name);
+        voted.digests.push(digest);
+        voted.groups.push(example.group);
+    }
+    for fault in known.faults.iter().take(FAULTS_TOLD_MAX) {
+        warn(fault);
+    }
+    if voted.left_out > 0 {
+        let (left_out, all) = (voted.left_out, data.examples.len());
+        warn(&format!("{left_out} of {all} pictures are left out, which not every model has voted on"));
+    }
+    voted
+}

@@ -1,0 +1,361 @@
+//! Fitting by parts, each judged on pictures that it was not fitted on.
+//!
+//! The pictures are dealt to folds, whole groups together. What is fitted on all folds but one is judged on that one; what
+//! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured.
+
+use std::sync::Arc;
+
+use concord_actors::policy::{
+    Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Temperature, Vote, Weight, decide,
+};
+
+use super::edit::confidence_as_written;
+use super::solve::{folds, mixture_weights, product_weights, temperature};
+use super::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, search, stops_at};
+use crate::evaluate::{Figure, Judged, Measured, Resampling, Scored, measure};
+
+/// Parts of the data; each is judged once.
+pub(crate) const FOLDS: usize = 5;
+/// Of what is dealt and resampled.
+const SEED: u64 = 0;
+const RESAMPLES: usize = 1000;
+/// Below it the logarithm of a probability would be endless; as figures have it.
+const PROBABILITY_MIN: f64 = 1e-12;
+
+/// What is fitted on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Labelled<'a> {
+    pub(crate) pictures: &'a [Judged<'a>],
+    pub(crate) groups: &'a [usize],
+}
+
+/// A part that could be changed: what it is, what it could be, and by how much the mean NLL falls.
+#[derive(Debug, Clone)]
+pub(crate) struct Part<T> {
+    pub(crate) now: T,
+    pub(crate) fitted: T,
+    /// Of the mean NLL on pictures that it was not fitted on, and its 95 % interval: below 0 is better.
+    pub(crate) change: Figure,
+}
+
+impl<T> Part<T> {
+    /// Whether it is better for sure.
+    pub(crate) fn is_gain(&self) -> bool {
+        self.change.high < 0.0
+    }
+
+    /// What is to be used.
+    pub(crate) fn best(&self) -> &T {
+        if self.is_gain() { &self.fitted } else { &self.now }
+    }
+}
+
+/// How votes are fused.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fusion {
+    pub(crate) method: FusionMethod,
+    /// In the order of the policy's members, with the sum 1.
+    pub(crate) weights: Vec<f64>,
+}
+
+/// What was fitted, and what it brings.
+#[derive(Debug)]
+pub(crate) struct Fit {
+    /// In the order of the policy's members.
+    pub(crate) temperatures: Vec<Part<f64>>,
+    /// Both methods with fitted weights beside what is configured, with the temperatures as they will be.
+    pub(crate) fusions: Vec<Part<Fusion>>,
+    /// The confidence of each stage but the last, where a goal was given and can be reached.
+    pub(crate) confidences: Option<Vec<f64>>,
+    /// How often the first stage is wrong as it is configured.
+    pub(crate) first_stage_errors: usize,
+    /// The cascade as it is configured, and as it will be, on pictures that it was not fitted on.
+    pub(crate) before: Cascade,
+    pub(crate) after: Cascade,
+}
+
+/// How good a cascade is.
+#[derive(Debug)]
+pub(crate) struct Cascade {
+    pub(crate) measured: Measured,
+    pub(crate) outcome: Outcome,
+}
+
+impl Fit {
+    /// The fusion that is to be written: the better one of those that gain, if any does.
+    pub(crate) fn fusion(&self) -> Option<&Fusion> {
+        let gains = self.fusions.iter().filter(|part| part.is_gain());
+        gains.min_by(|one, other| one.change.value.total_cmp(&other.change.value)).map(|part| &part.fitted)
+    }
+}
+
+/// Fits a policy's parts; the thresholds where there is a goal. `None` where there is too little to fit on: fewer groups than
+/// folds.
+pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+    let labels: Vec<usize> = labelled.pictures.iter().map(|picture| picture.label).collect();
+    let fold_of = folds(labelled.groups, &labels, FOLDS, SEED);
+    if (0..FOLDS).any(|fold| !fold_of.contains(&fold)) {
+        return None;
+    }
+    let resampling = Resampling::new(labelled.groups, RESAMPLES, SEED);
+    let work = Work { policy, pictures: labelled.pictures, fold_of, resampling };
+    let temperatures = work.temperatures()?;
+    let fusions = work.fusions(&set_temperatures(policy, &|member| *temperatures[member].best()))?;
+    let before = work.answers(&|_| Some(policy.clone()))?;
+    let after = work.answers(&|fold| work.refitted(&temperatures, &fusions, Some(fold)))?;
+    let rules = rules(policy);
+    let confidences = goal.and_then(|goal| searched(&views(&after), &rules, goal));
+    Some(Fit {
+        first_stage_errors: before.iter().filter(|picture| !picture[0].is_right).count(),
+        before: work.cascade(&before, &|_| Some(rules.clone()))?,
+        after: work.cascade(&after, &|fold| match goal {
+            // What is judged here was not looked at for these.
+            Some(goal) if confidences.is_some() => {
+                let others = work.without(fold, &after);
+                Some(searched(&others, &rules, goal).unwrap_or_else(|| rules.clone()))
+            }
+            _ => Some(rules.clone()),
+        })?,
+        confidences: confidences.map(|rules| rules.iter().map(|rule| rule.confidence).collect()),
+        temperatures,
+        fusions,
+    })
+}
+
+/// The accept rules of all stages but the last; one that has none never ends a cascade.
+fn rules(policy: &Policy) -> Vec<Rule> {
+    let stages = policy.stages();
+    let rule = |stage: &concord_actors::policy::Stage| match stage.accept() {
+        Some(rule) => Rule { confidence: rule.confidence().get(), needs_agreement: rule.needs_agreement() },
+        None => Rule { confidence: f64::INFINITY, needs_agreement: false },
+    };
+    stages[..stages.len() - 1].iter().map(rule).collect()
+}
+
+/// The best rules for a goal, with thresholds as they are written.
+fn searched(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
+    let mut found = search(pictures, rules, goal)?;
+    for rule in &mut found {
+        rule.confidence = confidence_as_written(rule.confidence);
+    }
+    Some(found)
+}
+
+fn views(answers: &[Vec<StageAnswer>]) -> Vec<&[StageAnswer]> {
+    answers.iter().map(Vec::as_slice).collect()
+}
+
+/// By the index of each member.
+fn set_temperatures(policy: &Policy, of: &dyn Fn(usize) -> f64) -> Policy {
+    let index = |member: &Member| policy.members().position(|other| other.model() == member.model());
+    policy.with_temperatures(|member| {
+        index(member).and_then(|index| Temperature::new(of(index))).unwrap_or(member.temperature())
+    })
+}
+
+fn set_fusion(policy: &Policy, fusion: &Fusion) -> Policy {
+    let index = |member: &Member| policy.members().position(|other| other.model() == member.model());
+    policy.with_weights(fusion.method, |member| {
+        let weight = index(member).and_then(|index| fusion.weights.get(index)).copied();
+        weight.and_then(Weight::new).unwrap_or(member.weight())
+    })
+}
+
+/// The fusion of a policy as it is.
+fn fusion_of(policy: &Policy) -> Fusion {
+    let weights: Vec<f64> = policy.members().map(|member| member.weight().get()).collect();
+    let sum: f64 = weights.iter().sum();
+    Fusion { method: policy.fusion(), weights: weights.iter().map(|weight| weight / sum).collect() }
+}
+
+struct Work<'a> {
+    policy: &'a Policy,
+    pictures: &'a [Judged<'a>],
+    fold_of: Vec<usize>,
+    resampling: Resampling,
+}
+
+impl Work<'_> {
+    /// The pictures of all folds but this one; of all where it is none.
+    fn chosen(&self, without: Option<usize>) -> impl Iterator<Item = &Judged<'_>> {
+        let picture_folds = self.pictures.iter().zip(&self.fold_of);
+        picture_folds.filter(move |(_, fold)| Some(**fold) != without).map(|(picture, _)| picture)
+    }
+
+    fn without<'b>(&self, fold: usize, answers: &'b [Vec<StageAnswer>]) -> Vec<&'b [StageAnswer]> {
+        let others = answers.iter().zip(&self.fold_of).filter(|(_, of)| **of != fold);
+        others.map(|(answers, _)| answers.as_slice()).collect()
+    }
+
+    fn temperature(&self, member: usize, without: Option<usize>) -> Option<f64> {
+        let (logits, labels): (Vec<&[f32]>, Vec<usize>) = self
+            .chosen(without)
+            .map(|picture| (picture.votes[member].logits.as_slice(), picture.label))
+            .unzip();
+        temperature(&logits, &labels)
+    }
+
+    fn temperatures(&self) -> Option<Vec<Part<f64>>> {
+        let part = |(member, configured): (usize, &Member)| {
+            let now = configured.temperature().get();
+            let by_fold: Vec<f64> =
+                (0..FOLDS).map(|fold| self.temperature(member, Some(fold))).collect::<Option<_>>()?;
+            let nll = |picture: &Judged<'_>, temperature: f64| {
+                Some(loss(&calibrated(picture, member, temperature)?, picture.label))
+            };
+            let changes: Vec<f64> = self
+                .pictures
+                .iter()
+                .zip(&self.fold_of)
+                .map(|(picture, &fold)| Some(nll(picture, by_fold[fold])? - nll(picture, now)?))
+                .collect::<Option<_>>()?;
+            Some(Part {
+                now,
+                fitted: self.temperature(member, None)?,
+                change: self.resampling.mean(&changes),
+            })
+        };
+        self.policy.members().enumerate().map(part).collect()
+    }
+
+    /// Weights by this method on all folds but one, of members that are calibrated as in `policy`.
+    fn weights(&self, policy: &Policy, method: FusionMethod, without: Option<usize>) -> Option<Vec<f64>> {
+        let chosen: Vec<&Judged<'_>> = self.chosen(without).collect();
+        let labels: Vec<usize> = chosen.iter().map(|picture| picture.label).collect();
+        let of_member = |(index, member): (usize, &Member)| {
+            let of = |picture: &&Judged<'_>| calibrated(picture, index, member.temperature().get());
+            chosen.iter().map(of).collect::<Option<Vec<_>>>()
+        };
+        let mut values: Vec<Vec<Vec<f64>>> =
+            policy.members().enumerate().map(of_member).collect::<Option<_>>()?;
+        if method == FusionMethod::LogLinear {
+            for probability in values.iter_mut().flatten().flatten() {
+                *probability = probability.max(f64::MIN_POSITIVE).ln();
+            }
+        }
+        let borrowed: Vec<Vec<&[f64]>> =
+            values.iter().map(|model| model.iter().map(Vec::as_slice).collect()).collect();
+        match method {
+            FusionMethod::Linear => mixture_weights(&borrowed, &labels),
+            FusionMethod::LogLinear => product_weights(&borrowed, &labels),
+        }
+    }
+
+    /// Both methods, of members that are calibrated as in `policy`.
+    fn fusions(&self, policy: &Policy) -> Option<Vec<Part<Fusion>>> {
+        let now = fusion_of(policy);
+        let fused = |policy: &Policy, picture: &Judged<'_>| {
+            let answer = stage_answer(&policy.all_at_once(policy.fusion()), self.policy, picture)?;
+            Some(loss(&answer.probabilities, picture.label))
+        };
+        let part = |method: FusionMethod| {
+            let fusion = |without| Some(Fusion { method, weights: self.weights(policy, method, without)? });
+            let by_fold: Vec<Policy> = (0..FOLDS)
+                .map(|fold| Some(set_fusion(policy, &fusion(Some(fold))?)))
+                .collect::<Option<_>>()?;
+            let changes: Vec<f64> = self
+                .pictures
+                .iter()
+                .zip(&self.fold_of)
+                .map(|(picture, &fold)| Some(fused(&by_fold[fold], picture)? - fused(policy, picture)?))
+                .collect::<Option<_>>()?;
+            Some(Part { now: now.clone(), fitted: fusion(None)?, change: self.resampling.mean(&changes) })
+        };
+        FusionMethod::ALL.into_iter().map(part).collect()
+    }
+
+    /// The policy with the parts that gain, fitted on all folds but one.
+    fn refitted(
+        &self,
+        temperatures: &[Part<f64>],
+        fusions: &[Part<Fusion>],
+        without: Option<usize>,
+    ) -> Option<Policy> {
+        let fitted = |(member, part): (usize, &Part<f64>)| {
+            if part.is_gain() { self.temperature(member, without) } else { Some(part.now) }
+        };
+        let values: Vec<f64> = temperatures.iter().enumerate().map(fitted).collect::<Option<_>>()?;
+        let policy = set_temperatures(self.policy, &|member| values[member]);
+        let gains = fusions.iter().filter(|part| part.is_gain());
+        let Some(part) = gains.min_by(|one, other| one.change.value.total_cmp(&other.change.value)) else {
+            return Some(policy);
+        };
+        let method = part.fitted.method;
+        Some(set_fusion(&policy, &Fusion { method, weights: self.weights(&policy, method, without)? }))
+    }
+
+    /// What each stage would answer for each picture, by the policy that its fold is judged with.
+    fn answers(&self, policy_of: &dyn Fn(usize) -> Option<Policy>) -> Option<Vec<Vec<StageAnswer>>> {
+        let stages = self.policy.stages().len();
+        let by_fold: Vec<Vec<Policy>> = (0..FOLDS)
+            .map(|fold| {
+                let policy = policy_of(fold)?;
+                (0..stages).map(|stage| policy.as_far_as(stage)).collect::<Option<Vec<_>>>()
+            })
+            .collect::<Option<_>>()?;
+        let of_picture = |(picture, &fold): (&Judged<'_>, &usize)| {
+            by_fold[fold]
+                .iter()
+                .map(|policy| stage_answer(policy, self.policy, picture))
+                .collect::<Option<Vec<_>>>()
+        };
+        self.pictures.iter().zip(&self.fold_of).map(of_picture).collect()
+    }
+
+    /// How good the cascade of these answers is, by the rules of each fold.
+    fn cascade(
+        &self,
+        answers: &[Vec<StageAnswer>],
+        rules_of: &dyn Fn(usize) -> Option<Vec<Rule>>,
+    ) -> Option<Cascade> {
+        let by_fold: Vec<Vec<Rule>> = (0..FOLDS).map(rules_of).collect::<Option<_>>()?;
+        let last: Vec<&StageAnswer> = answers
+            .iter()
+            .zip(&self.fold_of)
+            .map(|(picture, &fold)| &picture[stops_at(picture, &by_fold[fold])])
+            .collect();
+        let scored: Vec<Scored<'_>> = last
+            .iter()
+            .zip(self.pictures)
+            .map(|(answer, picture)| Scored { probabilities: &answer.probabilities, label: picture.label })
+            .collect();
+        let measured = measure(&scored, self.policy.labels().len(), &self.resampling)?;
+        let ends: Vec<&[StageAnswer]> = last.into_iter().map(std::slice::from_ref).collect();
+        Some(Cascade { measured, outcome: outcome(&ends, &[]) })
+    }
+}
+
+fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<Vec<f64>> {
+    let logits = &picture.votes.get(member)?.logits;
+    let logits = Logits::new(logits.clone(), logits.len()).ok()?;
+    Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
+}
+
+/// The negative logarithm of the true label's probability.
+fn loss(probabilities: &[f64], label: usize) -> f64 {
+    -probabilities[label].max(PROBABILITY_MIN).ln()
+}
+
+/// What a policy of one stage answers; the votes are in the order of the members of `whole`.
+fn stage_answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<StageAnswer> {
+    let (mut votes, mut cost) = (Vec::new(), 0.0);
+    for (member, vote) in whole.members().zip(&picture.votes) {
+        if policy.members().any(|asked| asked.model() == member.model()) {
+            let logits = Logits::new(vote.logits.clone(), whole.labels().len()).ok()?;
+            let model = Arc::clone(member.model());
+            votes.push(Vote { model, outcome: Ok(logits), regions: Arc::default(), cost: Cost::default() });
+            cost += vote.milliseconds();
+        }
+    }
+    let Decision::Answer(answer) = decide(policy, &votes, &Context::default()) else { return None };
+    Some(StageAnswer {
+        confidence: answer.confidence().get(),
+        agreement: answer.agreement,
+        is_right: answer.label() == picture.label,
+        probabilities: answer.distribution.probabilities().to_vec(),
+        cost,
+    })
+}
+
+#[cfg(test)]
+mod tests;

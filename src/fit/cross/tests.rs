@@ -1,0 +1,85 @@
+use std::collections::BTreeSet;
+
+use concord_actors::policy::TaskSection;
+use serde_json::json;
+
+use super::*;
+use crate::evaluate::StoredVote;
+
+/// Two stages of a model each.
+fn policy(temperature: f64) -> Policy {
+    let section: TaskSection = serde_json::from_value(json!({
+        "question": "?", "labels": ["no", "yes"], "calibration": { "cheap": temperature },
+        "stages": [
+            { "models": ["cheap"], "accept": { "confidence": 0.999 } },
+            { "models": ["dear"] },
+        ],
+    }))
+    .unwrap();
+    Policy::from_section(&section, &BTreeSet::from(["cheap", "dear"].map(str::to_owned))).unwrap()
+}
+
+/// A fraction that looks like chance, the same each time (Weyl's sequence).
+fn chance(index: usize, of: u32) -> f64 {
+    (index as f64 * f64::from(of).sqrt()).fract()
+}
+
+/// `cheap` is right as often as its logit says; `dear` is nearly always right, at ten times the cost.
+fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
+    let vote = |logit: f64, milliseconds: u64| {
+        let microseconds = 1000 * milliseconds;
+        StoredVote { logits: vec![0.0, logit as f32], microseconds }
+    };
+    (0..count)
+        .map(|index| {
+            let logit = 8.0 * chance(index, 2) - 4.0;
+            let label = usize::from(chance(index, 3) < 1.0 / (1.0 + (-logit).exp()));
+            let sign = if label == 1 { 1.0 } else { -1.0 };
+            let wrong = if chance(index, 5) < 0.02 { -1.0 } else { 1.0 };
+            (label, [vote(logit, 1), vote(4.0 * sign * wrong, 10)])
+        })
+        .collect()
+}
+
+fn fitted(policy: &Policy, count: usize, goal: Option<Goal>) -> Option<Fit> {
+    let data = data(count);
+    let pictures: Vec<Judged<'_>> =
+        data.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();
+    let groups: Vec<usize> = (0..count).collect();
+    fit(policy, Labelled { pictures: &pictures, groups: &groups }, goal)
+}
+
+#[test]
+fn a_wrong_temperature_is_mended_and_a_right_one_left_alone() {
+    let wrong = fitted(&policy(0.2), 1500, None).unwrap();
+    let part = &wrong.temperatures[0];
+    assert!(part.is_gain() && (part.fitted - 1.0).abs() < 0.15, "{part:?}");
+    assert!(wrong.after.measured.nll.value < wrong.before.measured.nll.value);
+    let right = fitted(&policy(1.0), 1500, None).unwrap();
+    assert!(!right.temperatures[0].is_gain(), "{:?}", right.temperatures[0]);
+}
+
+#[test]
+fn the_better_model_gets_the_weight() {
+    let fit = fitted(&policy(1.0), 1500, None).unwrap();
+    let fusion = fit.fusion().unwrap();
+    assert!(fusion.weights[1] > 0.6, "{fusion:?}");
+    assert!((fusion.weights.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn thresholds_keep_to_a_cost() {
+    let fit = fitted(&policy(1.0), 1500, Some(Goal::MaxCost(6.0))).unwrap();
+    assert_eq!(fit.confidences.as_ref().unwrap().len(), 1);
+    // They were fitted on four fifths, and are judged on the rest.
+    assert!(fit.after.outcome.cost < 6.6, "{:?}", fit.after.outcome);
+    assert!(fit.before.outcome.cost > 10.9, "nothing was sure enough: {:?}", fit.before.outcome);
+    assert!(fit.after.outcome.accuracy > 0.9, "{:?}", fit.after.outcome);
+    let none = fitted(&policy(1.0), 1500, Some(Goal::MaxCost(0.5))).unwrap();
+    assert_eq!(none.confidences, None, "half a millisecond is less than the first model takes");
+}
+
+#[test]
+fn too_few_groups_are_not_fitted_on() {
+    assert!(fitted(&policy(1.0), FOLDS - 1, None).is_none());
+}

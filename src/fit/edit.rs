@@ -1,0 +1,470 @@
+//! Fitted values, written into the text of an `ensemble.toml` that a person wrote and keeps.
+//!
+//! The text is parsed only to find the places; what changes is cut out of it and put into it there. So every comment,
+//! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use similar::TextDiff;
+use toml_edit::{Document, InlineTable, Item, Key, Table, Value};
+
+/// Unchanged lines that a difference shows around the changed ones.
+const CONTEXT_LINES: usize = 2;
+
+/// Digits of a confidence that are kept after the nines it begins with.
+const CONFIDENCE_DIGITS: usize = 4;
+
+/// What is to be changed of a task; what is `None` (or not in a map) stays as it is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct TaskChange {
+    /// By model.
+    pub(crate) temperatures: BTreeMap<String, f64>,
+    /// By model.
+    pub(crate) weights: Option<BTreeMap<String, f64>>,
+    /// How votes are fused.
+    pub(crate) method: Option<String>,
+    /// By stage, in the order of the file.
+    pub(crate) confidences: Vec<Option<f64>>,
+}
+
+/// `text` with the values of `change` in `[tasks.TASK]`, and nothing else of it changed.
+///
+/// # Errors
+/// When `text` is not TOML or has no such task or stage, or a value cannot be written.
+pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
+    let after = spliced(text, planned(text, task, change)?)?;
+    // What was written is there, and where it is looked for: then there is nothing left to change.
+    let left =
+        planned(&after, task, change).map_err(|error| format!("cannot be edited in place: {error}"))?;
+    if left.is_empty() {
+        Ok(after)
+    } else {
+        Err(format!("{task:?} is laid out in a way that cannot be edited in place"))
+    }
+}
+
+/// What a person would have to change to get from one text to the other, as `diff -u` says it; empty where they are equal.
+pub(crate) fn difference(before: &str, after: &str, name: &str) -> String {
+    TextDiff::from_lines(before, after)
+        .unified_diff()
+        .context_radius(CONTEXT_LINES)
+        .header(name, name)
+        .to_string()
+}
+
+/// A temperature or weight as it is written: with 4 significant digits, which no set of pictures tells from more, and
+/// which a person can read. What is reported about fitted values should be measured with these.
+pub(crate) fn as_written(value: f64) -> f64 {
+    let rounded = format!("{value:.3e}").parse().ok();
+    rounded.filter(|rounded: &f64| rounded.is_finite()).unwrap_or(value)
+}
+
+/// A confidence as it is written: with 4 digits after the nines it begins with, as its distance from 1 is what it is
+/// about, and 0.99996 with 4 digits would be 1, which hardly anything is accepted with.
+///
+/// The last one is rounded up: who asked that at most so many accepted answers are wrong gets a rule that is a little
+/// stricter, never one that lets more through. As the digit after the nines is not a nine, that cannot give 1; and no
+/// more can it give 0.
+pub(crate) fn confidence_as_written(value: f64) -> f64 {
+    let text = value.to_string(); // the fewest digits that say it, and never an exponent
+    let Some(digits) = text.strip_prefix("0.") else { return value };
+    let nines = digits.bytes().take_while(|&digit| digit == b'9').count();
+    let Some((kept, cut)) = digits.split_at_checked(nines + CONFIDENCE_DIGITS) else { return value };
+    if cut.is_empty() {
+        return value;
+    }
+    let mut kept = kept.as_bytes().to_vec();
+    for digit in kept.iter_mut().rev() {
+        if *digit == b'9' {
+            *digit = b'0';
+        } else {
+            *digit += 1;
+            break;
+        }
+    }
+    format!("0.{}", String::from_utf8_lossy(&kept)).parse().unwrap_or(value)
+}
+
+/// What should be at a key.
+enum Wanted {
+    Number(f64),
+    Text(String),
+    Entries(Vec<(String, Wanted)>),
+}
+
+impl Wanted {
+    /// A number for each model, as [`as_written`].
+    fn numbers(path: &[String], values: &BTreeMap<String, f64>) -> Result<Self, String> {
+        let mut entries = Vec::with_capacity(values.len());
+        for (model, &value) in values {
+            if !(value.is_finite() && value > 0.0) {
+                let place = joined(&[path, std::slice::from_ref(model)].concat());
+                return Err(format!("{place} cannot be {value}: must be a finite number greater than 0"));
+            }
+            entries.push((model.clone(), Self::Number(as_written(value))));
+        }
+        Ok(Self::Entries(entries))
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Entries(entries) if entries.iter().all(|(_, wanted)| wanted.is_nothing()))
+    }
+
+    /// As it is written after the `=`, in one line.
+    fn literal(&self) -> String {
+        match self {
+            Self::Number(number) => Value::from(*number).to_string(),
+            Self::Text(text) => Value::from(text.as_str()).to_string(),
+            Self::Entries(entries) => {
+                let entries: Vec<_> = entries
+                    .iter()
+                    .filter(|(_, wanted)| !wanted.is_nothing())
+                    .map(|(key, wanted)| format!("{} = {}", quoted(key), wanted.literal()))
+                    .collect();
+                format!("{{ {} }}", entries.join(", "))
+            }
+        }
+    }
+
+    /// Whether a person's way of writing it, such as `0.70` or `1`, may stay.
+    fn is_said_by(&self, value: &Value) -> bool {
+        match self {
+            Self::Number(number) => {
+                let said = value.as_float().or_else(|| value.as_integer().map(|integer| integer as f64));
+                said == Some(*number)
+            }
+            Self::Text(text) => value.as_str() == Some(text),
+            Self::Entries(_) => false,
+        }
+    }
+}
+
+/// Text that comes in the place of a range of the old one, which is empty where something is added.
+struct Edit {
+    range: Range<usize>,
+    text: String,
+}
+
+/// The edits that make `text` say what `change` says.
+fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, String> {
+    let document = Document::parse(text).map_err(|error| {
+        let line =
+            error.span().map(|span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
+        format!(
+            "not TOML{}: {}",
+            line.map_or(String::new(), |line| format!(", line {line}")),
+            error.message()
+        )
+    })?;
+    let root = Place { table: AnyTable::Sections(document.as_table()), keys: Vec::new(), own: 0 };
+    let tasks = root.child("tasks")?;
+    let place = match &tasks {
+        Some(tasks) => tasks.child(task)?,
+        None => None,
+    };
+    let Some(place) = place else {
+        return Err(format!("no task {task:?}: there is no [tasks.{}]", quoted(task)));
+    };
+
+    let path = |keys: &[&str]| {
+        [&place.keys[..], &keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>()].concat()
+    };
+    let mut fusion = Vec::new();
+    if let Some(method) = &change.method {
+        fusion.push(("method".to_owned(), Wanted::Text(method.clone())));
+    }
+    if let Some(weights) = &change.weights {
+        fusion.push(("weights".to_owned(), Wanted::numbers(&path(&["fusion", "weights"]), weights)?));
+    }
+    let calibration = Wanted::numbers(&path(&["calibration"]), &change.temperatures)?;
+    let wanted = [("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
+    let mut plan =
+        Plan { text, newline: if text.contains("\r\n") { "\r\n" } else { "\n" }, edits: Vec::new() };
+    plan.merge(&place, &wanted, Some("fusion"))?;
+
+    let stages = place.elements("stages")?;
+    for (index, confidence) in change.confidences.iter().enumerate() {
+        let Some(value) = *confidence else { continue };
+        let Some(stage) = stages.get(index) else {
+            return Err(format!(
+                "no stage {index} in {}: there are {}, counted from 0",
+                joined(&place.keys),
+                stages.len()
+            ));
+        };
+        if !(value > 0.0 && value <= 1.0) {
+            let place = joined(&path(&["stages", &index.to_string(), "accept", "confidence"]));
+            return Err(format!("{place} cannot be {value}: must be greater than 0 and at most 1"));
+        }
+        let confidence = ("confidence".to_owned(), Wanted::Number(confidence_as_written(value)));
+        plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![confidence]))], None)?;
+    }
+    Ok(plan.edits)
+}
+
+/// `text` after the edits; those at the same place in their order.
+fn spliced(text: &str, mut edits: Vec<Edit>) -> Result<String, String> {
+    edits.sort_by_key(|edit| edit.range.start);
+    let mut after = String::with_capacity(text.len());
+    let mut done = 0;
+    for Edit { range, text: new } in edits {
+        let Some(kept) = text.get(done..range.start) else { return Err("edits overlap".to_owned()) };
+        after.push_str(kept);
+        after.push_str(&new);
+        done = range.end;
+    }
+    after.push_str(text.get(done..).unwrap_or_default());
+    Ok(after)
+}
+
+/// The two kinds of tables in a text.
+#[derive(Clone, Copy)]
+enum AnyTable<'a> {
+    /// Under a `[header]`, with a line for each key.
+    Sections(&'a Table),
+    /// In braces.
+    Braces(&'a InlineTable),
+}
+
+impl<'a> AnyTable<'a> {
+    fn of(item: &'a Item) -> Option<Self> {
+        match item {
+            Item::Table(table) => Some(Self::Sections(table)),
+            Item::Value(Value::InlineTable(table)) => Some(Self::Braces(table)),
+            _ => None,
+        }
+    }
+
+    fn get(self, key: &str) -> Option<&'a Item> {
+        match self {
+            Self::Sections(table) => table.get(key),
+            Self::Braces(table) => table.get_key_value(key).map(|(_, item)| item),
+        }
+    }
+
+    fn is_dotted(self) -> bool {
+        match self {
+            Self::Sections(table) => table.is_dotted(),
+            Self::Braces(table) => table.is_dotted(),
+        }
+    }
+
+    /// Where the last of its values stands, of those of `key` where one is given; not those under headers of their own.
+    fn last_value(self, key: Option<&str>) -> Option<Range<usize>> {
+        let values = match self {
+            Self::Sections(table) => table.get_values(),
+            Self::Braces(table) => table.get_values(),
+        };
+        let is_meant =
+            |path: &[&Key]| key.is_none_or(|key| path.first().is_some_and(|first| first.get() == key));
+        values
+            .into_iter()
+            .filter(|(path, _)| is_meant(path))
+            .filter_map(|(_, value)| value.span())
+            .max_by_key(|span| span.end)
+    }
+}
+
+/// A table and the way to it.
+struct Place<'a> {
+    table: AnyTable<'a>,
+    /// From the root of the text.
+    keys: Vec<String>,
+    /// How many of them stand in the header, or before the braces, around it; the others, of dotted keys, are repeated
+    /// for each of its values.
+    own: usize,
+}
+
+impl<'a> Place<'a> {
+    /// The table at `key`; `None` where there is nothing.
+    fn child(&self, key: &str) -> Result<Option<Self>, String> {
+        let Some(item) = self.table.get(key) else { return Ok(None) };
+        let keys = [&self.keys[..], &[key.to_owned()]].concat();
+        let Some(table) = AnyTable::of(item) else {
+            return Err(format!("{} is {}: must be a table", joined(&keys), item.type_name()));
+        };
+        let own = if table.is_dotted() { self.own } else { keys.len() };
+        Ok(Some(Self { table, keys, own }))
+    }
+
+    /// The tables of the list at `key`; none where there is no such list.
+    fn elements(&self, key: &str) -> Result<Vec<Self>, String> {
+        let Some(item) = self.table.get(key) else { return Ok(Vec::new()) };
+        let keys = [&self.keys[..], &[key.to_owned()]].concat();
+        let tables: Option<Vec<AnyTable<'a>>> = match item {
+            Item::ArrayOfTables(tables) => Some(tables.iter().map(AnyTable::Sections).collect()),
+            Item::Value(Value::Array(values)) => {
+                values.iter().map(|value| value.as_inline_table().map(AnyTable::Braces)).collect()
+            }
+            _ => None,
+        };
+        let Some(tables) = tables else { return Err(format!("{} must be a list of tables", joined(&keys))) };
+        Ok(tables.into_iter().map(|table| Self { table, own: keys.len(), keys: keys.clone() }).collect())
+    }
+
+    /// `key` as it is written in this table.
+    fn written(&self, key: &str) -> String {
+        let dotted = self.keys.iter().skip(self.own).map(String::as_str);
+        dotted.chain([key]).map(quoted).collect::<Vec<_>>().join(".")
+    }
+}
+
+/// The edits of a text so far.
+struct Plan<'a> {
+    text: &'a str,
+    newline: &'static str,
+    edits: Vec<Edit>,
+}
+
+impl Plan<'_> {
+    /// Makes the table at `place` say what is wanted. What it lacks is added after the key `after`, where it has that one
+    /// itself, otherwise at the end of what it has itself.
+    fn merge(
+        &mut self,
+        place: &Place<'_>,
+        wanted: &[(String, Wanted)],
+        after: Option<&str>,
+    ) -> Result<(), String> {
+        let mut new = Vec::new();
+        for (key, wanted) in wanted.iter().filter(|(_, wanted)| !wanted.is_nothing()) {
+            match (place.table.get(key), wanted) {
+                (None, _) => new.push(format!("{} = {}", place.written(key), wanted.literal())),
+                (Some(_), Wanted::Entries(entries)) => {
+                    if let Some(child) = place.child(key)? {
+                        self.merge(&child, entries, None)?;
+                    }
+                }
+                (Some(item), _) => match (item.as_value(), item.span()) {
+                    (Some(value), _) if wanted.is_said_by(value) => {}
+                    (Some(Value::InlineTable(_) | Value::Array(_)), _) | (None, _) | (_, None) => {
+                        let keys = [&place.keys[..], std::slice::from_ref(key)].concat();
+                        let (place, kind) = (joined(&keys), item.type_name());
+                        return Err(format!("{place} is {kind}: must be {}", wanted.literal()));
+                    }
+                    (Some(_), Some(range)) => self.edits.push(Edit { range, text: wanted.literal() }),
+                },
+            }
+        }
+        if !new.is_empty() {
+            self.add(place, &new, after);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, place: &Place<'_>, entries: &[String], after: Option<&str>) {
+        let last =
+            after.and_then(|key| place.table.last_value(Some(key))).or_else(|| place.table.last_value(None));
+        match (place.table, last) {
+            (AnyTable::Sections(_), Some(last)) => self.add_lines(&last, entries),
+            (AnyTable::Sections(table), None) if table.is_implicit() => {
+                self.add_section(last_end(table), &place.keys, entries);
+            }
+            (AnyTable::Sections(table), None) => self.add_lines(&table.span().unwrap_or_default(), entries),
+            (AnyTable::Braces(_), Some(last)) => self.add_in_braces(last, entries),
+            (AnyTable::Braces(table), None) => {
+                self.add_in_empty_braces(table.span().unwrap_or_default(), entries);
+            }
+        }
+    }
+
+    /// Lines after the one in which `last` ends, as far to the right as the one in which it begins.
+    fn add_lines(&mut self, last: &Range<usize>, entries: &[String]) {
+        let (newline, indent) = (self.newline, indent_of(self.line_before(last.start)));
+        let lines = entries.iter().map(|entry| format!("{newline}{indent}{entry}")).collect();
+        self.insert(self.line_end(last.end), lines);
+    }
+
+    /// The header of a table that had none, because only tables in it had one; after them, where no comment is theirs.
+    fn add_section(&mut self, end: usize, keys: &[String], entries: &[String]) {
+        let newline = self.newline;
+        let mut section = format!("{newline}{newline}[{}]", joined(keys));
+        for entry in entries {
+            section.push_str(newline);
+            section.push_str(entry);
+        }
+        self.insert(self.line_end(end), section);
+    }
+
+    /// After the value at `last`: in lines of their own where it has one, before the comma that may follow it otherwise.
+    fn add_in_braces(&mut self, last: Range<usize>, entries: &[String]) {
+        let before = self.line_before(last.start);
+        let comma = self.comma_after(last.end);
+        let end = comma.map_or(last.end, |comma| comma + 1);
+        let behind = self.text.get(end..self.line_end(end)).unwrap_or_default().trim();
+        if !before.contains(['{', '[', ',']) && (behind.is_empty() || behind.starts_with('#')) {
+            let separator = format!(",{}{}", self.newline, indent_of(before));
+            let lines = format!("{}{}", separator.trim_start_matches(','), entries.join(&separator));
+            if comma.is_none() {
+                self.insert(last.end, ",".to_owned());
+                self.insert(self.line_end(end), lines);
+            } else {
+                self.insert(self.line_end(end), format!("{lines},"));
+            }
+        } else {
+            self.insert(last.end, format!(", {}", entries.join(", ")));
+        }
+    }
+
+    fn add_in_empty_braces(&mut self, braces: Range<usize>, entries: &[String]) {
+        let inside = braces.start + 1..braces.end.saturating_sub(1);
+        let entries = format!(" {} ", entries.join(", "));
+        match self.text.get(inside.clone()) {
+            Some(text) if text.trim().is_empty() => self.edits.push(Edit { range: inside, text: entries }),
+            _ => self.insert(inside.start, entries), // a comment
+        }
+    }
+
+    fn insert(&mut self, offset: usize, text: String) {
+        self.edits.push(Edit { range: offset..offset, text });
+    }
+
+    /// What stands before `offset` in its line.
+    fn line_before(&self, offset: usize) -> &str {
+        let before = self.text.get(..offset).unwrap_or_default();
+        before.rsplit('\n').next().unwrap_or_default()
+    }
+
+    /// Where the line of `offset` ends, before what ends it.
+    fn line_end(&self, offset: usize) -> usize {
+        let behind = self.text.get(offset..).unwrap_or_default();
+        offset + behind.lines().next().map_or(0, str::len)
+    }
+
+    /// The comma that comes next, but for spaces, lines and comments.
+    fn comma_after(&self, offset: usize) -> Option<usize> {
+        let mut behind = self.text.get(offset..)?.trim_start();
+        while behind.starts_with('#') {
+            behind = behind.split_once('\n')?.1.trim_start();
+        }
+        behind.starts_with(',').then(|| self.text.len() - behind.len())
+    }
+}
+
+/// Where the last thing in a table ends that has no header itself.
+fn last_end(table: &Table) -> usize {
+    let header = if table.is_implicit() { None } else { table.span() };
+    let ends = table.iter().map(|(_, item)| match item {
+        Item::Table(table) => last_end(table),
+        Item::ArrayOfTables(tables) => tables.iter().map(last_end).max().unwrap_or_default(),
+        Item::Value(value) => value.span().unwrap_or_default().end,
+        Item::None => 0,
+    });
+    ends.chain(header.map(|span| span.end)).max().unwrap_or_default()
+}
+
+fn indent_of(line: &str) -> &str {
+    line.split(|char: char| !char.is_whitespace()).next().unwrap_or_default()
+}
+
+fn joined(keys: &[String]) -> String {
+    keys.iter().map(|key| quoted(key)).collect::<Vec<_>>().join(".")
+}
+
+/// A key as TOML wants it, in quotes where it needs them.
+fn quoted(key: &str) -> String {
+    Key::new(key).to_string()
+}
+
+#[cfg(test)]
+mod tests;

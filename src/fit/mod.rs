@@ -1,0 +1,14 @@
+//! Calibration, fusion and thresholds from labelled pictures: what `concord fit` computes.
+
+mod backup;
+mod cross;
+mod edit;
+mod report;
+mod solve;
+mod thresholds;
+
+pub(crate) use backup::write_with_backup;
+pub(crate) use cross::{Fit, Labelled, fit};
+pub(crate) use edit::{TaskChange, difference, edited};
+pub(crate) use report::print;
+pub(crate) use thresholds::Goal;

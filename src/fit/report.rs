@@ -1,0 +1,100 @@
+//! What was fitted, in words.
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
+use concord_actors::policy::Policy;
+
+use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
+use super::thresholds::Goal;
+use crate::evaluate::{Figure, Measured};
+
+/// With fewer errors there is little to fit on but chance.
+const ERRORS_MIN: usize = 50;
+
+/// The parts with their gains, and the cascade before and after.
+pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
+    let mut text = format!(
+        "Each part is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
+         changes, with its 95 % interval. What does not fall for sure stays as it is.\n\n"
+    );
+    let mut table = new_table(["", "now", "fitted", "change of the NLL", ""]);
+    for (member, part) in policy.members().zip(&fit.temperatures) {
+        let name = format!("temperature of {}", member.model());
+        table.add_row(row(&name, part, |temperature| format!("{temperature:.3}")));
+    }
+    for part in &fit.fusions {
+        table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
+    }
+    text.push_str(&format!("{table}\n\n"));
+    if let Some(goal) = goal {
+        text.push_str(&thresholds_in_words(fit, policy, goal));
+    }
+    if fit.first_stage_errors < ERRORS_MIN {
+        text.push_str(&format!(
+            "Stage 1 makes {} errors on these pictures. With fewer than {ERRORS_MIN}, temperatures and thresholds follow \
+             chance and become surer than they should be: add harder pictures, or look twice at what is written.\n\n",
+            fit.first_stage_errors
+        ));
+    }
+    text.push_str("The cascade on pictures that nothing of it was fitted on:\n");
+    let mut table = new_table(["", "accuracy", "MCC", "NLL", "ECE", "ms a picture"]);
+    for (name, cascade) in [("as it is", &fit.before), ("fitted", &fit.after)] {
+        table.add_row(cascade_row(name, cascade));
+    }
+    text.push_str(&format!("{table}\n"));
+    text
+}
+
+fn new_table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn row<T>(name: &str, part: &Part<T>, in_words: impl Fn(&T) -> String) -> Vec<Cell> {
+    let Figure { value, low, high } = part.change;
+    let outcome = if part.is_gain() { "better" } else { "no clear gain" };
+    vec![
+        Cell::new(name),
+        Cell::new(in_words(&part.now)),
+        Cell::new(in_words(&part.fitted)),
+        Cell::new(format!("{value:+.5} ({low:+.5} – {high:+.5})")),
+        Cell::new(outcome),
+    ]
+}
+
+fn fusion_in_words(fusion: &Fusion) -> String {
+    let weights: Vec<String> = fusion.weights.iter().map(|weight| format!("{weight:.2}")).collect();
+    format!("{} {}", fusion.method, weights.join(" "))
+}
+
+fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
+    let wanted = match goal {
+        Goal::MaxCost(milliseconds) => format!("at most {milliseconds} ms a picture"),
+        Goal::MinAccuracy(accuracy) => format!("an accuracy of at least {accuracy}"),
+    };
+    let Some(confidences) = &fit.confidences else {
+        return format!("No thresholds reach {wanted}: they stay as they are.\n\n");
+    };
+    let mut text = format!("Thresholds for {wanted}:\n");
+    for (index, confidence) in confidences.iter().enumerate() {
+        let now = policy.stages()[index].accept().map(|rule| rule.confidence().get());
+        let now = now.map_or("none".to_owned(), |now| now.to_string());
+        text.push_str(&format!("  stage {}: {now} → {confidence:.5}\n", index + 1));
+    }
+    text.push('\n');
+    text
+}
+
+fn cascade_row(name: &str, cascade: &Cascade) -> Vec<Cell> {
+    let Measured { accuracy, mcc, nll, ece, .. } = &cascade.measured;
+    let figure =
+        |Figure { value, low, high }: &Figure| Cell::new(format!("{value:.4} ({low:.4} – {high:.4})"));
+    let mut cells = vec![Cell::new(name)];
+    cells.extend([accuracy, mcc, nll, ece].map(figure));
+    cells.push(Cell::new(format!("{:.1}", cascade.outcome.cost)));
+    cells
+}

@@ -1,0 +1,210 @@
+//! Which confidences end a cascade: searched along the curve of cost and accuracy.
+
+/// Thresholds that are tried of each stage: so many quantiles of its confidences.
+const CANDIDATES: usize = 64;
+/// What an error is worth, in as many steps from nothing to more than any cost: points of the curve.
+const EXCHANGE_RATES: usize = 24;
+/// Rounds over all stages; the search ends as soon as one changes nothing.
+const ROUNDS_MAX: usize = 8;
+
+/// What a picture's answer would be if the cascade stopped at a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StageAnswer {
+    pub(crate) probabilities: Vec<f64>,
+    pub(crate) confidence: f64,
+    /// Whether all models so far have the same most probable label.
+    pub(crate) agreement: bool,
+    pub(crate) is_right: bool,
+    /// Of all models so far, in milliseconds.
+    pub(crate) cost: f64,
+}
+
+/// When a stage but the last ends the cascade.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rule {
+    pub(crate) confidence: f64,
+    pub(crate) needs_agreement: bool,
+}
+
+/// What thresholds are to bring.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Goal {
+    /// The fewest errors at no more than so many milliseconds a picture.
+    MaxCost(f64),
+    /// The least cost at no less than this accuracy.
+    MinAccuracy(f64),
+}
+
+/// What rules come to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) accuracy: f64,
+    /// Milliseconds a picture.
+    pub(crate) cost: f64,
+}
+
+/// The stage at which a picture's cascade stops.
+pub(crate) fn stops_at(picture: &[StageAnswer], rules: &[Rule]) -> usize {
+    let stops = |(answer, rule): (&StageAnswer, &Rule)| {
+        answer.confidence >= rule.confidence && (answer.agreement || !rule.needs_agreement)
+    };
+    picture.iter().zip(rules).position(stops).unwrap_or(picture.len() - 1)
+}
+
+/// What these rules come to on pictures.
+pub(crate) fn outcome(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Outcome {
+    let (mut right, mut cost) = (0_usize, 0.0);
+    for picture in pictures {
+        let answer = &picture[stops_at(picture, rules)];
+        right += usize::from(answer.is_right);
+        cost += answer.cost;
+    }
+    let count = pictures.len().max(1) as f64;
+    Outcome { accuracy: right as f64 / count, cost: cost / count }
+}
+
+/// The rules that reach the goal best, `rules` saying which stages need agreement; `None` where none reaches it.
+///
+/// For each of several prices of an error the rules with the least sum of errors and cost are searched, stage by stage in
+/// turns; they lie on the lower hull of the curve. Of these, and of `rules` themselves, the best is taken.
+pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
+    let candidates: Vec<Vec<f64>> = (0..rules.len()).map(|stage| candidates(pictures, stage)).collect();
+    let most = pictures.iter().filter_map(|picture| picture.last()).map(|last| last.cost).fold(0.0, f64::max);
+    let mut found = vec![rules.to_vec()];
+    for step in 0..EXCHANGE_RATES {
+        // From a thousandth of the dearest picture to a million times it, in equal ratios.
+        let price = most * 1e-3 * 1e9_f64.powf(step as f64 / (EXCHANGE_RATES - 1) as f64);
+        // From where every cascade ends at the first stage, and from where none ends before the last.
+        for place in [<[f64]>::first, <[f64]>::last] {
+            let confidence = |stage: usize| place(&candidates[stage]).copied().unwrap_or(1.0);
+            let begin: Vec<Rule> = (rules.iter().enumerate())
+                .map(|(stage, rule)| Rule { confidence: confidence(stage), ..*rule })
+                .collect();
+            found.push(descend(pictures, begin, &candidates, price));
+        }
+    }
+    let reached =
+        found.into_iter().map(|rules| (outcome(pictures, &rules), rules)).filter(|(outcome, _)| match goal {
+            Goal::MaxCost(milliseconds) => outcome.cost <= milliseconds,
+            Goal::MinAccuracy(accuracy) => outcome.accuracy >= accuracy,
+        });
+    let better = |one: &Outcome, other: &Outcome| match goal {
+        Goal::MaxCost(_) => other.accuracy.total_cmp(&one.accuracy).then(one.cost.total_cmp(&other.cost)),
+        Goal::MinAccuracy(_) => one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)),
+    };
+    reached.min_by(|(one, _), (other, _)| better(one, other)).map(|(_, rules)| rules)
+}
+
+/// Thresholds that tell pictures apart at a stage, and one that ends no cascade.
+fn candidates(pictures: &[&[StageAnswer]], stage: usize) -> Vec<f64> {
+    let mut confidences: Vec<f64> = pictures.iter().map(|picture| picture[stage].confidence).collect();
+    confidences.sort_by(f64::total_cmp);
+    confidences.dedup();
+    let middle = |index: usize| {
+        let here = confidences[index];
+        // Between two pictures, so that neither's rounding decides.
+        index.checked_sub(1).map_or(here, |before| (confidences[before] + here) / 2.0)
+    };
+    let count = confidences.len();
+    let mut candidates: Vec<f64> =
+        (0..CANDIDATES.min(count)).map(|index| middle(index * count / CANDIDATES.min(count))).collect();
+    candidates.push(1.0);
+    candidates
+}
+
+fn descend(
+    pictures: &[&[StageAnswer]],
+    mut rules: Vec<Rule>,
+    candidates: &[Vec<f64>],
+    price: f64,
+) -> Vec<Rule> {
+    let loss = |rules: &[Rule]| {
+        let outcome = outcome(pictures, rules);
+        outcome.cost + price * (1.0 - outcome.accuracy)
+    };
+    let mut least = loss(&rules);
+    for _ in 0..ROUNDS_MAX {
+        let before = least;
+        for stage in 0..rules.len() {
+            for &confidence in &candidates[stage] {
+                let tried = Rule { confidence, ..rules[stage] };
+                let kept = std::mem::replace(&mut rules[stage], tried);
+                let now = loss(&rules);
+                if now < least {
+                    least = now;
+                } else {
+                    rules[stage] = kept;
+                }
+            }
+        }
+        if least >= before {
+            break;
+        }
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two stages: how sure the first is, whether it is right, whether the second is; it costs 1, both cost 10.
+    fn picture(confidence: f64, first: bool, second: bool) -> Vec<StageAnswer> {
+        let answer = |confidence, is_right, cost| StageAnswer {
+            probabilities: Vec::new(),
+            confidence,
+            agreement: true,
+            is_right,
+            cost,
+        };
+        vec![answer(confidence, first, 1.0), answer(0.9, second, 10.0)]
+    }
+
+    /// Ten pictures: the first stage is right about the seven it is surest of, the second about all.
+    fn pictures() -> Vec<Vec<StageAnswer>> {
+        (0..10).map(|index| picture(0.5 + 0.04 * f64::from(index), index >= 3, true)).collect()
+    }
+
+    fn found(goal: Goal) -> Option<Outcome> {
+        let pictures = pictures();
+        let views: Vec<&[StageAnswer]> = pictures.iter().map(Vec::as_slice).collect();
+        let rules = [Rule { confidence: 0.99, needs_agreement: false }];
+        search(&views, &rules, goal).map(|rules| outcome(&views, &rules))
+    }
+
+    #[test]
+    fn a_cascade_stops_at_the_first_stage_that_is_sure_enough() {
+        let picture = picture(0.8, true, true);
+        let disagreeing = vec![StageAnswer { agreement: false, ..picture[0].clone() }, picture[1].clone()];
+        for (answers, confidence, needs_agreement, expected) in [
+            (&picture, 0.8, true, 0),
+            (&picture, 0.81, false, 1),
+            (&disagreeing, 0.5, true, 1),
+            (&disagreeing, 0.5, false, 0),
+        ] {
+            assert_eq!(stops_at(answers, &[Rule { confidence, needs_agreement }]), expected);
+        }
+    }
+
+    #[test]
+    fn thresholds_reach_their_goal_for_the_least() {
+        for (goal, accuracy, cost) in [
+            // Three of ten are asked twice.
+            (Goal::MinAccuracy(1.0), 1.0, 3.7),
+            (Goal::MinAccuracy(0.0), 0.7, 1.0),
+            (Goal::MaxCost(3.7), 1.0, 3.7),
+            (Goal::MaxCost(1.5), 0.7, 1.0),
+        ] {
+            let outcome = found(goal).unwrap();
+            assert!((outcome.accuracy - accuracy).abs() < 1e-9, "{goal:?}: {outcome:?}");
+            assert!((outcome.cost - cost).abs() < 1e-9, "{goal:?}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_goal_that_no_threshold_reaches_is_told() {
+        for goal in [Goal::MaxCost(0.5), Goal::MinAccuracy(1.01)] {
+            assert_eq!(found(goal), None, "{goal:?}");
+        }
+    }
+}

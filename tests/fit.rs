@@ -1,0 +1,71 @@
+//! `concord fit` on the photographs of the archive, written into a copy of the configuration.
+
+use std::fs;
+use std::path::Path;
+
+use crate::harness::{Run, concord, edited_ensemble, replace, root};
+
+/// A table of the pictures of `examples/`, each several times: too few to fit anything on, enough to go through with it.
+fn table(folder: &Path, times: usize) -> std::path::PathBuf {
+    let mut rows = "path,label,group\n".to_owned();
+    for index in 0..times {
+        for (file, label) in [("road-work-clear.jpg", "road work"), ("camera.png", "no road work")] {
+            let (name, path) = (format!("{index}-{file}"), root().join("examples").join(file));
+            fs::copy(path, folder.join(&name)).unwrap();
+            rows.push_str(&format!("{name},{label},{index}-{label}\n"));
+        }
+    }
+    let table = folder.join("data.csv");
+    fs::write(&table, rows).unwrap();
+    table
+}
+
+fn fit(ensemble: &Path, data: &Path, votes: &Path, more: &[&str]) -> Run {
+    let [ensemble, data, votes] = [ensemble, data, votes].map(|path| path.to_str().unwrap());
+    let arguments = ["fit", "--ensemble", ensemble, "--task", "roadwork", "--data", data, "--votes", votes];
+    concord(&[&arguments[..], more].concat())
+}
+
+#[test]
+fn what_is_better_for_sure_is_written_with_comments_kept() {
+    // At ten times its temperature nothing is ever sure.
+    let (folder, ensemble) = edited_ensemble(|text| {
+        format!("# mine\n{}", replace(&text, "calibration = { dinov3 = 0.61", "calibration = { dinov3 = 6.1"))
+    });
+    let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());
+    let before = fs::read_to_string(&ensemble).unwrap();
+    let dry = fit(&ensemble, &data, votes.path(), &["--dry-run", "--min-accuracy", "0.9"]);
+    assert_eq!(dry.status, 0, "{dry:?}");
+    assert!(dry.stdout.contains("+calibration = { dinov3 = "), "{}", dry.stdout);
+    assert!(dry.stdout.contains("Nothing is written (--dry-run)."), "{}", dry.stdout);
+    assert_eq!(fs::read_to_string(&ensemble).unwrap(), before);
+
+    let run = fit(&ensemble, &data, votes.path(), &["--min-accuracy", "0.9"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let after = fs::read_to_string(&ensemble).unwrap();
+    assert!(after.starts_with("# mine\n") && after != before);
+    assert_eq!(fs::read_to_string(folder.path().join("ensemble.toml.bak")).unwrap(), before);
+    let validated = concord(&["validate", "--ensemble", ensemble.to_str().unwrap()]);
+    assert_eq!(validated.status, 0, "{validated:?}");
+}
+
+#[test]
+fn what_cannot_be_fitted_is_told() {
+    let (folder, ensemble) = edited_ensemble(|text| text);
+    let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());
+    let before = fs::read_to_string(&ensemble).unwrap();
+    let small = tempfile::tempdir().unwrap();
+    let few = table(small.path(), 1);
+    for (data, more, expected) in [
+        (&few, &[][..], "fewer groups of pictures than are needed"),
+        (&data, &["--evaluation", data.to_str().unwrap()], "30 of the pictures are in "),
+        (&data, &["--min-accuracy", "2"], "must be from 0 to 1"),
+        (&data, &["--max-cost-ms", "0"], "must be greater than 0"),
+        (&data, &["--max-cost-ms", "5", "--min-accuracy", "0.5"], "cannot be used with"),
+    ] {
+        let run = fit(&ensemble, data, votes.path(), more);
+        assert_eq!(run.status, 2, "{run:?}");
+        assert!(run.stderr.contains(expected), "{expected:?} is missing in {}", run.stderr);
+    }
+    assert_eq!(fs::read_to_string(&ensemble).unwrap(), before, "nothing was written");
+}
