@@ -88,11 +88,13 @@ pub(crate) fn compare(
         });
         answerers.push(work.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)?);
     }
+    let always = always(&answerers);
     for method in FusionMethod::ALL {
         let name = format!("all, {method}");
         answerers.push(work.fused(&name, Kind::Fusion, &policy.all_at_once(method))?);
     }
     answerers.push(work.answerer("cascade", Kind::Cascade, &work.with_costs(&cascade)?)?);
+    answerers.extend(always);
     let uniform = policy.with_uniform_weights().all_at_once(FusionMethod::Linear);
     answerers.push(work.fused("all, uniformly", Kind::Baseline, &uniform)?);
     if policy.stages().len() > 1 {
@@ -109,6 +111,21 @@ pub(crate) fn compare(
         stages: work.shares(&cascade),
         first_stage_errors: work.first_stage_errors()?,
     })
+}
+
+/// What asking the same model each time would come to: the cheapest, and the one that is right most often. They are chosen
+/// by the pictures that they are judged by, as nobody could have chosen them before.
+fn always(models: &[Answerer]) -> Vec<Answerer> {
+    let cost = |model: &&Answerer| model.milliseconds.value;
+    let accuracy = |model: &&Answerer| model.measured.accuracy.value;
+    let cheapest = models.iter().min_by(|one, other| cost(one).total_cmp(&cost(other)));
+    let strongest = models.iter().max_by(|one, other| accuracy(one).total_cmp(&accuracy(other)));
+    let named = |what: &str, model: &Answerer| {
+        let name = format!("always the {what}, {}", model.name);
+        Answerer { name, kind: Kind::Baseline, ..model.clone() }
+    };
+    let cheapest = cheapest.map(|model| named("cheapest", model));
+    cheapest.into_iter().chain(strongest.map(|model| named("strongest", model))).collect()
 }
 
 /// A picture's answer, and its milliseconds.

@@ -57,6 +57,7 @@ fn every_way_to_answer_is_judged_with_what_it_costs() {
         ("all, log_linear", Kind::Fusion, 1.0, 11.0),
         // Half of the pictures cost both.
         ("cascade", Kind::Cascade, 1.0, 6.0),
+        ("always the cheapest, cheap", Kind::Baseline, 0.75, 1.0),
         ("all, uniformly", Kind::Baseline, 1.0, 11.0),
         // Only the third picture needs the dear one.
         ("oracle", Kind::Baseline, 1.0, 3.5),
