@@ -68,7 +68,7 @@ fn people_read_a_table() {
         evaluate(data.path(), votes.path(), &["--class", "99_others=no road work", "--group-by", "^(..)"]);
     assert_eq!(run.status, 0, "{run:?}");
     for part in [
-        "6 pictures in 2 groups",
+        "6 pictures in 2 groups (3 no road work, 3 road work)",
         "MCC",
         "cascade",
         "random escalation",
@@ -87,11 +87,26 @@ fn what_cannot_be_compared_is_told() {
         (&["--other", "none"], "no label \"none\": there is no road work, road work"),
         (&["--class", "99_others"], "must be FOLDER=LABEL"),
         (&["--group-by", "("], "regex parse error"),
+        (&["--other", "no road work", "--group-by", "zzz"], "--group-by finds its part in no picture's name"),
+        (
+            &["--other", "no road work", "--class", "14_stop=road work"],
+            "there are no pictures of \"14_stop\"",
+        ),
     ] {
         let run = evaluate(data.path(), votes.path(), more);
         assert_eq!(run.status, 2, "{run:?}");
         assert!(run.stderr.contains(expected), "{expected:?} is missing in {}", run.stderr);
     }
+    // The same picture twice counts once, and cannot be two things.
+    let twice = data.path().join("25_road_work/again.jpg");
+    fs::copy(data.path().join("25_road_work").join(ROAD_WORK[0]), &twice).unwrap();
+    let run = evaluate(data.path(), votes.path(), &["--other", "no road work", "--json"]);
+    assert!(run.stderr.contains("1 pictures are there more than once, and count once"), "{}", run.stderr);
+    assert_eq!((run.status, &run.json_lines()[0]["pictures"]), (0, &Value::from(6)));
+    fs::rename(&twice, data.path().join("99_others/again.jpg")).unwrap();
+    let run = evaluate(data.path(), votes.path(), &["--other", "no road work"]);
+    assert!(run.status == 2 && run.stderr.contains("are the same picture with two labels"), "{run:?}");
+    fs::remove_file(data.path().join("99_others/again.jpg")).unwrap();
     // A file that is no picture is left out, and said to be.
     fs::write(data.path().join("25_road_work/broken.jpg"), "no picture").unwrap();
     let run = evaluate(data.path(), votes.path(), &["--other", "no road work", "--json"]);

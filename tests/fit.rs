@@ -10,8 +10,11 @@ fn table(folder: &Path, times: usize) -> std::path::PathBuf {
     let mut rows = "path,label,group\n".to_owned();
     for index in 0..times {
         for (file, label) in [("road-work-clear.jpg", "road work"), ("camera.png", "no road work")] {
-            let (name, path) = (format!("{index}-{file}"), root().join("examples").join(file));
-            fs::copy(path, folder.join(&name)).unwrap();
+            let name = format!("{index}-{file}");
+            let mut picture = fs::read(root().join("examples").join(file)).unwrap();
+            // Behind its end: another file, the same picture.
+            picture.extend(index.to_le_bytes());
+            fs::write(folder.join(&name), picture).unwrap();
             rows.push_str(&format!("{name},{label},{index}-{label}\n"));
         }
     }
@@ -36,7 +39,13 @@ fn what_is_better_for_sure_is_written_with_comments_kept() {
     let before = fs::read_to_string(&ensemble).unwrap();
     let dry = fit(&ensemble, &data, votes.path(), &["--dry-run", "--min-accuracy", "0.9"]);
     assert_eq!(dry.status, 0, "{dry:?}");
+    assert!(
+        dry.stdout.contains("30 pictures in 30 groups (15 no road work, 15 road work)"),
+        "{}",
+        dry.stdout
+    );
     assert!(dry.stdout.contains("+calibration = { dinov3 = "), "{}", dry.stdout);
+    assert!(dry.stdout.contains("thresholds stay as they are"), "{}", dry.stdout);
     assert!(dry.stdout.contains("Nothing is written (--dry-run)."), "{}", dry.stdout);
     assert_eq!(fs::read_to_string(&ensemble).unwrap(), before);
 

@@ -1,6 +1,5 @@
 //! `concord evaluate`: how good models, fusions and the cascade are on labelled pictures.
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
@@ -47,8 +46,7 @@ fn report(args: &EvaluateArgs, voted: &Voted<'_>) -> Result<ExitCode, String> {
     if args.json {
         say(&json(&comparison, voted.policy));
     } else {
-        let groups = voted.groups.iter().collect::<BTreeSet<_>>().len();
-        say(&format!("{}: {} pictures in {groups} groups\n", voted.policy.question(), voted.pictures.len()));
+        say(&voted.describe());
         say(&print(&comparison, voted.policy));
     }
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

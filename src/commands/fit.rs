@@ -1,13 +1,11 @@
 //! `concord fit`: temperatures, weights and thresholds from labelled pictures, written into `ensemble.toml`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use concord_actors::Digest;
 use concord_actors::policy::Policy;
 
-use super::classify::read_at_most;
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
@@ -15,8 +13,9 @@ use crate::fit::{Fit, Goal, Labelled, TaskChange, difference, edited, fit, print
 
 /// Fit temperatures, weights and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
-/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written. The change is
-/// shown first; comments and order stay; the old file is kept beside the new one. A running server takes it over.
+/// Temperatures and weights are judged on pictures that they were not fitted on, and only what is better for sure is
+/// written; thresholds, where a goal is given, if the first stage makes enough errors to fit them on. The change is shown
+/// first; comments and order stay; the old file is kept beside the new one. A running server takes it over.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
@@ -62,6 +61,9 @@ impl FitArgs {
 pub fn run(args: &FitArgs) -> ExitCode {
     let ensemble = args.labelled.ensemble.read();
     let fitted = ensemble.and_then(|ensemble| {
+        if let Some(evaluation) = &args.evaluation {
+            args.labelled.refuse_shared(&ensemble, evaluation)?;
+        }
         args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
     });
     fitted.unwrap_or_else(|message| {
@@ -71,7 +73,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
 }
 
 fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
-    refuse_shared(args, ensemble, voted)?;
+    say(&voted.describe());
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
@@ -95,30 +97,6 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Refuses to fit on what is to be reported on.
-fn refuse_shared(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<(), String> {
-    let Some(source) = &args.evaluation else { return Ok(()) };
-    let data = args.labelled.read(source, voted.policy.labels())?;
-    let reported: HashSet<Digest> = data
-        .examples
-        .iter()
-        .filter_map(|example| read_at_most(&example.path, ensemble.server().max_body_bytes).ok())
-        .map(|bytes| Digest::of(&bytes))
-        .collect();
-    let shared: Vec<&str> = (voted.digests.iter().zip(&voted.names))
-        .filter(|(digest, _)| reported.contains(digest))
-        .map(|(_, name)| *name)
-        .collect();
-    match shared.first() {
-        None => Ok(()),
-        Some(first) => Err(format!(
-            "{} of the pictures are in {} too, {first} for one: what is fitted on them cannot be judged by them",
-            shared.len(),
-            source.display()
-        )),
-    }
-}
-
 /// What is to be written; stages are counted as in the file, where models that are off have theirs.
 fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     let gains = policy.members().zip(&fit.temperatures).filter(|(_, part)| part.is_gain());
@@ -137,7 +115,7 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
             stage.members().iter().any(|member| other.members().iter().any(|it| it.model() == member.model()))
         });
         if let Some(place) = of_file.and_then(|index| confidences.get_mut(index)) {
-            *place = Some(*confidence);
+            *place = *confidence;
         }
     }
     TaskChange {

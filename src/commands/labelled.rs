@@ -1,6 +1,6 @@
 //! What commands on labelled pictures share: which pictures, and every model's vote on each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,11 +17,13 @@ use regex::Regex;
 use super::classify::{TIME_LIMIT, choose_task, progress_bar, read_at_most};
 use super::{EnsembleArgs, warn, with_tasks};
 use crate::config::Ensemble;
-use crate::evaluate::{Dataset, Judged, Labelling, StoredVote, VoteStore};
+use crate::evaluate::{Dataset, Example, Judged, Labelling, StoredVote, VoteStore};
 use crate::telemetry::Sampling;
 
 /// So many different faults are told.
 const FAULTS_TOLD_MAX: usize = 5;
+/// So many labels are counted one by one.
+const LABELS_TOLD_MAX: usize = 4;
 
 /// Which task, and pictures of which is known what they show.
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,8 @@ pub(super) struct LabelledArgs {
     /// Ask models behind a server too, which may cost money
     #[arg(long)]
     cloud: bool,
-    /// Pictures under way at once; more is faster, but milliseconds are then those of a busy machine
+    /// Pictures under way at once; more is faster, but milliseconds are then those of a busy machine, and stay with the
+    /// votes: another folder of votes measures them anew
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     concurrency: usize,
     /// Where votes are kept [default: votes in Concord's cache folder]
@@ -67,9 +70,6 @@ pub(super) struct Voted<'a> {
     /// Of the models that could be asked.
     pub(super) policy: &'a Policy,
     pub(super) pictures: Vec<Judged<'a>>,
-    /// Names, digests and groups of them.
-    pub(super) names: Vec<&'a str>,
-    pub(super) digests: Vec<Digest>,
     pub(super) groups: Vec<usize>,
     /// How many others there are.
     pub(super) left_out: usize,
@@ -101,16 +101,46 @@ impl LabelledArgs {
             let body_bytes_max = ensemble.server().max_body_bytes;
             let asking = Asking { args: self, task: &task, body_bytes_max, router: engine.router() };
             let mut stores = asking.stores(engine, &folder)?;
-            let known = asking.all_votes(&data, &mut stores).await;
+            let known = asking.all_votes(&data, &mut stores).await?;
             // Models that are off have not been asked.
             let policy = policy.without(|model| !stores.iter().any(|store| &*store.model == model));
             let policy = policy.ok_or("no model could be asked")?;
-            work(&voted(&task, &policy, &data, &stores, &known))
+            work(&voted(&task, &policy, &data, &stores, &known)?)
         })?
     }
 
+    /// Refuses pictures that are among those of `other` as well, before any model is asked.
+    pub(super) fn refuse_shared(&self, ensemble: &Ensemble, other: &Path) -> Result<(), String> {
+        let task = choose_task(ensemble, self.task.as_deref())?;
+        let labels = ensemble.tasks()[&task].labels();
+        let digests = |source: &Path| {
+            // What they show does not matter here.
+            let other = labels.first().cloned();
+            let labelling = Labelling { labels, named: BTreeMap::new(), other, group_by: None };
+            let data = Dataset::read(source, &labelling)?;
+            let digest = |example: &Example| {
+                let bytes = read_at_most(&example.path, ensemble.server().max_body_bytes);
+                let bytes = bytes.map_err(|problem| format!("{}: {}", example.name, problem.detail))?;
+                Ok((Digest::of(&bytes), example.name.clone()))
+            };
+            data.examples.iter().map(digest).collect::<Result<Vec<_>, String>>()
+        };
+        let reported: HashSet<Digest> = digests(other)?.into_iter().map(|(digest, _)| digest).collect();
+        let own = digests(&self.data)?;
+        let shared: Vec<&String> =
+            own.iter().filter(|(digest, _)| reported.contains(digest)).map(|(_, name)| name).collect();
+        match shared.first() {
+            None => Ok(()),
+            Some(first) => Err(format!(
+                "{} of the pictures are in {} too, {first} for one: what is fitted on them cannot be judged by them",
+                shared.len(),
+                other.display()
+            )),
+        }
+    }
+
     /// Labelled pictures, by the same rules.
-    pub(super) fn read(&self, source: &Path, labels: &[String]) -> Result<Dataset, String> {
+    fn read(&self, source: &Path, labels: &[String]) -> Result<Dataset, String> {
         let labelling = Labelling {
             labels,
             named: self.classes.iter().cloned().collect(),
@@ -148,22 +178,23 @@ impl Asking<'_> {
     fn stores(&self, engine: &Engine, folder: &Path) -> Result<Vec<ModelVotes>, String> {
         let plan = engine.plan();
         let planned = plan.task(self.task).ok_or("the task could not be prepared")?;
+        let labels = planned.policy().labels().len();
         let members = planned.policy().members().map(|member| Arc::clone(member.model()));
         let open = |(model, digest): (Arc<str>, Digest)| {
-            Ok(ModelVotes { model, store: VoteStore::open(folder, &digest)? })
+            Ok(ModelVotes { model, store: VoteStore::open(folder, &digest, labels)? })
         };
         members.zip(planned.vote_digests()).map(open).collect()
     }
 
-    /// Asks for the votes that are not known yet, and keeps them.
-    async fn all_votes(&self, data: &Dataset, stores: &mut [ModelVotes]) -> Known {
+    /// Asks about the pictures on which a vote is not known yet, and keeps what is new. It ends where that is impossible.
+    async fn all_votes(&self, data: &Dataset, stores: &mut [ModelVotes]) -> Result<Known, String> {
         let progress = progress_bar(data.examples.len());
         let mut known = Known::default();
         let paths = data.examples.iter().map(|example| &example.path);
         let is_missing = |digest: &Digest, stores: &[ModelVotes]| {
             stores.iter().any(|votes| votes.store.get(digest).is_none())
         };
-        // Pictures are read here and asked about a few at a time; what is known already is not asked again.
+        // Pictures are read here and asked about a few at a time.
         for chunk in paths.collect::<Vec<_>>().chunks(self.args.concurrency) {
             let read = chunk.iter().map(|path| {
                 let bytes = read_at_most(path, self.body_bytes_max);
@@ -180,7 +211,7 @@ impl Asking<'_> {
                 .await;
             for (digest, opinions) in asked {
                 match opinions {
-                    Ok(opinions) => known.faults.extend(keep(&digest, &opinions, stores)),
+                    Ok(opinions) => known.faults.extend(keep(&digest, &opinions, stores)?),
                     Err(fault) => _ = known.faults.insert(fault),
                 }
             }
@@ -191,7 +222,7 @@ impl Asking<'_> {
             progress.inc(chunk.len() as u64);
         }
         progress.finish_and_clear();
-        known
+        Ok(known)
     }
 
     /// What every model says about a picture.
@@ -211,12 +242,15 @@ impl Asking<'_> {
     }
 }
 
-/// Keeps the votes that there are; gives what the others failed by.
-fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Vec<String> {
+/// Keeps the votes that were not known; gives what the others failed by.
+///
+/// # Errors
+/// When they cannot be kept: the rest would be asked for in vain.
+fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
     for votes in stores {
         let opinion = opinions.iter().find(|opinion| opinion.model == votes.model);
-        let Some(opinion) = opinion else { continue };
+        let Some(opinion) = opinion.filter(|_| votes.store.get(image).is_none()) else { continue };
         match &opinion.belief {
             Ok(belief) => {
                 // Not calibrated: its logarithms are logits again.
@@ -225,12 +259,12 @@ fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Vec<
                 let cost = opinion.cost.preprocess + opinion.cost.model;
                 let microseconds = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
                 let vote = StoredVote { logits: logits.collect(), microseconds };
-                faults.extend(votes.store.put(image, vote).err());
+                votes.store.put(image, vote)?;
             }
             Err(failure) => faults.push(format!("{}: {failure}", votes.model)),
         }
     }
-    faults
+    Ok(faults)
 }
 
 /// The pictures that all have voted on; says which are left out, and why.
@@ -240,19 +274,26 @@ fn voted<'a>(
     data: &'a Dataset,
     stores: &'a [ModelVotes],
     known: &Known,
-) -> Voted<'a> {
+) -> Result<Voted<'a>, String> {
     let votes_of =
         |digest: &Digest| stores.iter().map(|votes| votes.store.get(digest)).collect::<Option<Vec<_>>>();
-    let mut voted =
-        Voted { task, policy, pictures: vec![], names: vec![], digests: vec![], groups: vec![], left_out: 0 };
+    let mut voted = Voted { task, policy, pictures: vec![], groups: vec![], left_out: 0 };
+    let mut seen = HashMap::<Digest, (usize, &str)>::new();
+    let mut repeated = 0_usize;
     for (example, digest) in data.examples.iter().zip(&known.digests) {
         let Some((digest, votes)) = digest.and_then(|digest| Some((digest, votes_of(&digest)?))) else {
             voted.left_out += 1;
             continue;
         };
+        // The same picture twice would be in the part that is fitted on and in the part that is judged.
+        if let Some((label, name)) = seen.insert(digest, (example.label, &example.name)) {
+            if label != example.label {
+                return Err(format!("{name} and {} are the same picture with two labels", example.name));
+            }
+            repeated += 1;
+            continue;
+        }
         voted.pictures.push(Judged { label: example.label, votes });
-        voted.names.push(&example.name);
-        voted.digests.push(digest);
         voted.groups.push(example.group);
     }
     for fault in known.faults.iter().take(FAULTS_TOLD_MAX) {
@@ -262,5 +303,24 @@ fn voted<'a>(
         let (left_out, all) = (voted.left_out, data.examples.len());
         warn(&format!("{left_out} of {all} pictures are left out, which not every model has voted on"));
     }
-    voted
+    if repeated > 0 {
+        warn(&format!("{repeated} pictures are there more than once, and count once"));
+    }
+    Ok(voted)
+}
+
+impl Voted<'_> {
+    /// What there is to count: pictures of each label, and groups.
+    pub(super) fn describe(&self) -> String {
+        let count = |label: usize| self.pictures.iter().filter(|picture| picture.label == label).count();
+        let labels = self.policy.labels().iter().enumerate();
+        let mut counts: Vec<String> =
+            labels.take(LABELS_TOLD_MAX).map(|(label, name)| format!("{} {name}", count(label))).collect();
+        if self.policy.labels().len() > LABELS_TOLD_MAX {
+            counts.push("…".to_owned());
+        }
+        let groups = self.groups.iter().collect::<BTreeSet<_>>().len();
+        let (question, pictures) = (self.policy.question(), self.pictures.len());
+        format!("{question}: {pictures} pictures in {groups} groups ({})\n", counts.join(", "))
+    }
 }

@@ -10,8 +10,8 @@ use concord_actors::policy::{
 use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, measure};
 use super::votes::StoredVote;
 
-/// Fewer errors of the first stage say nothing about how well its doubts foretell them.
-const ERRORS_MIN: usize = 50;
+/// Fewer errors of the first stage say nothing about its doubts.
+pub(crate) const ERRORS_MIN: usize = 50;
 
 /// What is known of one picture: its label, and the votes in the order of the policy's members.
 #[derive(Debug, Clone)]

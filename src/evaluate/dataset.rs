@@ -1,6 +1,6 @@
 //! Labelled pictures: a folder of folders, a tar archive of such, or a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::inputs::{Input, expand};
 
 /// So many files of an archive are unpacked at most, and so many bytes: an archive of a few kilobytes can hold any number.
 const UNPACKED_FILES_MAX: usize = 10_000_000;
-const UNPACKED_BYTES_MAX: u64 = 1 << 40;
+const UNPACKED_BYTES_MAX: u64 = 100 << 30;
 /// What a gzip file begins with.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// So many folders are named where they mean no label.
@@ -184,6 +184,8 @@ fn unpack(archive: &Path) -> Result<TempDir, String> {
 fn understood(claims: Vec<Claim>, labelling: &Labelling<'_>) -> Result<Vec<Example>, String> {
     let mut examples = Vec::new();
     let (mut unknown, mut groups) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, usize>::new());
+    let kinds: BTreeSet<String> = claims.iter().map(|claim| claim.word.clone()).collect();
+    let names: Vec<String> = claims.iter().map(|claim| claim.name.clone()).collect();
     for Claim { path, name, word, group } in claims {
         let Some(label) = labelling.label(&word) else {
             *unknown.entry(word).or_default() += 1;
@@ -193,6 +195,12 @@ fn understood(claims: Vec<Claim>, labelling: &Labelling<'_>) -> Result<Vec<Examp
         let next = groups.len();
         let group = *groups.entry(group).or_insert(next);
         examples.push(Example { path, name, label, group });
+    }
+    if let Some(kind) = labelling.named.keys().find(|kind| !kinds.contains(*kind)) {
+        return Err(format!("--class {kind}=…: there are no pictures of {kind:?}"));
+    }
+    if labelling.group_by.as_ref().is_some_and(|pattern| !names.iter().any(|name| pattern.is_match(name))) {
+        return Err("--group-by finds its part in no picture's name".to_owned());
     }
     if !unknown.is_empty() {
         let named: Vec<&str> = unknown.keys().take(NAMED_MAX).map(String::as_str).collect();

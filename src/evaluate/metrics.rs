@@ -230,7 +230,7 @@ impl Answer {
             predicted,
             confidence,
             bin: calibration_bin(confidence),
-            log_loss: -probabilities[label].max(PROBABILITY_MIN).ln(),
+            log_loss: log_loss(probabilities, label),
             squared_error: errors.map(|error| error * error).sum(),
         }
     }
@@ -243,6 +243,11 @@ impl Answer {
 /// What the true class's probability is raised to when it is lower: one answer that rules the truth out would make
 /// the mean logarithm infinite, and hide what all the others say. It then costs 27.6.
 const PROBABILITY_MIN: f64 = 1e-12;
+
+/// The negative natural logarithm of the true class's probability.
+pub(crate) fn log_loss(probabilities: &[f64], label: usize) -> f64 {
+    -probabilities[label].max(PROBABILITY_MIN).ln()
+}
 
 /// As many as Guo et al. (2017) use, so that the error can be compared with published ones.
 const CALIBRATION_BINS: usize = 15;

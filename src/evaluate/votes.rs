@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// What one model said about one picture.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StoredVote {
     /// Uncalibrated, one for each label; their softmax is what counts.
     pub(crate) logits: Vec<f32>,
@@ -31,8 +31,8 @@ impl StoredVote {
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     image: String,
-    #[serde(flatten)]
-    vote: StoredVote,
+    logits: Vec<f32>,
+    microseconds: u64,
 }
 
 /// The votes of one model for one task: a file of its own for each thing that they depend on, with a line a picture.
@@ -44,12 +44,12 @@ pub(crate) struct VoteStore {
 }
 
 impl VoteStore {
-    /// The file in `folder` for votes that depend on `digest`; made where it is missing. A line that is damaged, as the
-    /// last one of a program that was ended is, counts for nothing.
+    /// The file in `folder` for votes on so many labels that depend on `digest`; made where it is missing. A line that is
+    /// damaged, as the last one of a program that was ended is, counts for nothing.
     ///
     /// # Errors
     /// When it cannot be read or written, or is too large.
-    pub(crate) fn open(folder: &Path, digest: &Digest) -> Result<Self, String> {
+    pub(crate) fn open(folder: &Path, digest: &Digest, labels: usize) -> Result<Self, String> {
         let path = folder.join(format!("{digest}.jsonl"));
         let told = |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
         std::fs::create_dir_all(folder).map_err(told)?;
@@ -64,11 +64,14 @@ impl VoteStore {
         let mut known = HashMap::new();
         let mut ends_whole = true;
         let mut reader = BufReader::new(&file);
-        let mut text = String::new();
-        while reader.read_line(&mut text).map_err(told)? > 0 {
-            ends_whole = text.ends_with('\n');
-            if let Ok(Line { image, vote }) = serde_json::from_str::<Line>(&text) {
-                known.insert(image, vote);
+        let mut text = Vec::new();
+        while reader.read_until(b'\n', &mut text).map_err(told)? > 0 {
+            ends_whole = text.ends_with(b"\n");
+            let line = serde_json::from_slice::<Line>(&text).ok();
+            if let Some(Line { image, logits, microseconds }) =
+                line.filter(|line| line.logits.len() == labels)
+            {
+                known.insert(image, StoredVote { logits, microseconds });
             }
             text.clear();
         }
@@ -89,10 +92,12 @@ impl VoteStore {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn put(&mut self, image: &Digest, vote: StoredVote) -> Result<(), String> {
-        let line = Line { image: image.to_string(), vote };
+        let StoredVote { logits, microseconds } = vote;
+        let line = Line { image: image.to_string(), logits, microseconds };
         let text = serde_json::to_string(&line).map_err(|error| error.to_string())?;
         self.write(&format!("{text}\n"))?;
-        self.known.insert(line.image, line.vote);
+        let Line { image, logits, microseconds } = line;
+        self.known.insert(image, StoredVote { logits, microseconds });
         Ok(())
     }
 
@@ -117,29 +122,34 @@ mod tests {
         let (model, other) = (Digest::of(b"model"), Digest::of(b"other"));
         let [first, second, third] = [b"1", b"2", b"3"].map(|image| Digest::of(image));
         {
-            let mut store = VoteStore::open(folder.path(), &model).unwrap();
+            let mut store = VoteStore::open(folder.path(), &model, 2).unwrap();
             assert_eq!(store.get(&first), None);
             store.put(&first, vote(&[0.25, -1.0e-7])).unwrap();
             assert_eq!(store.get(&first), Some(&vote(&[0.25, -1.0e-7])));
         }
         let path = folder.path().join(format!("{model}.jsonl"));
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        text.push_str("{\"image\": \"half of a li");
-        std::fs::write(&path, text).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend(b"{\"image\": \"half of a l\xff");
+        std::fs::write(&path, bytes).unwrap();
         {
-            let mut store = VoteStore::open(folder.path(), &model).unwrap();
+            let mut store = VoteStore::open(folder.path(), &model, 2).unwrap();
             assert_eq!(store.get(&first), Some(&vote(&[0.25, -1.0e-7])));
-            store.put(&second, vote(&[3.0])).unwrap();
+            store.put(&second, vote(&[3.0, 0.5])).unwrap();
+            store.put(&third, vote(&[3.0])).unwrap();
         }
-        let store = VoteStore::open(folder.path(), &model).unwrap();
-        assert_eq!([&first, &second, &third].map(|image| store.get(image).is_some()), [true, true, false]);
-        assert_eq!(VoteStore::open(folder.path(), &other).unwrap().get(&first), None, "another model's");
+        let store = VoteStore::open(folder.path(), &model, 2).unwrap();
+        assert_eq!(
+            [&first, &second, &third].map(|image| store.get(image).is_some()),
+            [true, true, false],
+            "the third has too few logits"
+        );
+        assert_eq!(VoteStore::open(folder.path(), &other, 2).unwrap().get(&first), None, "another model's");
     }
 
     #[test]
     fn a_folder_that_is_none_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = VoteStore::open(file.path(), &Digest::of(b"model")).unwrap_err();
+        let error = VoteStore::open(file.path(), &Digest::of(b"model"), 2).unwrap_err();
         assert!(
             error.contains("votes cannot be kept in") && error.contains(file.path().to_str().unwrap()),
             "{error}"

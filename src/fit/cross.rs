@@ -1,7 +1,8 @@
 //! Fitting by parts, each judged on pictures that it was not fitted on.
 //!
 //! The pictures are dealt to folds, whole groups together. What is fitted on all folds but one is judged on that one; what
-//! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured.
+//! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
+//! changed, and with which temperatures weights are compared, is decided once for all folds.
 
 use std::sync::Arc;
 
@@ -12,15 +13,13 @@ use concord_actors::policy::{
 use super::edit::confidence_as_written;
 use super::solve::{folds, mixture_weights, product_weights, temperature};
 use super::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, search, stops_at};
-use crate::evaluate::{Figure, Judged, Measured, Resampling, Scored, measure};
+use crate::evaluate::{ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure};
 
 /// Parts of the data; each is judged once.
 pub(crate) const FOLDS: usize = 5;
 /// Of what is dealt and resampled.
 const SEED: u64 = 0;
 const RESAMPLES: usize = 1000;
-/// Below it the logarithm of a probability would be endless; as figures have it.
-const PROBABILITY_MIN: f64 = 1e-12;
 
 /// What is fitted on.
 #[derive(Debug, Clone, Copy)]
@@ -65,8 +64,9 @@ pub(crate) struct Fit {
     pub(crate) temperatures: Vec<Part<f64>>,
     /// Both methods with fitted weights beside what is configured, with the temperatures as they will be.
     pub(crate) fusions: Vec<Part<Fusion>>,
-    /// The confidence of each stage but the last, where a goal was given and can be reached.
-    pub(crate) confidences: Option<Vec<f64>>,
+    /// The confidence of each stage but the last, nothing for one that shall end no cascade; where a goal was given, can be
+    /// reached, and there are errors enough to fit them on.
+    pub(crate) confidences: Option<Vec<Option<f64>>>,
     /// How often the first stage is wrong as it is configured.
     pub(crate) first_stage_errors: usize,
     /// The cascade as it is configured, and as it will be, on pictures that it was not fitted on.
@@ -104,19 +104,26 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
     let before = work.answers(&|_| Some(policy.clone()))?;
     let after = work.answers(&|fold| work.refitted(&temperatures, &fusions, Some(fold)))?;
     let rules = rules(policy);
+    let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
+    let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
     let confidences = goal.and_then(|goal| searched(&views(&after), &rules, goal));
     Some(Fit {
-        first_stage_errors: before.iter().filter(|picture| !picture[0].is_right).count(),
+        first_stage_errors,
         before: work.cascade(&before, &|_| Some(rules.clone()))?,
         after: work.cascade(&after, &|fold| match goal {
-            // What is judged here was not looked at for these.
+            // Found on the other folds' answers.
             Some(goal) if confidences.is_some() => {
                 let others = work.without(fold, &after);
                 Some(searched(&others, &rules, goal).unwrap_or_else(|| rules.clone()))
             }
             _ => Some(rules.clone()),
         })?,
-        confidences: confidences.map(|rules| rules.iter().map(|rule| rule.confidence).collect()),
+        confidences: confidences.map(|rules| {
+            rules
+                .iter()
+                .map(|rule| Some(rule.confidence).filter(|confidence| confidence.is_finite()))
+                .collect()
+        }),
         temperatures,
         fusions,
     })
@@ -135,7 +142,7 @@ fn rules(policy: &Policy) -> Vec<Rule> {
 /// The best rules for a goal, with thresholds as they are written.
 fn searched(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
     let mut found = search(pictures, rules, goal)?;
-    for rule in &mut found {
+    for rule in found.iter_mut().filter(|rule| rule.confidence.is_finite()) {
         rule.confidence = confidence_as_written(rule.confidence);
     }
     Some(found)
@@ -201,7 +208,7 @@ impl Work<'_> {
             let by_fold: Vec<f64> =
                 (0..FOLDS).map(|fold| self.temperature(member, Some(fold))).collect::<Option<_>>()?;
             let nll = |picture: &Judged<'_>, temperature: f64| {
-                Some(loss(&calibrated(picture, member, temperature)?, picture.label))
+                Some(log_loss(&calibrated(picture, member, temperature)?, picture.label))
             };
             let changes: Vec<f64> = self
                 .pictures
@@ -246,7 +253,7 @@ impl Work<'_> {
         let now = fusion_of(policy);
         let fused = |policy: &Policy, picture: &Judged<'_>| {
             let answer = stage_answer(&policy.all_at_once(policy.fusion()), self.policy, picture)?;
-            Some(loss(&answer.probabilities, picture.label))
+            Some(log_loss(&answer.probabilities, picture.label))
         };
         let part = |method: FusionMethod| {
             let fusion = |without| Some(Fusion { method, weights: self.weights(policy, method, without)? });
@@ -329,11 +336,6 @@ fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<V
     let logits = &picture.votes.get(member)?.logits;
     let logits = Logits::new(logits.clone(), logits.len()).ok()?;
     Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
-}
-
-/// The negative logarithm of the true label's probability.
-fn loss(probabilities: &[f64], label: usize) -> f64 {
-    -probabilities[label].max(PROBABILITY_MIN).ln()
 }
 
 /// What a policy of one stage answers; the votes are in the order of the members of `whole`.

@@ -5,15 +5,12 @@ use concord_actors::policy::Policy;
 
 use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
 use super::thresholds::Goal;
-use crate::evaluate::{Figure, Measured};
-
-/// With fewer errors there is little to fit on but chance.
-const ERRORS_MIN: usize = 50;
+use crate::evaluate::{ERRORS_MIN, Figure, Measured};
 
 /// The parts with their gains, and the cascade before and after.
 pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
     let mut text = format!(
-        "Each part is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
+        "Each is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
          changes, with its 95 % interval. What does not fall for sure stays as it is.\n\n"
     );
     let mut table = new_table(["", "now", "fitted", "change of the NLL", ""]);
@@ -25,17 +22,18 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
         table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
     }
     text.push_str(&format!("{table}\n\n"));
-    if let Some(goal) = goal {
+    if let Some(goal) = goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
         text.push_str(&thresholds_in_words(fit, policy, goal));
     }
     if fit.first_stage_errors < ERRORS_MIN {
         text.push_str(&format!(
             "Stage 1 makes {} errors on these pictures. With fewer than {ERRORS_MIN}, temperatures and thresholds follow \
-             chance and become surer than they should be: add harder pictures, or look twice at what is written.\n\n",
+             chance and become surer than they should be: thresholds stay as they are; add harder pictures, or look \
+             twice at what is written.\n\n",
             fit.first_stage_errors
         ));
     }
-    text.push_str("The cascade on pictures that nothing of it was fitted on:\n");
+    text.push_str("The cascade, each part of the pictures with what was fitted on the others:\n");
     let mut table = new_table(["", "accuracy", "MCC", "NLL", "ECE", "ms a picture"]);
     for (name, cascade) in [("as it is", &fit.before), ("fitted", &fit.after)] {
         table.add_row(cascade_row(name, cascade));
@@ -76,6 +74,9 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
         Goal::MaxCost(milliseconds) => format!("at most {milliseconds} ms a picture"),
         Goal::MinAccuracy(accuracy) => format!("an accuracy of at least {accuracy}"),
     };
+    if policy.stages().len() == 1 {
+        return "There is one stage, which needs no threshold.\n\n".to_owned();
+    }
     let Some(confidences) = &fit.confidences else {
         return format!("No thresholds reach {wanted}: they stay as they are.\n\n");
     };
@@ -83,7 +84,15 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
     for (index, confidence) in confidences.iter().enumerate() {
         let now = policy.stages()[index].accept().map(|rule| rule.confidence().get());
         let now = now.map_or("none".to_owned(), |now| now.to_string());
-        text.push_str(&format!("  stage {}: {now} → {confidence:.5}\n", index + 1));
+        let fitted = confidence.map_or("none".to_owned(), |confidence| format!("{confidence:.5}"));
+        text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}\n", index + 1));
+    }
+    let reached = match goal {
+        Goal::MaxCost(milliseconds) => fit.after.outcome.cost <= milliseconds,
+        Goal::MinAccuracy(accuracy) => fit.after.outcome.accuracy >= accuracy,
+    };
+    if !reached {
+        text.push_str("On pictures that they were not fitted on they miss it, as the table below shows.\n");
     }
     text.push('\n');
     text

@@ -95,7 +95,7 @@ pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) ->
     reached.min_by(|(one, _), (other, _)| better(one, other)).map(|(_, rules)| rules)
 }
 
-/// Thresholds that tell pictures apart at a stage, and one that ends no cascade.
+/// Thresholds that tell pictures apart at a stage, and one that ends a cascade only where there is no doubt at all.
 fn candidates(pictures: &[&[StageAnswer]], stage: usize) -> Vec<f64> {
     let mut confidences: Vec<f64> = pictures.iter().map(|picture| picture[stage].confidence).collect();
     confidences.sort_by(f64::total_cmp);

@@ -80,6 +80,27 @@ fn thresholds_keep_to_a_cost() {
 }
 
 #[test]
+fn a_stage_that_ends_no_cascade_may_stay_so() {
+    let section: TaskSection = serde_json::from_value(json!({
+        "question": "?", "labels": ["no", "yes"], "stages": [{ "models": ["cheap"] }, { "models": ["dear"] }],
+    }))
+    .unwrap();
+    let never =
+        Policy::from_section(&section, &BTreeSet::from(["cheap", "dear"].map(str::to_owned))).unwrap();
+    let fit = fitted(&never, 1500, Some(Goal::MaxCost(1000.0))).unwrap();
+    let [confidence] = fit.confidences.unwrap()[..] else { panic!("one stage but the last") };
+    assert!(confidence.is_none_or(|confidence| confidence <= 1.0), "{confidence:?}");
+}
+
+#[test]
+fn thresholds_are_not_fitted_to_a_few_errors() {
+    // A hundred pictures have some twenty errors of the first stage.
+    let fit = fitted(&policy(1.0), 100, Some(Goal::MaxCost(6.0))).unwrap();
+    assert!((1..50).contains(&fit.first_stage_errors), "{}", fit.first_stage_errors);
+    assert_eq!(fit.confidences, None);
+}
+
+#[test]
 fn too_few_groups_are_not_fitted_on() {
     assert!(fitted(&policy(1.0), FOLDS - 1, None).is_none());
 }
