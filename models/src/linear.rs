@@ -1,6 +1,7 @@
 //! x · weightsᵀ + bias by the algorithm of cuBLASLt that is fastest for a shape, measured while a model warms up.
 //!
-//! libtorch takes cuBLASLt's first guess. For a few hundred rows, one picture's tokens, others were up to a third faster.
+//! libtorch takes cuBLASLt's first guess. For a few hundred rows, one picture's tokens, others made whole models
+//! up to 8 % faster (docs/PERFORMANCE.md).
 
 use std::sync::LazyLock;
 
@@ -11,7 +12,7 @@ use crate::measured::{Choices, measure};
 
 /// Shapes that are measured, some 100 ms each. A model has four or so, times its batch sizes.
 const SHAPES_MAX: usize = 1024;
-/// Guesses of cuBLASLt that are measured: later ones were hardly ever the best.
+/// Guesses of cuBLASLt that are measured, its likeliest first: a limit on the time that warm-up takes.
 const GUESSES_MAX: usize = 16;
 /// Fewer rows are bound by reading the weights, in which algorithms hardly differ.
 const ROWS_MIN: i64 = 16;

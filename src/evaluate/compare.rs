@@ -7,7 +7,7 @@ use concord_actors::policy::{
     Answer, Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Vote, decide,
 };
 
-use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, measure};
+use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, argmax, measure};
 use super::votes::StoredVote;
 
 /// Fewer errors of the first stage say nothing about its doubts.
@@ -251,17 +251,6 @@ impl Work<'_> {
         let (low, high) = self.resampling.interval(|weights| ranking.auroc(weights));
         Some(Foretold::By(Figure { value, low, high }))
     }
-}
-
-/// Of several equal ones the first, as Concord answers.
-fn argmax(probabilities: &[f64]) -> usize {
-    let mut best = 0;
-    for (index, probability) in probabilities.iter().enumerate() {
-        if *probability > probabilities[best] {
-            best = index;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

@@ -215,12 +215,7 @@ struct Answer {
 impl Answer {
     fn new(scored: &Scored<'_>) -> Self {
         let Scored { probabilities, label } = *scored;
-        let mut predicted = 0;
-        for (class, &probability) in probabilities.iter().enumerate() {
-            if probability > probabilities[predicted] {
-                predicted = class;
-            }
-        }
+        let predicted = argmax(probabilities);
         let confidence = probabilities[predicted];
         let true_one = |class| if class == label { 1.0 } else { 0.0 };
         let errors =
@@ -238,6 +233,17 @@ impl Answer {
     fn is_right(&self) -> bool {
         self.predicted == self.label
     }
+}
+
+/// Of several equal ones the first, as Concord answers.
+pub(super) fn argmax(probabilities: &[f64]) -> usize {
+    let mut best = 0;
+    for (index, probability) in probabilities.iter().enumerate() {
+        if *probability > probabilities[best] {
+            best = index;
+        }
+    }
+    best
 }
 
 /// What the true class's probability is raised to when it is lower: one answer that rules the truth out would make

@@ -159,7 +159,7 @@ extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* 
 }
 
 // x * Phi(x), Phi by the error function or by a hyperbolic tangent. Results of 8 or 11 bits leave room for forms without
-// branches, which cost a third: for the error function Abramowitz and Stegun, "Handbook of Mathematical Functions",
+// branches: for the error function Abramowitz and Stegun, "Handbook of Mathematical Functions",
 // 7.1.26 (1.5e-7 at most); 1 + tanh(u) = 2 / (1 + exp(-2u)).
 __device__ float gelu_of(float x, bool is_tanh) {
   const float inner = 0.79788456080286536f * (x + 0.044715f * x * x * x);

@@ -106,7 +106,7 @@ __device__ float warp_sum(float x) {
 constexpr int WARPS = 8;
 constexpr int THREADS = 32 * WARPS;
 // Of a row, copied at once, and how many copies of two rows a warp has under way: 128 KiB a multiprocessor. With two
-// smaller blocks on each, blocks of one kernel fell together on some, and a step took a tenth longer.
+// smaller blocks on each a step took a tenth longer, probably because blocks of one kernel fell together on some.
 constexpr int CHUNK_BYTES = 2048;
 constexpr int STAGES = 4;
 constexpr int RING_BYTES = STAGES * 2 * CHUNK_BYTES;
