@@ -15,8 +15,8 @@ use crate::blocks::Mlp;
 use crate::encoder::{Encoder, Layer, Surroundings};
 use crate::head::{Features, Head};
 use crate::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, scores,
-    size4,
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range,
+    scores_with_features, size4,
 };
 use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
@@ -168,7 +168,8 @@ impl Model for Dinov3 {
         }
         // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
         let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
-        Ok(scores(&head.forward(&self.backbone.features(&output)))?)
+        let features = self.backbone.features(&output);
+        Ok(scores_with_features(&head.forward(&features), &features.cls)?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {

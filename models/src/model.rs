@@ -185,11 +185,15 @@ pub struct Scores {
     pub logits: Vec<f32>,
     /// What was found in the image, where the model looks for things.
     pub regions: Vec<Region>,
+    /// What the backbone made of the image, where the model is a head on one: its CLS token after the final norm.
+    pub feature: Option<Vec<f32>>,
+    /// How much passes with dropout differ in their answers, where there are several: their mutual information in nats.
+    pub uncertainty: Option<f32>,
 }
 
 impl From<Vec<f32>> for Scores {
     fn from(logits: Vec<f32>) -> Self {
-        Self { logits, regions: Vec::new() }
+        Self { logits, ..Self::default() }
     }
 }
 
