@@ -7,6 +7,7 @@
 mod decide;
 mod fault;
 mod fusion;
+mod learned;
 mod probability;
 mod rules;
 mod section;
@@ -16,6 +17,7 @@ mod vote;
 pub use decide::{Answer, Context, Decision, Failure, Opinion, Reason, decide};
 pub use fault::{Fault, PathPart, nearest, not_one_of};
 pub use fusion::{Belief, FusionMethod};
+pub use learned::{GATE_NUMBERS, Learned, gate_input};
 pub use probability::{Distribution, Logits, LogitsError, Probability, Temperature, Weight};
 pub use rules::{AcceptRule, Member, Policy, Stage};
 pub use section::{AcceptSection, FusionSection, StageSection, TaskSection};
