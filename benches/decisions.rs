@@ -48,7 +48,7 @@ fn votes(labels: usize) -> Vec<Vote> {
 /// Deciding includes fusing once for each stage that is judged.
 fn decisions(criterion: &mut Criterion) {
     for labels in [2, 43] {
-        for method in FusionMethod::ALL {
+        for method in FusionMethod::FIXED {
             let (policy, votes) = (policy(labels, method), votes(labels));
             criterion.bench_function(&format!("decide/{labels} labels, 4 votes, {method}"), |bencher| {
                 bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));

@@ -1,7 +1,9 @@
 //! What `concord fit` has learned for a task: how much each model counts for an image, and how likely an answer is right,
 //! both by what the backbone made of the image.
 
+mod check;
 mod file;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +11,9 @@ use std::sync::Arc;
 use concord_models::Network;
 
 use super::probability::{Distribution, Probability};
+
+pub(super) use reading::Reading;
+pub use reading::{Part, Unread};
 
 /// Numbers that a gate is given before the feature.
 pub const GATE_NUMBERS: usize = 4;
@@ -69,6 +74,13 @@ impl Learned {
     /// Whether it has a gate for answers of exactly these models.
     pub fn has_gate<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> bool {
         self.gates.contains_key(&names(models))
+    }
+
+    /// Every network, with the models that it is about.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = (Part, &[Arc<str>], &Network)> {
+        let weights = self.weights.iter().map(|network| (Part::Weights, self.models.as_slice(), network));
+        let gates = self.gates.iter().map(|(models, network)| (Part::Gate, models.as_slice(), network));
+        weights.chain(gates)
     }
 
     /// The weights for an image; `None` where there are none, or the feature is not one of the backbone.
