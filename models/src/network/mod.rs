@@ -9,7 +9,7 @@ pub use train::{Example, Goal, Training, train};
 const LAYERS_MAX: usize = 4;
 const WIDTH_MAX: usize = 16_384;
 
-/// Standardisation, then linear layers with ReLU between them.
+/// Standardisation, then linear layers with `ReLU` between them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
     mean: Vec<f32>,
@@ -53,7 +53,7 @@ impl Network {
             width = bias.len();
         }
         let network = Self { mean, scale, layers };
-        if network.numbers().all(|number| number.is_finite()) {
+        if network.numbers().all(f32::is_finite) {
             Ok(network)
         } else {
             Err("a number is not finite".to_owned())

@@ -1,4 +1,4 @@
-//! Training of a small network: AdamW on random parts of the examples, until what was kept apart no longer gains.
+//! Training of a small network: `AdamW` on random parts of the examples, until what was kept apart no longer gains.
 
 use tch::nn::{self, Module, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
