@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Policy, Probability,
-    TaskSection, Temperature, Vote, decide,
+    Answer, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member, Policy,
+    Probability, TaskSection, Temperature, Vote, decide,
 };
 use concord_models::{Dense, Network};
 use serde_json::{Value, json};
@@ -130,8 +130,7 @@ fn each_image_has_its_own_weights() {
     let unfit = answer(&policy, &votes(&[0.0, 0.0]));
     assert!(nearly(&weights(&unfit), &fixed), "{unfit:?}");
     assert!(told(&unfit.fallbacks).contains("weights@1 not_fitted"), "{unfit:?}");
-    let by_hand =
-        answer(&policy.with_weights(FusionMethod::Linear, |member| member.weight()), &votes(&[0.0, 0.0]));
+    let by_hand = answer(&policy.with_weights(FusionMethod::Linear, Member::weight), &votes(&[0.0, 0.0]));
     assert_eq!(unfit.distribution, by_hand.distribution);
 }
 
