@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_actors::policy::{Distribution, Fallback, Opinion, Part, Probability, Reason, Unread};
+use concord_actors::policy::{Distribution, Fallback, LearnedPart, Opinion, Probability, Reason, Unread};
 use concord_actors::{Routed, TaskPlan};
 use concord_models::Region;
 use serde::{Serialize, Serializer};
@@ -83,7 +83,7 @@ pub struct ExplanationReport {
 pub struct FallbackReport {
     /// `weights` (the configured ones counted), `gate` (the confidence did), or `min_weight` (the configured weights did).
     #[schema(value_type = String)]
-    pub part: Part,
+    pub part: LearnedPart,
     /// The stage that it would have decided about, from 1.
     pub stage: usize,
     /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it gave no vote;

@@ -210,7 +210,7 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Part, Unread};
+    use crate::policy::{LearnedPart, Unread};
 
     fn values() -> [Value; 2] {
         let distribution = Distribution::new(vec![0.1, 0.9]).unwrap();
@@ -238,7 +238,7 @@ mod tests {
             burst: false,
             gate: Probability::new(0.75),
             skipped: vec![2],
-            fallbacks: vec![Fallback { part: Part::Weights, stage: 1, why: Unread::NotFitted }],
+            fallbacks: vec![Fallback { part: LearnedPart::Weights, stage: 1, why: Unread::NotFitted }],
             opinions: vec![opinion],
         };
         [Value::Vote(vote), Value::Verdict(Arc::new(answer))]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::fusion::Belief;
-use super::learned::{Part, Unread};
+use super::learned::{LearnedPart, Unread};
 use super::probability::{Distribution, Probability};
 use super::vote::{Cost, Evidence, VoteFailure};
 
@@ -117,7 +117,7 @@ pub struct Opinion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
     /// What it would have decided.
-    pub part: Part,
+    pub part: LearnedPart,
     /// The index of the stage that it would have decided about.
     pub stage: usize,
     /// Why it could not be used.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::answer::{Answer, Fallback, Opinion, Reason};
 use super::decide::Failure;
 use super::fusion::{Belief, FusionMethod, shares};
-use super::learned::{Part, Reading, Unread};
-use super::probability::{Logits, Weight};
+use super::learned::{LearnedPart, Reading, Unread};
+use super::probability::{Logits, Probability, Weight};
 use super::rules::{AcceptRule, Member, Policy, Stage};
 use super::vote::{Vote, VoteFailure};
 
@@ -94,17 +94,17 @@ impl<'a> Hearing<'a> {
     }
 
     /// What the gate says of this answer, where `rule` asks it.
-    pub(super) fn ask_gate(&mut self, rule: AcceptRule, answer: &Answer) -> Option<super::Probability> {
+    pub(super) fn ask_gate(&mut self, rule: AcceptRule, answer: &Answer) -> Option<Probability> {
         rule.gate()?;
         let read = self.reading.gate(self.models(), &answer.distribution, answer.agreement);
-        read.map_err(|why| self.falls_back(Part::Gate, answer.stage, why)).ok()
+        read.map_err(|why| self.falls_back(LearnedPart::Gate, answer.stage, why)).ok()
     }
 
     /// Whether the models of a stage would count for enough beside those that have voted.
     pub(super) fn is_worth_asking(&mut self, index: usize, stage: &Stage) -> bool {
         let Some(least) = stage.min_weight() else { return true };
         let largest = self.largest_share(stage).unwrap_or_else(|why| {
-            self.falls_back(Part::MinWeight, index, why);
+            self.falls_back(LearnedPart::MinWeight, index, why);
             let members = self.voters().chain(stage.members());
             largest_of_last(&shares(&members.map(Member::weight).collect::<Vec<Weight>>()), stage)
         });
@@ -114,7 +114,7 @@ impl<'a> Hearing<'a> {
     /// The same of a stage that would stand in for an earlier one: it is not, where that cannot be read.
     pub(super) fn may_stand_in(&self, stage: &Stage) -> bool {
         let is_enough =
-            |least: super::Probability| self.largest_share(stage).is_ok_and(|largest| largest > least.get());
+            |least: Probability| self.largest_share(stage).is_ok_and(|largest| largest > least.get());
         stage.min_weight().is_none_or(is_enough)
     }
 
@@ -130,13 +130,13 @@ impl<'a> Hearing<'a> {
         if self.policy.fusion() == FusionMethod::Learned && self.voters().count() > 1 {
             match self.reading.shares(self.models()) {
                 Ok(shares) => return shares,
-                Err(why) => self.falls_back(Part::Weights, stage, why),
+                Err(why) => self.falls_back(LearnedPart::Weights, stage, why),
             }
         }
         shares(&self.voters().map(Member::weight).collect::<Vec<Weight>>())
     }
 
-    fn falls_back(&mut self, part: Part, stage: usize, why: Unread) {
+    fn falls_back(&mut self, part: LearnedPart, stage: usize, why: Unread) {
         self.fallbacks.push(Fallback { part, stage, why });
     }
 

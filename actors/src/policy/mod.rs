@@ -20,7 +20,7 @@ pub use answer::{Answer, Fallback, Opinion, Reason};
 pub use decide::{Context, Decision, Failure, decide};
 pub use fault::{Fault, PathPart, nearest, not_one_of};
 pub use fusion::{Belief, FusionMethod};
-pub use learned::{GATE_NUMBERS, Learned, Part, Unread, gate_input};
+pub use learned::{GATE_NUMBERS, Learned, LearnedPart, Unread, gate_input};
 pub use probability::{Distribution, Logits, LogitsError, Probability, Temperature, Weight};
 pub use rules::{AcceptRule, Member, Policy, Stage};
 pub use section::{AcceptSection, FusionSection, StageSection, TaskSection};

@@ -13,7 +13,7 @@ use concord_models::Network;
 use super::probability::{Distribution, Probability};
 
 pub(super) use reading::Reading;
-pub use reading::{Part, Unread};
+pub use reading::{LearnedPart, Unread};
 
 /// Numbers that a gate is given before the feature.
 pub const GATE_NUMBERS: usize = 4;
@@ -77,9 +77,11 @@ impl Learned {
     }
 
     /// Every network, with the models that it is about.
-    pub(crate) fn networks(&self) -> impl Iterator<Item = (Part, &[Arc<str>], &Network)> {
-        let weights = self.weights.iter().map(|network| (Part::Weights, self.models.as_slice(), network));
-        let gates = self.gates.iter().map(|(models, network)| (Part::Gate, models.as_slice(), network));
+    pub(crate) fn networks(&self) -> impl Iterator<Item = (LearnedPart, &[Arc<str>], &Network)> {
+        let weights =
+            self.weights.iter().map(|network| (LearnedPart::Weights, self.models.as_slice(), network));
+        let gates =
+            self.gates.iter().map(|(models, network)| (LearnedPart::Gate, models.as_slice(), network));
         weights.chain(gates)
     }
 

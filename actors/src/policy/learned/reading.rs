@@ -11,7 +11,7 @@ use crate::policy::{Distribution, Probability, Vote};
 /// What a learned network decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub enum LearnedPart {
     /// How much each vote counts in the answer. Without it: the configured weights, fused linearly.
     Weights,
     /// Whether the answer is right. Without it: the confidence.
@@ -34,7 +34,7 @@ pub enum Unread {
     NotFitted,
 }
 
-impl Part {
+impl LearnedPart {
     /// As verdicts and metrics call it.
     pub fn name(self) -> &'static str {
         match self {
