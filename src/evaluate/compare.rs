@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Vote, decide,
+    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Probability, Vote, decide,
 };
 
 use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, argmax, measure};
@@ -64,7 +64,7 @@ impl Kind {
     }
 }
 
-/// How well the confidence of the first stage foretells that it is wrong.
+/// How well the doubts of the first stage foretell that it is wrong.
 #[derive(Debug, Clone)]
 pub(crate) enum Foretold {
     /// The area under the receiver operating characteristic.
@@ -81,6 +81,8 @@ pub(crate) struct Comparison {
     /// The share of the pictures whose answer each stage of the cascade gave.
     pub(crate) stages: Vec<Figure>,
     pub(crate) first_stage_errors: Foretold,
+    /// The same by its gate, where it asks one and that could be read for every picture.
+    pub(crate) first_stage_gate: Option<Foretold>,
 }
 
 /// Compares all ways to answer that the policy's models allow; `None` where there is no picture.
@@ -102,7 +104,9 @@ pub(crate) fn compare(
         answerers.push(work.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)?);
     }
     let always = always(&answerers);
-    for method in FusionMethod::ALL {
+    let learned =
+        policy.learned().filter(|learned| policy.members().all(|member| learned.weighs(member.model())));
+    for method in FusionMethod::FIXED.into_iter().chain(learned.map(|_| FusionMethod::Learned)) {
         let name = format!("all, {method}");
         answerers.push(work.fused(&name, Kind::Fusion, &policy.all_at_once(method))?);
     }
@@ -122,7 +126,8 @@ pub(crate) fn compare(
         pictures: pictures.len(),
         answerers,
         stages: work.shares(&cascade),
-        first_stage_errors: work.first_stage_errors()?,
+        first_stage_errors: work.first_stage_errors(|answer| Some(answer.confidence()))?,
+        first_stage_gate: work.first_stage_errors(|answer| answer.gate),
     })
 }
 
@@ -231,21 +236,22 @@ impl Work<'_> {
         (0..self.policy.stages().len()).map(share).collect()
     }
 
-    fn first_stage_errors(&self) -> Option<Foretold> {
-        let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
-        let is_wrong: Vec<bool> = first
-            .iter()
-            .zip(self.pictures)
-            .map(|((answer, _), picture)| argmax(answer) != picture.label)
-            .collect();
-        let doubts: Vec<f64> =
-            first.iter().map(|(answer, _)| 1.0 - answer.iter().copied().fold(0.0, f64::max)).collect();
-        let errors = is_wrong.iter().filter(|wrong| **wrong).count();
+    /// How well the first stage's errors are foretold by how likely it is to be right.
+    fn first_stage_errors(&self, likelihood: impl Fn(&Answer) -> Option<Probability>) -> Option<Foretold> {
+        let first = self.answers(&self.policy.as_far_as(0)?);
+        let doubt_and_error = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
+            let answer = answer.as_ref()?;
+            Some((1.0 - likelihood(answer)?.get(), answer.label() != picture.label))
+        };
+        let doubts_and_errors: Vec<(f64, bool)> =
+            first.iter().zip(self.pictures).map(doubt_and_error).collect::<Option<_>>()?;
+        let errors = doubts_and_errors.iter().filter(|(_, is_wrong)| *is_wrong).count();
         if errors < ERRORS_MIN {
             return Some(Foretold::TooFew { errors });
         }
-        let ranking = Ranking::new(doubts.iter().copied().zip(is_wrong));
-        let value = ranking.auroc(&vec![1; doubts.len()])?;
+        let count = doubts_and_errors.len();
+        let ranking = Ranking::new(doubts_and_errors.into_iter());
+        let value = ranking.auroc(&vec![1; count])?;
         let (low, high) = self.resampling.interval(|weights| ranking.auroc(weights));
         Some(Foretold::By(Figure { value, low, high }))
     }

@@ -56,6 +56,11 @@ pub(crate) fn print(comparison: &Comparison, policy: &Policy) -> String {
             format!("stage 1 makes {errors} errors, too few to say whether its doubts foretell them\n")
         }
     });
+    if let Some(Foretold::By(Figure { value, low, high })) = comparison.first_stage_gate {
+        text.push_str(&format!(
+            "its gate foretells them with an AUROC of {value:.3} ({low:.3} – {high:.3})\n"
+        ));
+    }
     text
 }
 
@@ -100,11 +105,16 @@ pub(crate) fn json(comparison: &Comparison, policy: &Policy) -> Value {
         "pictures": comparison.pictures,
         "answerers": comparison.answerers.iter().map(answerer).collect::<Vec<_>>(),
         "stages": comparison.stages.iter().copied().map(figure).collect::<Vec<_>>(),
-        "first_stage_errors": match &comparison.first_stage_errors {
-            Foretold::By(auroc) => json!({ "auroc": figure(*auroc) }),
-            Foretold::TooFew { errors } => json!({ "too_few": errors }),
-        },
+        "first_stage_errors": foretold(&comparison.first_stage_errors),
+        "first_stage_gate": comparison.first_stage_gate.as_ref().map(foretold),
     })
+}
+
+fn foretold(foretold: &Foretold) -> Value {
+    match foretold {
+        Foretold::By(auroc) => json!({ "auroc": figure(*auroc) }),
+        Foretold::TooFew { errors } => json!({ "too_few": errors }),
+    }
 }
 
 fn figure(figure: Figure) -> Value {

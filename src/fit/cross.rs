@@ -243,6 +243,8 @@ impl Work<'_> {
         match method {
             FusionMethod::Linear => mixture_weights(&borrowed, &labels),
             FusionMethod::LogLinear => product_weights(&borrowed, &labels),
+            // Not the same for every image.
+            FusionMethod::Learned => None,
         }
     }
 
@@ -266,7 +268,7 @@ impl Work<'_> {
                 .collect::<Option<_>>()?;
             Some(Part { now: now.clone(), fitted: fusion(None)?, change: self.resampling.mean(&changes) })
         };
-        FusionMethod::ALL.into_iter().map(part).collect()
+        FusionMethod::FIXED.into_iter().map(part).collect()
     }
 
     /// The policy with the parts that gain, fitted on all folds but one.

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
-use concord_actors::policy::TaskSection;
+use concord_actors::policy::{GATE_NUMBERS, Learned, TaskSection};
+use concord_models::{Dense, Network};
 use serde_json::json;
 
 use super::*;
@@ -98,4 +99,55 @@ fn doubts_are_judged_only_by_enough_errors() {
 #[test]
 fn no_picture_is_no_comparison() {
     assert!(compare(&policy(), &[], &Resampling::new(&[], 10, 0)).is_none());
+}
+
+/// Of `cheap`'s feature, which is 2 where it is right and -2 where it is wrong: the gate's log-odds are the feature, and `dear`
+/// weighs the more the lower it is.
+fn learned_policy() -> Policy {
+    let section: TaskSection = serde_json::from_value(json!({
+        "question": "?", "labels": ["no", "yes"], "learned": "a file", "fusion": { "method": "learned" },
+        "stages": [
+            { "models": ["cheap"], "accept": { "confidence": 0.5, "gate": 0.8 } },
+            { "models": ["dear"] },
+        ],
+    }))
+    .unwrap();
+    let names = ["cheap", "dear"].map(Arc::<str>::from);
+    let network = |rows: &[&[f32]]| {
+        let inputs = rows[0].len();
+        let layer = Dense { weight: rows.concat(), bias: vec![0.0; rows.len()] };
+        Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).unwrap()
+    };
+    let mut row = [0.0; GATE_NUMBERS + 1];
+    row[GATE_NUMBERS] = 1.0;
+    let learned = Learned::of(Arc::clone(&names[0]))
+        .with_gate(&names[..1], network(&[&row]))
+        .with_weights(names.to_vec(), network(&[&[0.0], &[-1.0]]));
+    let policy = Policy::from_section(&section, &["cheap", "dear"].map(str::to_owned).into()).unwrap();
+    policy.with_learned(Arc::new(learned))
+}
+
+#[test]
+fn what_was_learned_is_judged_as_it_is_configured() {
+    // `cheap` is always as sure, and wrong each second time; `dear` is right.
+    let votes: Vec<(usize, [StoredVote; 2])> = (0..120)
+        .map(|picture| {
+            let (label, feature, dear) = if picture % 2 == 0 { (1, 2.0, 0.9) } else { (0, -2.0, 0.1) };
+            (label, [StoredVote { feature: Some(vec![feature]), ..vote(0.8, 1) }, vote(dear, 10)])
+        })
+        .collect();
+    let judged: Vec<Judged<'_>> =
+        votes.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();
+    let groups: Vec<usize> = (0..judged.len()).collect();
+    let comparison = compare(&learned_policy(), &judged, &Resampling::new(&groups, 50, 1)).unwrap();
+    assert_eq!(named(&comparison, "cascade").measured.accuracy.value, 1.0);
+    assert_eq!(named(&comparison, "cascade").milliseconds.value, 6.0);
+    let nll = |name: &str| named(&comparison, name).measured.nll.value;
+    assert!(nll("all, learned") < nll("all, linear"), "{comparison:?}");
+    let auroc = |foretold: &Foretold| match foretold {
+        Foretold::By(figure) => figure.value,
+        Foretold::TooFew { errors } => panic!("{errors} errors"),
+    };
+    assert_eq!(auroc(&comparison.first_stage_errors), 0.5);
+    assert_eq!(auroc(comparison.first_stage_gate.as_ref().unwrap()), 1.0);
 }
