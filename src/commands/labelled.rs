@@ -71,6 +71,8 @@ pub(super) struct Voted<'a> {
     pub(super) policy: &'a Policy,
     pub(super) pictures: Vec<Judged<'a>>,
     pub(super) groups: Vec<usize>,
+    /// Of all these pictures, in their order.
+    pub(super) digest: Digest,
     /// How many others there are.
     pub(super) left_out: usize,
 }
@@ -278,7 +280,8 @@ fn voted<'a>(
 ) -> Result<Voted<'a>, String> {
     let votes_of =
         |digest: &Digest| stores.iter().map(|votes| votes.store.get(digest)).collect::<Option<Vec<_>>>();
-    let mut voted = Voted { task, policy, pictures: vec![], groups: vec![], left_out: 0 };
+    let (pictures, groups, digest) = (vec![], vec![], Digest::of(&[]));
+    let mut voted = Voted { task, policy, pictures, groups, digest, left_out: 0 };
     let mut seen = HashMap::<Digest, (usize, &str)>::new();
     let mut repeated = 0_usize;
     for (example, digest) in data.examples.iter().zip(&known.digests) {
@@ -295,6 +298,7 @@ fn voted<'a>(
             continue;
         }
         voted.pictures.push(Judged { label: example.label, votes });
+        voted.digest = voted.digest.for_image(&digest);
         voted.groups.push(example.group);
     }
     for fault in known.faults.iter().take(FAULTS_TOLD_MAX) {

@@ -22,6 +22,7 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
         table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
     }
     text.push_str(&format!("{table}\n\n"));
+    text.push_str(&learned_in_words(fit));
     if let Some(goal) = goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
         text.push_str(&thresholds_in_words(fit, policy, goal));
     }
@@ -40,6 +41,43 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
     }
     text.push_str(&format!("{table}\n"));
     text
+}
+
+fn learned_in_words(fit: &Fit) -> String {
+    let Some(learned) = &fit.learned else {
+        return "No model gave a feature with every picture: there is nothing to learn weights and gates on.\n\n".to_owned();
+    };
+    let mut text = String::new();
+    if let Some(part) = &learned.weights {
+        let Figure { value, low, high } = part.change;
+        let outcome = outcome(part.is_gain());
+        text.push_str(&format!(
+            "Weights for each image, by the feature of {}: the NLL changes by {value:+.5} ({low:+.5} – {high:+.5}) beside fixed \
+             weights: {outcome}.\n",
+            learned.backbone
+        ));
+    }
+    for part in &learned.gates {
+        let Figure { value, low, high } = part.change;
+        let (stage, errors) = (part.stage + 1, part.errors);
+        if errors < ERRORS_MIN {
+            text.push_str(&format!("Gate of stage {stage}: its {errors} errors are too few to fit one to.\n"));
+            continue;
+        }
+        text.push_str(&format!(
+            "Gate of stage {stage}: foretells its {errors} errors with an AUROC of {:.3}, plain confidence with {:.3}: {value:+.3} \
+             ({low:+.3} – {high:+.3}): {}.\n",
+            part.by_gate,
+            part.by_confidence,
+            outcome(part.is_gain())
+        ));
+    }
+    text.push('\n');
+    text
+}
+
+fn outcome(is_gain: bool) -> &'static str {
+    if is_gain { "better" } else { "no clear gain, and not used" }
 }
 
 fn new_table<const N: usize>(header: [&str; N]) -> Table {
@@ -85,7 +123,8 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
         let now = policy.stages()[index].accept().map(|rule| rule.confidence().get());
         let now = now.map_or("none".to_owned(), |now| now.to_string());
         let fitted = confidence.map_or("none".to_owned(), |confidence| format!("{confidence:.5}"));
-        text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}\n", index + 1));
+        let of_gate = if fit.gates_stage(index) { " of its gate" } else { "" };
+        text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}{of_gate}\n", index + 1));
     }
     let reached = match goal {
         Goal::MaxCost(milliseconds) => fit.after.outcome.cost <= milliseconds,

@@ -11,6 +11,7 @@ const ROUNDS_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StageAnswer {
     pub(crate) probabilities: Vec<f64>,
+    /// Or what the stage's gate says, where it has one.
     pub(crate) confidence: f64,
     /// Whether all models so far have the same most probable label.
     pub(crate) agreement: bool,

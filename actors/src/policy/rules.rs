@@ -123,6 +123,19 @@ impl Policy {
         policy
     }
 
+    /// The same where each stage that has an accept rule asks the gate for at least this probability, given the stage's index
+    /// and the confidence that it asks for.
+    #[must_use]
+    pub fn with_gates(&self, gate_of: impl Fn(usize, Probability) -> Option<Probability>) -> Self {
+        let mut policy = self.clone();
+        for (index, stage) in policy.stages.iter_mut().enumerate() {
+            if let Some(rule) = &mut stage.accept {
+                rule.gate = gate_of(index, rule.confidence);
+            }
+        }
+        policy
+    }
+
     /// The same with other temperatures.
     #[must_use]
     pub fn with_temperatures(&self, temperature_of: impl Fn(&Member) -> Temperature) -> Self {
