@@ -9,7 +9,8 @@ use concord_actors::policy::Policy;
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
-use crate::fit::{Fit, Goal, Labelled, TaskChange, difference, edited, fit, print, write_with_backup};
+use crate::evaluate::Goal;
+use crate::fit::{Fit, Labelled, TaskChange, difference, edited, fit, print, write_with_backup};
 
 /// Fit temperatures, weights and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
@@ -25,8 +26,11 @@ pub struct FitArgs {
     #[command(flatten)]
     labelled: LabelledArgs,
     /// Fit thresholds as well: the fewest errors at no more than so many milliseconds a picture
-    #[arg(long, value_name = "MS", conflicts_with = "min_accuracy", value_parser = positive)]
+    #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
+    /// Fit thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
+    #[arg(long, value_name = "AMOUNT", conflicts_with = "min_accuracy", requires = "prices", value_parser = positive)]
+    max_cost: Option<f64>,
     /// Fit thresholds as well: the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
@@ -53,7 +57,8 @@ fn share(argument: &str) -> Result<f64, String> {
 
 impl FitArgs {
     fn goal(&self) -> Option<Goal> {
-        self.max_cost_ms.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
+        let cost = self.max_cost_ms.or(self.max_cost);
+        cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
     }
 }
 
@@ -64,7 +69,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
         if let Some(evaluation) = &args.evaluation {
             args.labelled.refuse_shared(&ensemble, evaluation)?;
         }
-        args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
+        args.labelled.with_votes(&ensemble, &[], |voted| fit_and_write(args, &ensemble, &voted[0]))
     });
     fitted.unwrap_or_else(|message| {
         warn(&message);
@@ -77,7 +82,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
-    say(&print(&fit, voted.policy, args.goal()));
+    say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.ensemble.ensemble;
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);

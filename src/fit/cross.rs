@@ -4,14 +4,14 @@
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
 //! changed, and with which temperatures weights are compared, is decided once for all folds.
 
-use concord_actors::policy::{
-    Context, Decision, FusionMethod, Logits, Member, Policy, Temperature, Weight, decide,
-};
+use concord_actors::policy::{FusionMethod, Logits, Member, Policy, Temperature, Weight};
 
 use super::edit::confidence_as_written;
 use super::solve::{folds, mixture_weights, product_weights, temperature};
-use super::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, search, stops_at};
-use crate::evaluate::{ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure};
+use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
+use crate::evaluate::{
+    ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure, stage_answer,
+};
 
 /// Parts of the data; each is judged once.
 pub(crate) const FOLDS: usize = 5;
@@ -125,16 +125,6 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
         temperatures,
         fusions,
     })
-}
-
-/// The accept rules of all stages but the last; one that has none never ends a cascade.
-fn rules(policy: &Policy) -> Vec<Rule> {
-    let stages = policy.stages();
-    let rule = |stage: &concord_actors::policy::Stage| match stage.accept() {
-        Some(rule) => Rule { confidence: rule.confidence().get(), needs_agreement: rule.needs_agreement() },
-        None => Rule { confidence: f64::INFINITY, needs_agreement: false },
-    };
-    stages[..stages.len() - 1].iter().map(rule).collect()
 }
 
 /// The best rules for a goal, with thresholds as they are written.
@@ -334,23 +324,6 @@ fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<V
     let logits = &picture.votes.get(member)?.logits;
     let logits = Logits::new(logits.clone(), logits.len()).ok()?;
     Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
-}
-
-/// What a policy of one stage answers; the votes are in the order of the members of `whole`.
-fn stage_answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<StageAnswer> {
-    let Decision::Answer(answer) = decide(policy, &picture.heard(whole)?, &Context::default()) else {
-        return None;
-    };
-    let is_asked = |member: &&Member| policy.members().any(|asked| asked.model() == member.model());
-    let asked = whole.members().zip(&picture.votes).filter(|(member, _)| is_asked(member));
-    let cost = asked.map(|(_, vote)| vote.milliseconds()).sum();
-    Some(StageAnswer {
-        confidence: answer.confidence().get(),
-        agreement: answer.agreement,
-        is_right: answer.label() == picture.label,
-        probabilities: answer.distribution.probabilities().to_vec(),
-        cost,
-    })
 }
 
 #[cfg(test)]

@@ -5,10 +5,8 @@ mod cross;
 mod edit;
 mod report;
 mod solve;
-mod thresholds;
 
 pub(crate) use backup::write_with_backup;
 pub(crate) use cross::{Fit, Labelled, fit};
 pub(crate) use edit::{TaskChange, difference, edited};
 pub(crate) use report::print;
-pub(crate) use thresholds::Goal;

@@ -35,8 +35,10 @@ fn compared(pictures: &[(usize, f64, f64)], times: usize) -> Comparison {
         .take(pictures.len() * times)
         .map(|&(label, cheap, dear)| (label, [vote(cheap, 1), vote(dear, 10)]))
         .collect();
-    let judged: Vec<Judged<'_>> =
-        votes.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();
+    let judged: Vec<Judged<'_>> = votes
+        .iter()
+        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .collect();
     let groups: Vec<usize> = (0..judged.len()).collect();
     compare(&policy(), &judged, &Resampling::new(&groups, 50, 1)).unwrap()
 }
@@ -68,18 +70,10 @@ fn every_way_to_answer_is_judged_with_what_it_costs() {
     ] {
         let answerer = named(&comparison, name);
         assert_eq!((answerer.kind, answerer.measured.accuracy.value), (kind, accuracy), "{name}");
-        assert!(
-            (answerer.milliseconds.value - milliseconds).abs() < 1e-9,
-            "{name}: {:?}",
-            answerer.milliseconds
-        );
+        assert!((answerer.cost.value - milliseconds).abs() < 1e-9, "{name}: {:?}", answerer.cost);
     }
     let random = named(&comparison, "random escalation");
-    assert!(
-        (random.milliseconds.value - 6.0).abs() < 0.5,
-        "as dear as the cascade: {:?}",
-        random.milliseconds
-    );
+    assert!((random.cost.value - 6.0).abs() < 0.5, "as dear as the cascade: {:?}", random.cost);
     let shares: Vec<f64> = comparison.stages.iter().map(|share| share.value).collect();
     assert_eq!(shares, [0.5, 0.5]);
 }
