@@ -19,7 +19,7 @@ pub(crate) use curve::stage_answer;
 pub(crate) use dataset::{Dataset, Example, Labelling};
 pub(crate) use metrics::{Figure, Measured, Resampling, Scored, log_loss, measure};
 pub(crate) use random::splitmix64;
-pub(crate) use report::{Shown, charts, json, page, print, sheets};
+pub(crate) use report::{Pictures, Shown, charts, json, page, print, samples, sheets};
 pub(crate) use shift::{Corruption, SeverityRange, Shifted, Shifts, corruptions};
 pub(crate) use shift::{json as shifts_json, print as print_shifts};
 pub(crate) use thresholds::Goal;

@@ -13,8 +13,8 @@ use super::compare::{Answerer, Comparison, Foretold};
 use super::cost::CostUnit;
 use super::metrics::{Figure, Measured};
 pub(crate) use charts::{Chart, Shown, charts};
-pub(crate) use page::page;
-pub(crate) use sheets::sheets;
+pub(crate) use page::{Pictures, page};
+pub(crate) use sheets::{samples, sheets};
 
 /// A measure: its name in the table, its name in JSON, and where it stands.
 type Measure = (&'static str, &'static str, fn(&Measured) -> Option<Figure>);

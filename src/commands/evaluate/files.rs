@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::classify::read_at_most;
 use super::super::labelled::Voted;
 use crate::config::ServerSection;
-use crate::evaluate::{Example, Shown, charts, page, sheets};
+use crate::evaluate::{Example, Pictures, Shown, charts, page, samples, sheets};
 
 /// Whether files can be written there, before any model is asked.
 ///
@@ -49,8 +49,11 @@ pub(super) fn write(
         let read = |example: &Example| {
             read_at_most(&example.path, limits.max_body_bytes).map_err(|problem| problem.detail)
         };
-        let sheets = sheets(shown, &read, limits.max_pixels)?;
-        let page = page(voted.task, &voted.describe(), shown, &charts, &sheets)?;
+        let pictures = Pictures {
+            sheets: sheets(shown, &read, limits.max_pixels)?,
+            samples: samples(shown, &read, limits.max_pixels),
+        };
+        let page = page(voted.task, &voted.describe(), shown, &charts, &pictures)?;
         put(file, page.as_bytes())?;
     }
     Ok(())

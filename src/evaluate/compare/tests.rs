@@ -93,3 +93,22 @@ fn doubts_are_judged_only_by_enough_errors() {
 fn no_picture_is_no_comparison() {
     assert!(compare(&policy(), &[], &Resampling::new(&[], 10, 0)).is_none());
 }
+
+#[test]
+fn in_brief_it_is_told_how_many_pictures_get_to_each_stage() {
+    let votes: Vec<(usize, [StoredVote; 2])> =
+        PICTURES.map(|(label, cheap, dear)| (label, [vote(cheap, 1), vote(dear, 10)])).to_vec();
+    let prices = [0.25, 4.0];
+    let judged: Vec<Judged<'_>> = votes
+        .iter()
+        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: Some(&prices) })
+        .collect();
+    let brief = compare_in_brief(&policy(), &judged, &Resampling::new(&[0, 1, 2, 3], 20, 1)).unwrap();
+    let reached: Vec<f64> = brief.reached.iter().map(|share| share.value).collect();
+    assert_eq!(reached, [1.0, 0.5]);
+    let told: Vec<(&str, f64)> =
+        brief.answerers.iter().map(|answerer| (&*answerer.name, answerer.cost.value)).collect();
+    // Half of the pictures cost both, in prices.
+    let expected = [("cascade", 2.25), ("cheap", 0.25), ("dear", 4.0), ("all, uniformly", 4.25)];
+    assert_eq!(told, expected);
+}

@@ -3,14 +3,22 @@
 use minijinja::{Environment, context};
 
 use super::charts::{Chart, Shown};
-use super::sheets::Sheet;
+use super::sheets::{Sample, Sheet};
 use super::{Told, header, row, stages_in_words};
 use crate::evaluate::plot::Plot;
 use crate::evaluate::shift;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// A page of more bytes is not written: a few plots of some hundred kilobytes each, and 96 thumbnails of at most 43, are less.
+/// A page of more bytes is not written: a few plots of some hundred kilobytes each, and some 130 thumbnails of at most 43, are less.
 const PAGE_BYTES_MAX: usize = 24 << 20;
+
+/// What a page shows of the pictures themselves.
+#[derive(Debug)]
+pub(crate) struct Pictures {
+    pub(crate) sheets: Vec<Sheet>,
+    /// One, as each shift makes it.
+    pub(crate) samples: Vec<Sample>,
+}
 
 /// HTML with everything inside: tables, plots as SVG, thumbnails as `data:` addresses.
 ///
@@ -21,7 +29,7 @@ pub(crate) fn page(
     described: &str,
     shown: &Shown<'_>,
     charts: &[Chart],
-    sheets: &[Sheet],
+    pictures: &Pictures,
 ) -> Result<String, String> {
     let rows: Vec<Vec<Told>> =
         shown.comparison.answerers.iter().map(|answerer| row(answerer, shown.policy, shown.unit)).collect();
@@ -44,7 +52,8 @@ pub(crate) fn page(
         unit => shown.unit.name(),
         stages => stages_in_words(shown.comparison, shown.policy),
         charts,
-        sheets,
+        sheets => pictures.sheets,
+        samples => pictures.samples,
         shift_header,
         shift_rows,
     });

@@ -1,5 +1,6 @@
 //! Contact sheets: pictures that are worth a look, with what was said of them.
 
+use std::cmp::Reverse;
 use std::io::Cursor;
 
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use super::charts::Shown;
 use crate::evaluate::dataset::Example;
 use crate::evaluate::metrics::argmax;
+use crate::evaluate::shift::Shifted;
 
 /// Pictures on a sheet.
 const CARDS_MAX: usize = 48;
@@ -92,7 +94,10 @@ pub(crate) fn sheets(
         caption,
         cards: chosen.iter().take(CARDS_MAX).map(|index| card(*index)).collect(),
     };
-    let of = |all: usize| format!("{} of {all}", all.min(CARDS_MAX));
+    let of = |all: usize| match all {
+        0 => "No".to_owned(),
+        _ => format!("{} of {all}", all.min(CARDS_MAX)),
+    };
     Ok(vec![
         sheet(
             "Most confident mistakes of the cascade",
@@ -109,6 +114,30 @@ pub(crate) fn sheets(
             &disputed,
         ),
     ])
+}
+
+/// A picture as a shift makes it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Sample {
+    name: String,
+    thumbnail: Option<String>,
+}
+
+/// What each shift does to one picture, the first of the last label; nothing where there are none.
+pub(crate) fn samples(shown: &Shown<'_>, read: ReadPicture<'_>, pixels_max: u64) -> Vec<Sample> {
+    let label = |picture: &usize| shown.pictures[*picture].label;
+    let last = (0..shown.pictures.len()).max_by_key(|picture| (label(picture), Reverse(*picture)));
+    let file = last.and_then(|picture| read(shown.examples[picture]).ok());
+    let Some(file) = file else { return Vec::new() };
+    let sample = |shifted: &Shifted| {
+        let worse =
+            shifted.corruption.map_or(Ok(file.clone()), |corruption| corruption.apply(&file, pixels_max));
+        Sample {
+            name: shifted.name(),
+            thumbnail: worse.ok().and_then(|worse| data_address(&worse, pixels_max)),
+        }
+    };
+    shown.shifted.iter().map(sample).collect()
 }
 
 /// Those that have a value, the highest first; of equal ones the first.

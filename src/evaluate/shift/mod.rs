@@ -148,9 +148,9 @@ pub(crate) fn corruptions(shifts: &[Shifts], severities: &[SeverityRange]) -> Ve
     found
 }
 
-/// Standard deviation of the blur, as a part of the shorter side: 1, 2, 3, 4 and 6 of 224 pixels, as Hendrycks and
-/// Dietterich have it.
-const BLUR: [f32; 5] = [1.0 / 224.0, 2.0 / 224.0, 3.0 / 224.0, 4.0 / 224.0, 6.0 / 224.0];
+/// Standard deviation of the blur, as a part of the shorter side, chosen here: three to four times theirs, which is 1 to 6
+/// of 224 pixels. Of a photograph of 40 pixels theirs left the nano models as right as they were.
+const BLUR: [f32; 5] = [0.015, 0.03, 0.05, 0.075, 0.11];
 /// Standard deviation of the noise, of a range from 0 to 1: theirs.
 const NOISE: [f64; 5] = [0.08, 0.12, 0.18, 0.26, 0.38];
 /// What is left of the light, chosen here: they only make brighter.

@@ -20,7 +20,8 @@ pub(crate) struct Shifted {
 }
 
 impl Shifted {
-    fn name(&self) -> String {
+    /// As a table calls it.
+    pub(in crate::evaluate) fn name(&self) -> String {
         self.corruption.map_or("as they are".to_owned(), Corruption::name)
     }
 }
