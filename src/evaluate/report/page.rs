@@ -44,7 +44,6 @@ pub(crate) fn page(
     let template = environment.get_template("page.html").map_err(|error| error.to_string())?;
     let page = template.render(context! {
         task,
-        question => shown.policy.question(),
         described,
         version => env!("CARGO_PKG_VERSION"),
         header => header(shown.unit),
