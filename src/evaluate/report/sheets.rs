@@ -72,21 +72,18 @@ pub(crate) fn sheets(
     pixels_max: u64,
 ) -> Result<Vec<Sheet>, String> {
     let cascade = shown.cascade().ok_or("a picture has no answer")?;
-    let opinions: Vec<Vec<Vec<f64>>> = (0..shown.pictures.len())
-        .map(|picture| opinions(shown, picture))
-        .collect::<Option<_>>()
-        .ok_or("a vote is none")?;
-    let card = |index: usize| card(shown, index, &cascade[index], &opinions[index], read, pixels_max);
+    let card = |index: usize| card(shown, index, &cascade[index], read, pixels_max);
     let mistakes = most(
         cascade
             .iter()
             .zip(shown.pictures)
             .map(|(answer, picture)| (answer.label() != picture.label).then(|| answer.confidence().get())),
     );
-    let disputed = most(opinions.iter().map(|opinions| {
-        let first = argmax(&opinions[0]);
+    let disputed = most((0..shown.pictures.len()).map(|picture| {
+        let opinions = opinions(shown, picture)?;
+        let first = argmax(opinions.first()?);
         let is_disputed = opinions.iter().any(|opinion| argmax(opinion) != first);
-        is_disputed.then(|| divergence(opinions))
+        is_disputed.then(|| divergence(&opinions))
     }));
     let (mistakes_all, disputed_all) = (mistakes.len(), disputed.len());
     let sheet = |title: &str, caption: String, chosen: &[usize]| Sheet {
@@ -168,17 +165,10 @@ fn divergence(distributions: &[Vec<f64>]) -> f64 {
     entropy(&mean) - distributions.iter().map(|distribution| entropy(distribution)).sum::<f64>() / count
 }
 
-fn card(
-    shown: &Shown<'_>,
-    index: usize,
-    answer: &Answer,
-    opinions: &[Vec<f64>],
-    read: ReadPicture<'_>,
-    pixels_max: u64,
-) -> Card {
+fn card(shown: &Shown<'_>, index: usize, answer: &Answer, read: ReadPicture<'_>, pixels_max: u64) -> Card {
     let (truth, labels) = (shown.pictures[index].label, shown.policy.labels());
-    let said = |(member, opinion): (&Member, &Vec<f64>)| {
-        let best = argmax(opinion);
+    let said = |(member, opinion): (&Member, Vec<f64>)| {
+        let best = argmax(&opinion);
         Opinion {
             model: member.model().to_string(),
             answer: labels[best].clone(),
@@ -186,6 +176,7 @@ fn card(
             is_right: best == truth,
         }
     };
+    let opinions = opinions(shown, index).unwrap_or_default();
     let example = shown.examples[index];
     Card {
         thumbnail: read(example).ok().and_then(|file| data_address(&file, pixels_max)),
