@@ -9,8 +9,9 @@ use concord_actors::policy::Policy;
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
+use crate::evaluate::Goal;
 use crate::fit::{
-    Fit, Goal, Labelled, TaskChange, difference, edited, fit, next_learned_file, print, write_learned_file,
+    Fit, Labelled, TaskChange, difference, edited, fit, next_learned_file, print, write_learned_file,
     write_with_backup,
 };
 
@@ -30,8 +31,11 @@ pub struct FitArgs {
     #[command(flatten)]
     labelled: LabelledArgs,
     /// Fit thresholds as well: the fewest errors at no more than so many milliseconds a picture
-    #[arg(long, value_name = "MS", conflicts_with = "min_accuracy", value_parser = positive)]
+    #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
+    /// Fit thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
+    #[arg(long, value_name = "AMOUNT", conflicts_with = "min_accuracy", requires = "prices", value_parser = positive)]
+    max_cost: Option<f64>,
     /// Fit thresholds as well: the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
@@ -58,7 +62,8 @@ fn share(argument: &str) -> Result<f64, String> {
 
 impl FitArgs {
     fn goal(&self) -> Option<Goal> {
-        self.max_cost_ms.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
+        let cost = self.max_cost_ms.or(self.max_cost);
+        cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
     }
 }
 
@@ -69,7 +74,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
         if let Some(evaluation) = &args.evaluation {
             args.labelled.refuse_shared(&ensemble, evaluation)?;
         }
-        args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
+        args.labelled.with_votes(&ensemble, &[], |voted| fit_and_write(args, &ensemble, &voted[0]))
     });
     fitted.unwrap_or_else(|message| {
         warn(&message);
@@ -82,7 +87,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
-    say(&print(&fit, voted.policy, args.goal()));
+    say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.ensemble.ensemble;
     let learned = learned_file(&fit, voted, ensemble)?;
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -140,7 +145,9 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     });
     let mut confidences = vec![None; whole.stages().len()];
     let mut gates = confidences.clone();
-    for ((index, stage), confidence) in policy.stages().iter().enumerate().zip(fit.confidences.iter().flatten()) {
+    for ((index, stage), confidence) in
+        policy.stages().iter().enumerate().zip(fit.confidences.iter().flatten())
+    {
         let of_file = whole.stages().iter().position(|other| {
             stage.members().iter().any(|member| other.members().iter().any(|it| it.model() == member.model()))
         });

@@ -4,15 +4,15 @@
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
 //! changed, and with which temperatures weights are compared, is decided once for all folds.
 
-use concord_actors::policy::{
-    Context, Decision, FusionMethod, Learned, Logits, Member, Policy, Temperature, Weight, decide,
-};
+use concord_actors::policy::{FusionMethod, Learned, Logits, Member, Policy, Temperature, Weight};
 
 use super::edit::confidence_as_written;
 use super::learned::LearnedParts;
 use super::solve::{folds, mixture_weights, product_weights, temperature};
-use super::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, search, stops_at};
-use crate::evaluate::{ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure};
+use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
+use crate::evaluate::{
+    ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure, stage_answer,
+};
 
 /// Parts of the data; each is judged once.
 pub(crate) const FOLDS: usize = 5;
@@ -111,7 +111,9 @@ impl Fit {
 
 /// Fits a policy's parts; the thresholds where there is a goal. `None` where there is too little to fit on: fewer groups than
 /// folds.
-pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+    // What was learned before may have been learned on these pictures.
+    let policy = &configured.without_learned();
     let labels: Vec<usize> = labelled.pictures.iter().map(|picture| picture.label).collect();
     let fold_of = folds(labelled.groups, &labels, FOLDS, SEED);
     if (0..FOLDS).any(|fold| !fold_of.contains(&fold)) {
@@ -121,8 +123,8 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
     let work = Work { policy, pictures: labelled.pictures, fold_of, resampling };
     let temperatures = work.temperatures()?;
     let fusions = work.fusions(&set_temperatures(policy, &|member| *temperatures[member].best()))?;
-    let before = work.answers(&|_| Some(policy.clone()))?;
-    let rules = rules(policy);
+    let before = work.answers(&|_| Some(configured.clone()))?;
+    let (rules_before, rules) = (rules(configured), rules(policy));
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
     let plain = |without| work.refitted(&temperatures, &fusions, without);
@@ -142,7 +144,7 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
     }
     Some(Fit {
         first_stage_errors,
-        before: work.cascade(&before, &|_| Some(rules.clone()))?,
+        before: work.cascade(&before, &|_| Some(rules_before.clone()))?,
         after: work.cascade(&after, &|fold| match goal {
             // Found on the other folds' answers.
             Some(goal) if confidences.is_some() => {
@@ -161,16 +163,6 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
         fusions,
         learned,
     })
-}
-
-/// The accept rules of all stages but the last; one that has none never ends a cascade.
-fn rules(policy: &Policy) -> Vec<Rule> {
-    let stages = policy.stages();
-    let rule = |stage: &concord_actors::policy::Stage| match stage.accept() {
-        Some(rule) => Rule { confidence: rule.confidence().get(), needs_agreement: rule.needs_agreement() },
-        None => Rule { confidence: f64::INFINITY, needs_agreement: false },
-    };
-    stages[..stages.len() - 1].iter().map(rule).collect()
 }
 
 /// The best rules for a goal, with thresholds as they are written.
@@ -373,23 +365,6 @@ pub(super) fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) 
     let logits = &picture.votes.get(member)?.logits;
     let logits = Logits::new(logits.clone(), logits.len()).ok()?;
     Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
-}
-
-/// What a policy of one stage answers; the votes are in the order of the members of `whole`.
-pub(super) fn stage_answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<StageAnswer> {
-    let Decision::Answer(answer) = decide(policy, &picture.heard(whole)?, &Context::default()) else {
-        return None;
-    };
-    let is_asked = |member: &&Member| policy.members().any(|asked| asked.model() == member.model());
-    let asked = whole.members().zip(&picture.votes).filter(|(member, _)| is_asked(member));
-    let cost = asked.map(|(_, vote)| vote.milliseconds()).sum();
-    Some(StageAnswer {
-        confidence: answer.gate.unwrap_or(answer.confidence()).get(),
-        agreement: answer.agreement,
-        is_right: answer.label() == picture.label,
-        probabilities: answer.distribution.probabilities().to_vec(),
-        cost,
-    })
 }
 
 #[cfg(test)]

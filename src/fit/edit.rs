@@ -182,7 +182,8 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
         fusion.push(("weights".to_owned(), Wanted::numbers(&path(&["fusion", "weights"]), weights)?));
     }
     let calibration = Wanted::numbers(&path(&["calibration"]), &change.temperatures)?;
-    let mut wanted = vec![("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
+    let mut wanted =
+        vec![("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
     if let Some(file) = &change.learned {
         wanted.push(("learned".to_owned(), Wanted::Text(file.clone())));
     }
@@ -192,7 +193,8 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
 
     let stages = place.elements("stages")?;
     let rules = [("confidence", &change.confidences), ("gate", &change.gates)];
-    let values = rules.into_iter().flat_map(|(key, values)| values.iter().enumerate().map(move |it| (key, it)));
+    let values =
+        rules.into_iter().flat_map(|(key, values)| values.iter().enumerate().map(move |it| (key, it)));
     for (key, (index, value)) in values {
         let Some(value) = *value else { continue };
         let Some(stage) = stages.get(index) else {

@@ -5,13 +5,11 @@
 
 use std::sync::Arc;
 
-use concord_actors::policy::{
-    Context, Decision, FusionMethod, Learned, Member, Policy, Probability, decide, gate_input,
-};
+use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
 use concord_models::{Example, Goal, Network, Training, train};
 
-use super::cross::{FOLDS, Work, calibrated, fusion_of, stage_answer};
-use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, log_loss};
+use super::cross::{FOLDS, Work, calibrated, fusion_of};
+use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
 
 /// A network for each fold, learned without it, and one for all of them.
 #[derive(Debug)]
@@ -119,8 +117,7 @@ impl Work<'_> {
         with_gates: bool,
     ) -> Option<LearnedParts> {
         let backbone = self.backbone()?;
-        let members: Vec<Arc<str>> =
-            self.policy.members().map(|member| Arc::clone(member.model())).collect();
+        let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
         let weights = if members.len() > 1 { self.weights_part(plain, backbone) } else { None };
         let name = Arc::clone(members.get(backbone)?);
         let mut parts = LearnedParts { backbone: name, members, weights, gates: Vec::new() };
@@ -134,9 +131,8 @@ impl Work<'_> {
 
     /// The first member that gave a feature with every picture.
     fn backbone(&self) -> Option<usize> {
-        let has_all = |member: &usize| {
-            self.pictures.iter().all(|picture| picture.votes[*member].feature.is_some())
-        };
+        let has_all =
+            |member: &usize| self.pictures.iter().all(|picture| picture.votes[*member].feature.is_some());
         (0..self.policy.members().count()).find(has_all)
     }
 
@@ -178,8 +174,7 @@ impl Work<'_> {
             let [plain, learned] = &policies[fold];
             Some(loss(learned)? - loss(plain)?)
         };
-        let changes: Vec<f64> =
-            self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
+        let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
         Some(WeightsPart { networks, change: self.resampling.mean(&changes) })
     }
 
@@ -211,11 +206,11 @@ impl Work<'_> {
             let chosen: Vec<(&Gated, bool)> =
                 self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
             let is_right: Vec<bool> = chosen.iter().map(|(answer, _)| answer.is_right).collect();
-            let example = |(answer, validates): &(&Gated, bool)| Example {
-                input: &answer.input,
-                validates: *validates,
-            };
-            trained(&chosen.iter().map(example).collect::<Vec<_>>(), Goal::Truth(&is_right))
+            let examples: Vec<Example<'_>> = chosen
+                .iter()
+                .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
+                .collect();
+            trained(&examples, Goal::Truth(&is_right))
         })?;
         // Each picture by the policy and the gate that did not see it.
         let by_fold = (0..FOLDS)
@@ -233,7 +228,8 @@ impl Work<'_> {
         let each_once = vec![1; self.pictures.len()];
         let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
         let (low, high) = self.resampling.interval(difference);
-        let models = self.policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
+        let models =
+            self.policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
         Some(GatePart {
             stage,
             models,
@@ -249,8 +245,7 @@ impl Work<'_> {
     fn gated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<Gated>> {
         let policy = policy.as_far_as(stage)?;
         let gated = |picture: &Judged<'_>| {
-            let votes = picture.heard(self.policy)?;
-            let Decision::Answer(answer) = decide(&policy, &votes, &Context::default()) else { return None };
+            let answer = answer(&policy, self.policy, picture)?;
             let feature = picture.votes[backbone].feature.as_deref()?;
             Some(Gated {
                 input: gate_input(&answer.distribution, answer.agreement, feature),
@@ -268,7 +263,6 @@ struct Gated {
     confidence: f64,
     is_right: bool,
 }
-
 
 /// `None` where there is too little to learn from.
 fn trained(examples: &[Example<'_>], goal: Goal<'_>) -> Option<Network> {

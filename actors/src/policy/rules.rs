@@ -77,6 +77,13 @@ impl Policy {
         Self { learned: Some(learned), ..self.clone() }
     }
 
+    /// The same without anything learned: by fixed weights, linearly where they were learned, and plain confidences.
+    #[must_use]
+    pub fn without_learned(&self) -> Self {
+        let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::Linear } else { self.fusion };
+        Self { learned: None, fusion, ..self.clone() }.with_gates(|_, _| None)
+    }
+
     /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by `method`.
     #[must_use]
     pub fn all_at_once(&self, method: FusionMethod) -> Self {

@@ -4,8 +4,8 @@ use concord_actors::policy::TaskSection;
 use serde_json::json;
 
 use super::super::cross::{Fit, Labelled, fit};
-use super::super::thresholds::Goal as Wanted;
 use super::*;
+use crate::evaluate::Goal as Wanted;
 use crate::evaluate::StoredVote;
 
 fn policy() -> Policy {
@@ -41,8 +41,10 @@ fn data(count: usize, tells: bool) -> Vec<(usize, [StoredVote; 2])> {
 }
 
 fn fitted(data: &[(usize, [StoredVote; 2])], goal: Option<Wanted>) -> Fit {
-    let pictures: Vec<Judged<'_>> =
-        data.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();
+    let pictures: Vec<Judged<'_>> = data
+        .iter()
+        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
     fit(&policy(), Labelled { pictures: &pictures, groups: &groups }, goal).unwrap()
 }
