@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::blocks::Mlp;
 use crate::encoder::{Encoder, Layer, Surroundings};
-use crate::head::{Features, Head};
+use crate::head::{FeatureKind, FeatureSource, Features, Head, McDropout, dropout_of};
 use crate::layers::{
     Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, scores,
     size4,
@@ -30,7 +30,7 @@ use crate::weights::WeightLoader;
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "dinov3",
     model_types: &["dinov3_vit"],
-    options: &["heads"],
+    options: &["heads", "mc_dropout_passes"],
     fp8: &["layer."],
     load,
 };
@@ -117,6 +117,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
+        mc_dropout_passes: options.mc_dropout_passes,
         replays: Replays::of(options, place),
     }))
 }
@@ -127,9 +128,18 @@ struct Dinov3 {
     loaded: Loaded,
     /// Where heads lie.
     folder: PathBuf,
-    heads: HashMap<TaskId, Head>,
+    heads: HashMap<TaskId, TaskHead>,
+    /// 0: heads are asked without dropout.
+    mc_dropout_passes: usize,
     /// Of the backbone.
     replays: Replays,
+}
+
+/// A task's head, and its dropout where it is asked with it.
+#[derive(Debug)]
+struct TaskHead {
+    head: Head,
+    dropout: Option<McDropout>,
 }
 
 impl Dinov3 {
@@ -137,6 +147,31 @@ impl Dinov3 {
     fn output(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let outputs = self.replays.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
+    /// The features of images, in fp32: a head costs nothing beside the backbone, and half precision would round its
+    /// logits to tenths.
+    fn features_of(&self, images: &[&Pixels]) -> Result<Features, ModelError> {
+        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
+        Ok(self.backbone.features(&output))
+    }
+
+    /// The dropout of a head, as far as it is wanted.
+    fn dropout(&self, task: &TaskLabels, file: &Path, head: &Head) -> Result<Option<McDropout>, ModelError> {
+        let passes = self.mc_dropout_passes;
+        if passes == 0 {
+            return Ok(None);
+        }
+        let rate = dropout_of(&self.folder.join(file))?;
+        if rate > 0.0 && head.has_hidden_layers() {
+            return Ok(Some(McDropout::new(head, rate, passes, self.loaded.placement.device)));
+        }
+        let message = format!(
+            "mc_dropout_passes = {passes} needs a head that was trained with dropout, and {} was not: train one with \
+             concord head train --kind mlp, or set mc_dropout_passes = 0",
+            file.display()
+        );
+        Err(ModelError::Task { task: task.task.clone(), message })
     }
 }
 
@@ -153,7 +188,8 @@ impl Model for Dinov3 {
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
         let place = Placement { kind: Kind::Float, ..self.loaded.placement };
         let head = Head::load(&self.folder.join(file), self.backbone.config.hidden_size, &labels, place)?;
-        self.heads.insert(id, head);
+        let dropout = self.dropout(task, file, &head)?;
+        self.heads.insert(id, TaskHead { head, dropout });
         Ok(())
     }
 
@@ -162,13 +198,19 @@ impl Model for Dinov3 {
     }
 
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
-        let head = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
+        let TaskHead { head, dropout } = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
-        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
-        Ok(scores(&head.forward(&self.backbone.features(&output)))?)
+        let features = self.features_of(images)?;
+        Ok(match dropout {
+            Some(dropout) => dropout.scores(head, &features)?,
+            None => scores(&head.forward(&features))?,
+        })
+    }
+
+    fn feature_source(&self) -> Option<&dyn FeatureSource> {
+        Some(self)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
@@ -214,6 +256,32 @@ impl Model for Dinov3 {
             }
         }
         Ok(outputs)
+    }
+}
+
+impl FeatureSource for Dinov3 {
+    fn feature_shape(&self, kind: FeatureKind) -> [usize; 2] {
+        let patch = self.backbone.config.patch_size;
+        // A snapshot without one size of images is refused at loading.
+        let (height, width) = self.loaded.preprocessor.fixed_size().unwrap_or_default();
+        let rows = match kind {
+            FeatureKind::Pooled => 2,
+            FeatureKind::Tokens => 1 + (height / patch) * (width / patch),
+        };
+        [rows, self.backbone.config.hidden_size].map(|side| usize::try_from(side).unwrap_or(0))
+    }
+
+    fn features(&self, images: &[&Pixels], kind: FeatureKind) -> Result<Vec<Vec<f32>>, ModelError> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Features { cls, patches } = self.features_of(images)?;
+        let rest = match kind {
+            FeatureKind::Pooled => patches.mean_dim([1].as_slice(), true, None::<Kind>),
+            FeatureKind::Tokens => patches,
+        };
+        let rows = Tensor::cat(&[cls.unsqueeze(1), rest], 1).flatten(1, 2);
+        Ok(rows.f_to_device(Device::Cpu)?.try_into()?)
     }
 }
 

@@ -31,7 +31,7 @@ pub struct EvaluateArgs {
 
 /// Compares, and tells.
 pub fn run(args: &EvaluateArgs) -> ExitCode {
-    let ensemble = args.labelled.ensemble.read();
+    let ensemble = args.labelled.pictures.ensemble.read();
     let compared =
         ensemble.and_then(|ensemble| args.labelled.with_votes(&ensemble, |voted| report(args, voted)));
     compared.unwrap_or_else(|message| {

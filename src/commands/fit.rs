@@ -38,7 +38,7 @@ pub struct FitArgs {
     dry_run: bool,
 }
 
-fn positive(argument: &str) -> Result<f64, String> {
+pub(super) fn positive(argument: &str) -> Result<f64, String> {
     argument
         .parse()
         .ok()
@@ -59,10 +59,10 @@ impl FitArgs {
 
 /// Fits, tells, and writes.
 pub fn run(args: &FitArgs) -> ExitCode {
-    let ensemble = args.labelled.ensemble.read();
+    let ensemble = args.labelled.pictures.ensemble.read();
     let fitted = ensemble.and_then(|ensemble| {
         if let Some(evaluation) = &args.evaluation {
-            args.labelled.refuse_shared(&ensemble, evaluation)?;
+            args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
         }
         args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
     });
@@ -78,7 +78,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
     say(&print(&fit, voted.policy, args.goal()));
-    let path = &args.labelled.ensemble.ensemble;
+    let path = &args.labelled.pictures.ensemble.ensemble;
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
     let after = edited(&before, voted.task, &change)?;

@@ -1,6 +1,6 @@
 //! What commands on labelled pictures share: which pictures, and every model's vote on each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,12 +12,12 @@ use concord_actors::policy::{Opinion, Policy};
 use concord_actors::{Caller, Classify, Digest, Engine, Router};
 use concord_models::cache_folder;
 use futures::stream::{self, StreamExt};
-use regex::Regex;
 
-use super::classify::{TIME_LIMIT, choose_task, progress_bar, read_at_most};
-use super::{EnsembleArgs, warn, with_tasks};
+use super::classify::{TIME_LIMIT, progress_bar, read_at_most};
+use super::pictures::PictureArgs;
+use super::{warn, with_tasks};
 use crate::config::Ensemble;
-use crate::evaluate::{Dataset, Example, Judged, Labelling, StoredVote, VoteStore};
+use crate::evaluate::{Dataset, Judged, StoredVote, VoteStore};
 use crate::telemetry::Sampling;
 
 /// So many different faults are told.
@@ -25,28 +25,11 @@ const FAULTS_TOLD_MAX: usize = 5;
 /// So many labels are counted one by one.
 const LABELS_TOLD_MAX: usize = 4;
 
-/// Which task, and pictures of which is known what they show.
+/// Which task and pictures, and how models are asked about them.
 #[derive(Debug, clap::Args)]
 pub(super) struct LabelledArgs {
     #[command(flatten)]
-    pub(super) ensemble: EnsembleArgs,
-    /// The task, as ensemble.toml names it; may be left out where there is only one
-    #[arg(long, short)]
-    task: Option<String>,
-    /// A folder with a folder of pictures for each label, a tar archive of that (.tar, .tar.gz), or a table (.csv)
-    /// with the columns path, label and perhaps group
-    #[arg(long, short, value_name = "PATH")]
-    data: PathBuf,
-    /// What the pictures of a folder show where its name is not the label's; may be repeated
-    #[arg(long = "class", value_name = "FOLDER=LABEL", value_parser = named)]
-    classes: Vec<(String, String)>,
-    /// What the pictures of all other folders show
-    #[arg(long, value_name = "LABEL")]
-    other: Option<String>,
-    /// Pictures whose names agree in this part show the same thing, and are counted together: a regular expression, of
-    /// which the first group counts where it has one, for instance '(.*/\d+)_\d+'
-    #[arg(long, value_name = "REGEX")]
-    group_by: Option<Regex>,
+    pub(super) pictures: PictureArgs,
     /// Ask models behind a server too, which may cost money
     #[arg(long)]
     cloud: bool,
@@ -57,11 +40,6 @@ pub(super) struct LabelledArgs {
     /// Where votes are kept [default: votes in Concord's cache folder]
     #[arg(long, value_name = "DIR")]
     votes: Option<PathBuf>,
-}
-
-fn named(argument: &str) -> Result<(String, String), String> {
-    let parts = argument.split_once('=').ok_or("must be FOLDER=LABEL")?;
-    Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
 /// Pictures that every model has voted on.
@@ -82,12 +60,12 @@ impl LabelledArgs {
         ensemble: &Ensemble,
         work: impl FnOnce(&Voted<'_>) -> Result<T, String>,
     ) -> Result<T, String> {
-        let task = choose_task(ensemble, self.task.as_deref())?;
+        let task = self.pictures.task(ensemble)?;
         let is_left_out = |model: &str| !self.cloud && ensemble.clouds().contains_key(model);
         let policy = ensemble.tasks()[&task].without(is_left_out);
         let policy =
             policy.ok_or(format!("task {task} asks only models behind servers: add --cloud to ask them"))?;
-        let data = self.read(&self.data, policy.labels())?;
+        let data = self.pictures.read(policy.labels())?;
         let folder = match &self.votes {
             Some(folder) => folder.clone(),
             None => {
@@ -107,47 +85,6 @@ impl LabelledArgs {
             let policy = policy.ok_or("no model could be asked")?;
             work(&voted(&task, &policy, &data, &stores, &known)?)
         })?
-    }
-
-    /// Refuses pictures that are among those of `other` as well, before any model is asked.
-    pub(super) fn refuse_shared(&self, ensemble: &Ensemble, other: &Path) -> Result<(), String> {
-        let task = choose_task(ensemble, self.task.as_deref())?;
-        let labels = ensemble.tasks()[&task].labels();
-        let digests = |source: &Path| {
-            // What they show does not matter here.
-            let other = labels.first().cloned();
-            let labelling = Labelling { labels, named: BTreeMap::new(), other, group_by: None };
-            let data = Dataset::read(source, &labelling)?;
-            let digest = |example: &Example| {
-                let bytes = read_at_most(&example.path, ensemble.server().max_body_bytes);
-                let bytes = bytes.map_err(|problem| format!("{}: {}", example.name, problem.detail))?;
-                Ok((Digest::of(&bytes), example.name.clone()))
-            };
-            data.examples.iter().map(digest).collect::<Result<Vec<_>, String>>()
-        };
-        let reported: HashSet<Digest> = digests(other)?.into_iter().map(|(digest, _)| digest).collect();
-        let own = digests(&self.data)?;
-        let shared: Vec<&String> =
-            own.iter().filter(|(digest, _)| reported.contains(digest)).map(|(_, name)| name).collect();
-        match shared.first() {
-            None => Ok(()),
-            Some(first) => Err(format!(
-                "{} of the pictures are in {} too, {first} for one: what is fitted on them cannot be judged by them",
-                shared.len(),
-                other.display()
-            )),
-        }
-    }
-
-    /// Labelled pictures, by the same rules.
-    fn read(&self, source: &Path, labels: &[String]) -> Result<Dataset, String> {
-        let labelling = Labelling {
-            labels,
-            named: self.classes.iter().cloned().collect(),
-            other: self.other.clone(),
-            group_by: self.group_by.clone(),
-        };
-        Dataset::read(source, &labelling)
     }
 }
 

@@ -9,6 +9,7 @@ mod thresholds;
 
 pub(crate) use backup::write_with_backup;
 pub(crate) use cross::{Fit, Labelled, fit};
-pub(crate) use edit::{TaskChange, difference, edited};
+pub(crate) use edit::{TaskChange, difference, edited, with_head};
 pub(crate) use report::print;
+pub(crate) use solve::temperature;
 pub(crate) use thresholds::Goal;
