@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord_actors::Digest;
-use concord_actors::policy::{Context, Cost, FusionMethod, Logits, Policy, TaskSection, Vote, decide};
+use concord_actors::policy::{
+    Context, Cost, Evidence, FusionMethod, Logits, Policy, TaskSection, Vote, decide,
+};
 use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
@@ -37,7 +39,7 @@ fn votes(labels: usize) -> Vec<Vote> {
     let vote = |(index, model): (usize, &&str)| Vote {
         model: Arc::from(*model),
         outcome: Ok(Logits::new(logits(index), labels).expect("the logits are finite")),
-        regions: Arc::default(),
+        evidence: Evidence::default(),
         cost: Cost::default(),
     };
     MODELS.iter().enumerate().map(vote).collect()

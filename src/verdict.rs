@@ -100,6 +100,10 @@ pub struct VoteReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub regions: Vec<Region>,
+    /// How much its passes with dropout differ, where there are several: their mutual information in nats, 0 where all
+    /// say the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty: Option<f32>,
     /// Whether it came out of the cache, and cost nothing.
     pub cached: bool,
     /// What it cost.
@@ -187,7 +191,8 @@ impl VoteReport {
             weight: belief.map(|belief| belief.weight),
             failure: opinion.belief.as_ref().err().map(|failure| failure.kind().name()),
             error: opinion.belief.as_ref().err().map(ToString::to_string),
-            regions: opinion.regions.to_vec(),
+            regions: opinion.evidence.regions.to_vec(),
+            uncertainty: opinion.evidence.uncertainty,
             cached: opinion.cost.cached,
             milliseconds: VoteMilliseconds {
                 queue: in_milliseconds(opinion.cost.queue),

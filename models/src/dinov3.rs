@@ -15,8 +15,8 @@ use crate::blocks::Mlp;
 use crate::encoder::{Encoder, Layer, Surroundings};
 use crate::head::{FeatureKind, FeatureSource, Features, Head, McDropout, dropout_of};
 use crate::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, scores,
-    size4,
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range,
+    scores_with_features, size4,
 };
 use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
@@ -205,7 +205,7 @@ impl Model for Dinov3 {
         let features = self.features_of(images)?;
         Ok(match dropout {
             Some(dropout) => dropout.scores(head, &features)?,
-            None => scores(&head.forward(&features))?,
+            None => scores_with_features(&head.forward(&features), &features.cls)?,
         })
     }
 

@@ -227,7 +227,20 @@ pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
 
 /// The logits [images, labels] as the answers that they are.
 pub(crate) fn scores(logits: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
-    let rows =
-        Vec::<Vec<f32>>::try_from(&logits.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)?;
-    Ok(rows.into_iter().map(Scores::from).collect())
+    Ok(rows(logits)?.into_iter().map(Scores::from).collect())
+}
+
+/// The same with what they were made of, [images, width]: copied to the CPU together, as a GPU is waited for once then.
+pub(crate) fn scores_with_features(logits: &Tensor, features: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
+    let labels = usize::try_from(logits.size().last().copied().unwrap_or_default()).unwrap_or_default();
+    let both = Tensor::f_cat(&[logits, features], -1)?;
+    let scores = |mut row: Vec<f32>| {
+        let feature = Some(row.split_off(labels));
+        Scores { feature, ..Scores::from(row) }
+    };
+    Ok(rows(&both)?.into_iter().map(scores).collect())
+}
+
+fn rows(values: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
+    Vec::try_from(&values.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)
 }

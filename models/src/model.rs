@@ -190,7 +190,9 @@ pub struct Scores {
     pub logits: Vec<f32>,
     /// What was found in the image, where the model looks for things.
     pub regions: Vec<Region>,
-    /// By how much the model's answers differ where it answers several times, in nats.
+    /// What the backbone made of the image, where the model is a head on one: its CLS token after the final norm.
+    pub feature: Option<Vec<f32>>,
+    /// How much passes with dropout differ in their answers, where there are several: their mutual information in nats.
     pub uncertainty: Option<f32>,
 }
 

@@ -195,7 +195,8 @@ fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Resu
                     belief.distribution.probabilities().iter().map(|p| p.max(f64::MIN_POSITIVE).ln() as f32);
                 let cost = opinion.cost.preprocess + opinion.cost.model;
                 let microseconds = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
-                let vote = StoredVote { logits: logits.collect(), microseconds };
+                let feature = opinion.evidence.feature.as_ref().map(|feature| feature.to_vec());
+                let vote = StoredVote { logits: logits.collect(), feature, microseconds };
                 votes.store.put(image, vote)?;
             }
             Err(failure) => faults.push(format!("{}: {failure}", votes.model)),

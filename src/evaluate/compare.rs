@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Vote, decide,
+    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Vote, decide,
 };
 
 use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, argmax, measure};
@@ -18,6 +18,19 @@ pub(crate) const ERRORS_MIN: usize = 50;
 pub(crate) struct Judged<'a> {
     pub(crate) label: usize,
     pub(crate) votes: Vec<&'a StoredVote>,
+}
+
+impl Judged<'_> {
+    /// As the cascade of a policy over the models of `whole` hears them; `None` where one is no vote.
+    pub(crate) fn heard(&self, whole: &Policy) -> Option<Vec<Vote>> {
+        let vote = |(member, vote): (&Member, &&StoredVote)| {
+            let logits = Logits::new(vote.logits.clone(), whole.labels().len()).ok()?;
+            let feature = vote.feature.as_deref().map(Arc::from);
+            let evidence = Evidence { feature, ..Evidence::default() };
+            Some(Vote::known(Arc::clone(member.model()), logits, evidence))
+        };
+        whole.members().zip(&self.votes).map(vote).collect()
+    }
 }
 
 /// One way to answer, and how good it is.
@@ -141,26 +154,11 @@ struct Work<'a> {
 impl Work<'_> {
     /// What the cascade of a policy over the same models answers for each picture.
     fn answers(&self, policy: &Policy) -> Vec<Option<Answer>> {
-        let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
-        let answer = |picture: &Judged<'_>| {
-            let votes: Vec<Vote> = members
-                .iter()
-                .zip(&picture.votes)
-                .filter_map(|(model, vote)| {
-                    let logits = Logits::new(vote.logits.clone(), policy.labels().len()).ok()?;
-                    Some(Vote {
-                        model: Arc::clone(model),
-                        outcome: Ok(logits),
-                        regions: Arc::default(),
-                        cost: Cost::default(),
-                    })
-                })
-                .collect();
-            match decide(policy, &votes, &Context::default()) {
+        let answer =
+            |picture: &Judged<'_>| match decide(policy, &picture.heard(self.policy)?, &Context::default()) {
                 Decision::Answer(answer) => Some(answer),
                 Decision::Ask { .. } | Decision::Failed(_) => None,
-            }
-        };
+            };
         self.pictures.iter().map(answer).collect()
     }
 

@@ -16,6 +16,8 @@ const FILE_BYTES_MAX: u64 = 2 << 30;
 pub(crate) struct StoredVote {
     /// Uncalibrated, one for each label; their softmax is what counts.
     pub(crate) logits: Vec<f32>,
+    /// What the model made of the picture, where it is a backbone.
+    pub(crate) feature: Option<Vec<f32>>,
     /// Making the picture ready for the model, and the model itself. A whole number, which a file gives back as it was.
     pub(crate) microseconds: u64,
 }
@@ -32,6 +34,8 @@ impl StoredVote {
 struct Line {
     image: String,
     logits: Vec<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    feature: Option<Vec<f32>>,
     microseconds: u64,
 }
 
@@ -68,10 +72,10 @@ impl VoteStore {
         while reader.read_until(b'\n', &mut text).map_err(told)? > 0 {
             ends_whole = text.ends_with(b"\n");
             let line = serde_json::from_slice::<Line>(&text).ok();
-            if let Some(Line { image, logits, microseconds }) =
+            if let Some(Line { image, logits, feature, microseconds }) =
                 line.filter(|line| line.logits.len() == labels)
             {
-                known.insert(image, StoredVote { logits, microseconds });
+                known.insert(image, StoredVote { logits, feature, microseconds });
             }
             text.clear();
         }
@@ -92,12 +96,12 @@ impl VoteStore {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn put(&mut self, image: &Digest, vote: StoredVote) -> Result<(), String> {
-        let StoredVote { logits, microseconds } = vote;
-        let line = Line { image: image.to_string(), logits, microseconds };
+        let StoredVote { logits, feature, microseconds } = vote;
+        let line = Line { image: image.to_string(), logits, feature, microseconds };
         let text = serde_json::to_string(&line).map_err(|error| error.to_string())?;
         self.write(&format!("{text}\n"))?;
-        let Line { image, logits, microseconds } = line;
-        self.known.insert(image, StoredVote { logits, microseconds });
+        let Line { image, logits, feature, microseconds } = line;
+        self.known.insert(image, StoredVote { logits, feature, microseconds });
         Ok(())
     }
 
@@ -113,7 +117,7 @@ mod tests {
     use super::*;
 
     fn vote(logits: &[f32]) -> StoredVote {
-        StoredVote { logits: logits.to_vec(), microseconds: 1500 }
+        StoredVote { logits: logits.to_vec(), feature: Some(vec![0.5]), microseconds: 1500 }
     }
 
     #[test]

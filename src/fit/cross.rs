@@ -4,10 +4,8 @@
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
 //! changed, and with which temperatures weights are compared, is decided once for all folds.
 
-use std::sync::Arc;
-
 use concord_actors::policy::{
-    Context, Cost, Decision, FusionMethod, Logits, Member, Policy, Temperature, Vote, Weight, decide,
+    Context, Decision, FusionMethod, Logits, Member, Policy, Temperature, Weight, decide,
 };
 
 use super::edit::confidence_as_written;
@@ -340,16 +338,12 @@ fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<V
 
 /// What a policy of one stage answers; the votes are in the order of the members of `whole`.
 fn stage_answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<StageAnswer> {
-    let (mut votes, mut cost) = (Vec::new(), 0.0);
-    for (member, vote) in whole.members().zip(&picture.votes) {
-        if policy.members().any(|asked| asked.model() == member.model()) {
-            let logits = Logits::new(vote.logits.clone(), whole.labels().len()).ok()?;
-            let model = Arc::clone(member.model());
-            votes.push(Vote { model, outcome: Ok(logits), regions: Arc::default(), cost: Cost::default() });
-            cost += vote.milliseconds();
-        }
-    }
-    let Decision::Answer(answer) = decide(policy, &votes, &Context::default()) else { return None };
+    let Decision::Answer(answer) = decide(policy, &picture.heard(whole)?, &Context::default()) else {
+        return None;
+    };
+    let is_asked = |member: &&Member| policy.members().any(|asked| asked.model() == member.model());
+    let asked = whole.members().zip(&picture.votes).filter(|(member, _)| is_asked(member));
+    let cost = asked.map(|(_, vote)| vote.milliseconds()).sum();
     Some(StageAnswer {
         confidence: answer.confidence().get(),
         agreement: answer.agreement,

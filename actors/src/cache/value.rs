@@ -5,7 +5,7 @@ use std::sync::Arc;
 use concord_models::{Region, Shape};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Answer, Belief, Cost, Distribution, Logits, Opinion, Reason};
+use crate::policy::{Answer, Belief, Cost, Distribution, Evidence, Logits, Opinion, Reason};
 
 /// A value of the cache. Nothing failed is ever one.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +20,7 @@ pub(crate) enum Value {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct KnownVote {
     pub(crate) logits: Logits,
-    pub(crate) regions: Arc<[Region]>,
+    pub(crate) evidence: Evidence,
 }
 
 /// How many bytes of the payload's digest stand before it: enough to tell ours from rubbish.
@@ -31,7 +31,7 @@ const CHECKSUM_BYTES: usize = 8;
 enum Stored {
     Vote {
         logits: Vec<f32>,
-        regions: Vec<StoredRegion>,
+        evidence: StoredEvidence,
     },
     Verdict {
         stage: u32,
@@ -43,6 +43,13 @@ enum Stored {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredEvidence {
+    regions: Vec<StoredRegion>,
+    feature: Option<Vec<f32>>,
+    uncertainty: Option<f32>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredRegion {
     label: String,
     shape: Shape,
@@ -50,7 +57,7 @@ struct StoredRegion {
 
 #[derive(Serialize, Deserialize)]
 struct StoredOpinion {
-    regions: Vec<StoredRegion>,
+    evidence: StoredEvidence,
     model: String,
     stage: u32,
     weight: f64,
@@ -61,13 +68,13 @@ impl Value {
     /// What it takes in memory, about.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Vote(vote) => size_of_val(vote.logits.values()) + region_bytes(&vote.regions),
+            Self::Vote(vote) => size_of_val(vote.logits.values()) + evidence_bytes(&vote.evidence),
             Self::Verdict(answer) => {
-                let regions: usize =
-                    answer.opinions.iter().map(|opinion| region_bytes(&opinion.regions)).sum();
+                let evidence: usize =
+                    answer.opinions.iter().map(|opinion| evidence_bytes(&opinion.evidence)).sum();
                 let distribution = size_of_val(answer.distribution.probabilities());
                 size_of::<Answer>()
-                    + regions
+                    + evidence
                     + distribution
                     + answer.opinions.len() * (size_of::<Opinion>() + distribution)
             }
@@ -77,9 +84,10 @@ impl Value {
     /// A checksum, and the value.
     pub(super) fn encode(&self) -> Vec<u8> {
         let stored = match self {
-            Self::Vote(vote) => {
-                Stored::Vote { logits: vote.logits.values().to_vec(), regions: stored(&vote.regions) }
-            }
+            Self::Vote(vote) => Stored::Vote {
+                logits: vote.logits.values().to_vec(),
+                evidence: StoredEvidence::of(&vote.evidence),
+            },
             Self::Verdict(answer) => Stored::of(answer),
         };
         // Writing to memory fails only for types that say so themselves; these do not.
@@ -102,7 +110,7 @@ impl Stored {
         let opinions = answer.opinions.iter().filter_map(|opinion| {
             let belief = opinion.belief.as_ref().ok()?;
             Some(StoredOpinion {
-                regions: stored(&opinion.regions),
+                evidence: StoredEvidence::of(&opinion.evidence),
                 model: opinion.model.to_string(),
                 stage: u32::try_from(opinion.stage).ok()?,
                 weight: belief.weight,
@@ -120,10 +128,10 @@ impl Stored {
 
     fn into_value(self) -> Option<Value> {
         match self {
-            Self::Vote { logits, regions } => {
+            Self::Vote { logits, evidence } => {
                 let labels = logits.len();
                 let logits = Logits::new(logits, labels).ok()?;
-                Some(Value::Vote(KnownVote { logits, regions: restored(regions) }))
+                Some(Value::Vote(KnownVote { logits, evidence: evidence.into_evidence() }))
             }
             Self::Verdict { stage, reason, agreement, distribution, opinions } => {
                 let opinions: Option<Vec<Opinion>> =
@@ -148,25 +156,35 @@ impl StoredOpinion {
             model: Arc::from(self.model),
             stage: self.stage as usize,
             belief: Ok(belief),
-            regions: restored(self.regions),
+            evidence: self.evidence.into_evidence(),
             cost: Cost::CACHED,
         })
     }
 }
 
-fn region_bytes(regions: &[Region]) -> usize {
-    regions.iter().map(|region| size_of::<Region>() + region.label.len()).sum()
+impl StoredEvidence {
+    fn of(Evidence { regions, feature, uncertainty }: &Evidence) -> Self {
+        let region = |Region { label, shape }: &Region| StoredRegion { label: label.clone(), shape: *shape };
+        Self {
+            regions: regions.iter().map(region).collect(),
+            feature: feature.as_ref().map(|feature| feature.to_vec()),
+            uncertainty: *uncertainty,
+        }
+    }
+
+    fn into_evidence(self) -> Evidence {
+        let region = |StoredRegion { label, shape }| Region { label, shape };
+        Evidence {
+            regions: self.regions.into_iter().map(region).collect(),
+            feature: self.feature.map(Arc::from),
+            uncertainty: self.uncertainty,
+        }
+    }
 }
 
-fn stored(regions: &[Region]) -> Vec<StoredRegion> {
-    regions
-        .iter()
-        .map(|Region { label, shape }| StoredRegion { label: label.clone(), shape: *shape })
-        .collect()
-}
-
-fn restored(regions: Vec<StoredRegion>) -> Arc<[Region]> {
-    regions.into_iter().map(|StoredRegion { label, shape }| Region { label, shape }).collect()
+fn evidence_bytes(Evidence { regions, feature, .. }: &Evidence) -> usize {
+    let regions: usize = regions.iter().map(|region| size_of::<Region>() + region.label.len()).sum();
+    regions + feature.as_ref().map_or(0, |feature| size_of_val(&**feature))
 }
 
 fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -185,14 +203,18 @@ mod tests {
             model: Arc::from("dinov3"),
             stage: 0,
             belief: Ok(Belief { distribution: distribution.clone(), weight: 1.0 }),
-            regions: Arc::from([Region {
-                label: "cone".to_owned(),
-                shape: Shape::Box([1.0, 2.0, 3.0, 4.5]),
-            }]),
+            evidence: Evidence {
+                regions: Arc::from([Region {
+                    label: "cone".to_owned(),
+                    shape: Shape::Box([1.0, 2.0, 3.0, 4.5]),
+                }]),
+                ..Evidence::default()
+            },
             cost: Cost::CACHED,
         };
         let regions = Arc::from([Region { label: "sign".to_owned(), shape: Shape::Quad([0.5; 8]) }]);
-        let vote = KnownVote { logits: Logits::new(vec![0.25, -1e-30], 2).unwrap(), regions };
+        let evidence = Evidence { regions, feature: Some(Arc::from([0.5, -2.0])), uncertainty: Some(0.25) };
+        let vote = KnownVote { logits: Logits::new(vec![0.25, -1e-30], 2).unwrap(), evidence };
         let answer = Answer {
             distribution,
             agreement: true,

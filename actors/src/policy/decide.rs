@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use concord_models::Region;
 use serde::{Deserialize, Serialize};
 
 use super::fusion::{Belief, shares};
 use super::probability::{Distribution, Logits, Probability, Weight};
 use super::rules::{Member, Policy, Stage};
-use super::vote::{Cost, Vote, VoteFailure};
+use super::vote::{Cost, Evidence, Vote, VoteFailure};
 
 /// What happens next to a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +76,8 @@ impl Answer {
         let mut answer = self.clone();
         for opinion in &mut answer.opinions {
             opinion.cost = Cost::CACHED;
+            // It has been decided by it.
+            opinion.evidence.feature = None;
         }
         answer
     }
@@ -121,8 +122,8 @@ pub struct Opinion {
     pub stage: usize,
     /// The calibrated vote with its share of the answer, or why there is none.
     pub belief: Result<Belief, VoteFailure>,
-    /// What was found in the image, where the model looks for things.
-    pub regions: Arc<[Region]>,
+    /// What the model gave beside its vote.
+    pub evidence: Evidence,
     /// What the vote cost.
     pub cost: Cost,
 }
@@ -178,7 +179,7 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
             heard.push(Heard {
                 member,
                 stage: index,
-                regions: &vote.regions,
+                evidence: &vote.evidence,
                 cost: vote.cost,
                 logits: usable(vote, policy.labels().len()),
             });
@@ -237,7 +238,7 @@ impl Stage {
 struct Heard<'a> {
     member: &'a Member,
     stage: usize,
-    regions: &'a Arc<[Region]>,
+    evidence: &'a Evidence,
     cost: Cost,
     logits: Result<&'a Logits, VoteFailure>,
 }
@@ -275,8 +276,8 @@ fn fuse(policy: &Policy, stage: usize, heard: &[Heard<'_>]) -> Option<Answer> {
             weight: shares.next().unwrap_or_default(),
         });
         let model = Arc::clone(one.member.model());
-        let regions = Arc::clone(one.regions);
-        opinions.push(Opinion { model, stage: one.stage, belief, regions, cost: one.cost });
+        let evidence = one.evidence.clone();
+        opinions.push(Opinion { model, stage: one.stage, belief, evidence, cost: one.cost });
     }
     let beliefs = || opinions.iter().filter_map(|opinion| opinion.belief.as_ref().ok());
     let distribution = policy.fusion().fuse(beliefs())?;

@@ -19,4 +19,4 @@ pub use fusion::{Belief, FusionMethod};
 pub use probability::{Distribution, Logits, LogitsError, Probability, Temperature, Weight};
 pub use rules::{AcceptRule, Member, Policy, Stage};
 pub use section::{AcceptSection, FusionSection, StageSection, TaskSection};
-pub use vote::{Cost, FailureKind, Vote, VoteFailure};
+pub use vote::{Cost, Evidence, FailureKind, Vote, VoteFailure};

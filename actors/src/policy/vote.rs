@@ -16,17 +16,33 @@ pub struct Vote {
     pub model: Arc<str>,
     /// Uncalibrated logits, or why there are none.
     pub outcome: Result<Logits, VoteFailure>,
-    /// What was found in the image, where the model looks for things; nothing is decided by it.
-    pub regions: Arc<[Region]>,
+    /// What it gave beside them.
+    pub evidence: Evidence,
     /// What was spent on it, failed or not.
     pub cost: Cost,
 }
 
 impl Vote {
+    /// A vote that is known, and cost nothing.
+    pub fn known(model: Arc<str>, logits: Logits, evidence: Evidence) -> Self {
+        Self { model, outcome: Ok(logits), evidence, cost: Cost::CACHED }
+    }
+
     /// No vote, at no cost.
     pub fn failed(model: Arc<str>, failure: VoteFailure) -> Self {
-        Self { model, outcome: Err(failure), regions: Arc::default(), cost: Cost::default() }
+        Self { model, outcome: Err(failure), evidence: Evidence::default(), cost: Cost::default() }
     }
+}
+
+/// What a model gives beside its logits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Evidence {
+    /// What was found in the image, where the model looks for things; nothing is decided by it.
+    pub regions: Arc<[Region]>,
+    /// What a backbone made of the image: learned weights and gates read it.
+    pub feature: Option<Arc<[f32]>>,
+    /// How much passes with dropout differ, in nats, where there are several; nothing is decided by it.
+    pub uncertainty: Option<f32>,
 }
 
 /// What a vote cost; nothing where it came out of the cache.

@@ -17,7 +17,7 @@ use crate::cache::{Cache, KnownVote, Put, Value};
 use crate::digest::Digest;
 use crate::model::{Reply, VoteReply};
 use crate::plan::{PlannedModel, TaskPlan};
-use crate::policy::{Answer, Context, Cost, Decision, Logits, Member, Vote, VoteFailure, decide};
+use crate::policy::{Answer, Context, Decision, Evidence, Logits, Member, Vote, VoteFailure, decide};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
@@ -105,8 +105,8 @@ impl Cascade {
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
-            if let Some(KnownVote { logits, regions }) = known[index].take() {
-                votes.push(Vote { model, outcome: Ok(logits), regions, cost: Cost::CACHED });
+            if let Some(KnownVote { logits, evidence }) = known[index].take() {
+                votes.push(Vote::known(model, logits, evidence));
                 continue;
             }
             // Before the image is decoded: a full model must not cost anything.
@@ -163,9 +163,11 @@ impl Cascade {
         trace.record("preprocess_ms", ms(cost.preprocess));
         trace.record("gpu_ms", ms(cost.model));
         trace.record("weight", member.weight().get());
-        let mut regions = Arc::default();
+        let mut evidence = Evidence::default();
         let outcome = outcome.and_then(|scores| {
-            regions = scores.regions.into();
+            evidence.regions = scores.regions.into();
+            evidence.feature = scores.feature.map(Arc::from);
+            evidence.uncertainty = scores.uncertainty;
             Logits::new(scores.logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
         });
         match &outcome {
@@ -183,7 +185,7 @@ impl Cascade {
                 tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
             }
         }
-        Vote { model: Arc::clone(name), outcome, regions, cost }
+        Vote { model: Arc::clone(name), outcome, evidence, cost }
     }
 
     /// A span without a length: deciding takes microseconds.
@@ -202,8 +204,8 @@ impl Cascade {
         let mut values = Vec::new();
         for (member, key) in self.task.policy().members().zip(vote_keys) {
             let vote = votes.iter().find(|vote| vote.model == *member.model() && !vote.cost.cached);
-            if let Some((Ok(logits), regions)) = vote.map(|vote| (&vote.outcome, &vote.regions)) {
-                let known = KnownVote { logits: logits.clone(), regions: Arc::clone(regions) };
+            if let Some((Ok(logits), evidence)) = vote.map(|vote| (&vote.outcome, &vote.evidence)) {
+                let known = KnownVote { logits: logits.clone(), evidence: evidence.clone() };
                 values.push((*key, Value::Vote(known)));
             }
         }

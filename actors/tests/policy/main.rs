@@ -13,7 +13,7 @@ mod properties;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use concord_actors::policy::{Cost, Fault, Logits, Policy, TaskSection, Vote, VoteFailure};
+use concord_actors::policy::{Cost, Evidence, Fault, Logits, Policy, TaskSection, Vote, VoteFailure};
 use serde_json::Value;
 
 /// The models that every test's ensemble has.
@@ -34,7 +34,12 @@ fn policy(section: Value) -> Policy {
 /// A successful vote.
 fn vote(model: &str, logits: &[f32]) -> Vote {
     let logits = Logits::new(logits.to_vec(), logits.len()).expect("the test's logits are finite");
-    Vote { model: Arc::from(model), outcome: Ok(logits), regions: Arc::default(), cost: Cost::default() }
+    Vote {
+        model: Arc::from(model),
+        outcome: Ok(logits),
+        evidence: Evidence::default(),
+        cost: Cost::default(),
+    }
 }
 
 /// A failed vote.

@@ -9,6 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Features, Head};
 use crate::Scores;
+use crate::layers::scores_with_features;
 
 /// What the masks follow from: any text, but the same on every machine.
 const SEED: &[u8] = b"concord monte-carlo dropout 1";
@@ -48,21 +49,16 @@ impl McDropout {
         let each = logits.log_softmax(-1, None::<Kind>); // [passes, batch, labels]
         let mean = each.logsumexp([0].as_slice(), false) - (self.passes as f64).ln();
         let disagreement = entropy(&mean) - entropy(&each).mean_dim([0].as_slice(), false, None::<Kind>);
-        let disagreement: Vec<f32> = on_cpu(&disagreement.clamp_min(0.0))?.try_into()?;
-        let logits = Vec::<Vec<f32>>::try_from(on_cpu(&mean)?)?;
-        let with_uncertainty = |(logits, uncertainty): (Vec<f32>, f32)| Scores {
-            uncertainty: Some(uncertainty),
-            ..Scores::from(logits)
-        };
-        Ok(logits.into_iter().zip(disagreement).map(with_uncertainty).collect())
+        let columns = [mean, disagreement.clamp_min(0.0).unsqueeze(-1)];
+        let mut scores = scores_with_features(&Tensor::f_cat(&columns, -1)?, &features.cls)?;
+        for of_image in &mut scores {
+            of_image.uncertainty = of_image.logits.pop();
+        }
+        Ok(scores)
     }
 }
 
 /// Of distributions over the last dimension, given by their logarithms; in nats.
 fn entropy(logarithms: &Tensor) -> Tensor {
     -(logarithms.exp() * logarithms).sum_dim_intlist([-1].as_slice(), false, None::<Kind>)
-}
-
-fn on_cpu(tensor: &Tensor) -> Result<Tensor, TchError> {
-    tensor.f_to_device_(Device::Cpu, Kind::Float, false, false)
 }

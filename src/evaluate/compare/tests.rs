@@ -20,7 +20,11 @@ fn policy() -> Policy {
 
 /// By which probability a model says yes, at what cost.
 fn vote(yes: f64, milliseconds: u64) -> StoredVote {
-    StoredVote { logits: vec![(1.0 - yes).ln() as f32, yes.ln() as f32], microseconds: milliseconds * 1000 }
+    StoredVote {
+        logits: vec![(1.0 - yes).ln() as f32, yes.ln() as f32],
+        feature: None,
+        microseconds: milliseconds * 1000,
+    }
 }
 
 /// What both say of pictures of these labels, so many times over.

@@ -28,7 +28,7 @@ fn chance(index: usize, of: u32) -> f64 {
 fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
     let vote = |logit: f64, milliseconds: u64| {
         let microseconds = 1000 * milliseconds;
-        StoredVote { logits: vec![0.0, logit as f32], microseconds }
+        StoredVote { logits: vec![0.0, logit as f32], feature: None, microseconds }
     };
     (0..count)
         .map(|index| {
