@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -13,10 +13,9 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::blocks::Mlp;
 use crate::encoder::{Encoder, Layer, Surroundings};
-use crate::head::{FeatureKind, FeatureSource, Features, Head, McDropout, dropout_of};
+use crate::head::{FeatureKind, FeatureSource, Features, Head, TaskHead};
 use crate::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range,
-    scores_with_features, size4,
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, size4,
 };
 use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
@@ -135,13 +134,6 @@ struct Dinov3 {
     replays: Replays,
 }
 
-/// A task's head, and its dropout where it is asked with it.
-#[derive(Debug)]
-struct TaskHead {
-    head: Head,
-    dropout: Option<McDropout>,
-}
-
 impl Dinov3 {
     /// The backbone's last hidden state after the final norm, of pixels [batch, 3, height, width].
     fn output(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
@@ -149,29 +141,10 @@ impl Dinov3 {
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
-    /// The features of images, in fp32: a head costs nothing beside the backbone, and half precision would round its
-    /// logits to tenths.
+    /// The features of images, in fp32.
     fn features_of(&self, images: &[&Pixels]) -> Result<Features, ModelError> {
         let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
         Ok(self.backbone.features(&output))
-    }
-
-    /// The dropout of a head, as far as it is wanted.
-    fn dropout(&self, task: &TaskLabels, file: &Path, head: &Head) -> Result<Option<McDropout>, ModelError> {
-        let passes = self.mc_dropout_passes;
-        if passes == 0 {
-            return Ok(None);
-        }
-        let rate = dropout_of(&self.folder.join(file))?;
-        if rate > 0.0 && head.has_hidden_layers() {
-            return Ok(Some(McDropout::new(head, rate, passes, self.loaded.placement.device)));
-        }
-        let message = format!(
-            "mc_dropout_passes = {passes} needs a head that was trained with dropout, and {} was not: train one with \
-             concord head train --kind mlp, or set mc_dropout_passes = 0",
-            file.display()
-        );
-        Err(ModelError::Task { task: task.task.clone(), message })
     }
 }
 
@@ -181,15 +154,9 @@ impl Model for Dinov3 {
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
-        let file = task.head.as_ref().ok_or_else(|| ModelError::Task {
-            task: task.task.clone(),
-            message: "this model has no head for it".to_owned(),
-        })?;
-        let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
-        let place = Placement { kind: Kind::Float, ..self.loaded.placement };
-        let head = Head::load(&self.folder.join(file), self.backbone.config.hidden_size, &labels, place)?;
-        let dropout = self.dropout(task, file, &head)?;
-        self.heads.insert(id, TaskHead { head, dropout });
+        let (hidden, place) = (self.backbone.config.hidden_size, self.loaded.placement);
+        let head = TaskHead::load(&self.folder, task, hidden, self.mc_dropout_passes, place)?;
+        self.heads.insert(id, head);
         Ok(())
     }
 
@@ -198,15 +165,11 @@ impl Model for Dinov3 {
     }
 
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
-        let TaskHead { head, dropout } = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
+        let head = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let features = self.features_of(images)?;
-        Ok(match dropout {
-            Some(dropout) => dropout.scores(head, &features)?,
-            None => scores_with_features(&head.forward(&features), &features.cls)?,
-        })
+        head.scores(&self.features_of(images)?)
     }
 
     fn feature_source(&self) -> Option<&dyn FeatureSource> {

@@ -31,8 +31,6 @@ use crate::head::{
 const FAULTS_TOLD_MAX: usize = 5;
 /// While features become a tensor they are in memory twice.
 const COPIES: u64 = 2;
-/// Decay of weights where none is asked for: PyTorch's own.
-const WEIGHT_DECAY: f64 = 0.01;
 
 /// Train heads on frozen backbones.
 #[derive(Debug, Args)]
@@ -71,10 +69,13 @@ struct TrainArgs {
     /// End after so many epochs that were no better on the validation part
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = RangedU64ValueParser::<usize>::new().range(1..=100_000))]
     patience: usize,
-    /// The step size [default: 0.005 for linear heads, 0.0005 for mlp]
+    /// The step size of the optimiser [default: 0.005 for linear heads, 0.002 for mlp]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     learning_rate: Option<f64>,
-    /// The share of hidden units that are left out at each step, for mlp [default: 0.2]
+    /// By how much weights shrink at each step, times the step size
+    #[arg(long, value_name = "RATE", default_value_t = 0.1, value_parser = not_negative)]
+    weight_decay: f64,
+    /// The share of hidden units that are left out at each step, for mlp [default: 0.3]
     #[arg(long, value_name = "SHARE", value_parser = dropout)]
     dropout: Option<f64>,
     /// Pictures in a step
@@ -130,6 +131,11 @@ enum ClassWeight {
     Balanced,
 }
 
+fn not_negative(argument: &str) -> Result<f64, String> {
+    let value = argument.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    value.ok_or("must be 0 or more".to_owned())
+}
+
 fn dropout(argument: &str) -> Result<f64, String> {
     let rate = argument.parse().ok().filter(|rate: &f64| (0.0..=0.9).contains(rate));
     rate.ok_or("must be from 0 to 0.9".to_owned())
@@ -149,6 +155,13 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let ensemble = args.pictures.ensemble.read()?;
     let task = args.pictures.task(&ensemble)?;
     let options = args.model_options(&ensemble)?;
+    if args.use_it && options.mc_dropout_passes > 0 && training.dropout == 0.0 {
+        return Err(format!(
+            "{} asks its heads with dropout (mc_dropout_passes = {}), and this one would have none: train it with --kind \
+             mlp, or set mc_dropout_passes = 0",
+            args.model, options.mc_dropout_passes
+        ));
+    }
     let folder = ensemble.folder().join(&options.snapshot);
     // Before anything takes its time.
     check_head_folder(&folder)
@@ -171,8 +184,9 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let set = FeatureSet::new(&values, shape, labelled.labels.clone()).map_err(|error| error.to_string())?;
     drop(values);
     let head = trained(&set, &division, &training, &*model)?;
-    let logits = contained(|| head.logits(&set, &division.validation))?;
-    let judgement = Judgement::of(&logits, &labelled, &division, labels.len(), args.seed)?;
+    // As the model will ask it.
+    let scores = contained(|| head.scores(&set, &division.validation, options.mc_dropout_passes))?;
+    let judgement = Judgement::of(&scores, &labelled, &division, labels.len(), args.seed)?;
     say(&print(&judgement, &head, &division));
 
     let notes = facts(&judgement, &labelled, &division, &Digest::from(snapshot).to_string());
@@ -195,9 +209,9 @@ impl TrainArgs {
             labels: 0,
             epochs: self.epochs,
             patience: self.patience,
-            learning_rate: self.learning_rate.unwrap_or(if is_mlp { 5e-4 } else { 5e-3 }),
-            weight_decay: WEIGHT_DECAY,
-            dropout: self.dropout.unwrap_or(if is_mlp { 0.2 } else { 0.0 }),
+            learning_rate: self.learning_rate.unwrap_or(if is_mlp { 2e-3 } else { 5e-3 }),
+            weight_decay: self.weight_decay,
+            dropout: self.dropout.unwrap_or(if is_mlp { 0.3 } else { 0.0 }),
             batch: self.batch,
             balanced: self.class_weight == ClassWeight::Balanced,
             seed: self.seed,

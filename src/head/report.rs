@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
-use concord_models::TrainedHead;
+use concord_models::{Scores, TrainedHead};
 use serde_json::json;
 
 use super::division::Division;
 use super::extract::Labelled;
-use crate::evaluate::{Figure, Measured, Resampling, Scored, measure};
+use crate::evaluate::{ERRORS_MIN, Figure, Measured, Resampling, Scored, measure};
 use crate::fit::temperature;
 
 /// Of the intervals.
@@ -19,19 +19,20 @@ const RESAMPLES: usize = 1000;
 pub(crate) struct Judgement {
     /// Of its probabilities as they are, at the temperature 1.
     pub(crate) measured: Measured,
-    /// With which its probabilities fit best.
+    /// With which its probabilities fit best; no less than 1 where it makes fewer than [`ERRORS_MIN`] errors, for with few
+    /// errors a head would always be made surer.
     pub(crate) temperature: f64,
     /// How many pictures it gets wrong.
     pub(crate) errors: usize,
 }
 
 impl Judgement {
-    /// By the logits of each picture of the validation part.
+    /// By what it says of each picture of the validation part.
     ///
     /// # Errors
     /// When there is none.
     pub(crate) fn of(
-        logits: &[Vec<f32>],
+        scores: &[Scores],
         labelled: &Labelled,
         division: &Division,
         classes: usize,
@@ -41,15 +42,16 @@ impl Judgement {
             division.validation.iter().map(|&picture| numbers[picture]).collect()
         };
         let (labels, groups) = (of(&labelled.labels), of(&labelled.groups));
-        let probabilities: Vec<Vec<f64>> = logits.iter().map(|logits| softmax(logits)).collect();
+        let probabilities: Vec<Vec<f64>> = scores.iter().map(|scores| softmax(&scores.logits)).collect();
         let pairs = probabilities.iter().zip(&labels);
         let scored: Vec<Scored<'_>> =
             pairs.map(|(probabilities, &label)| Scored { probabilities, label }).collect();
         let none = "there is no picture to validate on";
         let measured = measure(&scored, classes, &Resampling::new(&groups, RESAMPLES, seed)).ok_or(none)?;
-        let rows: Vec<&[f32]> = logits.iter().map(Vec::as_slice).collect();
+        let rows: Vec<&[f32]> = scores.iter().map(|scores| &*scores.logits).collect();
         let temperature = temperature(&rows, &labels).ok_or(none)?;
         let errors = ((1.0 - measured.accuracy.value) * labels.len() as f64).round() as usize;
+        let temperature = if errors < ERRORS_MIN { temperature.max(1.0) } else { temperature };
         Ok(Self { measured, temperature, errors })
     }
 }
@@ -119,7 +121,7 @@ pub(crate) fn print(judgement: &Judgement, head: &TrainedHead, division: &Divisi
     }
     format!(
         "Epoch {} of {} was the best. On the {} pictures of the validation part, which have chosen it, so that other \
-         pictures may say less:\n{table}\n{} errors; with the temperature {:.3} its probabilities fit best there.",
+         pictures may say less:\n{table}\n{} errors; the temperature {:.3} goes with it.",
         head.best.number,
         head.epochs,
         division.validation.len(),

@@ -18,7 +18,7 @@ const NUMBERS: f64 = 4_294_967_296.0;
 
 /// Which units are left out in each pass.
 #[derive(Debug)]
-pub(crate) struct McDropout {
+pub(super) struct McDropout {
     /// For each hidden layer [passes, 1, width]: 0 where a unit is left out, 1 / (1 − rate) where it is kept.
     masks: Vec<Tensor>,
     passes: usize,
@@ -26,7 +26,7 @@ pub(crate) struct McDropout {
 
 impl McDropout {
     /// For a head that was trained with this rate; at least one pass.
-    pub(crate) fn new(head: &Head, rate: f64, passes: usize, device: Device) -> Self {
+    pub(super) fn new(head: &Head, rate: f64, passes: usize, device: Device) -> Self {
         let mut numbers = blake3::Hasher::new().update(SEED).finalize_xof();
         let mut mask = |width: i64| {
             let mut bytes = vec![0; 4 * passes * usize::try_from(width).unwrap_or(0)];
@@ -44,7 +44,7 @@ impl McDropout {
     /// `uncertainty` by how much the passes disagree, in nats: the entropy of the mean less the mean entropy, which is
     /// the mutual information of the answer and the head's weights (BALD: Houlsby et al. 2011, arXiv 1112.5745; Gal,
     /// Islam and Ghahramani 2017, arXiv 1703.02910). It is from 0 to ln(labels).
-    pub(crate) fn scores(&self, head: &Head, features: &Features) -> Result<Vec<Scores>, TchError> {
+    pub(super) fn scores(&self, head: &Head, features: &Features) -> Result<Vec<Scores>, TchError> {
         let logits = head.forward_dropping(features, |layer, hidden| hidden * &self.masks[layer]);
         let each = logits.log_softmax(-1, None::<Kind>); // [passes, batch, labels]
         let mean = each.logsumexp([0].as_slice(), false) - (self.passes as f64).ln();

@@ -21,7 +21,7 @@ pub(super) const DROPOUT: &str = "dropout";
 ///
 /// # Errors
 /// When it names something else, or is no head.
-pub(crate) fn dropout_of(path: &Path) -> Result<f64, ModelError> {
+pub(super) fn dropout_of(path: &Path) -> Result<f64, ModelError> {
     let file = SafetensorsFile::open(path)?;
     let Some(text) = file.note(DROPOUT) else { return Ok(0.0) };
     let rate = text.parse().ok().filter(|rate| (0.0..1.0).contains(rate));

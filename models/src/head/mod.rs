@@ -1,5 +1,6 @@
 //! Trained heads on a frozen backbone: features → label logits; and how they are trained.
 
+mod asked;
 mod dropout;
 mod file;
 mod network;
@@ -12,6 +13,5 @@ pub use set::FeatureSet;
 pub use source::{FeatureKind, FeatureSource};
 pub use train::{Epoch, HeadKind, HeadTraining, TrainedHead, train_head};
 
-pub(crate) use dropout::McDropout;
-pub(crate) use file::dropout_of;
+pub(crate) use asked::TaskHead;
 pub(crate) use network::{Features, Head};

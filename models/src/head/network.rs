@@ -119,9 +119,19 @@ impl Head {
         }
     }
 
-    /// Whether there is something for dropout to leave out.
-    pub(crate) fn has_hidden_layers(&self) -> bool {
-        !self.hidden_widths().is_empty()
+    /// The same tensors, as another head.
+    pub(super) fn copy(&self) -> Self {
+        let layer = |layer: &Linear| {
+            Linear::from_tensors(layer.weight().shallow_clone(), layer.bias().map(Tensor::shallow_clone))
+        };
+        match self {
+            Self::Cls(linear) => Self::Cls(layer(linear)),
+            Self::ClsAndMean(linear) => Self::ClsAndMean(layer(linear)),
+            Self::AttentionMlp { query, layers } => {
+                let layers = layers.iter().map(layer).collect();
+                Self::AttentionMlp { query: query.shallow_clone(), layers }
+            }
+        }
     }
 
     /// Each hidden layer's width; none where there is no hidden layer.

@@ -10,13 +10,16 @@ use tch::{Device, Kind, Reduction, Tensor};
 use super::file::{DROPOUT, write_new};
 use super::network::MLP_LAYERS;
 use super::set::positions;
-use super::{FeatureKind, FeatureSet, Features, Head};
+use super::{FeatureKind, FeatureSet, Features, Head, TaskHead};
 use crate::ModelError;
 use crate::layers::Linear;
-use crate::model::{DRAWING, Placement};
+use crate::model::{DRAWING, Placement, Scores};
 
 /// Added to standard deviations, so that a feature that hardly varies is not blown up.
 const DEVIATION_MIN: f64 = 1e-4;
+/// In nats: an epoch has to be better by this. Where no image is wrong any more, the loss falls for ever, and the head
+/// does not get better but surer.
+const GAIN_MIN: f64 = 1e-4;
 /// Images that are judged or measured together: of the largest backbones' tokens some 600 MB.
 const JUDGED_BATCH: usize = 256;
 /// Groups of parameters in the optimiser: weights decay, biases and the pooling's query do not.
@@ -88,7 +91,7 @@ pub struct Epoch {
     pub training_loss: f64,
     /// The loss on the validation images after it: their mean NLL, weighted as in training.
     pub validation_loss: f64,
-    /// Whether no earlier one was as good.
+    /// Whether it is better than all before it, by more than nothing.
     pub is_best: bool,
 }
 
@@ -147,7 +150,7 @@ pub fn train_head(
             let message = format!("the training diverged in epoch {number}: choose a lower learning rate");
             return Err(ModelError::Unsupported(message));
         }
-        let is_best = best.as_ref().is_none_or(|best| validation_loss < best.best.validation_loss);
+        let is_best = best.as_ref().is_none_or(|best| validation_loss < best.best.validation_loss - GAIN_MIN);
         let epoch = Epoch { number, training_loss, validation_loss, is_best };
         on_epoch(&epoch);
         if is_best {
@@ -163,18 +166,24 @@ pub fn train_head(
 }
 
 impl TrainedHead {
-    /// What it says about the images at these positions: a logit for each label.
+    /// What it says about the images at these positions, asked with dropout in so many passes, or without where there are
+    /// none, or it was trained without.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn logits(&self, set: &FeatureSet, images: &[usize]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let mut logits = Vec::with_capacity(images.len());
+    pub fn scores(
+        &self,
+        set: &FeatureSet,
+        images: &[usize],
+        passes: usize,
+    ) -> Result<Vec<Scores>, ModelError> {
+        let asked = TaskHead::of(self.head.copy(), self.training.dropout, passes, self.device);
+        let mut scores = Vec::with_capacity(images.len());
         for batch in images.chunks(JUDGED_BATCH) {
             let (features, _) = set.batch(&positions(batch), self.device);
-            let here = tch::no_grad(|| self.head.forward(&features)).f_to_device(Device::Cpu)?;
-            logits.extend(Vec::<Vec<f32>>::try_from(&here)?);
+            scores.extend(tch::no_grad(|| asked.scores(&features))?);
         }
-        Ok(logits)
+        Ok(scores)
     }
 
     /// Writes it beside a snapshot as `head.TASK.vN.safetensors` with an N that is not taken, and gives that name. How it
