@@ -8,7 +8,7 @@ import byte_level
 import captions
 import data
 
-PATCH, POOLED = 8, 4        # pixels; patches of a crop's side after 2 × 2 pooling
+PATCH = 8        # pixels
 END = "<|im_end|>"
 EXTRA = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>", "<frame_start>",
          "<frame_end>", "<|video|>", "<|points|>", "<|token_index|>", "<|vit_index|>", "<|vit_loc|>"]
@@ -61,8 +61,8 @@ def image_tokens(tokenizer):
     """Of the view of the whole and of the only crop, which is the same view again."""
     start, crop_start, end, patch, column = tokenizer.convert_tokens_to_ids(
         ["<low_res_im_start>", "<im_start>", "<im_end>", "<im_patch>", "<im_col>"])
-    rows = POOLED * [*POOLED * [patch], column]
-    return [start, *POOLED * POOLED * [patch], end, crop_start, *rows, end]
+    rows = pooled() * [*pooled() * [patch], column]
+    return [start, *pooled() ** 2 * [patch], end, crop_start, *rows, end]
 
 
 class Prompt:
@@ -94,6 +94,11 @@ class Prompt:
         self.allowed = causal & ((owner[None] == -1) | (owner[None] == owner[:, None])) | is_image[None] & is_image[:, None]
 
 
+def pooled():
+    """Patches of a crop's side after 2 × 2 pooling."""
+    return data.SIDE // PATCH // 2
+
+
 def to_patches(images):
     """Pictures in 0…1 [n, 3, side, side] → what the image tower takes, [n, patches, values]."""
     n, sides = len(images), images.shape[-1] // PATCH
@@ -103,11 +108,11 @@ def to_patches(images):
 
 def features(model, patches):
     """One view's pooled features, [n, tokens, width]."""
-    n, side = len(patches), 2 * POOLED
-    grid = torch.arange(side * side, device=patches.device).view(POOLED, 2, POOLED, 2).transpose(1, 2).reshape(-1, 4)
+    n, half, side = len(patches), pooled(), 2 * pooled()
+    grid = torch.arange(side * side, device=patches.device).view(half, 2, half, 2).transpose(1, 2).reshape(-1, 4)
     pooling = (grid[None] + side * side * torch.arange(n, device=patches.device)[:, None, None]).flatten(0, 1)
-    grids = torch.tensor([[POOLED, POOLED, 0, 0]]).expand(n, -1)
-    return torch.cat(model.model.get_image_features(patches, pooling, grids).pooler_output).view(n, POOLED * POOLED, -1)
+    grids = torch.tensor([[half, half, 0, 0]]).expand(n, -1)
+    return torch.cat(model.model.get_image_features(patches, pooling, grids).pooler_output).view(n, half * half, -1)
 
 
 def read(model, seen, prompt):

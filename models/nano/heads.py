@@ -1,4 +1,4 @@
-"""Heads of the frozen DINOv3 backbone, fitted on the held-out signs alone."""
+"""Heads of the frozen DINOv3 backbone: of the shipped one, fitted on the held-out signs alone."""
 import json
 
 import torch
@@ -52,8 +52,9 @@ def folds_of(pictures):
     return torch.tensor(fold)
 
 
-def fit_and_report(backbone, processor, held, test, names, out, normaliser):
-    """Both heads with cross-fitted temperatures; figures by the processor that Concord is compared with."""
+def fit_and_report(backbone, processor, held, test, names, out, normaliser, source):
+    """Both heads with cross-fitted temperatures; figures by the processor that Concord is compared with. `source` says in
+    their files of what the pictures `held` are."""
     device = backbone.device
     result = {"parameters": sum(p.numel() for p in backbone.parameters()), "logits": {}}
     clean_held, clean_test = (all_features(backbone, measure.pixels(processor, p)) for p in (held, test))
@@ -88,6 +89,6 @@ def fit_and_report(backbone, processor, held, test, names, out, normaliser):
             result["logits"] = {"roadwork.holdout": measure.margins(out_of_fold[0]), "roadwork.test": measure.margins(found)}
         save_file({"linear.weight": weight.float().cpu().contiguous(), "linear.bias": bias.float().cpu().contiguous()},
                   out / f"head.{task}.safetensors",
-                  metadata={"format": "pt", "task": task, "labels": json.dumps(labels), "data": "gtsrb_train, signs of holdout.txt",
+                  metadata={"format": "pt", "task": task, "labels": json.dumps(labels), "data": f"gtsrb_train, {source}",
                             "temperature": f"{temperature:.4f}"})
     return result

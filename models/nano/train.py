@@ -3,11 +3,13 @@
 
     python models/nano/train.py [--data ../shared/data] [--out models/nano]
                                 [--only dinov3|heads|siglip2|florence2|molmo2] [--epochs N] [--seconds N] [--seed 1]
+                                [--side 64] [--heads-on held|seen]
 
 Writes OUT/dinov3, OUT/siglip2, OUT/florence2, OUT/molmo2, OUT/report.json, and OUT/holdout.txt where there is none. The
 models are transformers' own classes, saved by save_pretrained in fp16. A fifth of the physical signs of each class
 (holdout.txt) is seen by none of them; heads and temperatures are fitted on those alone, and the test archive is only
-reported on. Minutes each on one H200; needs torch, torchvision, transformers (molmo2: >= 5.20), tokenizers, pillow.
+reported on. `--side 32 --epochs 12 --heads-on seen` makes deliberately weaker ones, to judge calibration and fusion by
+(docs/RESULTS.md). Minutes each on one H200; needs torch, torchvision, transformers (molmo2: >= 5.20), tokenizers, pillow.
 """
 import argparse
 import json
@@ -83,7 +85,7 @@ def train_siglip2(x, y, pace, names, out):
     return model, tokenizer
 
 
-def make_dinov3(photographs, pace, out, refit=False):
+def make_dinov3(photographs, pace, out, refit=False, heads_on="held"):
     from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
     processor = DINOv3ViTImageProcessor(size={"height": data.SIDE, "width": data.SIDE})
     if refit:
@@ -91,8 +93,10 @@ def make_dinov3(photographs, pace, out, refit=False):
     else:
         x, y = photographs.seen()
         backbone = save_half(train_dinov3(x, y, pace), processor, out).to(x.device)
-    return heads.fit_and_report(backbone, processor, photographs.held, photographs.test, photographs.names, out,
-                                normaliser=lambda v: normalise(v, IMAGENET))
+    fitted_on, source = {"held": (photographs.held, "signs of holdout.txt"),
+                         "seen": (photographs.to_see, "all signs but those of holdout.txt")}[heads_on]
+    return heads.fit_and_report(backbone, processor, fitted_on, photographs.test, photographs.names, out,
+                                normaliser=lambda v: normalise(v, IMAGENET), source=source)
 
 
 def make_siglip2(photographs, pace, out):
@@ -145,6 +149,9 @@ def arguments():
     parser.add_argument("--only", choices=[*MODELS, "heads"], help="heads: refit them on the backbone in OUT")
     parser.add_argument("--epochs", type=int, help=f"default: {', '.join(f'{n} for {m}' for m, n in EPOCHS.items())}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--side", type=int, default=data.SIDE, help="of the models' pictures, in pixels; a multiple of 16")
+    parser.add_argument("--heads-on", choices=["held", "seen"], default="held",
+                        help="seen: heads of the frames the backbone saw, which leaves the held-out signs to what is fitted after them")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--seconds", type=int, help="train for fewer epochs where they would take longer")
     parser.add_argument("--limit", type=int, help="use so many pictures, for trying the script out")
@@ -155,6 +162,7 @@ def main():
     args = arguments()
     folder = data.data_folder(args.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data.SIDE = args.side
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -162,7 +170,7 @@ def main():
     make = {"dinov3": make_dinov3, "siglip2": make_siglip2, "florence2": make_florence2, "molmo2": make_molmo2}
     report = {}
     for name in MODELS if args.only is None else ["dinov3" if args.only == "heads" else args.only]:
-        start, more = time.time(), {"refit": True} if args.only == "heads" else {}
+        start, more = time.time(), {"refit": args.only == "heads", "heads_on": args.heads_on} if name == "dinov3" else {}
         pace = Pace(args.epochs or EPOCHS[name], args.batch, args.seconds)
         report[name] = make[name](photographs, pace, args.out / name, **more)
         report[name]["seconds"] = time.time() - start

@@ -27,14 +27,18 @@ impl Mlp {
 
     /// The same of rows that were made for `up`.
     pub(crate) fn forward_rows(&self, x: &Rows) -> Tensor {
-        let up = self.up.forward(x);
-        let (inner, before) = match (&self.gate, self.activation) {
-            (Some(gate), activation) => (activation.forward(&gate.forward(x)) * up, Before::Nothing),
-            (None, Activation::Gelu) => (up, Before::Gelu(Gelu::Exact)),
-            (None, Activation::GeluTanh) => (up, Before::Gelu(Gelu::Tanh)),
-            (None, activation) => (activation.forward(&up), Before::Nothing),
+        self.down.forward(&self.inner_rows(x))
+    }
+
+    /// What `down` is to be given for them.
+    pub(crate) fn inner_rows(&self, x: &Rows) -> Rows {
+        let inner = match (&self.gate, self.activation) {
+            (None, Activation::Gelu) => return self.up.forward_gelu(x, Gelu::Exact, &self.down),
+            (None, Activation::GeluTanh) => return self.up.forward_gelu(x, Gelu::Tanh, &self.down),
+            (None, activation) => activation.forward(&self.up.forward(x)),
+            (Some(gate), activation) => activation.forward(&gate.forward(x)) * self.up.forward(x),
         };
-        self.down.forward(&self.down.rows(inner, before))
+        self.down.rows(inner, Before::Nothing)
     }
 }
 

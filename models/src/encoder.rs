@@ -119,19 +119,22 @@ impl Encoder {
         let mut state = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attend(&normed, self.heads, around);
+            let (projection, mlp) = (&layer.projection, &layer.mlp);
             let (scale1, scale2) = (layer.scale1.as_ref(), layer.scale2.as_ref());
-            let (sum, inner) = layer.mlp.up.add_norm(&state, &attended, scale1, Norm::Layer(&layer.norm2));
-            let added = layer.mlp.forward_rows(&inner);
+            let (sum, rows) = projection.forward_add_norm(&attended, &state, scale1, &mlp.up, &layer.norm2);
+            let inner = mlp.inner_rows(&rows);
             match (self.layers.get(index + 1), last) {
                 (Some(next), _) => {
-                    (state, normed) = next.inputs.add_norm(&sum, &added, scale2, Norm::Layer(&next.norm1));
+                    (state, normed) =
+                        mlp.down.forward_add_norm(&inner, &sum, scale2, &next.inputs, &next.norm1);
                 }
                 (None, Some(last)) => {
-                    let (state, normed) = add_norm(&sum, &added, scale2, Norm::Layer(last));
+                    let (state, normed) =
+                        add_norm(&sum, &mlp.down.forward(&inner), scale2, Norm::Layer(last));
                     keep(&state);
                     return normed;
                 }
-                (None, None) => state = layer.scaled(&sum, &added),
+                (None, None) => state = layer.scaled(&sum, &mlp.down.forward(&inner)),
             }
             keep(&state);
         }
@@ -170,7 +173,8 @@ impl Layer {
         }
     }
 
-    fn attend(&self, normed: &Rows, heads: i64, around: Surroundings<'_>) -> Tensor {
+    /// What the projection is to be given.
+    fn attend(&self, normed: &Rows, heads: i64, around: Surroundings<'_>) -> Rows {
         let joined = self.inputs.forward(normed);
         if let Some(angles) = around.rope {
             rotate(&joined, 2 * heads, angles);
@@ -178,7 +182,7 @@ impl Layer {
         let parts = joined.chunk(3, -1);
         let [query, key, value] = [0, 1, 2].map(|index| split_heads(&parts[index], heads));
         let attended = attention(&query, &key, &value, around.allowed);
-        self.projection.forward(&self.projection.rows(attended, Before::Nothing))
+        self.projection.rows(attended, Before::Nothing)
     }
 
     fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use crate::Scores;
 use crate::attention::scaled_dot_product;
 use crate::fused::step::RowWeights;
-use crate::linear::linear;
+use crate::linear::{Then, linear, linear_then};
 use crate::weights::WeightLoader;
 
 /// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
@@ -122,6 +122,11 @@ impl Linear {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// The same, and what comes behind it.
+    pub(crate) fn forward_then(&self, x: &Tensor, then: Then<'_>) -> Tensor {
+        linear_then(x, &self.weight, self.bias.as_ref(), then)
     }
 }
 

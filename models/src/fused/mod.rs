@@ -244,8 +244,7 @@ pub(crate) fn norm_rotate(
     }
 }
 
-/// How Φ is computed. (The form that cuBLAS has behind a product is that of tanh; it does not round what goes into it, which
-/// no longer agrees with the reference within its noise.)
+/// How Φ is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gelu {
     /// By the error function.

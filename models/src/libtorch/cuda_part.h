@@ -18,11 +18,15 @@ struct ConcordProduct {
   const void* x;
   const void* weights;
   const void* bias;
+  // Laid out like out; null: nothing is added.
+  const void* added;
   void* out;
   long long rows;
   long long inputs;
   long long outputs;
   bool is_bf16;
+  // Of the sum of product and bias; not where something is added.
+  bool has_gelu;
 };
 
 // A way to compute it, as cuBLASLt names it.

@@ -199,64 +199,79 @@ pub(crate) struct ProductAlgorithm {
     workspace_bytes: u64,
 }
 
+/// x [.., inputs] · weights [outputs, inputs] transposed + bias \[outputs\], and what comes behind it: of contiguous tensors
+/// in bf16 or fp16 on one GPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProductOf<'a> {
+    pub(crate) x: &'a Tensor,
+    pub(crate) weights: &'a Tensor,
+    pub(crate) bias: Option<&'a Tensor>,
+    /// [.., outputs], added before anything is rounded.
+    pub(crate) added: Option<&'a Tensor>,
+    /// Whether GELU follows, in the form of tanh; not where something is added.
+    pub(crate) has_gelu: bool,
+}
+
 /// `ConcordProduct` of `cuda_part.h`.
 #[repr(C)]
 struct RawProduct {
     x: *const c_void,
     weights: *const c_void,
     bias: *const c_void,
+    added: *const c_void,
     out: *mut c_void,
     rows: c_longlong,
     inputs: c_longlong,
     outputs: c_longlong,
     is_bf16: bool,
+    has_gelu: bool,
 }
 
 impl RawProduct {
-    /// Of contiguous tensors of one format on one GPU, whose sizes go together.
-    fn of(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Self {
-        let size = weights.size();
+    /// Into `out` [.., outputs], whose size goes with theirs.
+    fn of(product: &ProductOf<'_>, out: &Tensor) -> Self {
+        let size = product.weights.size();
+        let or_null = |tensor: Option<&Tensor>| {
+            tensor.map_or(std::ptr::null(), |tensor| tensor.data_ptr().cast_const())
+        };
         Self {
-            x: x.data_ptr(),
-            weights: weights.data_ptr(),
-            bias: bias.map_or(std::ptr::null(), |bias| bias.data_ptr().cast_const()),
+            x: product.x.data_ptr(),
+            weights: product.weights.data_ptr(),
+            bias: or_null(product.bias),
+            added: or_null(product.added),
             out: out.data_ptr(),
             rows: out.numel() as c_longlong / size[0].max(1),
             inputs: size[1],
             outputs: size[0],
-            is_bf16: x.kind() == Kind::BFloat16,
+            is_bf16: product.x.kind() == Kind::BFloat16,
+            has_gelu: product.has_gelu,
         }
     }
 }
 
-/// Ways to compute x · weightsᵀ + bias, the most promising first, at most `most`. The shared object is loaded.
+/// Ways to compute it, the most promising first, at most `most`. The shared object is loaded.
 pub(super) fn product_algorithms(
-    x: &Tensor,
-    weights: &Tensor,
-    bias: Option<&Tensor>,
+    product: &ProductOf<'_>,
     out: &Tensor,
     most: usize,
 ) -> Result<Vec<ProductAlgorithm>, LibtorchError> {
     let mut algorithms = vec![ProductAlgorithm::default(); most];
-    let raw = RawProduct::of(x, weights, bias, out);
+    let raw = RawProduct::of(product, out);
     // SAFETY: the product is a live value; there is room for as many algorithms as are asked for.
     let count = unsafe { concord_product_algorithms(&raw const raw, algorithms.as_mut_ptr(), most as c_int) };
     algorithms.truncate(usize::try_from(count).map_err(|_| last_error())?);
     Ok(algorithms)
 }
 
-/// x · weightsᵀ + bias into `out`, on the thread's current stream. The shared object is loaded; the tensors are
-/// contiguous, of one format and on one GPU, and their sizes go together.
+/// Computes it into `out`, on the thread's current stream. The shared object is loaded; sizes go together.
 pub(super) fn product(
-    x: &Tensor,
-    weights: &Tensor,
-    bias: Option<&Tensor>,
+    product: &ProductOf<'_>,
     out: &Tensor,
     algorithm: &ProductAlgorithm,
 ) -> Result<(), LibtorchError> {
-    let raw = RawProduct::of(x, weights, bias, out);
+    let raw = RawProduct::of(product, out);
     // Taken and given back in the stream's order, like any tensor.
-    let workspace = Tensor::f_empty([algorithm.workspace_bytes as i64], (Kind::Uint8, x.device()))
+    let workspace = Tensor::f_empty([algorithm.workspace_bytes as i64], (Kind::Uint8, out.device()))
         .map_err(|error| LibtorchError(error.to_string()))?;
     // SAFETY: all pointers are of live tensors of these sizes, as the caller has seen to; what the GPU does with their
     // memory comes before what takes it next, since that is on the same stream.

@@ -13,7 +13,7 @@ mod product;
 mod stream;
 
 pub use cuda::{compute_capability, cuda_devices, load_cuda, load_cuda_part};
-pub(crate) use ffi::{KernelLaunch, ProductAlgorithm};
+pub(crate) use ffi::{KernelLaunch, ProductAlgorithm, ProductOf};
 pub(crate) use ffi::{cudnn_attention, efficient_attention, flash_attention};
 pub use graph::Graph;
 pub use kernel::cache_folder;

@@ -40,7 +40,7 @@ struct Guess {
 constexpr int COMPUTE_32F = 68;
 constexpr int TRANSPOSED = 1;
 constexpr int DESCRIPTION_TRANSA = 3, DESCRIPTION_EPILOGUE = 7, DESCRIPTION_BIAS_POINTER = 8;
-constexpr int EPILOGUE_BIAS = 4;
+constexpr int EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4, EPILOGUE_GELU = 32;
 constexpr int PREFERENCE_WORKSPACE_BYTES = 1, PREFERENCE_REDUCTIONS = 3;
 // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts are added up in fp32, in a work space, and not in what the output is of.
 constexpr std::uint32_t REDUCTIONS = 2;
@@ -91,9 +91,12 @@ class Problem {
     const auto outputs = static_cast<std::uint64_t>(product.outputs);
     call("cublasLtMatmulDescCreate", &description, COMPUTE_32F, static_cast<int>(CUDA_R_32F));
     set(DESCRIPTION_TRANSA, TRANSPOSED);
+    const int gelu = product.has_gelu ? EPILOGUE_GELU : 0;
     if (product.bias != nullptr) {
-      set(DESCRIPTION_EPILOGUE, EPILOGUE_BIAS);
+      set(DESCRIPTION_EPILOGUE, EPILOGUE_BIAS | gelu);
       set(DESCRIPTION_BIAS_POINTER, product.bias);
+    } else {
+      set(DESCRIPTION_EPILOGUE, gelu != 0 ? gelu : EPILOGUE_NONE);
     }
     call("cublasLtMatrixLayoutCreate", &weights, type, inputs, outputs, static_cast<std::int64_t>(product.inputs));
     call("cublasLtMatrixLayoutCreate", &x, type, inputs, rows, static_cast<std::int64_t>(product.inputs));
@@ -174,10 +177,11 @@ void concord_product(const ConcordProduct* product, const ConcordAlgorithm* algo
     by.data[word] = algorithm->data[word];
   }
   const float one = 1.0f;
-  const float zero = 0.0f;
+  const float share_of_added = product->added != nullptr ? 1.0f : 0.0f;
+  const void* added = product->added != nullptr ? product->added : product->out;
   call("cublasLtMatmul", handle(), problem.description, static_cast<const void*>(&one), product->weights,
-       problem.weights, product->x, problem.x, static_cast<const void*>(&zero),
-       static_cast<const void*>(product->out), problem.out, product->out, problem.out,
+       problem.weights, product->x, problem.x, static_cast<const void*>(&share_of_added),
+       added, problem.out, product->out, problem.out,
        static_cast<const Algorithm*>(&by), workspace, static_cast<std::size_t>(algorithm->workspace_bytes),
        c10::cuda::getCurrentCUDAStream().stream());
 }

@@ -2,24 +2,21 @@
 
 use tch::Tensor;
 
-use super::ffi::{self, ProductAlgorithm};
+use super::ffi::{self, ProductAlgorithm, ProductOf};
 use super::{LibtorchError, load_cuda_part};
 
-/// Ways to compute `x` [.., inputs] · `weights` [outputs, inputs] transposed + `bias` \[outputs\] into `out`
-/// [.., outputs], the most promising first, at most `most`: of contiguous tensors in bf16 or fp16, on the thread's
-/// current GPU.
+/// Ways to compute a product into `out` [.., outputs], the most promising first, at most `most`, on the thread's current
+/// GPU.
 ///
 /// # Errors
 /// When there is no CUDA, or cuBLASLt knows no way.
 pub(crate) fn product_algorithms(
-    x: &Tensor,
-    weights: &Tensor,
-    bias: Option<&Tensor>,
+    product: &ProductOf<'_>,
     out: &Tensor,
     most: usize,
 ) -> Result<Vec<ProductAlgorithm>, LibtorchError> {
     load_cuda_part()?;
-    ffi::product_algorithms(x, weights, bias, out, most)
+    ffi::product_algorithms(product, out, most)
 }
 
 /// Computes it, on the thread's current stream, by one of them: of tensors of the same sizes.
@@ -27,12 +24,10 @@ pub(crate) fn product_algorithms(
 /// # Errors
 /// When cuBLASLt refuses, or there is no memory for its work space.
 pub(crate) fn product(
-    x: &Tensor,
-    weights: &Tensor,
-    bias: Option<&Tensor>,
+    product: &ProductOf<'_>,
     out: &Tensor,
     algorithm: &ProductAlgorithm,
 ) -> Result<(), LibtorchError> {
     load_cuda_part()?;
-    ffi::product(x, weights, bias, out, algorithm)
+    ffi::product(product, out, algorithm)
 }
