@@ -159,6 +159,7 @@ fn heads_are_numbered_and_follow_from_their_seeds() {
 
     let note = |key| workplace.note(&names[0], key);
     assert_eq!((note("kind"), note("dropout"), note("seed")), ("linear".into(), "0".into(), "3".into()));
+    assert_eq!(note("mc_dropout_passes"), "0");
     assert_eq!(note("labels"), r#"["no road work","road work"]"#);
     assert_eq!((note("snapshot").len(), note("data").len()), (64, 64));
     assert_eq!(note("data"), workplace.note(&names[2], "data"), "of the same pictures");

@@ -1,6 +1,6 @@
 //! `concord head`: trains heads on frozen backbones, and says how they are used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -189,7 +189,9 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let judgement = Judgement::of(&scores, &labelled, &division, labels.len(), args.seed)?;
     say(&print(&judgement, &head, &division));
 
-    let notes = facts(&judgement, &labelled, &division, &Digest::from(snapshot).to_string());
+    let mut notes = facts(&judgement, &labelled, &division, &Digest::from(snapshot).to_string());
+    // What the figures and the temperature are of.
+    notes.insert("mc_dropout_passes".to_owned(), options.mc_dropout_passes.to_string());
     let file = head.write(&folder, &task, labels, notes).map_err(|error| error.to_string())?;
     say(&format!("Written: {}", folder.join(&file).display()));
     args.put_to_use(&task, &file, judgement.temperature)?;
@@ -349,7 +351,7 @@ fn tell_faults(labelled: &Labelled, pictures: usize) {
 }
 
 fn describe(labelled: &Labelled, division: &Division, labels: &[String]) -> String {
-    let groups = labelled.groups.iter().collect::<std::collections::BTreeSet<_>>().len();
+    let groups = labelled.groups.iter().collect::<BTreeSet<_>>().len();
     let mut text = format!(
         "{} pictures in {groups} groups: {} to train on, {} to validate on",
         labelled.labels.len(),

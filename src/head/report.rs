@@ -1,6 +1,6 @@
 //! How good a head is on its validation part, in words and in the metadata of its file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
 use concord_models::{Scores, TrainedHead};
@@ -84,7 +84,7 @@ pub(crate) fn facts(
 ) -> BTreeMap<String, String> {
     let count_of = |label: usize| labelled.labels.iter().filter(|&&of| of == label).count();
     let classes = labelled.labels.iter().max().map_or(0, |label| label + 1);
-    let groups: std::collections::BTreeSet<&usize> = labelled.groups.iter().collect();
+    let groups: BTreeSet<&usize> = labelled.groups.iter().collect();
     let counts = json!({
         "training": division.training.len(),
         "validation": division.validation.len(),
