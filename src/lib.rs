@@ -4,6 +4,7 @@ pub mod commands;
 pub mod config;
 mod evaluate;
 mod fit;
+mod head;
 pub mod http;
 pub mod inputs;
 pub mod problem;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use concord::commands::{bench, classify, evaluate, fit, models, parity, serve, validate};
+use concord::commands::{bench, classify, evaluate, fit, head, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
 
 /// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
@@ -26,6 +26,7 @@ enum Command {
     Classify(classify::ClassifyArgs),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Fit(Box<fit::FitArgs>),
+    Head(head::HeadArgs),
     Models(models::ModelsArgs),
     Validate(validate::ValidateArgs),
     Parity(parity::ParityArgs),
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Classify(args) => classify::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Fit(args) => fit::run(&args),
+        Command::Head(args) => head::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Parity(args) => parity::run(&args),

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::harness::{Run, concord, edited_ensemble, replace, root};
 
 /// A table of the pictures of `examples/`, each several times: too few to fit anything on, enough to go through with it.
-fn table(folder: &Path, times: usize) -> std::path::PathBuf {
+pub(crate) fn table(folder: &Path, times: usize) -> std::path::PathBuf {
     let mut rows = "path,label,group\n".to_owned();
     for index in 0..times {
         for (file, label) in [("road-work-clear.jpg", "road work"), ("camera.png", "no road work")] {

@@ -14,6 +14,7 @@ mod fit;
 mod generate;
 mod gtsrb;
 mod harness;
+mod head;
 mod learned;
 mod memory;
 mod random;

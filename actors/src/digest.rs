@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use concord_models::ModelOptions;
+use concord_models::{FeatureKind, ModelOptions};
 
 use crate::cloud::CloudSection;
 use crate::policy::{AcceptRule, Learned, Policy, Probability};
@@ -62,7 +62,7 @@ pub(crate) fn vote_digest(
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
     fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
     fields.text(&format!("{:?}", options.input)).text(&options.output);
-    fields.text(&options.decode);
+    fields.text(&options.decode).number(options.mc_dropout_passes as u64);
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
         fields.text(label).number(prompts.len() as u64);
@@ -74,6 +74,13 @@ pub(crate) fn vote_digest(
         fields.text(answer);
     }
     fields.finish()
+}
+
+/// What a backbone's features of this kind depend on, apart from the image.
+pub fn feature_digest(options: &ModelOptions, snapshot: &[u8; 32], kind: FeatureKind) -> Digest {
+    let mut fields = Fields::new("features");
+    fields.bytes(snapshot).text(&options.architecture).text(&options.dtype).text(&options.decode);
+    fields.text(kind.name()).finish()
 }
 
 /// What the logits of a vote out of the cloud depend on, apart from the image.
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vote_on_a_picture_that_was_decoded_otherwise_has_another_key() {
+    fn a_vote_that_was_come_by_otherwise_has_another_key() {
         let section: TaskSection = serde_json::from_value(serde_json::json!({
             "question": "?", "labels": ["no", "yes"], "stages": [{ "models": ["a"] }],
         }))
@@ -234,6 +241,8 @@ mod tests {
             vote_digest(&options, &[0; 32], None, &policy)
         };
         assert_ne!(key("exact"), key("fast"));
+        let several = ModelOptions { mc_dropout_passes: 20, ..ModelOptions::default() };
+        assert_ne!(key("exact"), vote_digest(&several, &[0; 32], None, &policy));
         assert_eq!(key("exact"), vote_digest(&ModelOptions::default(), &[0; 32], None, &policy));
     }
 }

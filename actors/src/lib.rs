@@ -25,7 +25,7 @@ mod voter;
 
 pub use cache::{CacheBackend, CacheSection};
 pub use cloud::{CloudSection, Protocol};
-pub use digest::Digest;
+pub use digest::{Digest, feature_digest};
 pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError};
 pub use fatal::Fatal;
 pub use metrics::Metrics;

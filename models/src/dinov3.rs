@@ -13,10 +13,9 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::blocks::Mlp;
 use crate::encoder::{Encoder, Layer, Surroundings};
-use crate::head::{Features, Head};
+use crate::head::{FeatureKind, FeatureSource, Features, Head, TaskHead};
 use crate::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range,
-    scores_with_features, size4,
+    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, size4,
 };
 use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
 use crate::parity::Fixture;
@@ -30,7 +29,7 @@ use crate::weights::WeightLoader;
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "dinov3",
     model_types: &["dinov3_vit"],
-    options: &["heads"],
+    options: &["heads", "mc_dropout_passes"],
     fp8: &["layer."],
     load,
 };
@@ -117,6 +116,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
+        mc_dropout_passes: options.mc_dropout_passes,
         replays: Replays::of(options, place),
     }))
 }
@@ -127,7 +127,9 @@ struct Dinov3 {
     loaded: Loaded,
     /// Where heads lie.
     folder: PathBuf,
-    heads: HashMap<TaskId, Head>,
+    heads: HashMap<TaskId, TaskHead>,
+    /// 0: heads are asked without dropout.
+    mc_dropout_passes: usize,
     /// Of the backbone.
     replays: Replays,
 }
@@ -138,6 +140,12 @@ impl Dinov3 {
         let outputs = self.replays.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
+
+    /// The features of images, in fp32.
+    fn features_of(&self, images: &[&Pixels]) -> Result<Features, ModelError> {
+        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
+        Ok(self.backbone.features(&output))
+    }
 }
 
 impl Model for Dinov3 {
@@ -146,13 +154,8 @@ impl Model for Dinov3 {
     }
 
     fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
-        let file = task.head.as_ref().ok_or_else(|| ModelError::Task {
-            task: task.task.clone(),
-            message: "this model has no head for it".to_owned(),
-        })?;
-        let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
-        let place = Placement { kind: Kind::Float, ..self.loaded.placement };
-        let head = Head::load(&self.folder.join(file), self.backbone.config.hidden_size, &labels, place)?;
+        let (hidden, place) = (self.backbone.config.hidden_size, self.loaded.placement);
+        let head = TaskHead::load(&self.folder, task, hidden, self.mc_dropout_passes, place)?;
         self.heads.insert(id, head);
         Ok(())
     }
@@ -166,10 +169,11 @@ impl Model for Dinov3 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        // A head costs nothing beside the backbone, and half precision would round its logits to tenths.
-        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
-        let features = self.backbone.features(&output);
-        Ok(scores_with_features(&head.forward(&features), &features.cls)?)
+        head.scores(&self.features_of(images)?)
+    }
+
+    fn feature_source(&self) -> Option<&dyn FeatureSource> {
+        Some(self)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
@@ -215,6 +219,32 @@ impl Model for Dinov3 {
             }
         }
         Ok(outputs)
+    }
+}
+
+impl FeatureSource for Dinov3 {
+    fn feature_shape(&self, kind: FeatureKind) -> [usize; 2] {
+        let patch = self.backbone.config.patch_size;
+        // A snapshot without one size of images is refused at loading.
+        let (height, width) = self.loaded.preprocessor.fixed_size().unwrap_or_default();
+        let rows = match kind {
+            FeatureKind::Pooled => 2,
+            FeatureKind::Tokens => 1 + (height / patch) * (width / patch),
+        };
+        [rows, self.backbone.config.hidden_size].map(|side| usize::try_from(side).unwrap_or(0))
+    }
+
+    fn features(&self, images: &[&Pixels], kind: FeatureKind) -> Result<Vec<Vec<f32>>, ModelError> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Features { cls, patches } = self.features_of(images)?;
+        let rest = match kind {
+            FeatureKind::Pooled => patches.mean_dim([1].as_slice(), true, None::<Kind>),
+            FeatureKind::Tokens => patches,
+        };
+        let rows = Tensor::cat(&[cls.unsqueeze(1), rest], 1).flatten(1, 2);
+        Ok(rows.f_to_device(Device::Cpu)?.try_into()?)
     }
 }
 

@@ -101,6 +101,11 @@ impl Linear {
     }
 
     /// \[outputs\], where it has one.
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The same.
     pub(crate) fn into_bias(self) -> Option<Tensor> {
         self.bias
     }

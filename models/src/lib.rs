@@ -49,6 +49,10 @@ pub use digest::{head_digest, snapshot_digest};
 pub use error::{ModelError, is_out_of_memory};
 pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
+pub use head::{
+    Epoch, FeatureKind, FeatureSet, FeatureSource, HeadKind, HeadTraining, TrainedHead, check_head_folder,
+    train_head,
+};
 pub use image::RgbImage;
 pub use libtorch::cache_folder;
 pub use memory::{MemoryEstimate, free_host_memory};

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::{check_placement, parse_device, parse_dtype};
 use crate::fp8::computed_in;
+use crate::head::FeatureSource;
 use crate::libtorch::release_unused_memory;
 use crate::parity::Fixture;
 use crate::part::Part;
@@ -89,6 +90,9 @@ pub struct ModelOptions {
     pub graph_batches: Vec<usize>,
     /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
     pub heads: BTreeMap<String, PathBuf>,
+    /// dinov3 only: how often a head is asked with dropout about each image, for an uncertainty; 0: once, without. Needs
+    /// heads that were trained with dropout. The backbone runs once in any case.
+    pub mc_dropout_passes: usize,
     /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
     pub lowercase: bool,
     /// florence2 only: `likelihood` (how probable each label's prompts are as captions; also what an empty text
@@ -122,6 +126,7 @@ impl Default for ModelOptions {
             graphs: true,
             graph_batches: Vec::new(),
             heads: BTreeMap::new(),
+            mc_dropout_passes: 0,
             lowercase: true,
             mode: String::new(),
             input: InputOptions::default(),
@@ -269,6 +274,11 @@ pub trait Model: Send + std::fmt::Debug {
         None
     }
 
+    /// The same model as what heads are trained on, where it is a backbone.
+    fn feature_source(&self) -> Option<&dyn FeatureSource> {
+        None
+    }
+
     /// What can be measured by itself, with these images as input; `new_tokens` is how much a writer writes then.
     ///
     /// # Errors
@@ -301,8 +311,9 @@ pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box
     load(options, &snapshot.with_weights(WeightSource::Random { seed }))
 }
 
-/// One random model after the other: they draw from one generator, and equal seeds are to give equal weights.
-static MAKING: Mutex<()> = Mutex::new(());
+/// Held by whoever draws random numbers, one after the other: there is one generator, and equal seeds are to give equal
+/// weights.
+pub(crate) static DRAWING: Mutex<()> = Mutex::new(());
 
 fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, ModelError> {
     let architecture = Architecture::by_name(&options.architecture)
@@ -312,7 +323,7 @@ fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, M
     }
     let placement = Placement { device: parse_device(&options.device)?, kind: parse_dtype(&options.dtype)? };
     check_placement(architecture, placement)?;
-    let making = snapshot.is_random().then(|| MAKING.lock().unwrap_or_else(PoisonError::into_inner));
+    let making = snapshot.is_random().then(|| DRAWING.lock().unwrap_or_else(PoisonError::into_inner));
     let model = (architecture.load)(snapshot, options, placement)?;
     drop(making);
     // What was joined or made on this thread's stream is read on another, which does not wait for it.

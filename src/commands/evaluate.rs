@@ -52,7 +52,7 @@ pub struct EvaluateArgs {
 
 /// Compares, and tells.
 pub fn run(args: &EvaluateArgs) -> ExitCode {
-    let ensemble = args.labelled.ensemble.read();
+    let ensemble = args.labelled.pictures.ensemble.read();
     let compared = ensemble.and_then(|ensemble| {
         files::check(args.html.as_deref(), args.plots.as_deref())?;
         let corruptions = corruptions(&args.shifts, &args.severities);

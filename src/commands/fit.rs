@@ -47,7 +47,7 @@ pub struct FitArgs {
     dry_run: bool,
 }
 
-fn positive(argument: &str) -> Result<f64, String> {
+pub(super) fn positive(argument: &str) -> Result<f64, String> {
     argument
         .parse()
         .ok()
@@ -69,10 +69,10 @@ impl FitArgs {
 
 /// Fits, tells, and writes.
 pub fn run(args: &FitArgs) -> ExitCode {
-    let ensemble = args.labelled.ensemble.read();
+    let ensemble = args.labelled.pictures.ensemble.read();
     let fitted = ensemble.and_then(|ensemble| {
         if let Some(evaluation) = &args.evaluation {
-            args.labelled.refuse_shared(&ensemble, evaluation)?;
+            args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
         }
         args.labelled.with_votes(&ensemble, &[], |voted| fit_and_write(args, &ensemble, &voted[0]))
     });
@@ -88,7 +88,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
     say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
-    let path = &args.labelled.ensemble.ensemble;
+    let path = &args.labelled.pictures.ensemble.ensemble;
     let learned = learned_file(&fit, voted, ensemble)?;
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);

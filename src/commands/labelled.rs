@@ -2,19 +2,19 @@
 
 mod asking;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use concord_actors::Digest;
 use concord_actors::policy::Policy;
 use concord_models::cache_folder;
-use regex::Regex;
 
-use super::classify::{choose_task, progress_bar, read_at_most};
-use super::{EnsembleArgs, warn, with_tasks};
+use super::classify::progress_bar;
+use super::pictures::PictureArgs;
+use super::{warn, with_tasks};
 use crate::config::Ensemble;
-use crate::evaluate::{Corruption, CostUnit, Dataset, Example, Judged, Labelling, Prices, StoredVote};
+use crate::evaluate::{Corruption, CostUnit, Dataset, Example, Judged, Prices, StoredVote};
 use asking::{Asking, Known, ModelVotes};
 
 /// So many different faults are told.
@@ -22,28 +22,11 @@ const FAULTS_TOLD_MAX: usize = 5;
 /// So many labels are counted one by one.
 const LABELS_TOLD_MAX: usize = 4;
 
-/// Which task, and pictures of which is known what they show.
+/// Which task and pictures, and how models are asked about them.
 #[derive(Debug, clap::Args)]
 pub(super) struct LabelledArgs {
     #[command(flatten)]
-    pub(super) ensemble: EnsembleArgs,
-    /// The task, as ensemble.toml names it; may be left out where there is only one
-    #[arg(long, short)]
-    task: Option<String>,
-    /// A folder with a folder of pictures for each label, a tar archive of that (.tar, .tar.gz), or a table (.csv)
-    /// with the columns path, label and perhaps group
-    #[arg(long, short, value_name = "PATH")]
-    data: PathBuf,
-    /// What the pictures of a folder show where its name is not the label's; may be repeated
-    #[arg(long = "class", value_name = "FOLDER=LABEL", value_parser = named)]
-    classes: Vec<(String, String)>,
-    /// What the pictures of all other folders show
-    #[arg(long, value_name = "LABEL")]
-    other: Option<String>,
-    /// Pictures whose names agree in this part show the same thing, and are counted together: a regular expression, of
-    /// which the first group counts where it has one, for instance '(.*/\d+)_\d+'
-    #[arg(long, value_name = "REGEX")]
-    group_by: Option<Regex>,
+    pub(super) pictures: PictureArgs,
     /// Only every Nth picture of each label, by the order of their names
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     every: usize,
@@ -61,11 +44,6 @@ pub(super) struct LabelledArgs {
     /// Where votes are kept [default: votes in Concord's cache folder]
     #[arg(long, value_name = "DIR")]
     votes: Option<PathBuf>,
-}
-
-fn named(argument: &str) -> Result<(String, String), String> {
-    let parts = argument.split_once('=').ok_or("must be FOLDER=LABEL")?;
-    Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
 fn priced(argument: &str) -> Result<(String, f64), String> {
@@ -106,13 +84,13 @@ impl LabelledArgs {
         corruptions: &[Corruption],
         work: impl FnOnce(&[Voted<'_>]) -> Result<T, String>,
     ) -> Result<T, String> {
-        let task = choose_task(ensemble, self.task.as_deref())?;
+        let task = self.pictures.task(ensemble)?;
         let whole = &ensemble.tasks()[&task];
         let policy = whole.without(|model| !self.cloud && ensemble.clouds().contains_key(model));
         let policy =
             policy.ok_or(format!("task {task} asks only models behind servers: add --cloud to ask them"))?;
         let prices = Prices::new(&self.prices, whole, &policy)?;
-        let data = self.read(&self.data, policy.labels())?.every(self.every);
+        let data = self.pictures.read(policy.labels())?.every(self.every);
         let folder = self.votes_folder()?;
         let tasks = BTreeMap::from([(task.clone(), policy.one_by_one())]);
         with_tasks(ensemble, &tasks, async |engine| {
@@ -149,47 +127,6 @@ impl LabelledArgs {
         let cache =
             cache_folder().ok_or("there is no home folder to keep votes in: name one with --votes")?;
         Ok(cache.join("votes"))
-    }
-
-    /// Refuses pictures that are among those of `other` as well, before any model is asked.
-    pub(super) fn refuse_shared(&self, ensemble: &Ensemble, other: &Path) -> Result<(), String> {
-        let task = choose_task(ensemble, self.task.as_deref())?;
-        let labels = ensemble.tasks()[&task].labels();
-        let digests = |source: &Path| {
-            // What they show does not matter here.
-            let other = labels.first().cloned();
-            let labelling = Labelling { labels, named: BTreeMap::new(), other, group_by: None };
-            let data = Dataset::read(source, &labelling)?;
-            let digest = |example: &Example| {
-                let bytes = read_at_most(&example.path, ensemble.server().max_body_bytes);
-                let bytes = bytes.map_err(|problem| format!("{}: {}", example.name, problem.detail))?;
-                Ok((Digest::of(&bytes), example.name.clone()))
-            };
-            data.examples.iter().map(digest).collect::<Result<Vec<_>, String>>()
-        };
-        let reported: HashSet<Digest> = digests(other)?.into_iter().map(|(digest, _)| digest).collect();
-        let own = digests(&self.data)?;
-        let shared: Vec<&String> =
-            own.iter().filter(|(digest, _)| reported.contains(digest)).map(|(_, name)| name).collect();
-        match shared.first() {
-            None => Ok(()),
-            Some(first) => Err(format!(
-                "{} of the pictures are in {} too, {first} for one: what is fitted on them cannot be judged by them",
-                shared.len(),
-                other.display()
-            )),
-        }
-    }
-
-    /// Labelled pictures, by the same rules.
-    fn read(&self, source: &Path, labels: &[String]) -> Result<Dataset, String> {
-        let labelling = Labelling {
-            labels,
-            named: self.classes.iter().cloned().collect(),
-            other: self.other.clone(),
-            group_by: self.group_by.clone(),
-        };
-        Dataset::read(source, &labelling)
     }
 }
 

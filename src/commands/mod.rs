@@ -4,20 +4,23 @@ pub mod bench;
 pub mod classify;
 pub mod evaluate;
 pub mod fit;
+pub mod head;
 mod labelled;
 pub mod models;
 pub mod parity;
+mod pictures;
 pub mod serve;
 pub mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use concord_actors::policy::Policy;
 use concord_actors::{Engine, EngineOptions};
-use concord_models::load_model;
+use concord_models::{ModelError, load_model};
 
 use crate::config::{ConfigError, Ensemble};
 
@@ -101,6 +104,18 @@ fn with_models<T>(
         outcome.map_err(|error| error.to_string())?;
         Ok(work(&engine).await)
     })
+}
+
+/// libtorch's exceptions arrive as panics: out of memory, for instance.
+fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(text.lines().next().unwrap_or_default().to_owned())
+        }
+    }
 }
 
 /// Tells the person at the terminal what went wrong.

@@ -16,4 +16,5 @@ mod source;
 pub use changes::{Change, change};
 pub use ensemble::Ensemble;
 pub use error::{ConfigError, Faults, Located, Location};
+pub(crate) use model::needs_heads;
 pub use server::ServerSection;

@@ -23,6 +23,8 @@ const QUEUE_CAPACITY: RangeInclusive<u64> = 1..=65_536;
 const REPLICAS: RangeInclusive<u64> = 1..=64;
 /// Each trial of a larger batch costs a forward that fails; a day is as good as never.
 const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
+/// Beyond some tens passes the mean hardly moves; each costs a head.
+const MC_DROPOUT_PASSES: RangeInclusive<u64> = 0..=256;
 
 /// The number format that only some devices and architectures have.
 const FP8: &str = "fp8";
@@ -31,7 +33,7 @@ const FP8: &str = "fp8";
 const HEADS: &str = "heads";
 
 /// Whether a model answers only the tasks that it has a head for.
-pub(super) fn needs_heads(options: &ModelOptions) -> bool {
+pub(crate) fn needs_heads(options: &ModelOptions) -> bool {
     Architecture::by_name(&options.architecture)
         .is_some_and(|architecture| architecture.options.contains(&HEADS))
 }
@@ -86,6 +88,7 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
         ("queue_capacity", options.queue_capacity as u64, QUEUE_CAPACITY),
         ("replicas", options.replicas as u64, REPLICAS),
         ("batch_recovery_s", options.batch_recovery_s, BATCH_RECOVERY_S),
+        ("mc_dropout_passes", options.mc_dropout_passes as u64, MC_DROPOUT_PASSES),
     ]));
     faults.extend(check_graph_batches(options));
     faults.extend(check_torchscript(options));

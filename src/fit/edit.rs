@@ -37,14 +37,29 @@ pub(crate) struct TaskChange {
 /// # Errors
 /// When `text` is not TOML or has no such task or stage, or a value cannot be written.
 pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
-    let after = spliced(text, planned(text, task, change)?)?;
+    edited_by(text, task, |text| planned(text, task, change))
+}
+
+/// `text` with the head in this file for a task of `[models.MODEL]`, and nothing else of it changed.
+///
+/// # Errors
+/// When `text` is not TOML or has no such model, or it cannot be written there.
+pub(crate) fn with_head(text: &str, model: &str, task: &str, file: &str) -> Result<String, String> {
+    edited_by(text, model, |text| planned_head(text, model, task, file))
+}
+
+fn edited_by(
+    text: &str,
+    what: &str,
+    planned: impl Fn(&str) -> Result<Vec<Edit>, String>,
+) -> Result<String, String> {
+    let after = spliced(text, planned(text)?)?;
     // What was written is there, and where it is looked for: then there is nothing left to change.
-    let left =
-        planned(&after, task, change).map_err(|error| format!("cannot be edited in place: {error}"))?;
+    let left = planned(&after).map_err(|error| format!("cannot be edited in place: {error}"))?;
     if left.is_empty() {
         Ok(after)
     } else {
-        Err(format!("{task:?} is laid out in a way that cannot be edited in place"))
+        Err(format!("{what:?} is laid out in a way that cannot be edited in place"))
     }
 }
 
@@ -152,22 +167,8 @@ struct Edit {
 
 /// The edits that make `text` say what `change` says.
 fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, String> {
-    let document = Document::parse(text).map_err(|error| {
-        let line =
-            error.span().map(|span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
-        format!(
-            "not TOML{}: {}",
-            line.map_or(String::new(), |line| format!(", line {line}")),
-            error.message()
-        )
-    })?;
-    let root = Place { table: AnyTable::Sections(document.as_table()), keys: Vec::new(), own: 0 };
-    let tasks = root.child("tasks")?;
-    let place = match &tasks {
-        Some(tasks) => tasks.child(task)?,
-        None => None,
-    };
-    let Some(place) = place else {
+    let document = parsed(text)?;
+    let Some(place) = Place::root(&document).named("tasks", task)? else {
         return Err(format!("no task {task:?}: there is no [tasks.{}]", quoted(task)));
     };
 
@@ -187,8 +188,7 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
     if let Some(file) = &change.learned {
         wanted.push(("learned".to_owned(), Wanted::Text(file.clone())));
     }
-    let mut plan =
-        Plan { text, newline: if text.contains("\r\n") { "\r\n" } else { "\n" }, edits: Vec::new() };
+    let mut plan = Plan::of(text);
     plan.merge(&place, &wanted, Some("fusion"))?;
 
     let stages = place.elements("stages")?;
@@ -212,6 +212,30 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
         plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![entry]))], None)?;
     }
     Ok(plan.edits)
+}
+
+/// The edits that make `text` name this head.
+fn planned_head(text: &str, model: &str, task: &str, file: &str) -> Result<Vec<Edit>, String> {
+    let document = parsed(text)?;
+    let Some(place) = Place::root(&document).named("models", model)? else {
+        return Err(format!("no model {model:?}: there is no [models.{}]", quoted(model)));
+    };
+    let head = (task.to_owned(), Wanted::Text(file.to_owned()));
+    let mut plan = Plan::of(text);
+    plan.merge(&place, &[("heads".to_owned(), Wanted::Entries(vec![head]))], None)?;
+    Ok(plan.edits)
+}
+
+fn parsed(text: &str) -> Result<Document<&str>, String> {
+    Document::parse(text).map_err(|error| {
+        let line =
+            error.span().map(|span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
+        format!(
+            "not TOML{}: {}",
+            line.map_or(String::new(), |line| format!(", line {line}")),
+            error.message()
+        )
+    })
 }
 
 /// `text` after the edits; those at the same place in their order.
@@ -288,6 +312,15 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
+    fn root(document: &'a Document<&str>) -> Self {
+        Self { table: AnyTable::Sections(document.as_table()), keys: Vec::new(), own: 0 }
+    }
+
+    /// The table of this name in that of `kind`; `None` where there is nothing.
+    fn named(&self, kind: &str, name: &str) -> Result<Option<Self>, String> {
+        self.child(kind)?.map_or(Ok(None), |tables| tables.child(name))
+    }
+
     /// The table at `key`; `None` where there is nothing.
     fn child(&self, key: &str) -> Result<Option<Self>, String> {
         let Some(item) = self.table.get(key) else { return Ok(None) };
@@ -328,7 +361,11 @@ struct Plan<'a> {
     edits: Vec<Edit>,
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, newline: if text.contains("\r\n") { "\r\n" } else { "\n" }, edits: Vec::new() }
+    }
+
     /// Makes the table at `place` say what is wanted. What it lacks is added after the key `after`, where it has that one
     /// itself, otherwise at the end of what it has itself.
     fn merge(

@@ -1,6 +1,5 @@
 //! Runs a work again and again, and what its times say.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use concord_models::ModelError;
@@ -8,6 +7,7 @@ use concord_models::libtorch::{Event, Stream};
 use serde::Serialize;
 
 use super::work::{Done, Work};
+use crate::commands::contained;
 
 /// When it is enough.
 #[derive(Debug, Clone, Copy)]
@@ -117,18 +117,6 @@ fn wants_more(limits: &Limits, ran: usize, elapsed: Duration) -> bool {
     match limits.iterations {
         Some(iterations) => ran < iterations,
         None => ran < ITERATIONS_MIN || (ran < ITERATIONS_MAX && elapsed.as_secs_f64() < limits.seconds),
-    }
-}
-
-/// libtorch's exceptions arrive as panics: out of memory, for instance.
-pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(text.lines().next().unwrap_or_default().to_owned())
-        }
     }
 }
 

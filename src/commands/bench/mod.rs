@@ -14,10 +14,10 @@ use std::time::Instant;
 use concord_models::libtorch::{Stream, allocated_memory, reset_peak_memory};
 use concord_models::{DEVICES, Model, device_name, dtype_name, graph_fallbacks};
 
-use self::measure::{Limits, contained, measure};
+use self::measure::{Limits, measure};
 use self::report::{Loaded, Measured, Report};
 use self::subject::{Subject, Variant};
-use super::{EXIT_UNUSABLE, EnsembleArgs, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, contained, warn};
 
 /// Measure models by themselves: latency, throughput, memory and load time.
 #[derive(Debug, clap::Args)]

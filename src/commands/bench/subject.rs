@@ -12,7 +12,7 @@ use concord_models::{
 use tempfile::TempDir;
 
 use super::BenchArgs;
-use super::measure::contained;
+use crate::commands::contained;
 use crate::config::Ensemble;
 
 /// A model to measure.

@@ -9,11 +9,11 @@ use concord_models::{Model, device_name};
 use serde::Serialize;
 
 use super::BenchArgs;
-use super::measure::{Limits, contained};
+use super::measure::Limits;
 use super::report::Report;
 use super::subject::{Subject, Variant, pair};
 use super::work::{self, Work};
-use crate::commands::warn;
+use crate::commands::{contained, warn};
 
 /// The machine is not as quick from one moment to the next: the middle one of so many rounds counts.
 const ROUNDS: usize = 3;

@@ -6,7 +6,7 @@ use concord_models::{
     GenerateRequest, Generated, Model, ModelError, PartOutput, Pixels, RgbImage, Scores, TaskId, TaskLabels,
 };
 
-use super::measure::contained;
+use crate::commands::contained;
 
 const TASK: TaskId = TaskId(1);
 /// Of the picture that everything is done with; Molmo2 cuts it into a whole view and four crops.

@@ -375,3 +375,33 @@ fn numbers_are_as_long_as_they_need_to_be() {
         assert_eq!(as_written(as_written(value)), as_written(value), "twice");
     }
 }
+
+#[test]
+fn a_head_is_named_wherever_heads_are() {
+    let after = with_head(ENSEMBLE, "dinov3", "roadwork", "head.roadwork.v2.safetensors").unwrap();
+    let expected = [
+        r#"-heads = { roadwork = "head.roadwork.safetensors", traffic_sign = "head.traffic_sign.safetensors" }"#,
+        r#"+heads = { roadwork = "head.roadwork.v2.safetensors", traffic_sign = "head.traffic_sign.safetensors" }"#,
+    ];
+    assert_eq!(changed_lines(ENSEMBLE, &after), expected);
+    for (before, after) in [
+        ("[models.a]\nx = 1 # one\n", "[models.a]\nx = 1 # one\nheads = { t = \"f\" }\n"),
+        (
+            "[models.a]\nheads = { s = \"g\" } # mine\n",
+            "[models.a]\nheads = { s = \"g\", t = \"f\" } # mine\n",
+        ),
+        ("[models.a.heads]\nt = 'g'\n", "[models.a.heads]\nt = \"f\"\n"),
+        ("[models]\na.heads.t = \"g\"\n", "[models]\na.heads.t = \"f\"\n"),
+        ("[models.a]\nheads.t = \"f\"\n", "[models.a]\nheads.t = \"f\"\n"),
+    ] {
+        assert_eq!(with_head(before, "a", "t", "f").as_deref(), Ok(after));
+    }
+    for (text, told) in [
+        ("[models.b]\n", "no model \"a\": there is no [models.a]"),
+        ("[models.a]\nheads = 1\n", "models.a.heads is integer: must be a table"),
+        ("[models.a]\nheads = { t = {} }\n", "models.a.heads.t is inline table"),
+    ] {
+        let error = with_head(text, "a", "t", "f").unwrap_err();
+        assert!(error.contains(told), "{told:?} is not in {error}");
+    }
+}

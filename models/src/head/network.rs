@@ -1,4 +1,4 @@
-//! Trained heads on a frozen backbone: features → label logits.
+//! A head's layers, as its file has them.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::weights::{SafetensorsFile, WeightLoader};
 pub(crate) struct Features {
     /// [batch, hidden], the CLS token.
     pub(crate) cls: Tensor,
-    /// [batch, patches, hidden].
+    /// [batch, patches, hidden]; or their mean as the only one, where no head attends to them.
     pub(crate) patches: Tensor,
 }
 
@@ -31,7 +31,11 @@ pub(crate) enum Head {
 }
 
 /// How many layers the MLP head has.
-const MLP_LAYERS: usize = 4;
+pub(super) const MLP_LAYERS: usize = 4;
+
+/// What a linear head's layer is called in its file, and the query of an MLP's pooling.
+const LINEAR: &str = "linear";
+const QUERY: &str = "pool.query";
 
 impl Head {
     /// Loads a head file for a backbone of this width.
@@ -45,7 +49,7 @@ impl Head {
         labels: &[&str],
         place: Placement,
     ) -> Result<Self, ModelError> {
-        let head = Self::load_named(path, "linear", hidden, place)?;
+        let head = Self::load_named(path, LINEAR, hidden, place)?;
         let outputs = usize::try_from(head.labels()).unwrap_or(0);
         if outputs != labels.len() {
             let message = format!("gives {outputs} logits, but the task has {} labels", labels.len());
@@ -77,7 +81,7 @@ impl Head {
         place: Placement,
     ) -> Result<Self, ModelError> {
         let mut weights = WeightLoader::open(path, &[path.to_owned()], place.device, place.kind)?;
-        let head = if weights.has("pool.query") {
+        let head = if weights.has(QUERY) {
             Self::load_mlp(&mut weights, hidden)
         } else {
             let weight = format!("{linear}.weight");
@@ -93,7 +97,7 @@ impl Head {
     }
 
     fn load_mlp(weights: &mut WeightLoader, hidden: i64) -> Self {
-        let query = weights.tensor("pool.query", &[hidden]);
+        let query = weights.tensor(QUERY, &[hidden]);
         let mut inputs = 2 * hidden;
         let mut layers = Vec::new();
         for index in 0..MLP_LAYERS {
@@ -115,8 +119,60 @@ impl Head {
         }
     }
 
+    /// The same tensors, as another head.
+    pub(super) fn copy(&self) -> Self {
+        let layer = |layer: &Linear| {
+            Linear::from_tensors(layer.weight().shallow_clone(), layer.bias().map(Tensor::shallow_clone))
+        };
+        match self {
+            Self::Cls(linear) => Self::Cls(layer(linear)),
+            Self::ClsAndMean(linear) => Self::ClsAndMean(layer(linear)),
+            Self::AttentionMlp { query, layers } => {
+                let layers = layers.iter().map(layer).collect();
+                Self::AttentionMlp { query: query.shallow_clone(), layers }
+            }
+        }
+    }
+
+    /// Each hidden layer's width; none where there is no hidden layer.
+    pub(super) fn hidden_widths(&self) -> Vec<i64> {
+        match self {
+            Self::Cls(_) | Self::ClsAndMean(_) => Vec::new(),
+            Self::AttentionMlp { layers, .. } => {
+                layers.iter().take(layers.len() - 1).map(Linear::outputs).collect()
+            }
+        }
+    }
+
+    /// Its tensors by their names in a file.
+    pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = Vec::new();
+        let mut add = |name: &str, layer: &Linear| {
+            tensors.push((format!("{name}.weight"), layer.weight().shallow_clone()));
+            tensors.extend(layer.bias().map(|bias| (format!("{name}.bias"), bias.shallow_clone())));
+        };
+        match self {
+            Self::Cls(layer) | Self::ClsAndMean(layer) => add(LINEAR, layer),
+            Self::AttentionMlp { query, layers } => {
+                layers.iter().enumerate().for_each(|(index, layer)| add(&format!("mlp.{index}"), layer));
+                tensors.push((QUERY.to_owned(), query.shallow_clone()));
+            }
+        }
+        tensors
+    }
+
     /// [batch, labels].
     pub(crate) fn forward(&self, features: &Features) -> Tensor {
+        self.forward_dropping(features, |_, hidden| hidden)
+    }
+
+    /// The same with dropout: `drop` is given each hidden layer's number and its output, after the activation. It may
+    /// put dimensions before that of the batch, which the logits have as well then.
+    pub(super) fn forward_dropping(
+        &self,
+        features: &Features,
+        drop: impl Fn(usize, Tensor) -> Tensor,
+    ) -> Tensor {
         match self {
             Self::Cls(linear) => linear.forward(&features.cls),
             Self::ClsAndMean(linear) => {
@@ -129,8 +185,10 @@ impl Head {
                 let pooled = shares.matmul(&features.patches).squeeze_dim(1);
                 let mut x = Tensor::cat(&[&features.cls, &pooled], -1);
                 for (index, layer) in layers.iter().enumerate() {
-                    let input = if index == 0 { x } else { x.gelu("none") };
-                    x = layer.forward(&input);
+                    x = layer.forward(&x);
+                    if index + 1 < layers.len() {
+                        x = drop(index, x.gelu("none"));
+                    }
                 }
                 x
             }

@@ -1,0 +1,66 @@
+//! A head as a task asks it: once, or in several passes with dropout.
+
+use std::path::Path;
+
+use tch::{Device, Kind};
+
+use super::dropout::McDropout;
+use super::file::dropout_of;
+use super::{Features, Head};
+use crate::ModelError;
+use crate::layers::scores_with_features;
+use crate::model::{Placement, Scores, TaskLabels};
+
+/// A task's head, and its dropout where it is asked with it.
+#[derive(Debug)]
+pub(crate) struct TaskHead {
+    head: Head,
+    dropout: Option<McDropout>,
+}
+
+impl TaskHead {
+    /// The head that the task names, in `folder`, for a backbone of this width; asked with dropout in so many passes, or
+    /// without where there are none.
+    ///
+    /// # Errors
+    /// When there is no head for the task, or it was not trained for its labels, or not with dropout.
+    pub(crate) fn load(
+        folder: &Path,
+        task: &TaskLabels,
+        hidden: i64,
+        passes: usize,
+        place: Placement,
+    ) -> Result<Self, ModelError> {
+        let told = |message: String| ModelError::Task { task: task.task.clone(), message };
+        let file = task.head.as_ref().ok_or_else(|| told("this model has no head for it".to_owned()))?;
+        let path = folder.join(file);
+        let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
+        // It costs nothing beside the backbone, and half precision would round its logits to tenths.
+        let head = Head::load(&path, hidden, &labels, Placement { kind: Kind::Float, ..place })?;
+        let asked = Self::of(head, if passes > 0 { dropout_of(&path)? } else { 0.0 }, passes, place.device);
+        if passes > 0 && asked.dropout.is_none() {
+            return Err(told(format!(
+                "mc_dropout_passes = {passes} needs a head that was trained with dropout, and {} was not: train one with \
+                 concord head train --kind mlp, or set mc_dropout_passes = 0",
+                file.display()
+            )));
+        }
+        Ok(asked)
+    }
+
+    /// A head that was trained with this rate of dropout, asked in so many passes with it; without, where it has nothing to
+    /// leave out or there are no passes.
+    pub(super) fn of(head: Head, rate: f64, passes: usize, device: Device) -> Self {
+        let has_dropout = passes > 0 && rate > 0.0 && !head.hidden_widths().is_empty();
+        let dropout = has_dropout.then(|| McDropout::new(&head, rate, passes, device));
+        Self { head, dropout }
+    }
+
+    /// What it says about each image, of features in fp32.
+    pub(crate) fn scores(&self, features: &Features) -> Result<Vec<Scores>, ModelError> {
+        Ok(match &self.dropout {
+            Some(dropout) => dropout.scores(&self.head, features)?,
+            None => scores_with_features(&self.head.forward(features), &features.cls)?,
+        })
+    }
+}

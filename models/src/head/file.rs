@@ -1,0 +1,104 @@
+//! A head's file: a new one for each training beside the snapshot, with what it was made of in its metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use tch::{Device, Kind};
+
+use super::Head;
+use crate::ModelError;
+use crate::weights::SafetensorsFile;
+
+/// Heads of one task that may lie beside a snapshot; more are no history but a leak.
+const VERSIONS_MAX: usize = 10_000;
+/// The entry of the metadata that says with which share of hidden units left out a head was trained.
+pub(super) const DROPOUT: &str = "dropout";
+
+/// The rate of dropout that a head's file names, from 0 to less than 1; 0 where it names none.
+///
+/// # Errors
+/// When it names something else, or is no head.
+pub(super) fn dropout_of(path: &Path) -> Result<f64, ModelError> {
+    let file = SafetensorsFile::open(path)?;
+    let Some(text) = file.note(DROPOUT) else { return Ok(0.0) };
+    let rate = text.parse().ok().filter(|rate| (0.0..1.0).contains(rate));
+    rate.ok_or_else(|| {
+        let message = format!("its metadata names the dropout {text:?}: must be from 0 to less than 1");
+        ModelError::malformed(path, message)
+    })
+}
+
+/// Whether new heads can be written beside a snapshot, before they are trained.
+///
+/// # Errors
+/// When they cannot.
+pub fn check_head_folder(folder: &Path) -> Result<(), ModelError> {
+    tempfile::NamedTempFile::new_in(folder).map(drop).map_err(|source| ModelError::file(folder, source))
+}
+
+/// Writes `head.TASK.vN.safetensors` with the first N that is free and none below it that is not, and gives its name.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub(super) fn write_new(
+    head: &Head,
+    folder: &Path,
+    task: &str,
+    notes: &BTreeMap<String, String>,
+) -> Result<PathBuf, ModelError> {
+    let told = |source| ModelError::file(folder, source);
+    // Under another name first: a server may read the folder at any time.
+    let mut written = tempfile::NamedTempFile::new_in(folder).map_err(told)?;
+    written.write_all(&serialized(head, notes)?).map_err(told)?;
+    written.as_file().sync_all().map_err(told)?;
+    // For the same people as the snapshot itself; a temporary file is its owner's alone.
+    let permissions = fs::metadata(folder.join("config.json")).map_err(told)?.permissions();
+    written.as_file().set_permissions(permissions).map_err(told)?;
+    for version in next_version(folder, task).map_err(told)?..VERSIONS_MAX {
+        let name = PathBuf::from(format!("head.{task}.v{version}.safetensors"));
+        match written.persist_noclobber(folder.join(&name)) {
+            Ok(_) => return Ok(name),
+            // Another training was faster.
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => written = error.file,
+            Err(error) => return Err(told(error.error)),
+        }
+    }
+    let message = format!("has heads up to version {VERSIONS_MAX} for task {task}: remove old ones");
+    Err(ModelError::malformed(folder, message))
+}
+
+/// One more than the highest that is there, so that a version that was removed is not given away again while a later
+/// one remains.
+fn next_version(folder: &Path, task: &str) -> std::io::Result<usize> {
+    let prefix = format!("head.{task}.v");
+    let mut highest = 0;
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let version = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".safetensors"));
+        highest = highest.max(version.and_then(|version| version.parse().ok()).unwrap_or(0));
+    }
+    Ok(highest + 1)
+}
+
+fn serialized(head: &Head, notes: &BTreeMap<String, String>) -> Result<Vec<u8>, ModelError> {
+    let mut tensors = Vec::new();
+    for (name, tensor) in head.tensors() {
+        let values = tensor.f_to_device_(Device::Cpu, Kind::Float, false, false)?.f_contiguous()?;
+        let shape = values.size().iter().map(|&side| usize::try_from(side).unwrap_or(0)).collect();
+        let values = Vec::<f32>::try_from(&values.f_flatten(0, -1)?)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.push((name, shape, bytes));
+    }
+    let views = tensors.iter().map(|(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        view.map(|view| (name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>();
+    let mut metadata: HashMap<String, String> = notes.clone().into_iter().collect();
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    let bytes = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
+    bytes.map_err(|error| ModelError::Unsupported(format!("the head cannot be written: {error}")))
+}
