@@ -10,7 +10,7 @@ use crate::ModelError;
 const WEIGHT_DECAY: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-3;
 /// So many examples a step.
-const BATCH: i64 = 256;
+const BATCH: usize = 256;
 /// An input that is the same everywhere tells nothing, and would be divided by 0.
 const DEVIATION_MIN: f64 = 1e-6;
 /// What the models' probabilities of the truth are raised to: none at all would cost infinitely much.
@@ -68,29 +68,19 @@ impl Default for Training {
 /// # Panics
 /// When the goal has not as many entries as there are examples.
 pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Result<Network, ModelError> {
-    let learned: Vec<&Example<'_>> = examples.iter().filter(|example| !example.validates).collect();
-    let width = learned.first().map_or(0, |example| example.input.len());
-    if width == 0 || learned.len() == examples.len() {
-        return Err(ModelError::Unsupported("there are too few examples to train a network on".to_owned()));
-    }
-    if examples.iter().any(|example| example.input.len() != width) {
-        return Err(ModelError::Unsupported("the features of some pictures have other lengths".to_owned()));
-    }
     let rows = |validates: bool| -> Vec<i64> {
         let indices = (0..).zip(examples).filter(|(_, example)| example.validates == validates);
         indices.map(|(index, _)| index).collect()
     };
-    let (learned, apart) = (Tensor::from_slice(&rows(false)), Tensor::from_slice(&rows(true)));
-    let numbers: Vec<f32> = examples.iter().flat_map(|example| example.input).copied().collect();
-    let inputs = Tensor::f_from_slice(&numbers)?.f_view([-1, width as i64])?;
-    let known = inputs.f_index_select(0, &learned)?;
-    let mean = known.f_mean_dim([0].as_slice(), false, Kind::Float)?;
-    let scale = known.f_std_dim([0].as_slice(), false, false)?.f_clamp_min(DEVIATION_MIN)?.f_reciprocal()?;
-    let inputs = (inputs - &mean) * &scale;
-
-    tch::manual_seed(training.seed);
+    let (mut learned, apart) = (rows(false), rows(true));
+    if learned.is_empty() || apart.is_empty() {
+        return Err(ModelError::Unsupported("there are too few examples to train a network on".to_owned()));
+    }
+    let apart = Tensor::f_from_slice(&apart)?;
+    let Inputs { values: inputs, mean, scale, width } = Inputs::of(examples, &learned)?;
+    let mut numbers = Numbers::new(training.seed);
     let store = nn::VarStore::new(Device::Cpu);
-    let learner = Learner::new(&store, width as i64, goal, training, examples.len())?;
+    let learner = Learner::new(&store, width, goal, training, examples.len(), &mut numbers)?;
     let mut optimizer =
         nn::AdamW { wd: WEIGHT_DECAY, ..nn::AdamW::default() }.build(&store, LEARNING_RATE)?;
     let loss_apart = |learner: &Learner| -> Result<f64, ModelError> {
@@ -99,10 +89,9 @@ pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Re
     let mut best = learner.layers()?;
     let (mut least, mut since) = (loss_apart(&learner)?, 0);
     for _ in 0..training.epochs {
-        let order =
-            learned.f_index_select(0, &Tensor::f_randperm(learned.size()[0], (Kind::Int64, Device::Cpu))?)?;
-        for part in order.f_split(BATCH, 0)? {
-            optimizer.backward_step(&learner.loss(&inputs, &part)?);
+        numbers.shuffle(&mut learned);
+        for part in learned.chunks(BATCH) {
+            optimizer.backward_step(&learner.loss(&inputs, &Tensor::f_from_slice(part)?)?);
         }
         let loss = loss_apart(&learner)?;
         since += 1;
@@ -113,8 +102,35 @@ pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Re
             break;
         }
     }
-    let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor);
-    Network::new(numbers(&mean)?, numbers(&scale)?, best).map_err(ModelError::Unsupported)
+    let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor);
+    Network::new(values(&mean)?, values(&scale)?, best).map_err(ModelError::Unsupported)
+}
+
+/// All examples' inputs, standardised by those that are learned from.
+struct Inputs {
+    /// [examples, width].
+    values: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    width: i64,
+}
+
+impl Inputs {
+    fn of(examples: &[Example<'_>], learned: &[i64]) -> Result<Self, ModelError> {
+        let width = examples.first().map_or(0, |example| example.input.len());
+        if width == 0 || examples.iter().any(|example| example.input.len() != width) {
+            let message = "the features of pictures are empty, or of several lengths";
+            return Err(ModelError::Unsupported(message.to_owned()));
+        }
+        let values: Vec<f32> = examples.iter().flat_map(|example| example.input).copied().collect();
+        let width = width as i64;
+        let values = Tensor::f_from_slice(&values)?.f_view([-1, width])?;
+        let known = values.f_index_select(0, &Tensor::f_from_slice(learned)?)?;
+        let mean = known.f_mean_dim([0].as_slice(), false, Kind::Float)?;
+        let deviation = known.f_std_dim([0].as_slice(), false, false)?;
+        let scale = deviation.f_clamp_min(DEVIATION_MIN)?.f_reciprocal()?;
+        Ok(Self { values: (values - &mean) * &scale, mean, scale, width })
+    }
 }
 
 /// The network while it learns.
@@ -138,6 +154,7 @@ impl Learner {
         goal: Goal<'_>,
         training: Training,
         examples: usize,
+        numbers: &mut Numbers,
     ) -> Result<Self, ModelError> {
         let (target, start) = match goal {
             Goal::Mixture { likelihoods, fixed } => {
@@ -163,7 +180,8 @@ impl Learner {
             }
         };
         let root = store.root();
-        let hidden = nn::linear(&root / "hidden", width, training.hidden as i64, nn::LinearConfig::default());
+        let mut hidden =
+            nn::linear(&root / "hidden", width, training.hidden as i64, nn::LinearConfig::default());
         let mut output = nn::linear(
             &root / "output",
             training.hidden as i64,
@@ -171,7 +189,11 @@ impl Learner {
             nn::LinearConfig::default(),
         );
         tch::no_grad(|| -> Result<(), ModelError> {
-            // It begins by saying the same of every image.
+            // PyTorch's own range for a linear layer, and it begins by saying the same of every image.
+            let range = 1.0 / (width as f32).sqrt();
+            let weights = numbers.between(-range, range, hidden.ws.numel());
+            hidden.ws.f_copy_(&Tensor::f_from_slice(&weights)?.f_view_as(&hidden.ws)?)?;
+            hidden.bs.as_mut().map(Tensor::f_zero_).transpose()?;
             _ = output.ws.f_zero_()?;
             if let Some(bias) = &mut output.bs {
                 bias.f_copy_(&Tensor::f_from_slice(&start)?)?;
@@ -207,6 +229,34 @@ impl Learner {
             Ok(Dense { weight: numbers(&layer.ws)?, bias })
         };
         [&self.hidden, &self.output].into_iter().map(dense).collect()
+    }
+}
+
+/// Numbers that look random, the same for each seed. Those of libtorch belong to the whole process: whatever else draws some
+/// at the same time would change what is learned.
+struct Numbers(blake3::OutputReader);
+
+impl Numbers {
+    fn new(seed: i64) -> Self {
+        Self(blake3::Hasher::new().update(b"concord network ").update(&seed.to_le_bytes()).finalize_xof())
+    }
+
+    fn next(&mut self) -> u32 {
+        let mut bytes = [0; 4];
+        self.0.fill(&mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn between(&mut self, low: f32, high: f32, count: usize) -> Vec<f32> {
+        (0..count).map(|_| low + (high - low) * (self.next() as f32 / u32::MAX as f32)).collect()
+    }
+
+    /// In an order of its own (Fisher and Yates, as Durstenfeld 1964 has it).
+    fn shuffle(&mut self, values: &mut [i64]) {
+        for last in (1..values.len()).rev() {
+            let chosen = (u64::from(self.next()) * (last as u64 + 1)) >> 32;
+            values.swap(last, chosen as usize);
+        }
     }
 }
 
