@@ -11,27 +11,34 @@ use std::sync::Arc;
 
 use concord_actors::Digest;
 use concord_actors::policy::{
-    Context, Cost, Evidence, FusionMethod, Logits, Policy, TaskSection, Vote, decide,
+    Context, Cost, Evidence, FusionMethod, GATE_NUMBERS, Learned, Logits, Policy, TaskSection, Vote, decide,
 };
-use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
+use concord_models::{Dense, ModelOptions, Network, decode, load_model, set_cpu_threads};
 use criterion::{Criterion, criterion_group, criterion_main};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "molmo2"];
 
 /// A task of so many labels that asks four models in three stages and accepts none of them before the last.
-fn policy(labels: usize, method: FusionMethod) -> Policy {
+fn section(labels: usize, method: FusionMethod) -> Value {
     let labels: Vec<String> = (0..labels).map(|label| format!("label {label}")).collect();
-    let section = json!({
+    json!({
         "question": "?", "labels": labels, "fusion": { "method": method.name() },
         "stages": [
             { "models": ["dinov3"], "accept": { "confidence": 1.0 } },
             { "models": ["siglip2", "florence2"], "accept": { "confidence": 1.0, "agreement": true } },
             { "models": ["molmo2"], "accept": { "confidence": 0.5 } },
         ],
-    });
+    })
+}
+
+fn validated(section: Value) -> Policy {
     let section: TaskSection = serde_json::from_value(section).expect("the section has the right types");
     Policy::from_section(&section, &BTreeSet::from(MODELS.map(str::to_owned))).expect("the section is valid")
+}
+
+fn policy(labels: usize, method: FusionMethod) -> Policy {
+    validated(section(labels, method))
 }
 
 fn votes(labels: usize) -> Vec<Vote> {
@@ -48,7 +55,7 @@ fn votes(labels: usize) -> Vec<Vote> {
 /// Deciding includes fusing once for each stage that is judged.
 fn decisions(criterion: &mut Criterion) {
     for labels in [2, 43] {
-        for method in FusionMethod::ALL {
+        for method in FusionMethod::FIXED {
             let (policy, votes) = (policy(labels, method), votes(labels));
             criterion.bench_function(&format!("decide/{labels} labels, 4 votes, {method}"), |bencher| {
                 bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
@@ -60,6 +67,32 @@ fn decisions(criterion: &mut Criterion) {
             bencher.iter(|| decide(black_box(&policy), black_box(&votes[..1]), &Context::default()));
         });
     }
+}
+
+/// By networks of the size that they have on a feature of ViT-L, read for the weights and for the first stage's gate.
+fn learned(criterion: &mut Criterion) {
+    const FEATURE: usize = 1024;
+    let network = |inputs: usize, outputs: usize| {
+        let layer = |inputs: usize, outputs: usize| Dense {
+            weight: (0..inputs * outputs).map(|index| (index % 7) as f32 * 0.01 - 0.03).collect(),
+            bias: vec![0.0; outputs],
+        };
+        let layers = vec![layer(inputs, 256), layer(256, outputs)];
+        Network::new(vec![0.0; inputs], vec![1.0; inputs], layers).expect("the network fits together")
+    };
+    let names = MODELS.map(Arc::<str>::from);
+    let learned = Learned::of(Arc::clone(&names[0]))
+        .with_weights(names.to_vec(), network(FEATURE, names.len()))
+        .with_gate(&names[..1], network(FEATURE + GATE_NUMBERS, 1));
+    let mut section = section(2, FusionMethod::Learned);
+    section["learned"] = json!("a file");
+    section["stages"][0]["accept"]["gate"] = json!(1.0);
+    let policy = validated(section).with_learned(Arc::new(learned));
+    let mut votes = votes(2);
+    votes[0].evidence.feature = Some(vec![0.5; FEATURE].into());
+    criterion.bench_function("decide/2 labels, 4 votes, learned weights and a gate", |bencher| {
+        bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
+    });
 }
 
 fn keys(criterion: &mut Criterion) {
@@ -100,5 +133,5 @@ fn preprocessing(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decisions, keys, preprocessing);
+criterion_group!(benches, decisions, learned, keys, preprocessing);
 criterion_main!(benches);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_actors::policy::{Distribution, Opinion, Reason};
+use concord_actors::policy::{Distribution, Fallback, LearnedPart, Opinion, Probability, Reason, Unread};
 use concord_actors::{Routed, TaskPlan};
 use concord_models::Region;
 use serde::{Serialize, Serializer};
@@ -24,8 +24,11 @@ pub struct Verdict {
     pub label: String,
     /// Its fused probability.
     pub probability: f64,
-    /// What the accept rules were applied to: the largest fused probability.
+    /// What the accept rules were applied to, but those with a gate that could be read: the largest fused probability.
     pub confidence: f64,
+    /// How likely the answer is right, by the learned gate, where the stage's rule asks it and it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<f64>,
     /// The fused probability of each label.
     #[schema(value_type = std::collections::BTreeMap<String, f64>)]
     pub probabilities: Probabilities,
@@ -43,6 +46,12 @@ pub struct Verdict {
     pub burst: bool,
     /// Whether every model that was asked has voted.
     pub complete: bool,
+    /// The stages, from 1, that were left out because the learned weights of their models were too small.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<usize>,
+    /// Learned parts that could not be used, so that what is configured counted in their place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<FallbackReport>,
     /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again), `some_votes`,
     /// `joined` (answered together with an identical request), or `miss`.
     pub cache: &'static str,
@@ -67,6 +76,26 @@ pub struct ExplanationReport {
     /// Why it wrote nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A learned part that could not be used.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FallbackReport {
+    /// `weights` (the configured ones counted), `gate` (the confidence did), or `min_weight` (the configured weights did).
+    #[schema(value_type = String)]
+    pub part: LearnedPart,
+    /// The stage that it would have decided about, from 1.
+    pub stage: usize,
+    /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it gave no vote;
+    /// `no_feature`: it gave no feature with it; `not_fitted`: it was fitted to other models, or to another backbone.
+    #[schema(value_type = String)]
+    pub why: Unread,
+}
+
+impl FallbackReport {
+    fn new(&Fallback { part, stage, why }: &Fallback) -> Self {
+        Self { part, stage: stage + 1, why }
+    }
 }
 
 /// One vote of a verdict.
@@ -155,6 +184,7 @@ impl Verdict {
             label: policy.labels()[answer.label()].clone(),
             probability: confidence,
             confidence,
+            gate: answer.gate.map(Probability::get),
             probabilities: by_label(&routed.task, &answer.distribution),
             stage: answer.stage + 1,
             stages: policy.stages().len(),
@@ -162,6 +192,8 @@ impl Verdict {
             agreement: answer.agreement,
             burst: answer.burst,
             complete: answer.is_complete(),
+            skipped: answer.skipped.iter().map(|stage| stage + 1).collect(),
+            fallbacks: answer.fallbacks.iter().map(FallbackReport::new).collect(),
             cache: routed.cache.name(),
             votes: answer.opinions.iter().map(|opinion| VoteReport::new(&routed.task, opinion)).collect(),
             explanation: routed.explanation.clone().map(|explanation| ExplanationReport {

@@ -114,3 +114,133 @@ fn what_cannot_be_compared_is_told() {
     assert!(run.stderr.contains("1 of 7 pictures are left out"), "{}", run.stderr);
     assert_eq!(run.json_lines()[0]["pictures"], 6);
 }
+
+#[test]
+fn costs_are_prices_where_they_are_given() {
+    let (data, votes) = (pictures(), tempfile::tempdir().unwrap());
+    let prices = ["--other", "no road work", "--price", "dinov3=1", "--price", "siglip2=0"];
+    let run = evaluate(data.path(), votes.path(), &[&prices[..], &["--json"]].concat());
+    assert_eq!(run.status, 0, "{run:?}");
+    let report = &run.json_lines()[0];
+    for (name, price) in
+        [("dinov3", 1.0), ("siglip2", 0.0), ("all, linear", 1.0), ("always the cheapest, siglip2", 0.0)]
+    {
+        let told = &answerer(report, name)["price"]["value"];
+        assert_eq!(told.as_f64(), Some(price), "{name}: {told}");
+        assert!(answerer(report, name)["milliseconds"].is_null(), "{name}");
+    }
+    let table = evaluate(data.path(), votes.path(), &prices);
+    assert!(table.stdout.contains(" price ") && !table.stdout.contains(" ms "), "{}", table.stdout);
+    for (more, expected) in [
+        (&["--price", "gpt=1"], "asks no model \"gpt\": there is dinov3, siglip2"),
+        (&["--price", "siglip2=1"], "--price siglip2=… is given twice"),
+        (&["--price", "dinov3=-1"], "the amount 0 or more"),
+        (&["--price", "dinov3"], "must be MODEL=AMOUNT"),
+    ] {
+        let run = evaluate(data.path(), votes.path(), &[&prices[..], more].concat());
+        assert_eq!(run.status, 2, "{run:?}");
+        assert!(run.stderr.contains(expected), "{expected:?} is missing in {}", run.stderr);
+    }
+    let run = evaluate(data.path(), votes.path(), &prices[..4]);
+    assert!(
+        run.status == 2 && run.stderr.contains("no price of siglip2: give one of every model"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_report_needs_nothing_but_itself_and_plots_are_files() {
+    let (data, votes, out) = (pictures(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A mistake for the contact sheet: the label is wrong.
+    fs::rename(data.path().join("25_road_work").join(ROAD_WORK[0]), data.path().join("99_others/<b>.jpg"))
+        .unwrap();
+    let (html, plots) = (out.path().join("report.html"), out.path().join("a/b"));
+    let [html_argument, plots_argument] = [&html, &plots].map(|path| path.to_str().unwrap());
+    let arguments =
+        ["--other", "no road work", "--html", html_argument, "--plots", plots_argument, "--shift", "dark"];
+    let run = evaluate(data.path(), votes.path(), &arguments);
+    assert_eq!(run.status, 0, "{run:?}");
+    let page = fs::read_to_string(&html).unwrap();
+    for part in [
+        "<svg ",
+        "data:image/jpeg;base64,",
+        "cascade",
+        "road work",
+        "&lt;b&gt;.jpg",
+        "1 of 1 wrong answers",
+        "dark 5",
+    ] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+    for part in ["<script", "<link", "src=\"http", "href=\"http", "url(", "<b>.jpg"] {
+        assert!(!page.contains(part), "{part} is there");
+    }
+    assert!(page.len() < 2_000_000, "{} bytes", page.len());
+    for name in [
+        "accuracy_cost",
+        "reliability_cascade",
+        "reliability_dinov3",
+        "reliability_siglip2",
+        "confusion",
+        "confidence",
+        "shift_accuracy",
+        "shift_ece",
+    ] {
+        let svg = fs::read_to_string(plots.join(format!("{name}.svg"))).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{name}");
+        let png = image::open(plots.join(format!("{name}.png"))).unwrap();
+        assert!(png.width() > 500, "{name}");
+    }
+    let nowhere = out.path().join("nowhere/report.html");
+    let run = evaluate(data.path(), votes.path(), &["--html", nowhere.to_str().unwrap()]);
+    assert!(run.status == 2 && run.stderr.contains("name a file in a folder that there is"), "{run:?}");
+}
+
+#[test]
+fn shifts_make_pictures_worse_and_are_asked_about_once() {
+    let (data, votes) = (pictures(), tempfile::tempdir().unwrap());
+    let shift = ["--other", "no road work", "--json", "--shift", "noise,jpeg", "--severity", "2,4..5"];
+    let first = evaluate(data.path(), votes.path(), &shift);
+    assert_eq!(first.status, 0, "{first:?}");
+    let shifts = first.json_lines()[0]["shifts"].as_array().unwrap().clone();
+    let told: Vec<(Option<&str>, u64)> =
+        shifts.iter().map(|one| (one["shift"].as_str(), one["severity"].as_u64().unwrap())).collect();
+    let (noise, jpeg) = (Some("noise"), Some("jpeg"));
+    assert_eq!(told, [(None, 0), (noise, 2), (noise, 4), (noise, 5), (jpeg, 2), (jpeg, 4), (jpeg, 5)]);
+    for shift in &shifts {
+        assert_eq!(shift["pictures"], 6, "{shift}");
+        let names: Vec<&str> = shift["answerers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|answerer| answerer["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["cascade", "dinov3", "siglip2", "all, uniformly"]);
+        assert_eq!(shift["reached"][0]["value"], 1.0, "every picture gets to stage 1");
+    }
+    let nll = |index: usize| answerer(&shifts[index], "dinov3")["nll"]["value"].as_f64().unwrap();
+    // With six pictures chance may make some easier.
+    assert!(
+        (nll(3) - nll(0)).abs() > 1e-3,
+        "models are asked about other pictures: {} and {}",
+        nll(3),
+        nll(0)
+    );
+    // Measured milliseconds would not be the same twice.
+    assert_eq!(evaluate(data.path(), votes.path(), &shift).json_lines(), first.json_lines());
+    let table =
+        evaluate(data.path(), votes.path(), &["--other", "no road work", "--shift", "jpeg", "--every", "3"]);
+    for part in ["2 pictures in 2 groups (1 no road work, 1 road work)", "as they are", "jpeg 1", "gets to 2"]
+    {
+        assert!(table.stdout.contains(part), "{part} is missing in {}", table.stdout);
+    }
+    for (more, expected) in [
+        (&["--shift", "snow"][..], "must be one of blur, noise, dark, rain, jpeg, occlusion, or all"),
+        (&["--shift", "blur", "--severity", "6"], "must be from 1 to 5, or a range such as 1..5"),
+        (&["--every", "0"], "0 is not in 1..=1000000"),
+    ] {
+        let run = evaluate(data.path(), votes.path(), more);
+        assert_eq!(run.status, 2, "{run:?}");
+        assert!(run.stderr.contains(expected), "{expected:?} is missing in {}", run.stderr);
+    }
+}

@@ -71,6 +71,9 @@ fn what_cannot_be_fitted_is_told() {
         (&data, &["--min-accuracy", "2"], "must be from 0 to 1"),
         (&data, &["--max-cost-ms", "0"], "must be greater than 0"),
         (&data, &["--max-cost-ms", "5", "--min-accuracy", "0.5"], "cannot be used with"),
+        (&data, &["--max-cost-ms", "5", "--price", "dinov3=1"], "cannot be used with"),
+        (&data, &["--max-cost", "5"], "--price"),
+        (&data, &["--max-cost", "5", "--price", "dinov3=1"], "no price of siglip2"),
     ] {
         let run = fit(&ensemble, data, votes.path(), more);
         assert_eq!(run.status, 2, "{run:?}");

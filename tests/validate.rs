@@ -47,7 +47,7 @@ fn all_faults_of_a_file_are_named_with_their_lines() {
         "14: models.resnet.snapshot: is missing or empty: must be the folder of a Hugging Face snapshot",
         r#"15: models.resnet.architecture: "resnet50" is not an architecture: must be one of dinov3, siglip2, florence2, molmo2, torchscript, cloud"#,
         r#"16: models.resnet.device: "gpu" is not a device: must be auto, cpu, cuda or cuda:N"#,
-        r#"23: tasks.roadwork.fusion.method: "log-linear" is not a fusion method (did you mean "log_linear"?): must be one of linear, log_linear"#,
+        r#"23: tasks.roadwork.fusion.method: "log-linear" is not a fusion method (did you mean "log_linear"?): must be one of linear, log_linear, learned"#,
         r#"24: tasks.roadwork.fusion.weights.resnet: "half" is of the wrong type: must be a number"#,
         "28: tasks.roadwork.stages[0].accept.confidence: 1.7 is not a confidence: must be greater than 0 and at most 1",
         r#"33: tasks.roadwork.stages[1].models[1]: "dinov2" is not a configured model (did you mean "dinov3"?): must be one of dinov3, resnet"#,
@@ -133,7 +133,7 @@ fn a_spoilt_file_is_told_as_such() {
         (
             "confidence = 0.95",
             "confidense = 0.95",
-            "(did you mean \"confidence\"?): must be one of confidence, agreement",
+            "(did you mean \"confidence\"?): must be one of confidence, gate, agreement",
         ),
         ("snapshot = \"models/nano/siglip2\"", "", "models.siglip2.snapshot: is missing or empty"),
         (

@@ -5,7 +5,7 @@ use std::fmt;
 use concord_models::{FeatureKind, ModelOptions};
 
 use crate::cloud::CloudSection;
-use crate::policy::Policy;
+use crate::policy::{AcceptRule, Learned, Policy, Probability};
 
 /// A BLAKE3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,12 +99,17 @@ pub(crate) fn cloud_digest(section: &CloudSection, policy: &Policy) -> Digest {
 pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> Digest {
     let mut fields = Fields::new("verdict");
     fields.text(task).text(policy.fusion().name());
+    if let Some(learned) = policy.learned() {
+        fields.learned(learned);
+    }
     let mut votes = votes.iter();
     for stage in policy.stages() {
         let accept = stage.accept();
         fields.number(stage.members().len() as u64);
         fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
-        fields.number(u64::from(accept.is_some_and(crate::policy::AcceptRule::needs_agreement)));
+        fields.real(accept.and_then(AcceptRule::gate).map_or(f64::INFINITY, Probability::get));
+        fields.number(u64::from(accept.is_some_and(AcceptRule::needs_agreement)));
+        fields.real(stage.min_weight().map_or(f64::INFINITY, Probability::get));
         fields.number(stage.burst_queue_depth().map_or(u64::MAX, |depth| depth as u64));
         for member in stage.members() {
             fields.text(member.model()).number(u64::from(member.is_required()));
@@ -144,6 +149,30 @@ impl Fields {
         self.number(number.to_bits())
     }
 
+    fn reals(&mut self, numbers: &[f32]) -> &mut Self {
+        self.number(numbers.len() as u64);
+        for number in numbers {
+            self.0.update(&number.to_le_bytes());
+        }
+        self
+    }
+
+    /// Every number of every network, so that a file that was fitted again is noticed.
+    fn learned(&mut self, learned: &Learned) {
+        self.text("learned").text(learned.backbone());
+        for (part, models, network) in learned.networks() {
+            self.text(part.name()).number(models.len() as u64).number(network.layers().len() as u64);
+            for model in models {
+                self.text(model);
+            }
+            let (mean, scale) = network.standardisation();
+            self.reals(mean).reals(scale);
+            for layer in network.layers() {
+                self.reals(&layer.weight).reals(&layer.bias);
+            }
+        }
+    }
+
     fn finish(&self) -> Digest {
         Digest(*self.0.finalize().as_bytes())
     }
@@ -153,8 +182,52 @@ impl Fields {
 mod tests {
     use std::collections::BTreeSet;
 
+    use std::sync::Arc;
+
+    use concord_models::{Dense, Network};
+
     use super::*;
     use crate::policy::TaskSection;
+
+    fn policy(extra: serde_json::Value) -> Policy {
+        let mut section = serde_json::json!({
+            "question": "?", "labels": ["no", "yes"], "learned": "f",
+            "stages": [{ "models": ["a"], "accept": { "confidence": 0.9 } }, { "models": ["b"] }],
+        });
+        if let serde_json::Value::Object(extra) = extra {
+            for (pointer, value) in extra {
+                let (parent, key) = pointer.rsplit_once('/').unwrap();
+                section.pointer_mut(parent).unwrap()[key] = value;
+            }
+        }
+        let section: TaskSection = serde_json::from_value(section).unwrap();
+        Policy::from_section(&section, &["a", "b"].map(str::to_owned).into()).unwrap()
+    }
+
+    #[test]
+    fn a_verdict_by_other_networks_or_thresholds_has_another_key() {
+        let learned = |weight: f32, models: &[&str]| {
+            let layer = Dense { weight: vec![weight; models.len()], bias: vec![0.0; models.len()] };
+            let network = Network::new(vec![0.0], vec![1.0], vec![layer]).unwrap();
+            let models: Vec<Arc<str>> = models.iter().map(|model| Arc::from(*model)).collect();
+            Arc::new(Learned::of(Arc::from("a")).with_weights(models, network))
+        };
+        let plain = || policy(serde_json::json!({}));
+        let policies = [
+            plain(),
+            policy(serde_json::json!({ "/fusion": { "method": "learned" } })),
+            policy(serde_json::json!({ "/stages/0/accept/gate": 0.5 })),
+            policy(serde_json::json!({ "/stages/0/accept/gate": 0.75 })),
+            policy(serde_json::json!({ "/stages/1/min_weight": 0.5 })),
+            plain().with_learned(learned(1.0, &["a", "b"])),
+            plain().with_learned(learned(2.0, &["a", "b"])),
+            plain().with_learned(learned(1.0, &["b", "a"])),
+        ];
+        let key = |policy: &Policy| verdict_digest("task", policy, &[]);
+        let keys: BTreeSet<Digest> = policies.iter().map(key).collect();
+        assert_eq!(keys.len(), policies.len());
+        assert_eq!(key(&policies[5]), key(&plain().with_learned(learned(1.0, &["a", "b"]))));
+    }
 
     #[test]
     fn a_vote_that_was_come_by_otherwise_has_another_key() {

@@ -44,6 +44,9 @@ pub struct Metrics {
     pub dropped: IntCounterVec,
     /// Votes by `model` and `outcome` (`given`, `failed`, `busy`, `expired`, `over_budget`, `left_alone`, `timed_out`).
     pub votes: IntCounterVec,
+    /// Learned parts of a `task` that could not be used, by `part` (`weights`, `gate`, `min_weight`) and `why`; votes that were
+    /// fused again are counted again.
+    pub learned_fallbacks: IntCounterVec,
     /// What a `model` behind a server has cost, in US dollars.
     pub cloud_usd: CounterVec,
     /// Forwards of a `model` that ran without the CUDA graph that they should have had.
@@ -122,6 +125,11 @@ impl Metrics {
                 &["model", "why"],
             )?,
             votes: counters("votes_total", "Votes by model and outcome.", &["model", "outcome"])?,
+            learned_fallbacks: counters(
+                "learned_fallbacks_total",
+                "Learned weights and gates that could not be used, so that what is configured counted.",
+                &["task", "part", "why"],
+            )?,
             cloud_usd: registered(
                 &registry,
                 CounterVec::new(

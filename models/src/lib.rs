@@ -26,6 +26,7 @@ mod measured;
 mod memory;
 mod model;
 mod molmo2;
+mod network;
 pub mod parity;
 mod part;
 mod picture;
@@ -60,6 +61,7 @@ pub use model::{
     load_model, load_random,
 };
 pub use molmo2::Tiles;
+pub use network::{Dense, Example, Goal, Network, Training, train};
 pub use part::{Part, PartOutput};
 pub use picture::{DECODES, Picture, Scale};
 pub use preprocess::{FILTERS, Pixels, Preprocessor};

@@ -139,7 +139,7 @@ pub(super) fn progress_bar(pictures: usize) -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = "{bar:30} {pos} of {len} pictures, {per_sec}, {eta} to go";
+    let template = "{bar:30} {pos} of {len} pictures{msg}, {per_sec}, {eta} to go";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(pictures as u64).with_style(style)
 }

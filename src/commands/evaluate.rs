@@ -1,12 +1,19 @@
 //! `concord evaluate`: how good models, fusions and the cascade are on labelled pictures.
 
+mod files;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
-use crate::evaluate::{Resampling, compare, json, print};
+use crate::config::Ensemble;
+use crate::evaluate::{
+    Corruption, Resampling, SeverityRange, Shifted, Shifts, Shown, compare, compare_in_brief, corruptions,
+    json, print, print_shifts, shifts_json,
+};
 
 /// Compare models, fusions and the cascade on labelled pictures.
 ///
@@ -24,30 +31,80 @@ pub struct EvaluateArgs {
     /// Of the resamples
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// The same again for pictures that are made worse: by blur, noise, dark, rain, jpeg or occlusion, several with commas
+    /// between them, or all
+    #[arg(long = "shift", value_name = "NAME", value_delimiter = ',')]
+    shifts: Vec<Shifts>,
+    /// How strongly: numbers from 1 to 5 or ranges, several with commas between them
+    #[arg(long = "severity", value_name = "N", value_delimiter = ',', default_value = "1..5")]
+    severities: Vec<SeverityRange>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Write a report to look at in a browser: the table, plots, and pictures that are worth a look; one file that needs
+    /// nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the plots of the report as SVG and as PNG
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
 }
 
 /// Compares, and tells.
 pub fn run(args: &EvaluateArgs) -> ExitCode {
     let ensemble = args.labelled.pictures.ensemble.read();
-    let compared =
-        ensemble.and_then(|ensemble| args.labelled.with_votes(&ensemble, |voted| report(args, voted)));
+    let compared = ensemble.and_then(|ensemble| {
+        files::check(args.html.as_deref(), args.plots.as_deref())?;
+        let corruptions = corruptions(&args.shifts, &args.severities);
+        args.labelled.with_votes(&ensemble, &corruptions, |voted| report(args, &ensemble, voted))
+    });
     compared.unwrap_or_else(|message| {
         warn(&message);
         ExitCode::from(EXIT_UNUSABLE)
     })
 }
 
-fn report(args: &EvaluateArgs, voted: &Voted<'_>) -> Result<ExitCode, String> {
+/// `all` are the pictures as they are, and then as each corruption makes them.
+fn report(args: &EvaluateArgs, ensemble: &Ensemble, all: &[Voted<'_>]) -> Result<ExitCode, String> {
+    let (voted, unit) = (&all[0], args.labelled.cost_unit());
     let resampling = Resampling::new(&voted.groups, args.resamples, args.seed);
     let comparison = compare(voted.policy, &voted.pictures, &resampling).ok_or("no picture has all votes")?;
+    let shifted = if all.len() > 1 {
+        all.iter().map(|voted| in_brief(args, voted)).collect::<Result<Vec<_>, String>>()?
+    } else {
+        Vec::new()
+    };
     if args.json {
-        say(&json(&comparison, voted.policy));
+        let mut report = json(&comparison, voted.policy, unit);
+        if !shifted.is_empty() {
+            report["shifts"] = shifts_json(&shifted, voted.policy, unit);
+        }
+        say(&report);
     } else {
         say(&voted.describe());
-        say(&print(&comparison, voted.policy));
+        say(&print(&comparison, voted.policy, unit));
+        if !shifted.is_empty() {
+            say(&print_shifts(&shifted, voted.policy, unit));
+        }
     }
-    Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let shown = Shown {
+        policy: voted.policy,
+        pictures: &voted.pictures,
+        examples: &voted.examples,
+        comparison: &comparison,
+        unit,
+        shifted: &shifted,
+    };
+    let limits = ensemble.server();
+    files::write(args.html.as_deref(), args.plots.as_deref(), voted, &shown, limits)?;
+    let is_complete = all.iter().all(|voted| voted.left_out == 0);
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn in_brief(args: &EvaluateArgs, voted: &Voted<'_>) -> Result<Shifted, String> {
+    let resampling = Resampling::new(&voted.groups, args.resamples, args.seed);
+    let brief = compare_in_brief(voted.policy, &voted.pictures, &resampling);
+    let corruption = voted.corruption;
+    let name = corruption.map_or("as they are".to_owned(), Corruption::name);
+    Ok(Shifted { corruption, brief: brief.ok_or(format!("{name}: no picture has all votes"))? })
 }

@@ -1,4 +1,4 @@
-//! `concord fit`: temperatures, weights and thresholds from labelled pictures, written into `ensemble.toml`.
+//! `concord fit`: temperatures, weights, gates and thresholds from labelled pictures, written into `ensemble.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,13 +9,19 @@ use concord_actors::policy::Policy;
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
-use crate::fit::{Fit, Goal, Labelled, TaskChange, difference, edited, fit, print, write_with_backup};
+use crate::evaluate::Goal;
+use crate::fit::{
+    Fit, Labelled, TaskChange, difference, edited, fit, next_learned_file, print, write_learned_file,
+    write_with_backup,
+};
 
-/// Fit temperatures, weights and thresholds to labelled pictures, and write them into ensemble.toml.
+/// Fit temperatures, weights, gates and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
-/// Temperatures and weights are judged on pictures that they were not fitted on, and only what is better for sure is
-/// written; thresholds, where a goal is given, if the first stage makes enough errors to fit them on. The change is shown
-/// first; comments and order stay; the old file is kept beside the new one. A running server takes it over.
+/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures;
+/// weights, the same for all images or, by a small network on a backbone's feature, for each image; where a goal is given,
+/// gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough errors to fit them
+/// on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments and order stay; the old file is
+/// kept beside the new one. A running server takes it over.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
@@ -25,8 +31,11 @@ pub struct FitArgs {
     #[command(flatten)]
     labelled: LabelledArgs,
     /// Fit thresholds as well: the fewest errors at no more than so many milliseconds a picture
-    #[arg(long, value_name = "MS", conflicts_with = "min_accuracy", value_parser = positive)]
+    #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
+    /// Fit thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
+    #[arg(long, value_name = "AMOUNT", conflicts_with = "min_accuracy", requires = "prices", value_parser = positive)]
+    max_cost: Option<f64>,
     /// Fit thresholds as well: the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
@@ -53,7 +62,8 @@ fn share(argument: &str) -> Result<f64, String> {
 
 impl FitArgs {
     fn goal(&self) -> Option<Goal> {
-        self.max_cost_ms.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
+        let cost = self.max_cost_ms.or(self.max_cost);
+        cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
     }
 }
 
@@ -64,7 +74,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
         if let Some(evaluation) = &args.evaluation {
             args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
         }
-        args.labelled.with_votes(&ensemble, |voted| fit_and_write(args, &ensemble, voted))
+        args.labelled.with_votes(&ensemble, &[], |voted| fit_and_write(args, &ensemble, &voted[0]))
     });
     fitted.unwrap_or_else(|message| {
         warn(&message);
@@ -77,10 +87,12 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let fit = fit(voted.policy, labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
-    say(&print(&fit, voted.policy, args.goal()));
+    say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
+    let learned = learned_file(&fit, voted, ensemble)?;
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
+    let mut change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
+    change.learned = learned.as_ref().map(|(name, _)| name.clone());
     let after = edited(&before, voted.task, &change)?;
     let shown = difference(&before, &after, &path.display().to_string());
     if shown.is_empty() {
@@ -90,11 +102,33 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
         if args.dry_run {
             say(&"Nothing is written (--dry-run).");
         } else {
+            if let Some((name, bytes)) = &learned {
+                write_learned_file(ensemble.folder(), name, bytes)?;
+                say(&format!("Networks: {}", ensemble.folder().join(name).display()));
+            }
             let backup = write_with_backup(path, &before, &after)?;
             say(&format!("Written; the old file is {}.", backup.display()));
         }
     }
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The name of the file of what was learned, and its bytes; `None` where nothing learned gains.
+fn learned_file(
+    fit: &Fit,
+    voted: &Voted<'_>,
+    ensemble: &Ensemble,
+) -> Result<Option<(String, Vec<u8>)>, String> {
+    let Some(learned) = fit.gains() else { return Ok(None) };
+    let note = |key: &str, value: String| (key.to_owned(), value);
+    let notes = BTreeMap::from([
+        note("task", voted.task.to_owned()),
+        note("pictures", voted.pictures.len().to_string()),
+        note("data", voted.digest.to_string()),
+        note("program", format!("concord {}", env!("CARGO_PKG_VERSION"))),
+    ]);
+    let name = next_learned_file(ensemble.folder(), voted.task)?;
+    Ok(Some((name, learned.to_bytes(&notes)?)))
 }
 
 /// What is to be written; stages are counted as in the file, where models that are off have theirs.
@@ -110,18 +144,24 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
         models.zip(fusion.weights.iter().map(|weight| weight * sum)).collect()
     });
     let mut confidences = vec![None; whole.stages().len()];
-    for (stage, confidence) in policy.stages().iter().zip(fit.confidences.iter().flatten()) {
+    let mut gates = confidences.clone();
+    for ((index, stage), confidence) in
+        policy.stages().iter().enumerate().zip(fit.confidences.iter().flatten())
+    {
         let of_file = whole.stages().iter().position(|other| {
             stage.members().iter().any(|member| other.members().iter().any(|it| it.model() == member.model()))
         });
-        if let Some(place) = of_file.and_then(|index| confidences.get_mut(index)) {
+        let values = if fit.gates_stage(index) { &mut gates } else { &mut confidences };
+        if let Some(place) = of_file.and_then(|index| values.get_mut(index)) {
             *place = *confidence;
         }
     }
     TaskChange {
         temperatures,
         weights,
-        method: fusion.map(|fusion| fusion.method.name().to_owned()),
+        method: fit.method().map(|method| method.name().to_owned()),
         confidences,
+        gates,
+        learned: None,
     }
 }

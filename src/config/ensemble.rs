@@ -34,7 +34,8 @@ impl Ensemble {
         Ok(Self::parse(&text, &path.display().to_string(), folder, variables)?)
     }
 
-    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`.
+    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`, and the files
+    /// of what was learned for its tasks.
     ///
     /// # Errors
     /// All the faults, in the order of the lines.
@@ -45,7 +46,7 @@ impl Ensemble {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Faults> {
         let mut source = Source::parse(text, variables).map_err(|fault| Faults::new(name, vec![fault]))?;
-        let (sections, faults) = read_sections(std::mem::take(&mut source.values));
+        let (sections, faults) = read_sections(std::mem::take(&mut source.values), folder);
         let mut located = std::mem::take(&mut source.refused);
         for fault in faults {
             located.push(Located { location: source.locate(&fault.path), fault });
@@ -57,7 +58,7 @@ impl Ensemble {
         }
     }
 
-    /// The folder of the file, from which relative snapshot paths start.
+    /// The folder of the file, from which relative paths of snapshots and learned files start.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

@@ -6,6 +6,7 @@ mod changes;
 mod ensemble;
 mod error;
 mod keys;
+mod learned;
 mod model;
 mod reader;
 mod section;

@@ -1,9 +1,11 @@
 //! From the file's values to its validated sections.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
 use concord_actors::policy::{
-    AcceptSection, Fault, FusionSection, PathPart, Policy, StageSection, TaskSection,
+    AcceptSection, Fault, FusionSection, Learned, PathPart, Policy, StageSection, TaskSection,
 };
 use concord_actors::{CacheSection, CloudSection};
 use concord_models::{InputOptions, ModelOptions};
@@ -11,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::keys::fields_of;
+use super::learned::read_learned;
 use super::model::{check_model, needs_heads};
 use super::section::{Section, flat_keys, unknown_key};
 use super::server::ServerSection;
@@ -30,9 +33,9 @@ pub(super) struct Sections {
     pub(super) tasks: BTreeMap<String, Policy>,
 }
 
-/// Reads and validates every section; the faults have paths from the top of the file.
-pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fault>) {
-    let mut reader = Reader { faults: Vec::new() };
+/// Reads and validates every section of a file in `folder`; the faults have paths from the top of the file.
+pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (Sections, Vec<Fault>) {
+    let mut reader = Reader { folder, faults: Vec::new() };
     let server = reader.flat("server", &mut values, ServerSection::check);
     let cache = reader.flat("cache", &mut values, CacheSection::check);
     let telemetry = reader.flat("telemetry", &mut values, TelemetrySection::check);
@@ -53,11 +56,12 @@ pub(super) fn read_sections(mut values: Map<String, Value>) -> (Sections, Vec<Fa
 }
 
 /// Reads one kind of section after the other and collects what is wrong.
-struct Reader {
+struct Reader<'a> {
+    folder: &'a Path,
     faults: Vec<Fault>,
 }
 
-impl Reader {
+impl Reader<'_> {
     /// A section without tables in it; what is wrong with its values, `check` says.
     fn flat<T: DeserializeOwned + Default>(
         &mut self,
@@ -134,15 +138,41 @@ impl Reader {
             let section = Section::<TaskSection>::read(value, task_keys);
             let mut semantic = Vec::new();
             if let Some(task) = &section.content {
+                let (learned, faults) = self.learned(task, models);
+                semantic.extend(faults);
                 match Policy::from_section(task, model_names) {
-                    Ok(policy) => _ = tasks.insert(name.clone(), policy),
-                    Err(faults) => semantic = faults,
+                    Ok(policy) => {
+                        let policy = match learned {
+                            Some(learned) => policy.with_learned(learned),
+                            None => policy,
+                        };
+                        tasks.insert(name.clone(), policy);
+                    }
+                    Err(faults) => semantic.extend(faults),
                 }
                 semantic.extend(missing_heads(&name, task, models));
             }
             self.finish(&["tasks".into(), name.as_str().into()], section, semantic);
         }
         tasks
+    }
+
+    /// What was learned for a task, and what is wrong with that.
+    fn learned(
+        &self,
+        task: &TaskSection,
+        models: &BTreeMap<String, ModelOptions>,
+    ) -> (Option<Arc<Learned>>, Vec<Fault>) {
+        let Some(name) = task.learned.as_deref().filter(|name| !name.trim().is_empty()) else {
+            return (None, Vec::new());
+        };
+        match read_learned(self.folder, name) {
+            Ok(learned) => {
+                let faults = learned.faults(task, &models.keys().cloned().collect());
+                (Some(Arc::new(learned)), faults)
+            }
+            Err(message) => (None, vec![Fault::new(vec!["learned".into()], message)]),
+        }
     }
 
     /// Takes over a section's faults, which is at `path`, and gives its content.

@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 
+use super::random::SplitMix64;
+
 /// The shares of the resampled values that lie below the two ends of a 95 % interval.
 const SHARE_BELOW_LOW: f64 = 0.025;
 const SHARE_BELOW_HIGH: f64 = 0.975;
@@ -30,7 +32,7 @@ impl Resampling {
     /// its own group. The same arguments give the same resamples, on every machine.
     pub(crate) fn new(groups: &[usize], resamples: usize, seed: u64) -> Self {
         let (group_of_image, group_count) = numbered_densely(groups);
-        let mut random = SplitMix64 { state: seed };
+        let mut random = SplitMix64::new(seed);
         let draw = |_| {
             let mut times_drawn = vec![0_u16; group_count];
             for _ in 0..group_count {
@@ -87,51 +89,12 @@ fn numbered_densely(groups: &[usize]) -> (Vec<usize>, usize) {
     (group_of_image, numbers.len())
 }
 
-/// By how much the state of `splitmix64` grows: 2^64 by the golden ratio, odd.
-const SPLITMIX64_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The number of the generator `splitmix64` (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")
-/// that follows this state: no two states have the same.
-pub(crate) fn splitmix64(state: u64) -> u64 {
-    let mut mixed = state.wrapping_add(SPLITMIX64_STEP);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
-/// The generator of Steele, Lea and Flood (2014, "Fast splittable pseudorandom number generators"), with the
-/// constants of Vigna's `splitmix64.c`: a few lines that stay the same, so that a report can be made again.
-struct SplitMix64 {
-    state: u64,
-}
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        let number = splitmix64(self.state);
-        self.state = self.state.wrapping_add(SPLITMIX64_STEP);
-        number
-    }
-
-    /// A number below `bound` by one multiplication (Lemire 2019, arXiv 1805.10941), without its rejections: what
-    /// they would correct is less than `bound` / 2^64.
-    fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Three groups of 3, 1 and 2 images, with gaps between their numbers.
     const GROUPS: [usize; 6] = [7, 7, 100, 2, 2, 7];
-
-    #[test]
-    fn the_generator_gives_the_published_numbers() {
-        // What Vigna's splitmix64.c prints first for the seed 1234567.
-        let mut random = SplitMix64 { state: 1_234_567 };
-        assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
-    }
 
     #[test]
     fn a_seed_fixes_the_resamples() {

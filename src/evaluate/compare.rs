@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Vote, decide,
+    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Probability, Vote, decide,
 };
 
 use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, argmax, measure};
@@ -18,9 +18,19 @@ pub(crate) const ERRORS_MIN: usize = 50;
 pub(crate) struct Judged<'a> {
     pub(crate) label: usize,
     pub(crate) votes: Vec<&'a StoredVote>,
+    /// What each vote costs, where it is not its milliseconds.
+    pub(crate) prices: Option<&'a [f64]>,
 }
 
 impl Judged<'_> {
+    /// What the vote of this member costs.
+    pub(crate) fn cost(&self, member: usize) -> f64 {
+        match self.prices {
+            Some(prices) => prices[member],
+            None => self.votes[member].milliseconds(),
+        }
+    }
+
     /// As the cascade of a policy over the models of `whole` hears them; `None` where one is no vote.
     pub(crate) fn heard(&self, whole: &Policy) -> Option<Vec<Vote>> {
         let vote = |(member, vote): (&Member, &&StoredVote)| {
@@ -40,7 +50,7 @@ pub(crate) struct Answerer {
     pub(crate) kind: Kind,
     pub(crate) measured: Measured,
     /// Of the models that it asks, a picture.
-    pub(crate) milliseconds: Figure,
+    pub(crate) cost: Figure,
 }
 
 /// What an answerer is.
@@ -64,7 +74,7 @@ impl Kind {
     }
 }
 
-/// How well the confidence of the first stage foretells that it is wrong.
+/// How well the doubts of the first stage foretell that it is wrong.
 #[derive(Debug, Clone)]
 pub(crate) enum Foretold {
     /// The area under the receiver operating characteristic.
@@ -81,6 +91,8 @@ pub(crate) struct Comparison {
     /// The share of the pictures whose answer each stage of the cascade gave.
     pub(crate) stages: Vec<Figure>,
     pub(crate) first_stage_errors: Foretold,
+    /// The same by its gate, where it asks one and that could be read for every picture.
+    pub(crate) first_stage_gate: Option<Foretold>,
 }
 
 /// Compares all ways to answer that the policy's models allow; `None` where there is no picture.
@@ -91,25 +103,17 @@ pub(crate) fn compare(
 ) -> Option<Comparison> {
     let work = Work { policy, pictures, resampling };
     let cascade = work.answers(policy);
-    let mut answerers = Vec::new();
-    for (index, member) in policy.members().enumerate() {
-        let alone = pictures.iter().map(|picture| {
-            let logits = Logits::new(picture.votes[index].logits.clone(), policy.labels().len());
-            let probabilities =
-                logits.map(|logits| logits.calibrated(member.temperature()).probabilities().to_vec());
-            Some((probabilities.ok()?, picture.votes[index].milliseconds()))
-        });
-        answerers.push(work.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)?);
-    }
+    let mut answerers = work.models()?;
     let always = always(&answerers);
-    for method in FusionMethod::ALL {
+    let learned =
+        policy.learned().filter(|learned| policy.members().all(|member| learned.weighs(member.model())));
+    for method in FusionMethod::FIXED.into_iter().chain(learned.map(|_| FusionMethod::Learned)) {
         let name = format!("all, {method}");
         answerers.push(work.fused(&name, Kind::Fusion, &policy.all_at_once(method))?);
     }
-    answerers.push(work.answerer("cascade", Kind::Cascade, &work.with_costs(&cascade)?)?);
+    answerers.push(work.cascade(&cascade)?);
     answerers.extend(always);
-    let uniform = policy.with_uniform_weights().all_at_once(FusionMethod::Linear);
-    answerers.push(work.fused("all, uniformly", Kind::Baseline, &uniform)?);
+    answerers.push(work.uniformly()?);
     if policy.stages().len() > 1 {
         answerers.push(work.answerer(
             "random escalation",
@@ -121,15 +125,48 @@ pub(crate) fn compare(
     Some(Comparison {
         pictures: pictures.len(),
         answerers,
-        stages: work.shares(&cascade),
-        first_stage_errors: work.first_stage_errors()?,
+        stages: (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last == stage)).collect(),
+        first_stage_errors: work.first_stage_errors(|answer| Some(answer.confidence()))?,
+        first_stage_gate: work.first_stage_errors(|answer| answer.gate),
     })
+}
+
+/// The same in short: the cascade, every model, and their uniform mean.
+#[derive(Debug, Clone)]
+pub(crate) struct Brief {
+    pub(crate) pictures: usize,
+    pub(crate) answerers: Vec<Answerer>,
+    /// The share of the pictures that gets to each stage of the cascade.
+    pub(crate) reached: Vec<Figure>,
+}
+
+/// What is compared where pictures are made worse; `None` where there is no picture.
+pub(crate) fn compare_in_brief(
+    policy: &Policy,
+    pictures: &[Judged<'_>],
+    resampling: &Resampling,
+) -> Option<Brief> {
+    let work = Work { policy, pictures, resampling };
+    let cascade = work.answers(policy);
+    let mut answerers = vec![work.cascade(&cascade)?];
+    answerers.extend(work.models()?);
+    answerers.push(work.uniformly()?);
+    let reached = (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last >= stage));
+    Some(Brief { pictures: pictures.len(), answerers, reached: reached.collect() })
+}
+
+/// What a policy over models of `whole` answers for a picture.
+pub(crate) fn answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<Answer> {
+    match decide(policy, &picture.heard(whole)?, &Context::default()) {
+        Decision::Answer(answer) => Some(answer),
+        Decision::Ask { .. } | Decision::Failed(_) => None,
+    }
 }
 
 /// What asking the same model each time would come to: the cheapest, and the one that is right most often. They are chosen
 /// by the pictures that they are judged by, as nobody could have chosen them before.
 fn always(models: &[Answerer]) -> Vec<Answerer> {
-    let cost = |model: &&Answerer| model.milliseconds.value;
+    let cost = |model: &&Answerer| model.cost.value;
     let accuracy = |model: &&Answerer| model.measured.accuracy.value;
     let cheapest = models.iter().min_by(|one, other| cost(one).total_cmp(&cost(other)));
     let strongest = models.iter().max_by(|one, other| accuracy(one).total_cmp(&accuracy(other)));
@@ -141,7 +178,7 @@ fn always(models: &[Answerer]) -> Vec<Answerer> {
     cheapest.into_iter().chain(strongest.map(|model| named("strongest", model))).collect()
 }
 
-/// A picture's answer, and its milliseconds.
+/// A picture's answer, and its cost.
 type Answered = (Vec<f64>, f64);
 
 #[derive(Debug, Clone, Copy)]
@@ -154,12 +191,29 @@ struct Work<'a> {
 impl Work<'_> {
     /// What the cascade of a policy over the same models answers for each picture.
     fn answers(&self, policy: &Policy) -> Vec<Option<Answer>> {
-        let answer =
-            |picture: &Judged<'_>| match decide(policy, &picture.heard(self.policy)?, &Context::default()) {
-                Decision::Answer(answer) => Some(answer),
-                Decision::Ask { .. } | Decision::Failed(_) => None,
-            };
-        self.pictures.iter().map(answer).collect()
+        self.pictures.iter().map(|picture| answer(policy, self.policy, picture)).collect()
+    }
+
+    /// Each model alone.
+    fn models(&self) -> Option<Vec<Answerer>> {
+        let model = |(index, member): (usize, &Member)| {
+            let alone = self.pictures.iter().map(|picture| {
+                let logits = Logits::new(picture.votes[index].logits.clone(), self.policy.labels().len());
+                let distribution = logits.ok()?.calibrated(member.temperature());
+                Some((distribution.probabilities().to_vec(), picture.cost(index)))
+            });
+            self.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)
+        };
+        self.policy.members().enumerate().map(model).collect()
+    }
+
+    fn cascade(&self, answers: &[Option<Answer>]) -> Option<Answerer> {
+        self.answerer("cascade", Kind::Cascade, &self.with_costs(answers)?)
+    }
+
+    fn uniformly(&self) -> Option<Answerer> {
+        let uniform = self.policy.with_uniform_weights().all_at_once(FusionMethod::Linear);
+        self.fused("all, uniformly", Kind::Baseline, &uniform)
     }
 
     /// With what the models that were asked for each answer took.
@@ -167,8 +221,8 @@ impl Work<'_> {
         let members: Vec<&Arc<str>> = self.policy.members().map(Member::model).collect();
         let cost = |answer: &Answer, picture: &Judged<'_>| {
             let asked = |model: &Arc<str>| answer.opinions.iter().any(|opinion| opinion.model == *model);
-            let votes = members.iter().zip(&picture.votes).filter(|(model, _)| asked(model));
-            votes.map(|(_, vote)| vote.milliseconds()).sum::<f64>()
+            let asked = members.iter().enumerate().filter(|(_, model)| asked(model));
+            asked.map(|(member, _)| picture.cost(member)).sum::<f64>()
         };
         let with_cost = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
             let answer = answer.as_ref()?;
@@ -188,15 +242,15 @@ impl Work<'_> {
             .map(|((probabilities, _), picture)| Scored { probabilities, label: picture.label })
             .collect();
         let measured = measure(&scored, self.policy.labels().len(), self.resampling)?;
-        let costs: Vec<f64> = answered.iter().map(|(_, milliseconds)| *milliseconds).collect();
-        Some(Answerer { name: name.to_owned(), kind, measured, milliseconds: self.resampling.mean(&costs) })
+        let costs: Vec<f64> = answered.iter().map(|(_, cost)| *cost).collect();
+        Some(Answerer { name: name.to_owned(), kind, measured, cost: self.resampling.mean(&costs) })
     }
 
     /// The first stage alone, or all models, by lot, so that it costs what the cascade costs.
     fn random_escalation(&self, cascade: &[Option<Answer>]) -> Option<Vec<Answered>> {
         let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
         let all = self.with_costs(&self.answers(&self.policy.all_at_once(self.policy.fusion())))?;
-        let total = |answers: &[Answered]| answers.iter().map(|(_, milliseconds)| milliseconds).sum::<f64>();
+        let total = |answers: &[Answered]| answers.iter().map(|(_, cost)| cost).sum::<f64>();
         let (cheap, dear, wanted) = (total(&first), total(&all), total(&self.with_costs(cascade)?));
         let share = if dear > cheap { ((wanted - cheap) / (dear - cheap)).clamp(0.0, 1.0) } else { 0.0 };
         // Lots that are spread evenly: the fractional parts of multiples of the golden ratio (Weyl's sequence).
@@ -220,32 +274,29 @@ impl Work<'_> {
         Some(self.pictures.iter().enumerate().map(|(index, picture)| right(index, picture)).collect())
     }
 
-    fn shares(&self, cascade: &[Option<Answer>]) -> Vec<Figure> {
-        let share = |stage: usize| {
-            let is_here =
-                |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| answer.stage == stage);
-            let numbers: Vec<f64> =
-                cascade.iter().map(|answer| f64::from(u8::from(is_here(answer)))).collect();
-            self.resampling.mean(&numbers)
-        };
-        (0..self.policy.stages().len()).map(share).collect()
+    /// Of the pictures whose last stage is such a one.
+    fn share(&self, cascade: &[Option<Answer>], is_counted: impl Fn(usize) -> bool) -> Figure {
+        let counts = |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| is_counted(answer.stage));
+        let numbers: Vec<f64> = cascade.iter().map(|answer| f64::from(u8::from(counts(answer)))).collect();
+        self.resampling.mean(&numbers)
     }
 
-    fn first_stage_errors(&self) -> Option<Foretold> {
-        let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
-        let is_wrong: Vec<bool> = first
-            .iter()
-            .zip(self.pictures)
-            .map(|((answer, _), picture)| argmax(answer) != picture.label)
-            .collect();
-        let doubts: Vec<f64> =
-            first.iter().map(|(answer, _)| 1.0 - answer.iter().copied().fold(0.0, f64::max)).collect();
-        let errors = is_wrong.iter().filter(|wrong| **wrong).count();
+    /// How well the first stage's errors are foretold by how likely it is to be right.
+    fn first_stage_errors(&self, likelihood: impl Fn(&Answer) -> Option<Probability>) -> Option<Foretold> {
+        let first = self.answers(&self.policy.as_far_as(0)?);
+        let doubt_and_error = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
+            let answer = answer.as_ref()?;
+            Some((1.0 - likelihood(answer)?.get(), answer.label() != picture.label))
+        };
+        let doubts_and_errors: Vec<(f64, bool)> =
+            first.iter().zip(self.pictures).map(doubt_and_error).collect::<Option<_>>()?;
+        let errors = doubts_and_errors.iter().filter(|(_, is_wrong)| *is_wrong).count();
         if errors < ERRORS_MIN {
             return Some(Foretold::TooFew { errors });
         }
-        let ranking = Ranking::new(doubts.iter().copied().zip(is_wrong));
-        let value = ranking.auroc(&vec![1; doubts.len()])?;
+        let count = doubts_and_errors.len();
+        let ranking = Ranking::new(doubts_and_errors.into_iter());
+        let value = ranking.auroc(&vec![1; count])?;
         let (low, high) = self.resampling.interval(|weights| ranking.auroc(weights));
         Some(Foretold::By(Figure { value, low, high }))
     }

@@ -113,6 +113,23 @@ impl Dataset {
         let examples = understood(claims, labelling).map_err(told)?;
         Ok(Self { examples, _unpacked: unpacked })
     }
+
+    /// Of each label the first picture by the order of names, and every `step`th after it.
+    #[must_use]
+    pub(crate) fn every(mut self, step: usize) -> Self {
+        let mut by_name: Vec<usize> = (0..self.examples.len()).collect();
+        by_name.sort_by(|one, other| self.examples[*one].name.cmp(&self.examples[*other].name));
+        let mut seen = BTreeMap::<usize, usize>::new();
+        let mut is_taken = vec![false; self.examples.len()];
+        for index in by_name {
+            let count = seen.entry(self.examples[index].label).or_default();
+            is_taken[index] = count.is_multiple_of(step);
+            *count += 1;
+        }
+        let mut taken = is_taken.into_iter();
+        self.examples.retain(|_| taken.next().unwrap_or(false));
+        self
+    }
 }
 
 /// Every picture below a folder, said to be what the folder that it is in is called.

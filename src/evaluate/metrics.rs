@@ -256,10 +256,10 @@ pub(crate) fn log_loss(probabilities: &[f64], label: usize) -> f64 {
 }
 
 /// As many as Guo et al. (2017) use, so that the error can be compared with published ones.
-const CALIBRATION_BINS: usize = 15;
+pub(super) const CALIBRATION_BINS: usize = 15;
 
 /// A bin holds its upper edge, not its lower one, as in Guo et al. (2017).
-fn calibration_bin(confidence: f64) -> usize {
+pub(super) fn calibration_bin(confidence: f64) -> usize {
     let bins_up_to_it = (confidence * CALIBRATION_BINS as f64).ceil() as usize;
     bins_up_to_it.clamp(1, CALIBRATION_BINS) - 1
 }

@@ -1,11 +1,20 @@
-//! A comparison as a table for people, and as JSON.
+//! A comparison as a table for people, as JSON, and as a page with plots.
+
+mod calibration;
+mod charts;
+mod page;
+mod sheets;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
 use concord_actors::policy::Policy;
 use serde_json::{Map, Value, json};
 
 use super::compare::{Answerer, Comparison, Foretold};
+use super::cost::CostUnit;
 use super::metrics::{Figure, Measured};
+pub(crate) use charts::{Chart, Shown, charts};
+pub(crate) use page::{Pictures, page};
+pub(crate) use sheets::{samples, sheets};
 
 /// A measure: its name in the table, its name in JSON, and where it stands.
 type Measure = (&'static str, &'static str, fn(&Measured) -> Option<Figure>);
@@ -23,90 +32,134 @@ const MEASURES: [Measure; 9] = [
 ];
 
 /// The table, with each figure's interval below it, and what is said of the stages.
-pub(crate) fn print(comparison: &Comparison, policy: &Policy) -> String {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-    let names = MEASURES.iter().map(|(name, _, _)| *name);
-    table.set_header(["", ""].into_iter().chain(names).chain(["worst class", "ms"]));
+pub(crate) fn print(comparison: &Comparison, policy: &Policy, unit: CostUnit) -> String {
+    let mut table = new_table();
+    table.set_header(header(unit));
     for answerer in &comparison.answerers {
-        table.add_row(row(answerer, policy));
+        let cells = row(answerer, policy, unit).into_iter();
+        table.add_row(cells.map(|Told { value, below }| Cell::new(format!("{value}\n{below}").trim_end())));
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    let unit = unit.name();
     let mut text = format!("{table}\n\nBelow each figure its 95 % interval (bootstrap). ");
-    text.push_str("ms: of all models that are asked, a picture.\n");
-    for (index, share) in comparison.stages.iter().enumerate() {
-        let models: Vec<&str> =
-            policy.stages()[index].members().iter().map(|member| &**member.model()).collect();
-        text.push_str(&format!(
-            "stage {} ({}) answers {} ({} – {})\n",
-            index + 1,
-            models.join(", "),
-            percent(share.value),
-            percent(share.low),
-            percent(share.high)
-        ));
+    text.push_str(&format!("{unit}: of all models that are asked, a picture.\n"));
+    for line in stages_in_words(comparison, policy) {
+        text.push_str(&format!("{line}\n"));
     }
-    text.push_str(&match &comparison.first_stage_errors {
-        Foretold::By(Figure { value, low, high }) => {
-            format!("its doubts foretell the errors of stage 1 with an AUROC of {value:.3} ({low:.3} – {high:.3})\n")
-        }
-        Foretold::TooFew { errors } => {
-            format!("stage 1 makes {errors} errors, too few to say whether its doubts foretell them\n")
-        }
-    });
     text
 }
 
-fn row(answerer: &Answerer, policy: &Policy) -> Vec<Cell> {
-    let measured = &answerer.measured;
-    let figure = |figure: Option<Figure>| match figure {
-        Some(Figure { value, low, high }) => Cell::new(format!("{value:.4}\n{low:.3}–{high:.3}")),
-        None => Cell::new("–"),
+/// A table of the program's kind, empty.
+pub(super) fn new_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+/// Which stages answer how much, and whether the first one knows when it is wrong.
+fn stages_in_words(comparison: &Comparison, policy: &Policy) -> Vec<String> {
+    let stage = |(index, share): (usize, &Figure)| {
+        let models: Vec<&str> =
+            policy.stages()[index].members().iter().map(|member| &**member.model()).collect();
+        let [value, low, high] = [share.value, share.low, share.high].map(percent);
+        format!("stage {} ({}) answers {value} ({low} – {high})", index + 1, models.join(", "))
     };
-    let mut cells = vec![Cell::new(answerer.kind.name()), Cell::new(&answerer.name)];
+    let mut lines: Vec<String> = comparison.stages.iter().enumerate().map(stage).collect();
+    lines.push(match &comparison.first_stage_errors {
+        Foretold::By(Figure { value, low, high }) => {
+            format!(
+                "its doubts foretell the errors of stage 1 with an AUROC of {value:.3} ({low:.3} – {high:.3})"
+            )
+        }
+        Foretold::TooFew { errors } => {
+            format!("stage 1 makes {errors} errors, too few to say whether its doubts foretell them")
+        }
+    });
+    if let Some(Foretold::By(Figure { value, low, high })) = comparison.first_stage_gate {
+        lines.push(format!("its gate foretells them with an AUROC of {value:.3} ({low:.3} – {high:.3})"));
+    }
+    lines
+}
+
+/// A cell of the table.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+struct Told {
+    value: String,
+    /// An interval, or what is said of the value.
+    below: String,
+}
+
+fn header(unit: CostUnit) -> Vec<&'static str> {
+    let names = MEASURES.iter().map(|(name, _, _)| *name);
+    ["", ""].into_iter().chain(names).chain(["worst class", unit.name()]).collect()
+}
+
+fn row(answerer: &Answerer, policy: &Policy, unit: CostUnit) -> Vec<Told> {
+    let measured = &answerer.measured;
+    let plain = |value: &str| Told { value: value.to_owned(), below: String::new() };
+    let figure = |figure: Option<Figure>| match figure {
+        Some(Figure { value, low, high }) => {
+            Told { value: format!("{value:.4}"), below: format!("{low:.3}–{high:.3}") }
+        }
+        None => plain("–"),
+    };
+    let mut cells = vec![plain(answerer.kind.name()), plain(&answerer.name)];
     cells.extend(MEASURES.iter().map(|(_, _, of)| figure(of(measured))));
     cells.push(match &measured.worst_class {
-        Some((class, recall)) => Cell::new(format!("{:.3}\n{}", recall.value, policy.labels()[*class])),
-        None => Cell::new("–"),
+        Some((class, recall)) => {
+            Told { value: format!("{:.3}", recall.value), below: policy.labels()[*class].clone() }
+        }
+        None => plain("–"),
     });
-    let Figure { value, low, high } = answerer.milliseconds;
-    cells.push(Cell::new(format!("{value:.1}\n{low:.1}–{high:.1}")));
+    let [value, low, high] =
+        [answerer.cost.value, answerer.cost.low, answerer.cost.high].map(|amount| unit.number(amount));
+    cells.push(Told { value, below: format!("{low}–{high}") });
     cells
 }
 
-fn percent(share: f64) -> String {
+/// A share in words.
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// Everything that the table says.
-pub(crate) fn json(comparison: &Comparison, policy: &Policy) -> Value {
-    let answerer = |answerer: &Answerer| {
-        let mut fields = Map::new();
-        fields.insert("kind".to_owned(), Value::from(answerer.kind.name()));
-        fields.insert("name".to_owned(), Value::from(&*answerer.name));
-        for (_, name, of) in MEASURES {
-            fields.insert(name.to_owned(), of(&answerer.measured).map_or(Value::Null, figure));
-        }
-        let worst = answerer.measured.worst_class.as_ref();
-        let worst = worst
-            .map(|(class, recall)| json!({ "label": policy.labels()[*class], "recall": figure(*recall) }));
-        fields.insert("worst_class".to_owned(), worst.unwrap_or_default());
-        fields.insert("milliseconds".to_owned(), figure(answerer.milliseconds));
-        Value::Object(fields)
-    };
+pub(crate) fn json(comparison: &Comparison, policy: &Policy, unit: CostUnit) -> Value {
+    let answerers = comparison.answerers.iter().map(|answerer| answerer_json(answerer, policy, unit));
     json!({
         "pictures": comparison.pictures,
-        "answerers": comparison.answerers.iter().map(answerer).collect::<Vec<_>>(),
-        "stages": comparison.stages.iter().copied().map(figure).collect::<Vec<_>>(),
-        "first_stage_errors": match &comparison.first_stage_errors {
-            Foretold::By(auroc) => json!({ "auroc": figure(*auroc) }),
-            Foretold::TooFew { errors } => json!({ "too_few": errors }),
-        },
+        "answerers": answerers.collect::<Vec<_>>(),
+        "stages": comparison.stages.iter().copied().map(figure_json).collect::<Vec<_>>(),
+        "first_stage_errors": foretold(&comparison.first_stage_errors),
+        "first_stage_gate": comparison.first_stage_gate.as_ref().map(foretold),
     })
 }
 
-fn figure(figure: Figure) -> Value {
+fn foretold(foretold: &Foretold) -> Value {
+    match foretold {
+        Foretold::By(auroc) => json!({ "auroc": figure_json(*auroc) }),
+        Foretold::TooFew { errors } => json!({ "too_few": errors }),
+    }
+}
+
+/// One row of it.
+pub(super) fn answerer_json(answerer: &Answerer, policy: &Policy, unit: CostUnit) -> Value {
+    let mut fields = Map::new();
+    fields.insert("kind".to_owned(), Value::from(answerer.kind.name()));
+    fields.insert("name".to_owned(), Value::from(&*answerer.name));
+    for (_, name, of) in MEASURES {
+        fields.insert(name.to_owned(), of(&answerer.measured).map_or(Value::Null, figure_json));
+    }
+    let worst = answerer.measured.worst_class.as_ref();
+    let worst = worst
+        .map(|(class, recall)| json!({ "label": policy.labels()[*class], "recall": figure_json(*recall) }));
+    fields.insert("worst_class".to_owned(), worst.unwrap_or_default());
+    fields.insert(unit.json_name().to_owned(), figure_json(answerer.cost));
+    Value::Object(fields)
+}
+
+/// A figure with its interval.
+pub(super) fn figure_json(figure: Figure) -> Value {
     json!({ "value": figure.value, "low": figure.low, "high": figure.high })
 }

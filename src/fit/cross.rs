@@ -4,14 +4,15 @@
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
 //! changed, and with which temperatures weights are compared, is decided once for all folds.
 
-use concord_actors::policy::{
-    Context, Decision, FusionMethod, Logits, Member, Policy, Temperature, Weight, decide,
-};
+use concord_actors::policy::{FusionMethod, Learned, Logits, Member, Policy, Temperature, Weight};
 
 use super::edit::confidence_as_written;
+use super::learned::LearnedParts;
 use super::solve::{folds, mixture_weights, product_weights, temperature};
-use super::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, search, stops_at};
-use crate::evaluate::{ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure};
+use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
+use crate::evaluate::{
+    ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure, stage_answer,
+};
 
 /// Parts of the data; each is judged once.
 pub(crate) const FOLDS: usize = 5;
@@ -62,9 +63,11 @@ pub(crate) struct Fit {
     pub(crate) temperatures: Vec<Part<f64>>,
     /// Both methods with fitted weights beside what is configured, with the temperatures as they will be.
     pub(crate) fusions: Vec<Part<Fusion>>,
-    /// The confidence of each stage but the last, nothing for one that shall end no cascade; where a goal was given, can be
-    /// reached, and there are errors enough to fit them on.
+    /// The confidence of each stage but the last, or what its gate must say, nothing for one that shall end no cascade; where
+    /// a goal was given, can be reached, and there are errors enough to fit them on.
     pub(crate) confidences: Option<Vec<Option<f64>>>,
+    /// Networks on a backbone's feature; `None` where no model gave one with every picture.
+    pub(crate) learned: Option<LearnedParts>,
     /// How often the first stage is wrong as it is configured.
     pub(crate) first_stage_errors: usize,
     /// The cascade as it is configured, and as it will be, on pictures that it was not fitted on.
@@ -87,9 +90,30 @@ impl Fit {
     }
 }
 
+impl Fit {
+    /// How votes are to be fused, where that changes.
+    pub(crate) fn method(&self) -> Option<FusionMethod> {
+        let weights = self.learned.as_ref().and_then(|learned| learned.weights.as_ref());
+        let learned = weights.filter(|part| part.is_gain()).map(|_| FusionMethod::Learned);
+        learned.or(self.fusion().map(|fusion| fusion.method))
+    }
+
+    /// The networks that are to be written.
+    pub(crate) fn gains(&self) -> Option<Learned> {
+        self.learned.as_ref().and_then(LearnedParts::gains)
+    }
+
+    /// Whether this stage's threshold is its gate's.
+    pub(crate) fn gates_stage(&self, stage: usize) -> bool {
+        self.learned.as_ref().is_some_and(|learned| learned.gates_stage(stage))
+    }
+}
+
 /// Fits a policy's parts; the thresholds where there is a goal. `None` where there is too little to fit on: fewer groups than
 /// folds.
-pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+    // What was learned before may have been learned on these pictures.
+    let policy = &configured.without_learned();
     let labels: Vec<usize> = labelled.pictures.iter().map(|picture| picture.label).collect();
     let fold_of = folds(labelled.groups, &labels, FOLDS, SEED);
     if (0..FOLDS).any(|fold| !fold_of.contains(&fold)) {
@@ -99,15 +123,28 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
     let work = Work { policy, pictures: labelled.pictures, fold_of, resampling };
     let temperatures = work.temperatures()?;
     let fusions = work.fusions(&set_temperatures(policy, &|member| *temperatures[member].best()))?;
-    let before = work.answers(&|_| Some(policy.clone()))?;
-    let after = work.answers(&|fold| work.refitted(&temperatures, &fusions, Some(fold)))?;
-    let rules = rules(policy);
+    let before = work.answers(&|_| Some(configured.clone()))?;
+    let (rules_before, rules) = (rules(configured), rules(policy));
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
+    let plain = |without| work.refitted(&temperatures, &fusions, without);
+    let mut learned = work.learn(&plain, goal.is_some());
+    let answers = |learned: &Option<LearnedParts>| {
+        work.answers(&|fold| {
+            let plain = plain(Some(fold))?;
+            learned.as_ref().map_or(Some(plain.clone()), |learned| learned.applied(&plain, Some(fold)))
+        })
+    };
+    let mut after = answers(&learned)?;
     let confidences = goal.and_then(|goal| searched(&views(&after), &rules, goal));
+    if confidences.is_none() {
+        // A gate is nothing without a threshold.
+        learned.iter_mut().for_each(|learned| learned.gates.clear());
+        after = answers(&learned)?;
+    }
     Some(Fit {
         first_stage_errors,
-        before: work.cascade(&before, &|_| Some(rules.clone()))?,
+        before: work.cascade(&before, &|_| Some(rules_before.clone()))?,
         after: work.cascade(&after, &|fold| match goal {
             // Found on the other folds' answers.
             Some(goal) if confidences.is_some() => {
@@ -124,17 +161,8 @@ pub(crate) fn fit(policy: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -
         }),
         temperatures,
         fusions,
+        learned,
     })
-}
-
-/// The accept rules of all stages but the last; one that has none never ends a cascade.
-fn rules(policy: &Policy) -> Vec<Rule> {
-    let stages = policy.stages();
-    let rule = |stage: &concord_actors::policy::Stage| match stage.accept() {
-        Some(rule) => Rule { confidence: rule.confidence().get(), needs_agreement: rule.needs_agreement() },
-        None => Rule { confidence: f64::INFINITY, needs_agreement: false },
-    };
-    stages[..stages.len() - 1].iter().map(rule).collect()
 }
 
 /// The best rules for a goal, with thresholds as they are written.
@@ -167,17 +195,18 @@ fn set_fusion(policy: &Policy, fusion: &Fusion) -> Policy {
 }
 
 /// The fusion of a policy as it is.
-fn fusion_of(policy: &Policy) -> Fusion {
+pub(super) fn fusion_of(policy: &Policy) -> Fusion {
     let weights: Vec<f64> = policy.members().map(|member| member.weight().get()).collect();
     let sum: f64 = weights.iter().sum();
     Fusion { method: policy.fusion(), weights: weights.iter().map(|weight| weight / sum).collect() }
 }
 
-struct Work<'a> {
-    policy: &'a Policy,
-    pictures: &'a [Judged<'a>],
-    fold_of: Vec<usize>,
-    resampling: Resampling,
+/// What is fitted, on what, and by which folds it is judged.
+pub(super) struct Work<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) pictures: &'a [Judged<'a>],
+    pub(super) fold_of: Vec<usize>,
+    pub(super) resampling: Resampling,
 }
 
 impl Work<'_> {
@@ -243,6 +272,8 @@ impl Work<'_> {
         match method {
             FusionMethod::Linear => mixture_weights(&borrowed, &labels),
             FusionMethod::LogLinear => product_weights(&borrowed, &labels),
+            // Not the same for every image.
+            FusionMethod::Learned => None,
         }
     }
 
@@ -266,7 +297,7 @@ impl Work<'_> {
                 .collect::<Option<_>>()?;
             Some(Part { now: now.clone(), fitted: fusion(None)?, change: self.resampling.mean(&changes) })
         };
-        FusionMethod::ALL.into_iter().map(part).collect()
+        FusionMethod::FIXED.into_iter().map(part).collect()
     }
 
     /// The policy with the parts that gain, fitted on all folds but one.
@@ -330,27 +361,10 @@ impl Work<'_> {
     }
 }
 
-fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<Vec<f64>> {
+pub(super) fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<Vec<f64>> {
     let logits = &picture.votes.get(member)?.logits;
     let logits = Logits::new(logits.clone(), logits.len()).ok()?;
     Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
-}
-
-/// What a policy of one stage answers; the votes are in the order of the members of `whole`.
-fn stage_answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<StageAnswer> {
-    let Decision::Answer(answer) = decide(policy, &picture.heard(whole)?, &Context::default()) else {
-        return None;
-    };
-    let is_asked = |member: &&Member| policy.members().any(|asked| asked.model() == member.model());
-    let asked = whole.members().zip(&picture.votes).filter(|(member, _)| is_asked(member));
-    let cost = asked.map(|(_, vote)| vote.milliseconds()).sum();
-    Some(StageAnswer {
-        confidence: answer.confidence().get(),
-        agreement: answer.agreement,
-        is_right: answer.label() == picture.label,
-        probabilities: answer.distribution.probabilities().to_vec(),
-        cost,
-    })
 }
 
 #[cfg(test)]

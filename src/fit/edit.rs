@@ -26,6 +26,10 @@ pub(crate) struct TaskChange {
     pub(crate) method: Option<String>,
     /// By stage, in the order of the file.
     pub(crate) confidences: Vec<Option<f64>>,
+    /// The same: what gates must say.
+    pub(crate) gates: Vec<Option<f64>>,
+    /// The file of what was learned.
+    pub(crate) learned: Option<String>,
 }
 
 /// `text` with the values of `change` in `[tasks.TASK]`, and nothing else of it changed.
@@ -179,13 +183,20 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
         fusion.push(("weights".to_owned(), Wanted::numbers(&path(&["fusion", "weights"]), weights)?));
     }
     let calibration = Wanted::numbers(&path(&["calibration"]), &change.temperatures)?;
-    let wanted = [("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
+    let mut wanted =
+        vec![("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
+    if let Some(file) = &change.learned {
+        wanted.push(("learned".to_owned(), Wanted::Text(file.clone())));
+    }
     let mut plan = Plan::of(text);
     plan.merge(&place, &wanted, Some("fusion"))?;
 
     let stages = place.elements("stages")?;
-    for (index, confidence) in change.confidences.iter().enumerate() {
-        let Some(value) = *confidence else { continue };
+    let rules = [("confidence", &change.confidences), ("gate", &change.gates)];
+    let values =
+        rules.into_iter().flat_map(|(key, values)| values.iter().enumerate().map(move |it| (key, it)));
+    for (key, (index, value)) in values {
+        let Some(value) = *value else { continue };
         let Some(stage) = stages.get(index) else {
             return Err(format!(
                 "no stage {index} in {}: there are {}, counted from 0",
@@ -194,11 +205,11 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
             ));
         };
         if !(value > 0.0 && value <= 1.0) {
-            let place = joined(&path(&["stages", &index.to_string(), "accept", "confidence"]));
+            let place = joined(&path(&["stages", &index.to_string(), "accept", key]));
             return Err(format!("{place} cannot be {value}: must be greater than 0 and at most 1"));
         }
-        let confidence = ("confidence".to_owned(), Wanted::Number(confidence_as_written(value)));
-        plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![confidence]))], None)?;
+        let entry = (key.to_owned(), Wanted::Number(confidence_as_written(value)));
+        plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![entry]))], None)?;
     }
     Ok(plan.edits)
 }

@@ -3,13 +3,14 @@
 mod backup;
 mod cross;
 mod edit;
+mod learned;
+mod learned_file;
 mod report;
 mod solve;
-mod thresholds;
 
 pub(crate) use backup::write_with_backup;
 pub(crate) use cross::{Fit, Labelled, fit};
 pub(crate) use edit::{TaskChange, difference, edited, with_head};
+pub(crate) use learned_file::{next_learned_file, write_learned_file};
 pub(crate) use report::print;
 pub(crate) use solve::temperature;
-pub(crate) use thresholds::Goal;

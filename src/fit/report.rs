@@ -4,11 +4,10 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_
 use concord_actors::policy::Policy;
 
 use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
-use super::thresholds::Goal;
-use crate::evaluate::{ERRORS_MIN, Figure, Measured};
+use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
 
 /// The parts with their gains, and the cascade before and after.
-pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
+pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUnit) -> String {
     let mut text = format!(
         "Each is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
          changes, with its 95 % interval. What does not fall for sure stays as it is.\n\n"
@@ -22,8 +21,9 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
         table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
     }
     text.push_str(&format!("{table}\n\n"));
+    text.push_str(&learned_in_words(fit));
     if let Some(goal) = goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
-        text.push_str(&thresholds_in_words(fit, policy, goal));
+        text.push_str(&thresholds_in_words(fit, policy, goal, unit));
     }
     if fit.first_stage_errors < ERRORS_MIN {
         text.push_str(&format!(
@@ -34,12 +34,52 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>) -> String {
         ));
     }
     text.push_str("The cascade, each part of the pictures with what was fitted on the others:\n");
-    let mut table = new_table(["", "accuracy", "MCC", "NLL", "ECE", "ms a picture"]);
+    let cost = format!("{} a picture", unit.name());
+    let mut table = new_table(["", "accuracy", "MCC", "NLL", "ECE", &cost]);
     for (name, cascade) in [("as it is", &fit.before), ("fitted", &fit.after)] {
-        table.add_row(cascade_row(name, cascade));
+        table.add_row(cascade_row(name, cascade, unit));
     }
     text.push_str(&format!("{table}\n"));
     text
+}
+
+fn learned_in_words(fit: &Fit) -> String {
+    let Some(learned) = &fit.learned else {
+        return "No model gave a feature with every picture: there is nothing to learn weights and gates on.\n\n".to_owned();
+    };
+    let mut text = String::new();
+    if let Some(part) = &learned.weights {
+        let Figure { value, low, high } = part.change;
+        let outcome = outcome(part.is_gain());
+        text.push_str(&format!(
+            "Weights for each image, by the feature of {}: the NLL changes by {value:+.5} ({low:+.5} – {high:+.5}) beside fixed \
+             weights: {outcome}.\n",
+            learned.backbone
+        ));
+    }
+    for part in &learned.gates {
+        let Figure { value, low, high } = part.change;
+        let (stage, errors) = (part.stage + 1, part.errors);
+        if errors < ERRORS_MIN {
+            text.push_str(&format!(
+                "Gate of stage {stage}: its {errors} errors are too few to fit one to.\n"
+            ));
+            continue;
+        }
+        text.push_str(&format!(
+            "Gate of stage {stage}: foretells its {errors} errors with an AUROC of {:.3}, plain confidence with {:.3}: {value:+.3} \
+             ({low:+.3} – {high:+.3}): {}.\n",
+            part.by_gate,
+            part.by_confidence,
+            outcome(part.is_gain())
+        ));
+    }
+    text.push('\n');
+    text
+}
+
+fn outcome(is_gain: bool) -> &'static str {
+    if is_gain { "better" } else { "no clear gain, and not used" }
 }
 
 fn new_table<const N: usize>(header: [&str; N]) -> Table {
@@ -69,9 +109,9 @@ fn fusion_in_words(fusion: &Fusion) -> String {
     format!("{} {}", fusion.method, weights.join(" "))
 }
 
-fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
+fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal, unit: CostUnit) -> String {
     let wanted = match goal {
-        Goal::MaxCost(milliseconds) => format!("at most {milliseconds} ms a picture"),
+        Goal::MaxCost(cost) => format!("at most {} a picture", unit.in_words(cost)),
         Goal::MinAccuracy(accuracy) => format!("an accuracy of at least {accuracy}"),
     };
     if policy.stages().len() == 1 {
@@ -85,10 +125,11 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
         let now = policy.stages()[index].accept().map(|rule| rule.confidence().get());
         let now = now.map_or("none".to_owned(), |now| now.to_string());
         let fitted = confidence.map_or("none".to_owned(), |confidence| format!("{confidence:.5}"));
-        text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}\n", index + 1));
+        let of_gate = if fit.gates_stage(index) { " of its gate" } else { "" };
+        text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}{of_gate}\n", index + 1));
     }
     let reached = match goal {
-        Goal::MaxCost(milliseconds) => fit.after.outcome.cost <= milliseconds,
+        Goal::MaxCost(cost) => fit.after.outcome.cost <= cost,
         Goal::MinAccuracy(accuracy) => fit.after.outcome.accuracy >= accuracy,
     };
     if !reached {
@@ -98,12 +139,12 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal) -> String {
     text
 }
 
-fn cascade_row(name: &str, cascade: &Cascade) -> Vec<Cell> {
+fn cascade_row(name: &str, cascade: &Cascade, unit: CostUnit) -> Vec<Cell> {
     let Measured { accuracy, mcc, nll, ece, .. } = &cascade.measured;
     let figure =
         |Figure { value, low, high }: &Figure| Cell::new(format!("{value:.4} ({low:.4} – {high:.4})"));
     let mut cells = vec![Cell::new(name)];
     cells.extend([accuracy, mcc, nll, ece].map(figure));
-    cells.push(Cell::new(format!("{:.1}", cascade.outcome.cost)));
+    cells.push(Cell::new(unit.number(cascade.outcome.cost)));
     cells
 }

@@ -2,7 +2,7 @@
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use concord_actors::policy::Stage;
+use concord_actors::policy::{AcceptRule, Probability, Stage};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -34,8 +34,14 @@ pub(super) struct StagePage {
     /// The least confidence with which the cascade stops here.
     #[serde(skip_serializing_if = "Option::is_none")]
     confidence: Option<f64>,
+    /// How likely the answer must be right, by the learned gate, where that can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<f64>,
     /// Whether all votes so far must name the same label as well.
     agreement: bool,
+    /// The share of the answer, more than which one of its models must have to be worth asking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_weight: Option<f64>,
 }
 
 /// A model's part in a task.
@@ -130,7 +136,9 @@ fn stage_page(stage: &Stage) -> StagePage {
     StagePage {
         models: stage.members().iter().map(member).collect(),
         confidence: stage.accept().map(|rule| rule.confidence().get()),
-        agreement: stage.accept().is_some_and(concord_actors::policy::AcceptRule::needs_agreement),
+        gate: stage.accept().and_then(AcceptRule::gate).map(Probability::get),
+        agreement: stage.accept().is_some_and(AcceptRule::needs_agreement),
+        min_weight: stage.min_weight().map(Probability::get),
     }
 }
 

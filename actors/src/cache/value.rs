@@ -5,7 +5,9 @@ use std::sync::Arc;
 use concord_models::{Region, Shape};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Answer, Belief, Cost, Distribution, Evidence, Logits, Opinion, Reason};
+use crate::policy::{
+    Answer, Belief, Cost, Distribution, Evidence, Fallback, Logits, Opinion, Probability, Reason,
+};
 
 /// A value of the cache. Nothing failed is ever one.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +39,9 @@ enum Stored {
         stage: u32,
         reason: Reason,
         agreement: bool,
+        gate: Option<f64>,
+        skipped: Vec<u32>,
+        fallbacks: Vec<Fallback>,
         distribution: Vec<f64>,
         opinions: Vec<StoredOpinion>,
     },
@@ -75,6 +80,8 @@ impl Value {
                 let distribution = size_of_val(answer.distribution.probabilities());
                 size_of::<Answer>()
                     + evidence
+                    + size_of_val(answer.skipped.as_slice())
+                    + size_of_val(answer.fallbacks.as_slice())
                     + distribution
                     + answer.opinions.len() * (size_of::<Opinion>() + distribution)
             }
@@ -121,6 +128,9 @@ impl Stored {
             stage: u32::try_from(answer.stage).unwrap_or(u32::MAX),
             reason: answer.reason,
             agreement: answer.agreement,
+            gate: answer.gate.map(Probability::get),
+            skipped: answer.skipped.iter().filter_map(|stage| u32::try_from(*stage).ok()).collect(),
+            fallbacks: answer.fallbacks.clone(),
             distribution: answer.distribution.probabilities().to_vec(),
             opinions: opinions.collect(),
         }
@@ -133,7 +143,7 @@ impl Stored {
                 let logits = Logits::new(logits, labels).ok()?;
                 Some(Value::Vote(KnownVote { logits, evidence: evidence.into_evidence() }))
             }
-            Self::Verdict { stage, reason, agreement, distribution, opinions } => {
+            Self::Verdict { stage, reason, agreement, gate, skipped, fallbacks, distribution, opinions } => {
                 let opinions: Option<Vec<Opinion>> =
                     opinions.into_iter().map(StoredOpinion::into_opinion).collect();
                 Some(Value::Verdict(Arc::new(Answer {
@@ -142,6 +152,10 @@ impl Stored {
                     stage: stage as usize,
                     reason,
                     burst: false,
+                    // A number that is no probability is rubbish, as a distribution that is none.
+                    gate: gate.map(|gate| Probability::new(gate).ok_or(())).transpose().ok()?,
+                    skipped: skipped.into_iter().map(|stage| stage as usize).collect(),
+                    fallbacks,
                     opinions: opinions?,
                 })))
             }
@@ -196,6 +210,7 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{LearnedPart, Unread};
 
     fn values() -> [Value; 2] {
         let distribution = Distribution::new(vec![0.1, 0.9]).unwrap();
@@ -221,6 +236,9 @@ mod tests {
             stage: 0,
             reason: Reason::Accepted,
             burst: false,
+            gate: Probability::new(0.75),
+            skipped: vec![2],
+            fallbacks: vec![Fallback { part: LearnedPart::Weights, stage: 1, why: Unread::NotFitted }],
             opinions: vec![opinion],
         };
         [Value::Vote(vote), Value::Verdict(Arc::new(answer))]

@@ -12,17 +12,23 @@ pub enum FusionMethod {
     /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly impossible
     /// stays improbable.
     LogLinear,
+    /// The mean of the probabilities with weights for each image, by what the backbone made of it.
+    Learned,
 }
 
 impl FusionMethod {
     /// Every method.
-    pub const ALL: [Self; 2] = [Self::Linear, Self::LogLinear];
+    pub const ALL: [Self; 3] = [Self::Linear, Self::LogLinear, Self::Learned];
+
+    /// Those with the same weights for every image.
+    pub const FIXED: [Self; 2] = [Self::Linear, Self::LogLinear];
 
     /// As `ensemble.toml` calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::LogLinear => "log_linear",
+            Self::Learned => "learned",
         }
     }
 
@@ -37,7 +43,7 @@ impl FusionMethod {
         let mut totals = vec![0.0; beliefs.peek()?.distribution.probabilities().len()];
         for belief in beliefs {
             match self {
-                Self::Linear => {
+                Self::Linear | Self::Learned => {
                     let probabilities = belief.distribution.probabilities().iter().copied();
                     add_weighted(&mut totals, probabilities, belief.weight);
                 }
@@ -45,7 +51,7 @@ impl FusionMethod {
             }
         }
         Some(match self {
-            Self::Linear => Distribution::proportional_to(totals),
+            Self::Linear | Self::Learned => Distribution::proportional_to(totals),
             Self::LogLinear => Distribution::softmax(&totals, Temperature::NEUTRAL),
         })
     }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use super::answer::Answer;
 use super::fusion::FusionMethod;
-use super::probability::{Distribution, Probability, Temperature, Weight};
+use super::learned::Learned;
+use super::probability::{Probability, Temperature, Weight};
 
 /// A validated task: only [`Policy::from_section`] makes one, so nothing that uses it checks again.
 ///
@@ -16,6 +18,7 @@ pub struct Policy {
     pub(super) prompts: Vec<Vec<String>>,
     pub(super) answers: Vec<String>,
     pub(super) fusion: FusionMethod,
+    pub(super) learned: Option<Arc<Learned>>,
     pub(super) stages: Vec<Stage>,
 }
 
@@ -45,6 +48,11 @@ impl Policy {
         self.fusion
     }
 
+    /// What was learned for it, where there is something.
+    pub fn learned(&self) -> Option<&Arc<Learned>> {
+        self.learned.as_ref()
+    }
+
     /// The stages, in the order in which they are asked.
     pub fn stages(&self) -> &[Stage] {
         &self.stages
@@ -62,11 +70,25 @@ impl Policy {
         (!policy.stages.is_empty()).then_some(policy)
     }
 
+    /// The same with what was learned for it. What does not fit its models is not used when it is decided, and answers say
+    /// so; [`Learned::faults`] tells before.
+    #[must_use]
+    pub fn with_learned(&self, learned: Arc<Learned>) -> Self {
+        Self { learned: Some(learned), ..self.clone() }
+    }
+
+    /// The same without anything learned: by fixed weights, linearly where they were learned, and plain confidences.
+    #[must_use]
+    pub fn without_learned(&self) -> Self {
+        let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::Linear } else { self.fusion };
+        Self { learned: None, fusion, ..self.clone() }.with_gates(|_, _| None)
+    }
+
     /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by `method`.
     #[must_use]
     pub fn all_at_once(&self, method: FusionMethod) -> Self {
         let members = self.members().map(|member| Member { required: false, ..member.clone() }).collect();
-        let stage = Stage { members, accept: None, burst_queue_depth: None };
+        let stage = Stage { members, accept: None, burst_queue_depth: None, min_weight: None };
         Self { fusion: method, stages: vec![stage], ..self.clone() }
     }
 
@@ -76,16 +98,20 @@ impl Policy {
     pub fn one_by_one(&self) -> Self {
         let alone = |member: &Member| {
             let member = Member { required: false, temperature: Temperature::NEUTRAL, ..member.clone() };
-            Stage { members: vec![member], accept: None, burst_queue_depth: None }
+            Stage { members: vec![member], accept: None, burst_queue_depth: None, min_weight: None }
         };
         Self { stages: self.members().map(alone).collect(), ..self.clone() }
     }
 
-    /// The models of the stages up to this one, as [`Self::all_at_once`]; `None` where there is no such stage.
+    /// The models of the stages up to this one, as [`Self::all_at_once`], but that they are accepted by the rule of this one;
+    /// `None` where there is no such stage.
     #[must_use]
     pub fn as_far_as(&self, stage: usize) -> Option<Self> {
         let stages = self.stages.get(..=stage)?.to_vec();
-        Some(Self { stages, ..self.clone() }.all_at_once(self.fusion))
+        let accept = stages.last()?.accept;
+        let mut policy = Self { stages, ..self.clone() }.all_at_once(self.fusion);
+        policy.stages.first_mut()?.accept = accept;
+        Some(policy)
     }
 
     /// The same, but that each model counts as much as any other.
@@ -100,6 +126,19 @@ impl Policy {
         let mut policy = Self { fusion: method, ..self.clone() };
         for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
             member.weight = weight_of(member);
+        }
+        policy
+    }
+
+    /// The same where each stage that has an accept rule asks the gate for at least this probability, given the stage's index
+    /// and the confidence that it asks for.
+    #[must_use]
+    pub fn with_gates(&self, gate_of: impl Fn(usize, Probability) -> Option<Probability>) -> Self {
+        let mut policy = self.clone();
+        for (index, stage) in policy.stages.iter_mut().enumerate() {
+            if let Some(rule) = &mut stage.accept {
+                rule.gate = gate_of(index, rule.confidence);
+            }
         }
         policy
     }
@@ -126,6 +165,7 @@ pub struct Stage {
     pub(super) members: Vec<Member>,
     pub(super) accept: Option<AcceptRule>,
     pub(super) burst_queue_depth: Option<usize>,
+    pub(super) min_weight: Option<Probability>,
 }
 
 impl Stage {
@@ -137,6 +177,12 @@ impl Stage {
     /// Asked instead of an earlier stage while more images than this wait for one of that stage's models.
     pub fn burst_queue_depth(&self) -> Option<usize> {
         self.burst_queue_depth
+    }
+
+    /// The share of the answer that the learned weights must give to one of its models, more than which makes it worth
+    /// asking; `None`: it always is.
+    pub fn min_weight(&self) -> Option<Probability> {
+        self.min_weight
     }
 
     /// When the cascade may stop here; `None`: never because of what was answered.
@@ -180,6 +226,7 @@ impl Member {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AcceptRule {
     pub(super) confidence: Probability,
+    pub(super) gate: Option<Probability>,
     pub(super) agreement: bool,
 }
 
@@ -194,8 +241,17 @@ impl AcceptRule {
         self.agreement
     }
 
+    /// How likely the answer must be right by the learned gate, which counts instead of the confidence where it can be read.
+    pub fn gate(self) -> Option<Probability> {
+        self.gate
+    }
+
     /// Whether a fused answer may end the cascade.
-    pub(super) fn accepts(self, fused: &Distribution, agreement: bool) -> bool {
-        fused.confidence() >= self.confidence && (agreement || !self.agreement)
+    pub(super) fn accepts(self, fused: &Answer) -> bool {
+        let is_sure = match (self.gate, fused.gate) {
+            (Some(least), Some(gate)) => gate >= least,
+            _ => fused.confidence() >= self.confidence,
+        };
+        is_sure && (fused.agreement || !self.agreement)
     }
 }

@@ -17,6 +17,9 @@ pub struct TaskSection {
     pub labels: Vec<String>,
     /// How votes are combined.
     pub fusion: FusionSection,
+    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`: weights for each
+    /// image, and gates.
+    pub learned: Option<String>,
     /// The temperature of each model: what its logits are divided by. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
     /// Which models are asked, cheap ones first, and when an answer is good enough to stop.
@@ -34,9 +37,11 @@ pub struct TaskSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct FusionSection {
-    /// `linear` (weighted mean of probabilities) or `log_linear` (weighted mean of log-probabilities).
+    /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or `learned` (as `linear`,
+    /// with weights for each image by what the backbone made of it).
     pub method: String,
-    /// How much each model counts; only their proportions matter. All the same where none is given.
+    /// How much each model counts; only their proportions matter. All the same where none is given. With `learned`, what counts
+    /// where the learned weights cannot be read.
     pub weights: BTreeMap<String, f64>,
 }
 
@@ -57,6 +62,9 @@ pub struct StageSection {
     /// Asked instead of an earlier stage while more images than this wait for one of that stage's models. Its own
     /// models must be optional: where they fail, the earlier stage is asked after all.
     pub burst_queue_depth: Option<usize>,
+    /// Asked only where the learned weights give one of its models more than this share beside those that have voted: for
+    /// models that cost money. The configured weights count where they cannot be read.
+    pub min_weight: Option<f64>,
     /// When the cascade may stop after this stage. Where absent, it never does but at the end.
     pub accept: Option<AcceptSection>,
 }
@@ -67,6 +75,9 @@ pub struct StageSection {
 pub struct AcceptSection {
     /// The least fused probability: greater than 0, at most 1. Must be given.
     pub confidence: Option<f64>,
+    /// How likely the answer must be right, by the learned gate: greater than 0, at most 1. Counts instead of `confidence`
+    /// where the gate can be read.
+    pub gate: Option<f64>,
     /// Whether all successful votes so far must also favour the same label.
     pub agreement: bool,
 }

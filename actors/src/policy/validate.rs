@@ -18,10 +18,16 @@ const LABEL_SLOT: &str = "{label}";
 const NOT_A_WEIGHT: &str = "is not a weight: must be greater than 0 and finite; a model that should not count costs \
     nothing when you take it out of the stages instead";
 
+/// What is said of what cannot be without a learned file.
+const NEEDS_LEARNED: &str = "needs learned = FILE, which `concord fit` writes";
+
 const NOT_A_TEMPERATURE: &str = "is not a temperature: must be greater than 0 and finite";
 
 /// What the answers to a question with two labels are where nothing else is said.
 const YES_NO: [&str; 2] = ["NO", "YES"];
+
+/// What a threshold may be.
+const LEAST: &str = "must be greater than 0 and at most 1";
 
 /// Fewer are no question.
 const LABELS_MIN: usize = 2;
@@ -37,6 +43,7 @@ impl Policy {
         check.labels();
         let prompts = check.prompts();
         let answers = check.answers();
+        check.learned();
         let fusion = check.fusion_method();
         let weights = check.weights();
         let temperatures = check.temperatures();
@@ -44,7 +51,7 @@ impl Policy {
         let (question, labels) = (section.question.clone(), section.labels.clone());
         match fusion {
             Some(fusion) if check.faults.is_empty() => {
-                Ok(Self { question, labels, prompts, answers, fusion, stages })
+                Ok(Self { question, labels, prompts, answers, fusion, learned: None, stages })
             }
             _ => Err(check.faults),
         }
@@ -163,12 +170,28 @@ impl Check<'_> {
         answers
     }
 
+    fn learned(&mut self) {
+        if self.section.learned.as_deref().is_some_and(is_blank) {
+            self.fault(["learned".into()], "is empty: must be a file that `concord fit` wrote");
+        }
+    }
+
+    /// Says so where there is no learned file.
+    fn needs_learned<const DEPTH: usize>(&mut self, path: [PathPart; DEPTH], what: &str) {
+        if self.section.learned.is_none() {
+            self.fault(path, format!("{what} {NEEDS_LEARNED}"));
+        }
+    }
+
     fn fusion_method(&mut self) -> Option<FusionMethod> {
         let name = &self.section.fusion.method;
         let method = FusionMethod::by_name(name);
         if method.is_none() {
             let message = not_one_of(name, "a fusion method", FusionMethod::ALL.map(FusionMethod::name));
             self.fault(["fusion".into(), "method".into()], message);
+        }
+        if method == Some(FusionMethod::Learned) {
+            self.needs_learned(["fusion".into(), "method".into()], "\"learned\"");
         }
         method
     }
@@ -241,7 +264,8 @@ impl Check<'_> {
             let members = stage.models.iter().map(|model| member(model, &stage.optional)).collect();
             let accept = stage.accept.as_ref().and_then(|accept| self.accept_rule(index, accept));
             let burst_queue_depth = self.burst(index, stage);
-            stages.push(Stage { members, accept, burst_queue_depth });
+            let min_weight = stage.min_weight.and_then(|value| self.min_weight(index, value));
+            stages.push(Stage { members, accept, burst_queue_depth, min_weight });
         }
         stages
     }
@@ -257,6 +281,21 @@ impl Check<'_> {
             self.fault(path, message);
         }
         Some(depth)
+    }
+
+    /// A stage that is asked only where it would count for enough.
+    fn min_weight(&mut self, index: usize, value: f64) -> Option<Probability> {
+        let path = ["stages".into(), index.into(), "min_weight".into()];
+        if index == 0 {
+            self.fault(path, "is of no use in the first stage: there is no answer yet without it");
+            return None;
+        }
+        self.needs_learned(path.clone(), "a least weight");
+        let share = Probability::new(value).filter(|share| share.get() > 0.0 && share.get() < 1.0);
+        if share.is_none() {
+            self.fault(path, format!("{value} is not a share: must be greater than 0 and less than 1"));
+        }
+        share
     }
 
     /// Every stage asks configured models, and none asks one that votes already.
@@ -290,19 +329,31 @@ impl Check<'_> {
     }
 
     fn accept_rule(&mut self, stage: usize, section: &AcceptSection) -> Option<AcceptRule> {
-        let path = ["stages".into(), stage.into(), "accept".into(), "confidence".into()];
-        let range = "must be greater than 0 and at most 1";
+        let path = |key: &str| ["stages".into(), stage.into(), "accept".into(), key.into()];
+        let gate = section.gate.map(|value| {
+            self.needs_learned(path("gate"), "a gate");
+            self.least(path("gate"), value, "probability")
+        });
         let Some(value) = section.confidence else {
-            self.fault(path, format!("is missing: {range}"));
+            self.fault(path("confidence"), format!("is missing: {LEAST}"));
             return None;
         };
-        match Probability::new(value).filter(|confidence| confidence.get() > 0.0) {
-            Some(confidence) => Some(AcceptRule { confidence, agreement: section.agreement }),
-            None => {
-                self.fault(path, format!("{value} is not a confidence: {range}"));
-                None
-            }
+        let confidence = self.least(path("confidence"), value, "confidence")?;
+        Some(AcceptRule { confidence, gate: gate.flatten(), agreement: section.agreement })
+    }
+
+    /// The least of something that an answer must have.
+    fn least<const DEPTH: usize>(
+        &mut self,
+        path: [PathPart; DEPTH],
+        value: f64,
+        what: &str,
+    ) -> Option<Probability> {
+        let least = Probability::new(value).filter(|least| least.get() > 0.0);
+        if least.is_none() {
+            self.fault(path, format!("{value} is not a {what}: {LEAST}"));
         }
+        least
     }
 }
 

@@ -17,7 +17,9 @@ use crate::cache::{Cache, KnownVote, Put, Value};
 use crate::digest::Digest;
 use crate::model::{Reply, VoteReply};
 use crate::plan::{PlannedModel, TaskPlan};
-use crate::policy::{Answer, Context, Decision, Evidence, Logits, Member, Vote, VoteFailure, decide};
+use crate::policy::{
+    Answer, Context, Decision, Evidence, Fallback, Logits, Member, Probability, Vote, VoteFailure, decide,
+};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
@@ -66,6 +68,7 @@ impl Cascade {
                 Decision::Answer(answer) => {
                     let answer = Arc::new(answer);
                     self.trace_fusion(&answer);
+                    self.count_fallbacks(&answer);
                     self.keep(&votes, Some(&answer));
                     let decode = pictures.outcome().unwrap_or_default();
                     return Ok(Arc::new(Computed { answer, decode }));
@@ -194,8 +197,16 @@ impl Cascade {
         let _span = self.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "fuse", concord.service = "concord-router",
                 label = label.as_str(), confidence = answer.confidence().get(), agreement = answer.agreement,
-                stage = answer.stage + 1, reason = answer.reason.name())
+                stage = answer.stage + 1, reason = answer.reason.name(), gate = answer.gate.map(Probability::get),
+                fallbacks = answer.fallbacks.len())
         });
+    }
+
+    fn count_fallbacks(&self, answer: &Answer) {
+        for Fallback { part, why, .. } in &answer.fallbacks {
+            let labels = [self.task.name(), part.name(), why.name()];
+            self.shared.metrics.learned_fallbacks.with_label_values(&labels).inc();
+        }
     }
 
     /// Has the cache keep what is new: votes that were given, and the answer where it is complete.

@@ -33,13 +33,39 @@ fn each_fault_is_named_where_it_is() {
         (
             "/fusion/method",
             json!("learned"),
-            r#"fusion.method: "learned" is not a fusion method: must be one of linear, log_linear"#,
+            r#"fusion.method: "learned" needs learned = FILE, which `concord fit` writes"#,
         ),
+        (
+            "/stages/0/accept",
+            json!({ "confidence": 0.9, "gate": 0.9 }),
+            "stages[0].accept.gate: a gate needs learned = FILE, which `concord fit` writes",
+        ),
+        (
+            "/stages/0/accept",
+            json!({ "confidence": 0.9, "gate": 0 }),
+            "stages[0].accept.gate: 0 is not a probability: must be greater than 0 and at most 1",
+        ),
+        (
+            "/stages/1/min_weight",
+            json!(0.2),
+            "stages[1].min_weight: a least weight needs learned = FILE, which `concord fit` writes",
+        ),
+        (
+            "/stages/1/min_weight",
+            json!(1),
+            "stages[1].min_weight: 1 is not a share: must be greater than 0 and less than 1",
+        ),
+        (
+            "/stages/0/min_weight",
+            json!(0.2),
+            "stages[0].min_weight: is of no use in the first stage: there is no answer yet without it",
+        ),
+        ("/learned", json!(" "), "learned: is empty: must be a file that `concord fit` wrote"),
         (
             "/fusion/method",
             json!("log-linear"),
             "fusion.method: \"log-linear\" is not a fusion method (did you mean \"log_linear\"?): \
-             must be one of linear, log_linear",
+             must be one of linear, log_linear, learned",
         ),
         (
             "/fusion/weights",

@@ -8,6 +8,7 @@
 
 mod decide;
 mod faults;
+mod learned;
 mod properties;
 
 use std::collections::BTreeSet;

@@ -1,9 +1,12 @@
 //! What holds for every policy and every votes.
 
+use std::sync::Arc;
+
 use concord_actors::policy::{Answer, Context, Decision, Policy, Reason, Temperature, Vote, decide};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::learned::learned;
 use super::{MODELS, failed, policy, vote};
 
 const LABELS: [&str; 3] = ["red", "green", "blue"];
@@ -18,6 +21,9 @@ struct Task {
     stages: &'static [usize],
     rules: Vec<Option<(f64, bool)>>,
     optional: Vec<bool>,
+    /// Of each stage's rule, and of each stage.
+    gates: Vec<Option<f64>>,
+    min_weights: Vec<Option<f64>>,
 }
 
 impl Task {
@@ -38,12 +44,18 @@ impl Task {
             let mut stage = json!({ "models": MODELS[members], "optional": optional });
             if let Some((confidence, agreement)) = rule {
                 stage["accept"] = json!({ "confidence": confidence, "agreement": agreement });
+                if let Some(gate) = self.gates[stages.len()] {
+                    stage["accept"]["gate"] = json!(gate);
+                }
+            }
+            if let Some(least) = self.min_weights[stages.len()].filter(|_| !stages.is_empty()) {
+                stage["min_weight"] = json!(least);
             }
             stages.push(stage);
             first += size;
         }
         json!({
-            "question": "which?", "labels": LABELS, "stages": stages,
+            "question": "which?", "labels": LABELS, "learned": "a file", "stages": stages,
             "fusion": { "method": self.method, "weights": by_model(&self.weights, weight_factor) },
             "calibration": by_model(&self.temperatures, 1.0),
         })
@@ -51,6 +63,11 @@ impl Task {
 
     fn policy(&self) -> Policy {
         policy(self.section(1.0))
+    }
+
+    /// With weights for all models, and a gate for the first and for all of them.
+    fn learned_policy(&self) -> Policy {
+        self.policy().with_learned(Arc::new(learned(&MODELS, &[&MODELS[..1], &MODELS])))
     }
 }
 
@@ -60,20 +77,24 @@ fn task() -> impl Strategy<Value = Task> {
     let stages =
         prop_oneof![Just(&[4][..]), Just(&[1, 3][..]), Just(&[1, 2, 1][..]), Just(&[1, 1, 1, 1][..])];
     (
-        prop_oneof![Just("linear"), Just("log_linear")],
+        prop_oneof![Just("linear"), Just("log_linear"), Just("learned")],
         proptest::collection::vec(0.001..1000.0, models),
         proptest::collection::vec(0.05..20.0, models),
         stages,
         proptest::collection::vec(rule, models),
         proptest::collection::vec(any::<bool>(), models),
+        proptest::collection::vec(proptest::option::of(0.01..=1.0), models),
+        proptest::collection::vec(proptest::option::of(0.01..0.99), models),
     )
-        .prop_map(|(method, weights, temperatures, stages, rules, optional)| Task {
+        .prop_map(|(method, weights, temperatures, stages, rules, optional, gates, min_weights)| Task {
             method,
             weights,
             temperatures,
             stages,
             rules,
             optional,
+            gates,
+            min_weights,
         })
 }
 
@@ -125,7 +146,9 @@ proptest! {
         let plain = answer(decide(&task.policy(), &votes, &Context::default()));
         let scaled = answer(decide(&policy(task.section(factor)), &votes, &Context::default()));
         // A confidence that lies on a threshold but for rounding may end at another stage.
-        if let (Some(plain), Some(scaled)) = (plain, scaled) && plain.stage == scaled.stage {
+        if let (Some(plain), Some(scaled)) = (plain, scaled)
+            && (plain.stage, &plain.skipped) == (scaled.stage, &scaled.skipped)
+        {
             prop_assert!(nearly_equal(plain.distribution.probabilities(), scaled.distribution.probabilities()));
         }
     }
@@ -149,7 +172,8 @@ proptest! {
                 answer.confidence() >= rule.confidence() && (answer.agreement || !rule.needs_agreement())
             });
             prop_assert_eq!(answer.reason == Reason::Accepted, is_met);
-            prop_assert!(is_met || answer.stage + 1 == policy.stages().len());
+            let mut later = answer.stage + 1..policy.stages().len();
+            prop_assert!(is_met || later.all(|stage| answer.skipped.contains(&stage)));
         }
     }
 
@@ -186,8 +210,11 @@ proptest! {
     }
 
     #[test]
-    fn every_cascade_ends_and_asking_at_once_ends_the_same(task in task(), votes in votes()) {
-        let policy = task.policy();
+    fn every_cascade_ends_and_asking_at_once_ends_the_same(
+        task in task(), mut votes in votes(), is_learned in any::<bool>(), feature in proptest::option::of(-4.0_f32..4.0),
+    ) {
+        let policy = if is_learned { task.learned_policy() } else { task.policy() };
+        votes[0].evidence.feature = feature.map(|feature| Arc::from([feature]));
         let (decisions, end) = play(&policy, &votes);
         prop_assert!(decisions <= policy.stages().len() + 1);
         prop_assert_eq!(end, decide(&policy, &votes, &Context::default()));

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
-use concord_actors::policy::{Policy, Reason};
+use concord_actors::policy::{AcceptRule, Policy, Reason};
 
 use super::{Outcome, say};
-use crate::verdict::Verdict;
+use crate::verdict::{FallbackReport, Verdict};
 
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration) {
     say(&format!("{task}: {}\n", policy.question()));
@@ -60,19 +60,30 @@ fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]
 
 fn why(verdict: &Verdict, policy: &Policy) -> String {
     let rule = policy.stages()[verdict.stage - 1].accept();
+    // What counted: the gate where it could be read.
+    let (what, found, least) = match (rule.and_then(AcceptRule::gate), verdict.gate) {
+        (Some(least), Some(gate)) => ("right with ", gate, least.get()),
+        _ => ("", verdict.confidence, rule.map_or(0.0, |rule| rule.confidence().get())),
+    };
+    let least_told = percent(least);
     let mut text = match (verdict.reason, rule) {
         (Reason::Accepted, Some(rule)) if rule.needs_agreement() => {
-            format!("all agree, at least {}", percent(rule.confidence().get()))
+            format!("all agree, {what}at least {least_told}")
         }
-        (Reason::Accepted, Some(rule)) => format!("at least {}", percent(rule.confidence().get())),
-        (_, Some(rule)) if verdict.confidence < rule.confidence().get() => {
-            format!("last stage, under {}", percent(rule.confidence().get()))
-        }
+        (Reason::Accepted, Some(_)) => format!("{what}at least {least_told}"),
+        (_, Some(_)) if found < least => format!("last stage, {what}under {least_told}"),
         (_, Some(_)) => "last stage, models disagree".to_owned(),
         (_, None) => "last stage".to_owned(),
     };
     if !verdict.complete {
         text.push_str("; without a failed optional vote");
+    }
+    if !verdict.skipped.is_empty() {
+        let stages: Vec<String> = verdict.skipped.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("; not worth asking: stage {}", stages.join(", ")));
+    }
+    for FallbackReport { part, stage, why } in &verdict.fallbacks {
+        text.push_str(&format!("; no learned {} at stage {stage} ({})", part.name(), why.name()));
     }
     text
 }

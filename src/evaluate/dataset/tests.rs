@@ -134,3 +134,17 @@ fn what_is_no_data_is_refused() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn every_so_many_pictures_of_each_label_are_taken_by_name() {
+    let labels = labels(&["stop", "road work"]);
+    let folder = folder();
+    let all = || Dataset::read(folder.path(), &labelling(&labels)).unwrap();
+    assert_eq!(told(&all().every(1)), told(&all()));
+    let names = |step| -> Vec<String> {
+        let taken = all().every(step);
+        taken.examples.iter().map(|example| example.name.clone()).collect()
+    };
+    assert_eq!(names(2), ["14_stop/00001_00.jpg", "25_road_work/00001_00.jpg", "25_road_work/00002_00.png"]);
+    assert_eq!(names(9), ["14_stop/00001_00.jpg", "25_road_work/00001_00.jpg"], "the first of each at least");
+}

@@ -43,8 +43,10 @@ fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
 
 fn fitted(policy: &Policy, count: usize, goal: Option<Goal>) -> Option<Fit> {
     let data = data(count);
-    let pictures: Vec<Judged<'_>> =
-        data.iter().map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect() }).collect();
+    let pictures: Vec<Judged<'_>> = data
+        .iter()
+        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .collect();
     let groups: Vec<usize> = (0..count).collect();
     fit(policy, Labelled { pictures: &pictures, groups: &groups }, goal)
 }

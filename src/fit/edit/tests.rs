@@ -50,6 +50,7 @@ fn the_real_file_changes_in_these_lines_only() {
         weights: Some(by_model(&[("dinov3", 0.512_34), ("siglip2", 0.2), ("cloud", 0.000_123_456)])),
         method: Some("log_linear".to_owned()),
         confidences: vec![Some(0.999_412_345), None, Some(0.9), Some(0.75)],
+        ..TaskChange::default()
     };
     let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
     let expected = [
@@ -81,12 +82,33 @@ fn the_real_file_changes_in_these_lines_only() {
 }
 
 #[test]
+fn what_was_learned_is_named_and_asked() {
+    let change = TaskChange {
+        method: Some("learned".to_owned()),
+        gates: vec![Some(0.98)],
+        learned: Some("learned.roadwork.v1.safetensors".to_owned()),
+        ..TaskChange::default()
+    };
+    let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
+    for line in [
+        r#"+learned = "learned.roadwork.v1.safetensors""#,
+        "+accept = { confidence = 0.999, gate = 0.98 }",
+        r#"+fusion = { method = "learned", weights"#,
+    ] {
+        let changed = changed_lines(ENSEMBLE, &after);
+        assert!(changed.iter().any(|found| found.starts_with(line)), "{line:?} is missing in {changed:#?}");
+    }
+    assert_eq!(edited(&after, "roadwork", &change).unwrap(), after, "a second time");
+}
+
+#[test]
 fn what_does_not_change_is_the_very_same_text() {
     let said = TaskChange {
         temperatures: by_model(&[("dinov3", 0.61)]),
         weights: Some(by_model(&[("molmo2", 0.150_000_01)])),
         method: Some("linear".to_owned()),
         confidences: vec![Some(0.999), None, None, None, None, None],
+        ..TaskChange::default()
     };
     let crlf = ENSEMBLE.replace('\n', "\r\n");
     for text in [ENSEMBLE, crlf.as_str(), ENSEMBLE.trim_end()] {

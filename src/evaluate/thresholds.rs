@@ -1,4 +1,6 @@
-//! Which confidences end a cascade: searched along the curve of cost and accuracy.
+//! Which confidences end a cascade: the curve of cost and accuracy, and searches along it.
+
+use concord_actors::policy::{Policy, Stage};
 
 /// Thresholds that are tried of each stage: so many quantiles of its confidences.
 const CANDIDATES: usize = 64;
@@ -11,11 +13,12 @@ const ROUNDS_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StageAnswer {
     pub(crate) probabilities: Vec<f64>,
+    /// Or what the stage's gate says, where it has one.
     pub(crate) confidence: f64,
     /// Whether all models so far have the same most probable label.
     pub(crate) agreement: bool,
     pub(crate) is_right: bool,
-    /// Of all models so far, in milliseconds.
+    /// Of all models so far: milliseconds, or given prices.
     pub(crate) cost: f64,
 }
 
@@ -29,7 +32,7 @@ pub(crate) struct Rule {
 /// What thresholds are to bring.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Goal {
-    /// The fewest errors at no more than so many milliseconds a picture.
+    /// The fewest errors at no more than this cost of a picture.
     MaxCost(f64),
     /// The least cost at no less than this accuracy.
     MinAccuracy(f64),
@@ -39,7 +42,7 @@ pub(crate) enum Goal {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) accuracy: f64,
-    /// Milliseconds a picture.
+    /// Of a picture, in the mean.
     pub(crate) cost: f64,
 }
 
@@ -63,11 +66,56 @@ pub(crate) fn outcome(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Outcome {
     Outcome { accuracy: right as f64 / count, cost: cost / count }
 }
 
+/// The accept rules of all stages but the last; one that has none never ends a cascade.
+pub(crate) fn rules(policy: &Policy) -> Vec<Rule> {
+    let stages = policy.stages();
+    let rule = |stage: &Stage| match stage.accept() {
+        Some(rule) => Rule {
+            confidence: rule.gate().unwrap_or(rule.confidence()).get(),
+            needs_agreement: rule.needs_agreement(),
+        },
+        None => Rule { confidence: f64::INFINITY, needs_agreement: false },
+    };
+    stages[..stages.len() - 1].iter().map(rule).collect()
+}
+
 /// The rules that reach the goal best, `rules` saying which stages need agreement; `None` where none reaches it.
+pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
+    let reached = along_the_curve(pictures, rules)
+        .into_iter()
+        .map(|rules| (outcome(pictures, &rules), rules))
+        .filter(|(outcome, _)| match goal {
+            Goal::MaxCost(cost) => outcome.cost <= cost,
+            Goal::MinAccuracy(accuracy) => outcome.accuracy >= accuracy,
+        });
+    let better = |one: &Outcome, other: &Outcome| match goal {
+        Goal::MaxCost(_) => other.accuracy.total_cmp(&one.accuracy).then(one.cost.total_cmp(&other.cost)),
+        Goal::MinAccuracy(_) => one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)),
+    };
+    reached.min_by(|(one, _), (other, _)| better(one, other)).map(|(_, rules)| rules)
+}
+
+/// What other thresholds would come to, `rules` saying which stages need agreement: the cheapest first, each dearer and
+/// right more often than the one before.
+pub(crate) fn curve(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> =
+        along_the_curve(pictures, rules).iter().map(|rules| outcome(pictures, rules)).collect();
+    outcomes
+        .sort_by(|one, other| one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)));
+    let mut most = f64::NEG_INFINITY;
+    outcomes.retain(|outcome| {
+        let is_better = outcome.accuracy > most;
+        most = most.max(outcome.accuracy);
+        is_better
+    });
+    outcomes
+}
+
+/// Rules from the cheapest to those that are right most often, and `rules` themselves.
 ///
 /// For each of several prices of an error the rules with the least sum of errors and cost are searched, stage by stage in
-/// turns; they lie on the lower hull of the curve. Of these, and of `rules` themselves, the best is taken.
-pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
+/// turns; they lie on the lower hull of the curve.
+fn along_the_curve(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Vec<Rule>> {
     let candidates: Vec<Vec<f64>> = (0..rules.len()).map(|stage| candidates(pictures, stage)).collect();
     let most = pictures.iter().filter_map(|picture| picture.last()).map(|last| last.cost).fold(0.0, f64::max);
     let mut found = vec![rules.to_vec()];
@@ -83,16 +131,7 @@ pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) ->
             found.push(descend(pictures, begin, &candidates, price));
         }
     }
-    let reached =
-        found.into_iter().map(|rules| (outcome(pictures, &rules), rules)).filter(|(outcome, _)| match goal {
-            Goal::MaxCost(milliseconds) => outcome.cost <= milliseconds,
-            Goal::MinAccuracy(accuracy) => outcome.accuracy >= accuracy,
-        });
-    let better = |one: &Outcome, other: &Outcome| match goal {
-        Goal::MaxCost(_) => other.accuracy.total_cmp(&one.accuracy).then(one.cost.total_cmp(&other.cost)),
-        Goal::MinAccuracy(_) => one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)),
-    };
-    reached.min_by(|(one, _), (other, _)| better(one, other)).map(|(_, rules)| rules)
+    found
 }
 
 /// Thresholds that tell pictures apart at a stage, and one that ends a cascade only where there is no doubt at all.
@@ -199,6 +238,20 @@ mod tests {
             assert!((outcome.accuracy - accuracy).abs() < 1e-9, "{goal:?}: {outcome:?}");
             assert!((outcome.cost - cost).abs() < 1e-9, "{goal:?}: {outcome:?}");
         }
+    }
+
+    #[test]
+    fn the_curve_rises_from_the_cheapest_to_the_best() {
+        let pictures = pictures();
+        let views: Vec<&[StageAnswer]> = pictures.iter().map(Vec::as_slice).collect();
+        let curve = curve(&views, &[Rule { confidence: 0.99, needs_agreement: false }]);
+        let ends = [curve.first().unwrap(), curve.last().unwrap()];
+        assert!((ends[0].cost - 1.0).abs() < 1e-9 && (ends[0].accuracy - 0.7).abs() < 1e-9, "{curve:?}");
+        // Asking the second stage about more than the three would bring nothing.
+        assert!((ends[1].cost - 3.7).abs() < 1e-9 && (ends[1].accuracy - 1.0).abs() < 1e-9, "{curve:?}");
+        assert!(
+            curve.windows(2).all(|pair| pair[0].cost < pair[1].cost && pair[0].accuracy < pair[1].accuracy)
+        );
     }
 
     #[test]

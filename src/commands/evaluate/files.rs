@@ -1,0 +1,64 @@
+//! What `concord evaluate` writes: a page, and plots.
+
+use std::path::Path;
+
+use super::super::classify::read_at_most;
+use super::super::labelled::Voted;
+use crate::config::ServerSection;
+use crate::evaluate::{Example, Pictures, Shown, charts, page, samples, sheets};
+
+/// Whether files can be written there, before any model is asked.
+///
+/// # Errors
+/// In words that say what is missing.
+pub(super) fn check(html: Option<&Path>, plots: Option<&Path>) -> Result<(), String> {
+    if let Some(html) = html {
+        let folder = html.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if folder.is_some_and(|folder| !folder.is_dir()) || html.is_dir() {
+            return Err(format!("--html {}: name a file in a folder that there is", html.display()));
+        }
+    }
+    if let Some(plots) = plots {
+        std::fs::create_dir_all(plots).map_err(|error| format!("--plots {}: {error}", plots.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes what was asked for.
+///
+/// # Errors
+/// When something cannot be drawn or written.
+pub(super) fn write(
+    html: Option<&Path>,
+    plots: Option<&Path>,
+    voted: &Voted<'_>,
+    shown: &Shown<'_>,
+    limits: &ServerSection,
+) -> Result<(), String> {
+    if html.is_none() && plots.is_none() {
+        return Ok(());
+    }
+    let charts = charts(shown)?;
+    if let Some(folder) = plots {
+        for plot in charts.iter().map(|chart| &chart.plot) {
+            put(&folder.join(format!("{}.svg", plot.name)), plot.svg.as_bytes())?;
+            put(&folder.join(format!("{}.png", plot.name)), &plot.png()?)?;
+        }
+    }
+    if let Some(file) = html {
+        let read = |example: &Example| {
+            read_at_most(&example.path, limits.max_body_bytes).map_err(|problem| problem.detail)
+        };
+        let pictures = Pictures {
+            sheets: sheets(shown, &read, limits.max_pixels)?,
+            samples: samples(shown, &read, limits.max_pixels),
+        };
+        let page = page(voted.task, &voted.describe(), shown, &charts, &pictures)?;
+        put(file, page.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn put(file: &Path, bytes: &[u8]) -> Result<(), String> {
+    std::fs::write(file, bytes).map_err(|error| format!("{}: {error}", file.display()))
+}

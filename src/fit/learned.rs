@@ -1,0 +1,279 @@
+//! Networks on what a backbone made of a picture: weights for each image, and gates.
+//!
+//! Each is learned on all folds but one, of which one more only tells when to stop, and is judged on the one left out. What
+//! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used.
+
+use std::sync::Arc;
+
+use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
+use concord_models::{Example, Goal, Network, Training, train};
+
+use super::cross::{FOLDS, Work, calibrated, fusion_of};
+use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
+
+/// A network for each fold, learned without it, and one for all of them.
+#[derive(Debug)]
+struct Fitted {
+    by_fold: Vec<Network>,
+    whole: Network,
+}
+
+impl Fitted {
+    /// By what pictures of this fold are judged; where it is none, what is written.
+    fn without(&self, fold: Option<usize>) -> Option<&Network> {
+        fold.map_or(Some(&self.whole), |fold| self.by_fold.get(fold))
+    }
+}
+
+/// Weights for each image.
+#[derive(Debug)]
+pub(crate) struct WeightsPart {
+    networks: Fitted,
+    /// Of the mean NLL beside fixed weights, on pictures that neither was fitted on: below 0 is better.
+    pub(crate) change: Figure,
+}
+
+impl WeightsPart {
+    /// Whether they are better for sure.
+    pub(crate) fn is_gain(&self) -> bool {
+        self.change.high < 0.0
+    }
+}
+
+/// The gate of one stage.
+#[derive(Debug)]
+pub(crate) struct GatePart {
+    pub(crate) stage: usize,
+    models: Vec<Arc<str>>,
+    networks: Fitted,
+    /// The stage's errors.
+    pub(crate) errors: usize,
+    /// The area under the ROC curve for "the answer is wrong", by plain confidence and by the gate, on pictures that it was
+    /// not fitted on.
+    pub(crate) by_confidence: f64,
+    pub(crate) by_gate: f64,
+    /// By how much the second is larger: above 0 is better.
+    pub(crate) change: Figure,
+}
+
+impl GatePart {
+    /// Whether there are errors enough to say so, and it is better for sure.
+    pub(crate) fn is_gain(&self) -> bool {
+        self.errors >= ERRORS_MIN && self.change.low > 0.0
+    }
+}
+
+/// What was learned on one backbone's feature.
+#[derive(Debug)]
+pub(crate) struct LearnedParts {
+    pub(crate) backbone: Arc<str>,
+    members: Vec<Arc<str>>,
+    pub(crate) weights: Option<WeightsPart>,
+    /// Of stages but the last that have an accept rule and make an error.
+    pub(crate) gates: Vec<GatePart>,
+}
+
+impl LearnedParts {
+    /// Whether this stage is to be accepted by its gate.
+    pub(super) fn gates_stage(&self, stage: usize) -> bool {
+        self.gates.iter().any(|part| part.stage == stage && part.is_gain())
+    }
+
+    /// What is to be written, of all pictures; `None` where nothing gains.
+    pub(super) fn gains(&self) -> Option<Learned> {
+        self.learned(None).filter(|learned| !learned.is_empty())
+    }
+
+    /// Of all folds but this one, the networks that gain.
+    fn learned(&self, without: Option<usize>) -> Option<Learned> {
+        let mut learned = Learned::of(Arc::clone(&self.backbone));
+        if let Some(part) = self.weights.as_ref().filter(|part| part.is_gain()) {
+            learned = learned.with_weights(self.members.clone(), part.networks.without(without)?.clone());
+        }
+        for part in self.gates.iter().filter(|part| part.is_gain()) {
+            learned = learned.with_gate(&part.models, part.networks.without(without)?.clone());
+        }
+        Some(learned)
+    }
+
+    /// `policy` with them, as pictures of this fold are judged.
+    pub(super) fn applied(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
+        let learned = self.learned(without)?;
+        let weighs = self.weights.as_ref().is_some_and(WeightsPart::is_gain);
+        let method = if weighs { FusionMethod::Learned } else { policy.fusion() };
+        // What it asks now counts until a threshold has been found.
+        let gates = |stage: usize, confidence: Probability| self.gates_stage(stage).then_some(confidence);
+        let policy = policy.with_weights(method, Member::weight).with_gates(gates);
+        Some(if learned.is_empty() { policy } else { policy.with_learned(Arc::new(learned)) })
+    }
+}
+
+impl Work<'_> {
+    /// What can be learned beside `plain`, the policy of a fold without networks; gates where thresholds are fitted. `None`
+    /// where no model gave a feature with every picture.
+    pub(super) fn learn(
+        &self,
+        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        with_gates: bool,
+    ) -> Option<LearnedParts> {
+        let backbone = self.backbone()?;
+        let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
+        let weights = if members.len() > 1 { self.weights_part(plain, backbone) } else { None };
+        let name = Arc::clone(members.get(backbone)?);
+        let mut parts = LearnedParts { backbone: name, members, weights, gates: Vec::new() };
+        if with_gates {
+            let weighted = |fold| parts.applied(&plain(fold)?, fold);
+            let stages = 0..self.policy.stages().len().saturating_sub(1);
+            parts.gates = stages.filter_map(|stage| self.gate_part(&weighted, backbone, stage)).collect();
+        }
+        Some(parts)
+    }
+
+    /// The first member that gave a feature with every picture.
+    fn backbone(&self) -> Option<usize> {
+        let has_all =
+            |member: &usize| self.pictures.iter().all(|picture| picture.votes[*member].feature.is_some());
+        (0..self.policy.members().count()).find(has_all)
+    }
+
+    /// The pictures of all folds but this one, each with whether it only tells when to stop.
+    fn learned_on(&self, without: Option<usize>) -> impl Iterator<Item = (usize, bool)> {
+        let stops = without.map_or(0, |fold| (fold + 1) % FOLDS);
+        let folds = self.fold_of.iter().enumerate().filter(move |(_, fold)| Some(**fold) != without);
+        folds.map(move |(picture, fold)| (picture, *fold == stops))
+    }
+
+    fn for_each_fold(&self, network: impl Fn(Option<usize>) -> Option<Network>) -> Option<Fitted> {
+        let by_fold = (0..FOLDS).map(|fold| network(Some(fold))).collect::<Option<_>>()?;
+        Some(Fitted { by_fold, whole: network(None)? })
+    }
+
+    fn weights_part(
+        &self,
+        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        backbone: usize,
+    ) -> Option<WeightsPart> {
+        let networks =
+            self.for_each_fold(|without| self.weights_network(&plain(without)?, backbone, without))?;
+        let names: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
+        let name = names.get(backbone)?;
+        let policies: Vec<[Policy; 2]> = (0..FOLDS)
+            .map(|fold| {
+                let plain = plain(Some(fold))?;
+                let learned = Learned::of(Arc::clone(name))
+                    .with_weights(names.clone(), networks.without(Some(fold))?.clone());
+                let learned = plain.with_learned(Arc::new(learned));
+                Some([plain.all_at_once(plain.fusion()), learned.all_at_once(FusionMethod::Learned)])
+            })
+            .collect::<Option<_>>()?;
+        let change = |(picture, &fold): (&Judged<'_>, &usize)| {
+            let loss = |policy: &Policy| {
+                let answer = stage_answer(policy, self.policy, picture)?;
+                Some(log_loss(&answer.probabilities, picture.label))
+            };
+            let [plain, learned] = &policies[fold];
+            Some(loss(learned)? - loss(plain)?)
+        };
+        let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
+        Some(WeightsPart { networks, change: self.resampling.mean(&changes) })
+    }
+
+    fn weights_network(&self, policy: &Policy, backbone: usize, without: Option<usize>) -> Option<Network> {
+        let (mut examples, mut likelihoods) = (Vec::new(), Vec::new());
+        for (index, validates) in self.learned_on(without) {
+            let picture = &self.pictures[index];
+            examples.push(Example { input: picture.votes[backbone].feature.as_deref()?, validates });
+            for (member, of_policy) in policy.members().enumerate() {
+                let probabilities = calibrated(picture, member, of_policy.temperature().get())?;
+                likelihoods.push(*probabilities.get(picture.label)? as f32);
+            }
+        }
+        let fixed = fusion_of(policy).weights;
+        trained(&examples, Goal::Mixture { likelihoods: &likelihoods, fixed: &fixed })
+    }
+
+    /// `None` where the stage has no accept rule, or makes no error at all.
+    fn gate_part(
+        &self,
+        weighted: &dyn Fn(Option<usize>) -> Option<Policy>,
+        backbone: usize,
+        stage: usize,
+    ) -> Option<GatePart> {
+        let section = &self.policy.stages()[stage];
+        section.accept()?;
+        let networks = self.for_each_fold(|without| {
+            let answers = self.gated(&weighted(without)?, backbone, stage)?;
+            let chosen: Vec<(&Gated, bool)> =
+                self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
+            let is_right: Vec<bool> = chosen.iter().map(|(answer, _)| answer.is_right).collect();
+            let examples: Vec<Example<'_>> = chosen
+                .iter()
+                .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
+                .collect();
+            trained(&examples, Goal::Truth(&is_right))
+        })?;
+        // Each picture by the policy and the gate that did not see it.
+        let by_fold = (0..FOLDS)
+            .map(|fold| self.gated(&weighted(Some(fold))?, backbone, stage))
+            .collect::<Option<Vec<_>>>()?;
+        let (mut by_confidence, mut by_gate) = (Vec::new(), Vec::new());
+        for (index, &fold) in self.fold_of.iter().enumerate() {
+            let Gated { input, confidence, is_right } = &by_fold[fold][index];
+            let log_odds = *networks.without(Some(fold))?.forward(input)?.first()?;
+            by_confidence.push((-confidence, !is_right));
+            by_gate.push((-f64::from(log_odds), !is_right));
+        }
+        let errors = by_gate.iter().filter(|(_, is_wrong)| *is_wrong).count();
+        let [confidence, gate] = [by_confidence, by_gate].map(|scores| Ranking::new(scores.into_iter()));
+        let each_once = vec![1; self.pictures.len()];
+        let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
+        let (low, high) = self.resampling.interval(difference);
+        let models =
+            self.policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
+        Some(GatePart {
+            stage,
+            models,
+            networks,
+            errors,
+            by_confidence: confidence.auroc(&each_once)?,
+            by_gate: gate.auroc(&each_once)?,
+            change: Figure { value: difference(&each_once)?, low, high },
+        })
+    }
+
+    /// What this stage answers for each picture, as a gate sees it.
+    fn gated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<Gated>> {
+        let policy = policy.as_far_as(stage)?;
+        let gated = |picture: &Judged<'_>| {
+            let answer = answer(&policy, self.policy, picture)?;
+            let feature = picture.votes[backbone].feature.as_deref()?;
+            Some(Gated {
+                input: gate_input(&answer.distribution, answer.agreement, feature),
+                confidence: answer.confidence().get(),
+                is_right: answer.label() == picture.label,
+            })
+        };
+        self.pictures.iter().map(gated).collect()
+    }
+}
+
+/// A stage's answer as a gate sees it.
+struct Gated {
+    input: Vec<f32>,
+    confidence: f64,
+    is_right: bool,
+}
+
+/// `None` where there is too little to learn from.
+fn trained(examples: &[Example<'_>], goal: Goal<'_>) -> Option<Network> {
+    match train(examples, goal, Training::default()) {
+        Ok(network) => Some(network),
+        Err(error) => {
+            tracing::debug!(%error, "a network could not be trained");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
