@@ -1,6 +1,6 @@
 //! `concord head`: trains heads on frozen backbones, and says how they are used.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ use super::{EXIT_UNUSABLE, contained, say, warn};
 use crate::config::{Ensemble, needs_heads};
 use crate::fit::{TaskChange, difference, edited, with_head, write_with_backup};
 use crate::head::{
-    Division, Extraction, FeatureStore, Judgement, Labelled, Preparation, divide, facts, print,
+    Division, Extraction, FeatureStore, Judgement, Labelled, Preparation, describe, divide, facts, print,
 };
 
 /// So many different faults are told.
@@ -155,13 +155,7 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let ensemble = args.pictures.ensemble.read()?;
     let task = args.pictures.task(&ensemble)?;
     let options = args.model_options(&ensemble)?;
-    if args.use_it && options.mc_dropout_passes > 0 && training.dropout == 0.0 {
-        return Err(format!(
-            "{} asks its heads with dropout (mc_dropout_passes = {}), and this one would have none: train it with --kind \
-             mlp, or set mc_dropout_passes = 0",
-            args.model, options.mc_dropout_passes
-        ));
-    }
+    args.check_dropout(&options, &training)?;
     let folder = ensemble.folder().join(&options.snapshot);
     // Before anything takes its time.
     check_head_folder(&folder)
@@ -218,6 +212,19 @@ impl TrainArgs {
             balanced: self.class_weight == ClassWeight::Balanced,
             seed: self.seed,
         })
+    }
+
+    /// A head that is put to use must be one that the model can ask.
+    fn check_dropout(&self, options: &ModelOptions, training: &HeadTraining) -> Result<(), String> {
+        let passes = options.mc_dropout_passes;
+        if self.use_it && passes > 0 && training.dropout == 0.0 {
+            return Err(format!(
+                "{} asks its heads with dropout (mc_dropout_passes = {passes}), and this one would have none: train it \
+                 with --kind mlp, or set mc_dropout_passes = 0",
+                self.model
+            ));
+        }
+        Ok(())
     }
 
     /// The model's, on the device that is asked for.
@@ -348,22 +355,6 @@ fn tell_faults(labelled: &Labelled, pictures: usize) {
     if labelled.repeated > 0 {
         warn(&format!("{} pictures are there more than once, and count once", labelled.repeated));
     }
-}
-
-fn describe(labelled: &Labelled, division: &Division, labels: &[String]) -> String {
-    let groups = labelled.groups.iter().collect::<BTreeSet<_>>().len();
-    let mut text = format!(
-        "{} pictures in {groups} groups: {} to train on, {} to validate on",
-        labelled.labels.len(),
-        division.training.len(),
-        division.validation.len()
-    );
-    if !division.unvalidated.is_empty() {
-        let count = division.unvalidated.len();
-        let named = division.unvalidated_in_words(labels);
-        text.push_str(&format!("; of {count} labels there is one group only, which is trained on: {named}"));
-    }
-    text
 }
 
 /// Shows at a terminal how far it is.

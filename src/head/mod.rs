@@ -7,5 +7,5 @@ mod store;
 
 pub(crate) use division::{Division, divide};
 pub(crate) use extract::{Extraction, Labelled, Preparation};
-pub(crate) use report::{Judgement, facts, print};
+pub(crate) use report::{Judgement, describe, facts, print};
 pub(crate) use store::FeatureStore;

@@ -14,6 +14,23 @@ use crate::fit::temperature;
 /// Of the intervals.
 const RESAMPLES: usize = 1000;
 
+/// What there is to train and to validate on.
+pub(crate) fn describe(labelled: &Labelled, division: &Division, labels: &[String]) -> String {
+    let groups = labelled.groups.iter().collect::<BTreeSet<_>>().len();
+    let mut text = format!(
+        "{} pictures in {groups} groups: {} to train on, {} to validate on",
+        labelled.labels.len(),
+        division.training.len(),
+        division.validation.len()
+    );
+    if !division.unvalidated.is_empty() {
+        let count = division.unvalidated.len();
+        let named = division.unvalidated_in_words(labels);
+        text.push_str(&format!("; of {count} labels there is one group only, which is trained on: {named}"));
+    }
+    text
+}
+
 /// What the validation part says of a head.
 #[derive(Debug)]
 pub(crate) struct Judgement {
