@@ -221,7 +221,7 @@ impl TrainedHead {
 /// A head whose parameters are being trained.
 struct Network {
     kind: HeadKind,
-    /// Of what the first layer is given, over the training images: [inputs] each.
+    /// Of what the first layer is given, over the training images: \[inputs\] each.
     mean: Tensor,
     deviation: Tensor,
     /// Of the pooling; only of an MLP.
@@ -275,7 +275,7 @@ impl Network {
     }
 }
 
-/// Mean and standard deviation of what a head's first layer is given of these images, each [inputs]. The pooling is
+/// Mean and standard deviation of what a head's first layer is given of these images, each \[inputs\]. The pooling is
 /// taken to be what it is at first, the mean.
 fn moments(set: &FeatureSet, images: &[usize], kind: HeadKind, device: Device) -> [Tensor; 2] {
     let inputs = |batch: &[usize]| {

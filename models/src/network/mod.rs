@@ -1,5 +1,5 @@
 //! A small network in plain numbers, which decides about an image by what a backbone made of it: how much each model
-//! counts, or whether an answer is right. Trained with libtorch ([`train`]), run without it.
+//! counts, or whether an answer is right. Trained with libtorch ([`train()`]), run without it.
 
 mod train;
 
