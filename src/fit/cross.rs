@@ -127,7 +127,12 @@ pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal
     let (rules_before, rules) = (rules(configured), rules(policy));
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
-    let plain = |without| work.refitted(&temperatures, &fusions, without);
+    // Fitted once for each fold, and for all of them.
+    let refitted = |without| work.refitted(&temperatures, &fusions, without);
+    let (plain_by_fold, plain_whole): (Vec<Policy>, Policy) =
+        ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
+    let plain =
+        |without: Option<usize>| without.map_or(Some(&plain_whole), |fold| plain_by_fold.get(fold)).cloned();
     let mut learned = work.learn(&plain, goal.is_some());
     let answers = |learned: &Option<LearnedParts>| {
         work.answers(&|fold| {

@@ -13,6 +13,8 @@ const LEARNING_RATE: f64 = 1e-3;
 const BATCH: usize = 256;
 /// An input that is the same everywhere tells nothing, and would be divided by 0.
 const DEVIATION_MIN: f64 = 1e-6;
+/// Of the loss, in nats: less is rounding, and no reason to leave what it starts from.
+const GAIN_MIN: f64 = 1e-5;
 /// What the models' probabilities of the truth are raised to: none at all would cost infinitely much.
 const LIKELIHOOD_MIN: f64 = 1e-12;
 
@@ -95,7 +97,7 @@ pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Re
         }
         let loss = loss_apart(&learner)?;
         since += 1;
-        if loss < least {
+        if loss < least - GAIN_MIN {
             (best, least, since) = (learner.layers()?, loss, 0);
         }
         if since >= training.patience {
