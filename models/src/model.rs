@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::device::{check_placement, parse_device, parse_dtype};
 use crate::fp8::computed_in;
 use crate::head::FeatureSource;
-use crate::libtorch::release_unused_memory;
+use crate::libtorch::{Stream, release_unused_memory};
 use crate::parity::Fixture;
 use crate::part::Part;
 use crate::picture::DECODES;
@@ -326,10 +326,9 @@ fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, M
     let making = snapshot.is_random().then(|| DRAWING.lock().unwrap_or_else(PoisonError::into_inner));
     let model = (architecture.load)(snapshot, options, placement)?;
     drop(making);
-    // What was joined or made on this thread's stream is read on another, which does not wait for it.
-    if let Device::Cuda(index) = placement.device {
-        tch::Cuda::synchronize(i64::try_from(index).unwrap_or(0));
-    }
+    // What was joined or made on this thread's stream is read on another, which does not wait for it. Not the whole device:
+    // that must not be waited for while another model records a graph on it.
+    Stream::current(placement.device)?.synchronize()?;
     release_unused_memory(placement.device);
     Ok(model)
 }
