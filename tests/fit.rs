@@ -46,6 +46,7 @@ fn what_is_better_for_sure_is_written_with_comments_kept() {
     );
     assert!(dry.stdout.contains("+calibration = { dinov3 = "), "{}", dry.stdout);
     assert!(dry.stdout.contains("thresholds stay as they are"), "{}", dry.stdout);
+    assert!(dry.stdout.contains("Weights for each image, by the feature of dinov3: "), "{}", dry.stdout);
     assert!(dry.stdout.contains("Nothing is written (--dry-run)."), "{}", dry.stdout);
     assert_eq!(fs::read_to_string(&ensemble).unwrap(), before);
 
