@@ -90,6 +90,12 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
     let learned = learned_file(&fit, voted, ensemble)?;
+    if learned.is_none() && voted.policy.learned().is_some() {
+        say(
+            &"The configured networks do not beat fixed weights and plain confidence on these pictures, and were fitted beside \
+              other temperatures and weights: take learned, gate and min_weight out of the task.\n",
+        );
+    }
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
     change.learned = learned.as_ref().map(|(name, _)| name.clone());
