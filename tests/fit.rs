@@ -60,6 +60,39 @@ fn what_is_better_for_sure_is_written_with_comments_kept() {
 }
 
 #[test]
+fn a_good_cheap_model_behind_a_bad_dear_one_is_asked_first() {
+    // Zero-shot, with the prompts of the other label, in front of what is right.
+    let (folder, ensemble) = edited_ensemble(|text| {
+        let text = replace(&text, "\"no road work\" = [", "\"other\" = [");
+        let text = replace(&text, "\"road work\" = [", "\"no road work\" = [");
+        let text = replace(&text, "\"other\" = [", "\"road work\" = [");
+        let text = replace(
+            &text,
+            "models = [\"dinov3\"]\naccept = { confidence = 0.999 }",
+            "models = [\"siglip2\"]",
+        );
+        replace(
+            &text,
+            "models = [\"siglip2\"]\naccept = { confidence = 0.70 }           #",
+            "models = [\"dinov3\"] #",
+        )
+    });
+    let (data, votes) = (table(folder.path(), 30), tempfile::tempdir().unwrap());
+    let prices = ["--price", "siglip2=5", "--price", "dinov3=1"];
+    let run = fit(&ensemble, &data, votes.path(), &[&prices[..], &["--min-accuracy", "0.9"]].concat());
+    assert_eq!(run.status, 0, "{run:?}");
+    let told = "Order of stages: siglip2 → dinov3 becomes dinov3 → siglip2.";
+    assert!(run.stdout.contains(told), "{}", run.stdout);
+    let after = fs::read_to_string(&ensemble).unwrap();
+    let place = |text: &str| after.find(text).unwrap_or_else(|| panic!("no {text} in {after}"));
+    let [good, bad] =
+        ["models = [\"dinov3\"] # below it", "models = [\"siglip2\"]          # stop here"].map(place);
+    assert!(good < bad, "{after}");
+    let validated = concord(&["validate", "--no-load", "--ensemble", ensemble.to_str().unwrap()]);
+    assert_eq!(validated.status, 0, "{validated:?}");
+}
+
+#[test]
 fn what_cannot_be_fitted_is_told() {
     let (folder, ensemble) = edited_ensemble(|text| text);
     let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());

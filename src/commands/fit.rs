@@ -1,10 +1,10 @@
-//! `concord fit`: temperatures, weights, gates and thresholds from labelled pictures, written into `ensemble.toml`.
+//! `concord fit`: temperatures, weights, gates, the order of stages and thresholds from labelled pictures, written into `ensemble.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use concord_actors::policy::Policy;
+use concord_actors::policy::{Policy, Stage};
 
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
@@ -15,13 +15,16 @@ use crate::fit::{
     write_with_backup,
 };
 
-/// Fit temperatures, weights, gates and thresholds to labelled pictures, and write them into ensemble.toml.
+/// Fit temperatures, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
 /// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures;
 /// weights, the same for all images or, by a small network on a backbone's feature, for each image; where a goal is given,
-/// gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough errors to fit them
-/// on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments and order stay; the old file is
-/// kept beside the new one. A running server takes it over.
+/// the order of stages, gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough
+/// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
+/// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
+///
+/// A stage keeps its place that has burst_queue_depth, min_weight or a model that is off, as do all up to the last one that
+/// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
@@ -30,13 +33,13 @@ use crate::fit::{
 pub struct FitArgs {
     #[command(flatten)]
     labelled: LabelledArgs,
-    /// Fit thresholds as well: the fewest errors at no more than so many milliseconds a picture
+    /// Fit the order of stages and thresholds as well: the fewest errors at no more than so many milliseconds a picture
     #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
-    /// Fit thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
+    /// Fit the order of stages and thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
     #[arg(long, value_name = "AMOUNT", conflicts_with = "min_accuracy", requires = "prices", value_parser = positive)]
     max_cost: Option<f64>,
-    /// Fit thresholds as well: the least cost at no less than this accuracy
+    /// Fit the order of stages and thresholds as well: the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
     /// Pictures on which the result will be reported, in the form of --data: none of them may be fitted on
@@ -85,7 +88,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
 fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
     say(&voted.describe());
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
-    let fit = fit(voted.policy, labelled, args.goal())
+    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.goal())
         .ok_or("there are fewer groups of pictures than are needed to fit")?;
     say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
@@ -149,25 +152,42 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
         let models = policy.members().map(|member| member.model().to_string());
         models.zip(fusion.weights.iter().map(|weight| weight * sum)).collect()
     });
+    let order = file_order(fit, policy, whole);
     let mut confidences = vec![None; whole.stages().len()];
     let mut gates = confidences.clone();
-    for ((index, stage), confidence) in
-        policy.stages().iter().enumerate().zip(fit.confidences.iter().flatten())
-    {
-        let of_file = whole.stages().iter().position(|other| {
-            stage.members().iter().any(|member| other.members().iter().any(|it| it.model() == member.model()))
-        });
+    for (index, confidence) in fit.confidences.iter().flatten().enumerate() {
+        let of_file = place_in_file(&policy.stages()[fit.place_of(index)], whole);
+        let place = of_file.and_then(|now| order.iter().position(|moved| *moved == now));
         let values = if fit.gates_stage(index) { &mut gates } else { &mut confidences };
-        if let Some(place) = of_file.and_then(|index| values.get_mut(index)) {
-            *place = *confidence;
+        if let Some(value) = place.and_then(|place| values.get_mut(place)) {
+            *value = *confidence;
         }
     }
     TaskChange {
         temperatures,
         weights,
         method: fit.method().map(|method| method.name().to_owned()),
+        order,
         confidences,
         gates,
         learned: None,
     }
+}
+
+/// The stages of the file in the order in which they are to be.
+fn file_order(fit: &Fit, policy: &Policy, whole: &Policy) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..whole.stages().len()).collect();
+    for (place, stage) in policy.stages().iter().enumerate() {
+        let moved = &policy.stages()[fit.place_of(place)];
+        if let (Some(here), Some(moved)) = (place_in_file(stage, whole), place_in_file(moved, whole)) {
+            order[here] = moved;
+        }
+    }
+    order
+}
+
+/// Where a stage is in the file, in which it may have models that are off as well.
+fn place_in_file(stage: &Stage, whole: &Policy) -> Option<usize> {
+    let is_in = |model: &str| stage.members().iter().any(|member| **member.model() == *model);
+    whole.stages().iter().position(|other| other.members().iter().any(|member| is_in(member.model())))
 }

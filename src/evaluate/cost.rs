@@ -46,6 +46,14 @@ impl CostUnit {
         }
     }
 
+    /// The same of an amount that was computed, with the digits of [`Self::number`].
+    pub(crate) fn rounded_in_words(self, amount: f64) -> String {
+        match self {
+            Self::Milliseconds => format!("{} ms", self.number(amount)),
+            Self::Price => format!("a price of {}", self.number(amount)),
+        }
+    }
+
     /// An amount in a table: prices may be thousandths or thousands, so that digits count and not decimals.
     pub(crate) fn number(self, amount: f64) -> String {
         /// Of prices.

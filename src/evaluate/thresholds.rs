@@ -1,5 +1,7 @@
 //! Which confidences end a cascade: the curve of cost and accuracy, and searches along it.
 
+use std::cmp::Ordering;
+
 use concord_actors::policy::{Policy, Stage};
 
 /// Thresholds that are tried of each stage: so many quantiles of its confidences.
@@ -36,6 +38,26 @@ pub(crate) enum Goal {
     MaxCost(f64),
     /// The least cost at no less than this accuracy.
     MinAccuracy(f64),
+}
+
+impl Goal {
+    /// Whether it is kept to.
+    pub(crate) fn is_reached_by(self, outcome: &Outcome) -> bool {
+        match self {
+            Self::MaxCost(cost) => outcome.cost <= cost,
+            Self::MinAccuracy(accuracy) => outcome.accuracy >= accuracy,
+        }
+    }
+
+    /// Of two that reach it, the better one is less.
+    pub(crate) fn compare(self, one: &Outcome, other: &Outcome) -> Ordering {
+        let accuracy = other.accuracy.total_cmp(&one.accuracy);
+        let cost = one.cost.total_cmp(&other.cost);
+        match self {
+            Self::MaxCost(_) => accuracy.then(cost),
+            Self::MinAccuracy(_) => cost.then(accuracy),
+        }
+    }
 }
 
 /// What rules come to.
@@ -81,18 +103,10 @@ pub(crate) fn rules(policy: &Policy) -> Vec<Rule> {
 
 /// The rules that reach the goal best, `rules` saying which stages need agreement; `None` where none reaches it.
 pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
-    let reached = along_the_curve(pictures, rules)
-        .into_iter()
-        .map(|rules| (outcome(pictures, &rules), rules))
-        .filter(|(outcome, _)| match goal {
-            Goal::MaxCost(cost) => outcome.cost <= cost,
-            Goal::MinAccuracy(accuracy) => outcome.accuracy >= accuracy,
-        });
-    let better = |one: &Outcome, other: &Outcome| match goal {
-        Goal::MaxCost(_) => other.accuracy.total_cmp(&one.accuracy).then(one.cost.total_cmp(&other.cost)),
-        Goal::MinAccuracy(_) => one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)),
-    };
-    reached.min_by(|(one, _), (other, _)| better(one, other)).map(|(_, rules)| rules)
+    let outcomes =
+        along_the_curve(pictures, rules).into_iter().map(|rules| (outcome(pictures, &rules), rules));
+    let reached = outcomes.filter(|(outcome, _)| goal.is_reached_by(outcome));
+    reached.min_by(|(one, _), (other, _)| goal.compare(one, other)).map(|(_, rules)| rules)
 }
 
 /// What other thresholds would come to, `rules` saying which stages need agreement: the cheapest first, each dearer and

@@ -2,12 +2,14 @@
 //!
 //! The pictures are dealt to folds, whole groups together. What is fitted on all folds but one is judged on that one; what
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
-//! changed, and with which temperatures weights are compared, is decided once for all folds.
+//! changed, in which order stages are then asked, and with which temperatures weights are compared, is decided once for all
+//! folds; whether the order changes is judged by orders that were chosen without the fold (`order.rs`).
 
 use concord_actors::policy::{FusionMethod, Learned, Logits, Member, Policy, Temperature, Weight};
 
 use super::edit::confidence_as_written;
 use super::learned::LearnedParts;
+use super::order::Orders;
 use super::solve::{folds, mixture_weights, product_weights, temperature};
 use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
 use crate::evaluate::{
@@ -63,7 +65,9 @@ pub(crate) struct Fit {
     pub(crate) temperatures: Vec<Part<f64>>,
     /// Both methods with fitted weights beside what is configured, with the temperatures as they will be.
     pub(crate) fusions: Vec<Part<Fusion>>,
-    /// The confidence of each stage but the last, or what its gate must say, nothing for one that shall end no cascade; where
+    /// What other orders of the stages come to.
+    pub(crate) orders: Orders,
+    /// In the order that is to be used: the confidence of each stage but the last, or what its gate must say, nothing for one that shall end no cascade; where
     /// a goal was given, can be reached, and there are errors enough to fit them on.
     pub(crate) confidences: Option<Vec<Option<f64>>>,
     /// Networks on a backbone's feature; `None` where no model gave one with every picture.
@@ -103,15 +107,26 @@ impl Fit {
         self.learned.as_ref().and_then(LearnedParts::gains)
     }
 
-    /// Whether this stage's threshold is its gate's.
+    /// The configured place of the stage that is to be at this place.
+    pub(crate) fn place_of(&self, place: usize) -> usize {
+        self.orders.gain().and_then(|order| order.get(place)).copied().unwrap_or(place)
+    }
+
+    /// Whether the threshold of the stage that is to be here is its gate's.
     pub(crate) fn gates_stage(&self, stage: usize) -> bool {
         self.learned.as_ref().is_some_and(|learned| learned.gates_stage(stage))
     }
 }
 
-/// Fits a policy's parts; the thresholds where there is a goal. `None` where there is too little to fit on: fewer groups than
+/// Fits a policy's parts; the order of its stages and their thresholds where there is a goal. `whole` has the models that are
+/// off as well. `None` where there is too little to fit on: fewer groups than
 /// folds.
-pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal>) -> Option<Fit> {
+pub(crate) fn fit(
+    configured: &Policy,
+    whole: &Policy,
+    labelled: Labelled<'_>,
+    goal: Option<Goal>,
+) -> Option<Fit> {
     // What was learned before may have been learned on these pictures.
     let policy = &configured.without_learned();
     let labels: Vec<usize> = labelled.pictures.iter().map(|picture| picture.label).collect();
@@ -124,7 +139,7 @@ pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal
     let temperatures = work.temperatures()?;
     let fusions = work.fusions(&set_temperatures(policy, &|member| *temperatures[member].best()))?;
     let before = work.answers(&|_| Some(configured.clone()))?;
-    let (rules_before, rules) = (rules(configured), rules(policy));
+    let rules_before = rules(configured);
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
     // Fitted once for each fold, and for all of them.
@@ -133,19 +148,29 @@ pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal
         ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
     let plain =
         |without: Option<usize>| without.map_or(Some(&plain_whole), |fold| plain_by_fold.get(fold)).cloned();
-    let mut learned = work.learn(&plain, goal.is_some());
+    let mut learned = work.learn(&plain);
+    let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
+    let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, goal))?;
+    let in_order = |policy: &Policy| match orders.gain() {
+        Some(order) => policy.in_order(order),
+        None => Some(policy.clone()),
+    };
+    let ordered = |without| in_order(&plain(without)?);
+    let rules = rules(&in_order(policy)?);
+    if let Some(learned) = learned.as_mut().filter(|_| goal.is_some()) {
+        learned.gates = work.gates(learned, &ordered, &in_order(policy)?);
+    }
     let answers = |learned: &Option<LearnedParts>| {
-        work.answers(&|fold| {
-            let plain = plain(Some(fold))?;
-            learned.as_ref().map_or(Some(plain.clone()), |learned| learned.applied(&plain, Some(fold)))
-        })
+        work.answers(&|fold| LearnedParts::applied_to(learned.as_ref(), ordered(Some(fold))?, Some(fold)))
     };
     let mut after = answers(&learned)?;
-    let confidences = goal.and_then(|goal| searched(&views(&after), &rules, goal));
+    let confidences_for = |after: &[Vec<StageAnswer>]| searched(&views(after), &rules, goal?);
+    let mut confidences = confidences_for(&after);
     if confidences.is_none() {
         // A gate is nothing without a threshold.
         learned.iter_mut().for_each(|learned| learned.gates.clear());
         after = answers(&learned)?;
+        confidences = confidences_for(&after);
     }
     Some(Fit {
         first_stage_errors,
@@ -166,12 +191,13 @@ pub(crate) fn fit(configured: &Policy, labelled: Labelled<'_>, goal: Option<Goal
         }),
         temperatures,
         fusions,
+        orders,
         learned,
     })
 }
 
 /// The best rules for a goal, with thresholds as they are written.
-fn searched(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
+pub(super) fn searched(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
     let mut found = search(pictures, rules, goal)?;
     for rule in found.iter_mut().filter(|rule| rule.confidence.is_finite()) {
         rule.confidence = confidence_as_written(rule.confidence);
@@ -221,7 +247,7 @@ impl Work<'_> {
         picture_folds.filter(move |(_, fold)| Some(**fold) != without).map(|(picture, _)| picture)
     }
 
-    fn without<'b>(&self, fold: usize, answers: &'b [Vec<StageAnswer>]) -> Vec<&'b [StageAnswer]> {
+    pub(super) fn without<'b>(&self, fold: usize, answers: &'b [Vec<StageAnswer>]) -> Vec<&'b [StageAnswer]> {
         let others = answers.iter().zip(&self.fold_of).filter(|(_, of)| **of != fold);
         others.map(|(answers, _)| answers.as_slice()).collect()
     }

@@ -3,6 +3,8 @@
 //! The text is parsed only to find the places; what changes is cut out of it and put into it there. So every comment,
 //! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
 
+mod order;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -24,7 +26,9 @@ pub(crate) struct TaskChange {
     pub(crate) weights: Option<BTreeMap<String, f64>>,
     /// How votes are fused.
     pub(crate) method: Option<String>,
-    /// By stage, in the order of the file.
+    /// The place that each stage has in the file now, in the order in which they shall be; empty where they stay.
+    pub(crate) order: Vec<usize>,
+    /// By stage, in the order in which they shall be.
     pub(crate) confidences: Vec<Option<f64>>,
     /// The same: what gates must say.
     pub(crate) gates: Vec<Option<f64>>,
@@ -35,9 +39,10 @@ pub(crate) struct TaskChange {
 /// `text` with the values of `change` in `[tasks.TASK]`, and nothing else of it changed.
 ///
 /// # Errors
-/// When `text` is not TOML or has no such task or stage, or a value cannot be written.
+/// When `text` is not TOML or has no such task or stage, a value cannot be written, or stages cannot be moved.
 pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
-    edited_by(text, task, |text| planned(text, task, change))
+    let text = order::with_stages_in(text, task, &change.order)?;
+    edited_by(&text, task, |text| planned(text, task, change))
 }
 
 /// `text` with the head in this file for a task of `[models.MODEL]`, and nothing else of it changed.

@@ -96,6 +96,14 @@ impl LearnedParts {
         Some(learned)
     }
 
+    /// `policy` with them, where there are any.
+    pub(super) fn applied_to(parts: Option<&Self>, policy: Policy, without: Option<usize>) -> Option<Policy> {
+        match parts {
+            Some(parts) => parts.applied(&policy, without),
+            None => Some(policy),
+        }
+    }
+
     /// `policy` with them, as pictures of this fold are judged.
     pub(super) fn applied(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
         let learned = self.learned(without)?;
@@ -109,24 +117,27 @@ impl LearnedParts {
 }
 
 impl Work<'_> {
-    /// What can be learned beside `plain`, the policy of a fold without networks; gates where thresholds are fitted. `None`
-    /// where no model gave a feature with every picture.
-    pub(super) fn learn(
-        &self,
-        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
-        with_gates: bool,
-    ) -> Option<LearnedParts> {
+    /// What can be learned beside `plain`, the policy of a fold without networks, but for gates. `None` where no model gave a
+    /// feature with every picture.
+    pub(super) fn learn(&self, plain: &dyn Fn(Option<usize>) -> Option<Policy>) -> Option<LearnedParts> {
         let backbone = self.backbone()?;
         let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
         let weights = if members.len() > 1 { self.weights_part(plain, backbone) } else { None };
         let name = Arc::clone(members.get(backbone)?);
-        let mut parts = LearnedParts { backbone: name, members, weights, gates: Vec::new() };
-        if with_gates {
-            let weighted = |fold| parts.applied(&plain(fold)?, fold);
-            let stages = 0..self.policy.stages().len().saturating_sub(1);
-            parts.gates = stages.filter_map(|stage| self.gate_part(&weighted, backbone, stage)).collect();
-        }
-        Some(parts)
+        Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
+    }
+
+    /// The gates of `policy`, whose stages are in the order that is to be used, as are those of `plain`.
+    pub(super) fn gates(
+        &self,
+        parts: &LearnedParts,
+        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        policy: &Policy,
+    ) -> Vec<GatePart> {
+        let Some(backbone) = self.backbone() else { return Vec::new() };
+        let weighted = |fold| parts.applied(&plain(fold)?, fold);
+        let stages = 0..policy.stages().len().saturating_sub(1);
+        stages.filter_map(|stage| self.gate_part(&weighted, backbone, policy, stage)).collect()
     }
 
     /// The first member that gave a feature with every picture.
@@ -192,15 +203,21 @@ impl Work<'_> {
         trained(&examples, Goal::Mixture { likelihoods: &likelihoods, fixed: &fixed })
     }
 
-    /// `None` where the stage has no accept rule, or makes no error at all.
+    /// `None` where the stage has no accept rule, comes before the backbone, or makes no error at all.
     fn gate_part(
         &self,
         weighted: &dyn Fn(Option<usize>) -> Option<Policy>,
         backbone: usize,
+        policy: &Policy,
         stage: usize,
     ) -> Option<GatePart> {
-        let section = &self.policy.stages()[stage];
-        section.accept()?;
+        policy.stages().get(stage)?.accept()?;
+        let models: Vec<Arc<str>> =
+            policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
+        let backbone_name = self.policy.members().nth(backbone)?.model();
+        if !models.contains(backbone_name) {
+            return None;
+        }
         let networks = self.for_each_fold(|without| {
             let answers = self.gated(&weighted(without)?, backbone, stage)?;
             let chosen: Vec<(&Gated, bool)> =
@@ -228,8 +245,6 @@ impl Work<'_> {
         let each_once = vec![1; self.pictures.len()];
         let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
         let (low, high) = self.resampling.interval(difference);
-        let models =
-            self.policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
         Some(GatePart {
             stage,
             models,

@@ -5,6 +5,7 @@ mod cross;
 mod edit;
 mod learned;
 mod learned_file;
+mod order;
 mod report;
 mod solve;
 

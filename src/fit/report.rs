@@ -4,6 +4,8 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_
 use concord_actors::policy::Policy;
 
 use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
+use super::order::{MOVABLE_MAX, OrderPart, Orders};
+use crate::evaluate::thresholds::Outcome;
 use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
 
 /// The parts with their gains, and the cascade before and after.
@@ -23,13 +25,14 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUn
     text.push_str(&format!("{table}\n\n"));
     text.push_str(&learned_in_words(fit));
     if let Some(goal) = goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
+        text.push_str(&order_in_words(&fit.orders, policy, goal, unit));
         text.push_str(&thresholds_in_words(fit, policy, goal, unit));
     }
     if fit.first_stage_errors < ERRORS_MIN {
         text.push_str(&format!(
             "Stage 1 makes {} errors on these pictures. With fewer than {ERRORS_MIN}, temperatures and thresholds follow \
-             chance and become surer than they should be: thresholds stay as they are; add harder pictures, or look \
-             twice at what is written.\n\n",
+             chance and become surer than they should be: thresholds stay as they are, and so does the order of \
+             stages; add harder pictures, or look twice at what is written.\n\n",
             fit.first_stage_errors
         ));
     }
@@ -109,6 +112,64 @@ fn fusion_in_words(fusion: &Fusion) -> String {
     format!("{} {}", fusion.method, weights.join(" "))
 }
 
+fn order_in_words(orders: &Orders, policy: &Policy, goal: Goal, unit: CostUnit) -> String {
+    let now: Vec<usize> = (0..policy.stages().len()).collect();
+    let now = stages_in_words(policy, &now);
+    match orders {
+        Orders::None => String::new(),
+        Orders::TooMany { movable } => format!(
+            "Order of stages: {now}. {movable} of them could change places, and other orders are tried of at most \
+             {MOVABLE_MAX}: it stays as it is.\n\n"
+        ),
+        Orders::Unreached => format!("Order of stages: {now}. No other one reaches the goal: it stays.\n\n"),
+        Orders::Best(part) => {
+            let best = stages_in_words(policy, &part.order);
+            let arrow = if part.is_gain { "becomes" } else { "stays; the best other one is" };
+            let compared = compared_in_words(part, goal, unit);
+            format!("Order of stages: {now} {arrow} {best}.\n{compared}\n\n")
+        }
+    }
+}
+
+/// The two orders beside each other, by what the goal leaves open.
+fn compared_in_words(part: &OrderPart, goal: Goal, unit: CostUnit) -> String {
+    let outcome_in_words =
+        |of: &Outcome| format!("an accuracy of {:.4} for {}", of.accuracy, unit.rounded_in_words(of.cost));
+    let change = match goal {
+        Goal::MaxCost(_) => {
+            let Figure { value, low, high } = part.accuracy;
+            format!("the accuracy changes by {value:+.4} ({low:+.4} – {high:+.4})")
+        }
+        Goal::MinAccuracy(_) => {
+            let signed = |amount: f64| {
+                format!("{}{}", if amount < 0.0 { "-" } else { "+" }, unit.number(amount.abs()))
+            };
+            let Figure { value, low, high } = part.cost;
+            format!("the cost changes by {} ({} – {})", signed(value), signed(low), signed(high))
+        }
+    };
+    let thresholds = if part.now_reaches {
+        "with thresholds for the goal"
+    } else {
+        "which reaches the goal with no thresholds"
+    };
+    format!(
+        "On pictures that it was not fitted on it comes to {}, the configured one, {thresholds}, to {}: {change}: {}.",
+        outcome_in_words(&part.reordered),
+        outcome_in_words(&part.now),
+        outcome(part.is_gain)
+    )
+}
+
+/// Stages by their models, in an order.
+fn stages_in_words(policy: &Policy, order: &[usize]) -> String {
+    let stage = |place: &usize| {
+        let members = policy.stages()[*place].members().iter();
+        members.map(|member| member.model().to_string()).collect::<Vec<_>>().join(" + ")
+    };
+    order.iter().map(stage).collect::<Vec<_>>().join(" → ")
+}
+
 fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal, unit: CostUnit) -> String {
     let wanted = match goal {
         Goal::MaxCost(cost) => format!("at most {} a picture", unit.in_words(cost)),
@@ -122,17 +183,13 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, goal: Goal, unit: CostUnit) -
     };
     let mut text = format!("Thresholds for {wanted}:\n");
     for (index, confidence) in confidences.iter().enumerate() {
-        let now = policy.stages()[index].accept().map(|rule| rule.confidence().get());
+        let now = policy.stages()[fit.place_of(index)].accept().map(|rule| rule.confidence().get());
         let now = now.map_or("none".to_owned(), |now| now.to_string());
         let fitted = confidence.map_or("none".to_owned(), |confidence| format!("{confidence:.5}"));
         let of_gate = if fit.gates_stage(index) { " of its gate" } else { "" };
         text.push_str(&format!("  stage {} of those that are asked: {now} → {fitted}{of_gate}\n", index + 1));
     }
-    let reached = match goal {
-        Goal::MaxCost(cost) => fit.after.outcome.cost <= cost,
-        Goal::MinAccuracy(accuracy) => fit.after.outcome.accuracy >= accuracy,
-    };
-    if !reached {
+    if !goal.is_reached_by(&fit.after.outcome) {
         text.push_str("On pictures that they were not fitted on they miss it, as the table below shows.\n");
     }
     text.push('\n');

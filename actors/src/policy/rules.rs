@@ -70,6 +70,21 @@ impl Policy {
         (!policy.stages.is_empty()).then_some(policy)
     }
 
+    /// The same with its stages in another order, which says the index that each has here. `None` where that is not every stage
+    /// once, or puts a stage first that would be of no use there: one with a `burst_queue_depth` or a `min_weight`.
+    #[must_use]
+    pub fn in_order(&self, order: &[usize]) -> Option<Self> {
+        let mut left: Vec<Option<Stage>> = self.stages.iter().cloned().map(Some).collect();
+        let stages: Vec<Stage> =
+            order.iter().map(|&index| left.get_mut(index)?.take()).collect::<Option<_>>()?;
+        let first = stages.first()?;
+        let needs_one_before = first.burst_queue_depth.is_some() || first.min_weight.is_some();
+        if stages.len() != self.stages.len() || (needs_one_before && order.first() != Some(&0)) {
+            return None;
+        }
+        Some(Self { stages, ..self.clone() })
+    }
+
     /// The same with what was learned for it. What does not fit its models is not used when it is decided, and answers say
     /// so; [`Learned::faults`] tells before.
     #[must_use]

@@ -46,7 +46,7 @@ fn fitted(data: &[(usize, [StoredVote; 2])], goal: Option<Wanted>) -> Fit {
         .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
-    fit(&policy(), Labelled { pictures: &pictures, groups: &groups }, goal).unwrap()
+    fit(&policy(), &policy(), Labelled { pictures: &pictures, groups: &groups }, goal).unwrap()
 }
 
 #[test]
