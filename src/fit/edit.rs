@@ -3,9 +3,12 @@
 //! The text is parsed only to find the places; what changes is cut out of it and put into it there. So every comment,
 //! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
 
+mod scaling;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use concord_actors::policy::VectorScaling;
 use similar::TextDiff;
 use toml_edit::{Document, InlineTable, Item, Key, Table, Value};
 
@@ -18,8 +21,10 @@ const CONFIDENCE_DIGITS: usize = 4;
 /// What is to be changed of a task; what is `None` (or not in a map) stays as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TaskChange {
-    /// By model.
+    /// By model; its vector scaling goes.
     pub(crate) temperatures: BTreeMap<String, f64>,
+    /// By model; its temperature goes.
+    pub(crate) scalings: BTreeMap<String, VectorScaling>,
     /// By model.
     pub(crate) weights: Option<BTreeMap<String, f64>>,
     /// How votes are fused.
@@ -37,7 +42,8 @@ pub(crate) struct TaskChange {
 /// # Errors
 /// When `text` is not TOML or has no such task or stage, or a value cannot be written.
 pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
-    edited_by(text, task, |text| planned(text, task, change))
+    let text = scaling::without_replaced(text, task, change)?;
+    edited_by(&text, task, |text| planned(text, task, change))
 }
 
 /// `text` with the head in this file for a task of `[models.MODEL]`, and nothing else of it changed.
@@ -108,6 +114,7 @@ pub(crate) fn confidence_as_written(value: f64) -> f64 {
 /// What should be at a key.
 enum Wanted {
     Number(f64),
+    Numbers(Vec<f64>),
     Text(String),
     Entries(Vec<(String, Wanted)>),
 }
@@ -134,6 +141,7 @@ impl Wanted {
     fn literal(&self) -> String {
         match self {
             Self::Number(number) => Value::from(*number).to_string(),
+            Self::Numbers(numbers) => numbers.iter().copied().collect::<Value>().to_string(),
             Self::Text(text) => Value::from(text.as_str()).to_string(),
             Self::Entries(entries) => {
                 let entries: Vec<_> = entries
@@ -154,7 +162,7 @@ impl Wanted {
                 said == Some(*number)
             }
             Self::Text(text) => value.as_str() == Some(text),
-            Self::Entries(_) => false,
+            Self::Numbers(_) | Self::Entries(_) => false,
         }
     }
 }
@@ -211,6 +219,8 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
         let entry = (key.to_owned(), Wanted::Number(confidence_as_written(value)));
         plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![entry]))], None)?;
     }
+    // Last, for they come behind the stages.
+    plan.scalings(&place, &change.scalings)?;
     Ok(plan.edits)
 }
 
@@ -382,6 +392,9 @@ impl<'a> Plan<'a> {
                     if let Some(child) = place.child(key)? {
                         self.merge(&child, entries, None)?;
                     }
+                }
+                (Some(Item::Value(Value::Array(old))), Wanted::Numbers(new)) if old.len() == new.len() => {
+                    self.replace_numbers(old, new);
                 }
                 (Some(item), _) => match (item.as_value(), item.span()) {
                     (Some(value), _) if wanted.is_said_by(value) => {}

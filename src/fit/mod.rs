@@ -1,12 +1,14 @@
 //! Calibration, fusion and thresholds from labelled pictures: what `concord fit` computes.
 
 mod backup;
+mod calibrate;
 mod cross;
 mod edit;
 mod learned;
 mod learned_file;
 mod report;
 mod solve;
+mod vector;
 
 pub(crate) use backup::write_with_backup;
 pub(crate) use cross::{Fit, Labelled, fit};

@@ -202,9 +202,12 @@ fn what_is_not_given_is_neutral_and_required() {
     let members: Vec<_> = policy
         .members()
         .map(|member| {
-            (&**member.model(), member.is_required(), member.weight().get(), member.temperature().get())
+            (&**member.model(), member.is_required(), member.weight().get(), member.calibration().to_string())
         })
         .collect();
-    assert_eq!(members, [("dinov3", true, 1.0, 1.0), ("siglip2", false, 1.0, 1.0)]);
+    assert_eq!(members, [
+            ("dinov3", true, 1.0, "temperature 1".to_owned()),
+            ("siglip2", false, 1.0, "temperature 1".to_owned()),
+        ]);
     assert_eq!(policy.stages()[0].accept(), None);
 }
