@@ -129,8 +129,7 @@ impl Work<'_> {
     fn vector(&self, member: usize, without: Option<usize>) -> Option<Calibration> {
         let labels: Vec<usize> = self.chosen(without).map(|picture| picture.label).collect();
         let of_picture = |picture: &Judged<'_>| Some(logits(picture, member)?.log_probabilities());
-        let log_probabilities: Vec<Vec<f64>> =
-            self.chosen(without).map(of_picture).collect::<Option<_>>()?;
+        let log_probabilities: Vec<Vec<f64>> = self.chosen(without).map(of_picture).collect::<Option<_>>()?;
         let temperature = self.temperature(member, without)?;
         vector_scaling(&log_probabilities, &labels, temperature).map(Calibration::Vector)
     }

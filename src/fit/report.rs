@@ -10,8 +10,15 @@ use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
 pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUnit) -> String {
     let mut text = format!(
         "Each is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
-         changes, with its 95 % interval. What does not fall for sure stays as it is.\n\n"
+         changes, with its 95 % interval. What does not fall for sure stays as it is.\n"
     );
+    if fit.calibrations.iter().any(|calibrations| calibrations.vector.is_some()) {
+        text.push_str(
+            "Vector scaling (between which numbers its scales are, and its biases) is compared with what its model has \
+             otherwise: the temperature, if that is better for sure, or what is configured.\n",
+        );
+    }
+    text.push('\n');
     let mut table = new_table(["", "now", "fitted", "change of the NLL", ""]);
     for (member, calibrations) in policy.members().zip(&fit.calibrations) {
         let model = member.model();

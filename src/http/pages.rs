@@ -145,10 +145,10 @@ fn stage_page(stage: &Stage) -> StagePage {
         required: member.is_required(),
         weight: member.weight().get(),
         temperature: member.calibration().temperature().map(Temperature::get),
-        scaling: member.calibration().scaling().map(|scaling| ScalingPage {
-            scale: scaling.scale().to_vec(),
-            bias: scaling.bias().to_vec(),
-        }),
+        scaling: member
+            .calibration()
+            .scaling()
+            .map(|scaling| ScalingPage { scale: scaling.scale().to_vec(), bias: scaling.bias().to_vec() }),
     };
     StagePage {
         models: stage.members().iter().map(member).collect(),

@@ -150,8 +150,7 @@ impl Policy {
         let mut policy = self.clone();
         for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
             let calibration = calibration_of(member);
-            let has_other_labels =
-                |scaling: &VectorScaling| scaling.scale().len() != self.labels.len();
+            let has_other_labels = |scaling: &VectorScaling| scaling.scale().len() != self.labels.len();
             if !calibration.scaling().is_some_and(has_other_labels) {
                 member.calibration = calibration;
             }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Calibration, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member, Policy,
-    Probability, TaskSection, Vote, decide,
+    Answer, Calibration, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member,
+    Policy, Probability, TaskSection, Vote, decide,
 };
 use concord_models::{Dense, Network};
 use serde_json::{Value, json};

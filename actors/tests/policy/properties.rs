@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use concord_actors::policy::{Answer, Calibration, Context, Decision, Policy, Reason, Temperature, Vote, decide};
+use concord_actors::policy::{
+    Answer, Calibration, Context, Decision, Policy, Reason, Temperature, Vote, decide,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

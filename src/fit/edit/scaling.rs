@@ -25,7 +25,9 @@ pub(super) fn without_replaced(text: &str, task: &str, change: &TaskChange) -> R
         while let Some(cuts) = next_cuts(&text, &["tasks", task, section, model])? {
             let after = spliced(&text, cuts)?;
             if after.len() >= text.len() || parsed(&after).is_err() {
-                return Err(format!("{section} of {model:?} in tasks.{task} cannot be taken out: do it by hand"));
+                return Err(format!(
+                    "{section} of {model:?} in tasks.{task} cannot be taken out: do it by hand"
+                ));
             }
             text = after;
         }
@@ -194,11 +196,12 @@ impl Plan<'_> {
         Edit { range, text: String::new() }
     }
 
-    /// A header with the empty line before it.
+    /// A header with the empty line before it, unless a comment is left.
     fn header_cut(&self, header: Range<usize>) -> Edit {
+        let line_end = self.line_end(header.end);
         let mut cut = self.line_cut(header);
         let before = self.text.get(..cut.range.start).unwrap_or_default();
-        if before.ends_with(&self.newline.repeat(2)) {
+        if cut.range.end >= line_end && before.ends_with(&self.newline.repeat(2)) {
             cut.range.start -= self.newline.len();
         }
         cut

@@ -64,10 +64,8 @@ impl Check<'_> {
         if values.is_empty() {
             self.fault(path(), "is missing or empty: must hold a number for each label, in their order");
         } else if values.len() != labels {
-            let message = format!(
-                "{} numbers for {labels} labels: must be one for each, in their order",
-                values.len()
-            );
+            let message =
+                format!("{} numbers for {labels} labels: must be one for each, in their order", values.len());
             self.fault(path(), message);
         }
         for (index, value) in values.iter().enumerate().filter(|(_, value)| !is_right(**value)) {
