@@ -115,3 +115,42 @@ fn what_cannot_be_fitted_is_told() {
     }
     assert_eq!(fs::read_to_string(&ensemble).unwrap(), before, "nothing was written");
 }
+
+#[test]
+fn vector_scaling_is_used_and_a_better_temperature_takes_its_place() {
+    // As if dinov3 said "road work" far too often.
+    let scaling = "[tasks.roadwork.scaling.dinov3] # by hand\nscale = [1.0, 1.0]\nbias = [0.0, -50.0]\n";
+    let (folder, ensemble) = edited_ensemble(|text| format!("{text}\n{scaling}"));
+    let path = ensemble.to_str().unwrap();
+    let both = concord(&["validate", "--ensemble", path]);
+    assert!(
+        both.status != 0 && both.stderr.contains("tasks.roadwork.scaling.dinov3: is given beside"),
+        "{both:?}"
+    );
+
+    let text = fs::read_to_string(&ensemble).unwrap();
+    fs::write(
+        &ensemble,
+        replace(&text, "calibration = { dinov3 = 0.61, siglip2 = 0.95 }", "calibration = { siglip2 = 0.95 }"),
+    )
+    .unwrap();
+    let picture = root().join("examples/road-work-clear.jpg");
+    let label = || {
+        let arguments =
+            ["classify", "--json", "--ensemble", path, "--task", "roadwork", picture.to_str().unwrap()];
+        let run = concord(&arguments);
+        assert_eq!(run.status, 0, "{run:?}");
+        run.json_lines()[0]["votes"][0]["label"].clone()
+    };
+    assert_eq!(label(), "no road work");
+
+    let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());
+    let run = fit(&ensemble, &data, votes.path(), &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let after = fs::read_to_string(&ensemble).unwrap();
+    assert!(
+        !after.contains("scaling") && after.contains("# by hand") && after.contains("dinov3 = "),
+        "{after}"
+    );
+    assert_eq!(label(), "road work");
+}

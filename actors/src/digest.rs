@@ -5,7 +5,7 @@ use std::fmt;
 use concord_models::{FeatureKind, ModelOptions};
 
 use crate::cloud::CloudSection;
-use crate::policy::{AcceptRule, Learned, Policy, Probability};
+use crate::policy::{AcceptRule, Calibration, Learned, Policy, Probability};
 
 /// A BLAKE3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +50,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What the logits of a vote depend on, apart from the image. Temperatures and weights are not in it: votes are
+/// What the logits of a vote depend on, apart from the image. Calibration and weights are not in it: votes are
 /// kept uncalibrated, so a changed policy finds them again.
 pub(crate) fn vote_digest(
     options: &ModelOptions,
@@ -113,7 +113,7 @@ pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> D
         fields.number(stage.burst_queue_depth().map_or(u64::MAX, |depth| depth as u64));
         for member in stage.members() {
             fields.text(member.model()).number(u64::from(member.is_required()));
-            fields.real(member.weight().get()).real(member.temperature().get());
+            fields.real(member.weight().get()).calibration(member.calibration());
             fields.bytes(votes.next().map_or(&[][..], |vote| vote.as_bytes()));
         }
     }
@@ -155,6 +155,21 @@ impl Fields {
             self.0.update(&number.to_le_bytes());
         }
         self
+    }
+
+    /// What makes probabilities of a model's logits.
+    fn calibration(&mut self, calibration: &Calibration) {
+        match calibration {
+            Calibration::Temperature(temperature) => {
+                self.text("temperature").real(temperature.get());
+            }
+            Calibration::Vector(scaling) => {
+                self.text("scaling").number(scaling.scale().len() as u64);
+                for number in scaling.scale().iter().chain(scaling.bias()) {
+                    self.real(*number);
+                }
+            }
+        }
     }
 
     /// Every number of every network, so that a file that was fitted again is noticed.
@@ -205,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_by_other_networks_or_thresholds_has_another_key() {
+    fn a_verdict_by_other_networks_calibration_or_thresholds_has_another_key() {
         let learned = |weight: f32, models: &[&str]| {
             let layer = Dense { weight: vec![weight; models.len()], bias: vec![0.0; models.len()] };
             let network = Network::new(vec![0.0], vec![1.0], vec![layer]).unwrap();
@@ -219,6 +234,9 @@ mod tests {
             policy(serde_json::json!({ "/stages/0/accept/gate": 0.5 })),
             policy(serde_json::json!({ "/stages/0/accept/gate": 0.75 })),
             policy(serde_json::json!({ "/stages/1/min_weight": 0.5 })),
+            policy(serde_json::json!({ "/calibration": { "a": 2.0 } })),
+            policy(serde_json::json!({ "/scaling": { "a": { "scale": [1, 1], "bias": [0, 1] } } })),
+            policy(serde_json::json!({ "/scaling": { "a": { "scale": [1, 1], "bias": [1, 0] } } })),
             plain().with_learned(learned(1.0, &["a", "b"])),
             plain().with_learned(learned(2.0, &["a", "b"])),
             plain().with_learned(learned(1.0, &["b", "a"])),
@@ -226,7 +244,7 @@ mod tests {
         let key = |policy: &Policy| verdict_digest("task", policy, &[]);
         let keys: BTreeSet<Digest> = policies.iter().map(key).collect();
         assert_eq!(keys.len(), policies.len());
-        assert_eq!(key(&policies[5]), key(&plain().with_learned(learned(1.0, &["a", "b"]))));
+        assert_eq!(key(&policies[8]), key(&plain().with_learned(learned(1.0, &["a", "b"]))));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! `concord fit`: temperatures, weights, gates, the order of stages and thresholds from labelled pictures, written into `ensemble.toml`.
+//! `concord fit`: calibration, weights, gates, the order of stages and thresholds from labelled pictures, written into
+//! `ensemble.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use concord_actors::policy::{Policy, Stage};
+use concord_actors::policy::{Calibration, Policy, Stage};
 
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
@@ -15,9 +16,10 @@ use crate::fit::{
     write_with_backup,
 };
 
-/// Fit temperatures, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
+/// Fit calibration, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
-/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures;
+/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures or, for more
+/// than two labels, vector scaling (a scale and a bias for each label) where that is better still;
 /// weights, the same for all images or, by a small network on a backbone's feature, for each image; where a goal is given,
 /// the order of stages, gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough
 /// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
@@ -142,9 +144,19 @@ fn learned_file(
 
 /// What is to be written; stages are counted as in the file, where models that are off have theirs.
 fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
-    let gains = policy.members().zip(&fit.temperatures).filter(|(_, part)| part.is_gain());
-    let temperatures: BTreeMap<String, f64> =
-        gains.map(|(member, part)| (member.model().to_string(), part.fitted)).collect();
+    let (mut temperatures, mut scalings) = (BTreeMap::new(), BTreeMap::new());
+    for (member, calibrations) in policy.members().zip(&fit.calibrations) {
+        let model = member.model().to_string();
+        match calibrations.gained() {
+            Some(Calibration::Temperature(temperature)) => {
+                temperatures.insert(model, temperature.get());
+            }
+            Some(Calibration::Vector(scaling)) => {
+                scalings.insert(model, scaling.clone());
+            }
+            None => {}
+        }
+    }
     let fusion = fit.fusion();
     // In proportion to the weights of models that were not asked, which stay.
     let sum: f64 = policy.members().map(|member| member.weight().get()).sum();
@@ -165,6 +177,7 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     }
     TaskChange {
         temperatures,
+        scalings,
         weights,
         method: fit.method().map(|method| method.name().to_owned()),
         order,

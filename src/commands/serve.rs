@@ -14,7 +14,7 @@ use crate::telemetry::Telemetry;
 /// Serve the tasks over HTTP.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "POST an image to /v1/tasks/TASK/classify; /openapi.json describes the rest.\n\
-    The configuration is followed: policies, prompts, temperatures and heads apply as soon as they are saved.\n\
+    The configuration is followed: policies, prompts, calibration and heads apply as soon as they are saved.\n\
     SIGTERM and SIGINT end it after what is in flight has been answered.\n\
     Exit status: 0 when it was told to end, 1 when it could not go on, 2 when it could not start.")]
 pub struct ServeArgs {

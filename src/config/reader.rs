@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    AcceptSection, Fault, FusionSection, Learned, PathPart, Policy, StageSection, TaskSection,
+    AcceptSection, Fault, FusionSection, Learned, PathPart, Policy, ScalingSection, StageSection, TaskSection,
 };
 use concord_actors::{CacheSection, CloudSection};
 use concord_models::{InputOptions, ModelOptions};
@@ -213,6 +213,7 @@ fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
     match path {
         [] => fields_of::<TaskSection>(),
         [fusion] if key(fusion, "fusion") => fields_of::<FusionSection>(),
+        [scaling, _] if key(scaling, "scaling") => fields_of::<ScalingSection>(),
         [stages, _] if key(stages, "stages") => fields_of::<StageSection>(),
         [stages, _, accept] if key(stages, "stages") && key(accept, "accept") => fields_of::<AcceptSection>(),
         _ => &[],

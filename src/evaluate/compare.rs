@@ -199,7 +199,7 @@ impl Work<'_> {
         let model = |(index, member): (usize, &Member)| {
             let alone = self.pictures.iter().map(|picture| {
                 let logits = Logits::new(picture.votes[index].logits.clone(), self.policy.labels().len());
-                let distribution = logits.ok()?.calibrated(member.temperature());
+                let distribution = logits.ok()?.calibrated(member.calibration());
                 Some((distribution.probabilities().to_vec(), picture.cost(index)))
             });
             self.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)

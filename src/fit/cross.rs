@@ -2,15 +2,16 @@
 //!
 //! The pictures are dealt to folds, whole groups together. What is fitted on all folds but one is judged on that one; what
 //! is written is then fitted on all of them. A part whose gain is not clear is left as it is configured. Which parts are
-//! changed, in which order stages are then asked, and with which temperatures weights are compared, is decided once for all
+//! changed, in which order stages are then asked, and with which calibration weights are compared, is decided once for all
 //! folds; whether the order changes is judged by orders that were chosen without the fold (`order.rs`).
 
-use concord_actors::policy::{FusionMethod, Learned, Logits, Member, Policy, Temperature, Weight};
+use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Weight};
 
+use super::calibrate::{Calibrations, calibrated, calibrated_by};
 use super::edit::confidence_as_written;
 use super::learned::LearnedParts;
 use super::order::Orders;
-use super::solve::{folds, mixture_weights, product_weights, temperature};
+use super::solve::{folds, mixture_weights, product_weights};
 use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
 use crate::evaluate::{
     ERRORS_MIN, Figure, Judged, Measured, Resampling, Scored, log_loss, measure, stage_answer,
@@ -43,11 +44,6 @@ impl<T> Part<T> {
     pub(crate) fn is_gain(&self) -> bool {
         self.change.high < 0.0
     }
-
-    /// What is to be used.
-    pub(crate) fn best(&self) -> &T {
-        if self.is_gain() { &self.fitted } else { &self.now }
-    }
 }
 
 /// How votes are fused.
@@ -62,8 +58,8 @@ pub(crate) struct Fusion {
 #[derive(Debug)]
 pub(crate) struct Fit {
     /// In the order of the policy's members.
-    pub(crate) temperatures: Vec<Part<f64>>,
-    /// Both methods with fitted weights beside what is configured, with the temperatures as they will be.
+    pub(crate) calibrations: Vec<Calibrations>,
+    /// Both methods with fitted weights beside what is configured, calibrated as they will be.
     pub(crate) fusions: Vec<Part<Fusion>>,
     /// What other orders of the stages come to.
     pub(crate) orders: Orders,
@@ -136,14 +132,14 @@ pub(crate) fn fit(
     }
     let resampling = Resampling::new(labelled.groups, RESAMPLES, SEED);
     let work = Work { policy, pictures: labelled.pictures, fold_of, resampling };
-    let temperatures = work.temperatures()?;
-    let fusions = work.fusions(&set_temperatures(policy, &|member| *temperatures[member].best()))?;
+    let calibrations = work.calibrations()?;
+    let fusions = work.fusions(&calibrated_by(policy, &calibrations, None))?;
     let before = work.answers(&|_| Some(configured.clone()))?;
     let rules_before = rules(configured);
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
     // Fitted once for each fold, and for all of them.
-    let refitted = |without| work.refitted(&temperatures, &fusions, without);
+    let refitted = |without| work.refitted(&calibrations, &fusions, without);
     let (plain_by_fold, plain_whole): (Vec<Policy>, Policy) =
         ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
     let plain =
@@ -189,7 +185,7 @@ pub(crate) fn fit(
                 .map(|rule| Some(rule.confidence).filter(|confidence| confidence.is_finite()))
                 .collect()
         }),
-        temperatures,
+        calibrations,
         fusions,
         orders,
         learned,
@@ -207,14 +203,6 @@ pub(super) fn searched(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) 
 
 fn views(answers: &[Vec<StageAnswer>]) -> Vec<&[StageAnswer]> {
     answers.iter().map(Vec::as_slice).collect()
-}
-
-/// By the index of each member.
-fn set_temperatures(policy: &Policy, of: &dyn Fn(usize) -> f64) -> Policy {
-    let index = |member: &Member| policy.members().position(|other| other.model() == member.model());
-    policy.with_temperatures(|member| {
-        index(member).and_then(|index| Temperature::new(of(index))).unwrap_or(member.temperature())
-    })
 }
 
 fn set_fusion(policy: &Policy, fusion: &Fusion) -> Policy {
@@ -242,7 +230,7 @@ pub(super) struct Work<'a> {
 
 impl Work<'_> {
     /// The pictures of all folds but this one; of all where it is none.
-    fn chosen(&self, without: Option<usize>) -> impl Iterator<Item = &Judged<'_>> {
+    pub(super) fn chosen(&self, without: Option<usize>) -> impl Iterator<Item = &Judged<'_>> {
         let picture_folds = self.pictures.iter().zip(&self.fold_of);
         picture_folds.filter(move |(_, fold)| Some(**fold) != without).map(|(picture, _)| picture)
     }
@@ -252,43 +240,12 @@ impl Work<'_> {
         others.map(|(answers, _)| answers.as_slice()).collect()
     }
 
-    fn temperature(&self, member: usize, without: Option<usize>) -> Option<f64> {
-        let (logits, labels): (Vec<&[f32]>, Vec<usize>) = self
-            .chosen(without)
-            .map(|picture| (picture.votes[member].logits.as_slice(), picture.label))
-            .unzip();
-        temperature(&logits, &labels)
-    }
-
-    fn temperatures(&self) -> Option<Vec<Part<f64>>> {
-        let part = |(member, configured): (usize, &Member)| {
-            let now = configured.temperature().get();
-            let by_fold: Vec<f64> =
-                (0..FOLDS).map(|fold| self.temperature(member, Some(fold))).collect::<Option<_>>()?;
-            let nll = |picture: &Judged<'_>, temperature: f64| {
-                Some(log_loss(&calibrated(picture, member, temperature)?, picture.label))
-            };
-            let changes: Vec<f64> = self
-                .pictures
-                .iter()
-                .zip(&self.fold_of)
-                .map(|(picture, &fold)| Some(nll(picture, by_fold[fold])? - nll(picture, now)?))
-                .collect::<Option<_>>()?;
-            Some(Part {
-                now,
-                fitted: self.temperature(member, None)?,
-                change: self.resampling.mean(&changes),
-            })
-        };
-        self.policy.members().enumerate().map(part).collect()
-    }
-
     /// Weights by this method on all folds but one, of members that are calibrated as in `policy`.
     fn weights(&self, policy: &Policy, method: FusionMethod, without: Option<usize>) -> Option<Vec<f64>> {
         let chosen: Vec<&Judged<'_>> = self.chosen(without).collect();
         let labels: Vec<usize> = chosen.iter().map(|picture| picture.label).collect();
         let of_member = |(index, member): (usize, &Member)| {
-            let of = |picture: &&Judged<'_>| calibrated(picture, index, member.temperature().get());
+            let of = |picture: &&Judged<'_>| calibrated(picture, index, member.calibration());
             chosen.iter().map(of).collect::<Option<Vec<_>>>()
         };
         let mut values: Vec<Vec<Vec<f64>>> =
@@ -334,15 +291,11 @@ impl Work<'_> {
     /// The policy with the parts that gain, fitted on all folds but one.
     fn refitted(
         &self,
-        temperatures: &[Part<f64>],
+        calibrations: &[Calibrations],
         fusions: &[Part<Fusion>],
         without: Option<usize>,
     ) -> Option<Policy> {
-        let fitted = |(member, part): (usize, &Part<f64>)| {
-            if part.is_gain() { self.temperature(member, without) } else { Some(part.now) }
-        };
-        let values: Vec<f64> = temperatures.iter().enumerate().map(fitted).collect::<Option<_>>()?;
-        let policy = set_temperatures(self.policy, &|member| values[member]);
+        let policy = calibrated_by(self.policy, calibrations, without);
         let gains = fusions.iter().filter(|part| part.is_gain());
         let Some(part) = gains.min_by(|one, other| one.change.value.total_cmp(&other.change.value)) else {
             return Some(policy);
@@ -390,12 +343,6 @@ impl Work<'_> {
         let ends: Vec<&[StageAnswer]> = last.into_iter().map(std::slice::from_ref).collect();
         Some(Cascade { measured, outcome: outcome(&ends, &[]) })
     }
-}
-
-pub(super) fn calibrated(picture: &Judged<'_>, member: usize, temperature: f64) -> Option<Vec<f64>> {
-    let logits = &picture.votes.get(member)?.logits;
-    let logits = Logits::new(logits.clone(), logits.len()).ok()?;
-    Some(logits.calibrated(Temperature::new(temperature)?).probabilities().to_vec())
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@
 //! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
 
 mod order;
+mod scaling;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use concord_actors::policy::VectorScaling;
 use similar::TextDiff;
 use toml_edit::{Document, InlineTable, Item, Key, Table, Value};
 
@@ -20,8 +22,10 @@ const CONFIDENCE_DIGITS: usize = 4;
 /// What is to be changed of a task; what is `None` (or not in a map) stays as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TaskChange {
-    /// By model.
+    /// By model; its vector scaling goes.
     pub(crate) temperatures: BTreeMap<String, f64>,
+    /// By model; its temperature goes.
+    pub(crate) scalings: BTreeMap<String, VectorScaling>,
     /// By model.
     pub(crate) weights: Option<BTreeMap<String, f64>>,
     /// How votes are fused.
@@ -42,6 +46,7 @@ pub(crate) struct TaskChange {
 /// When `text` is not TOML or has no such task or stage, a value cannot be written, or stages cannot be moved.
 pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
     let text = order::with_stages_in(text, task, &change.order)?;
+    let text = scaling::without_replaced(&text, task, change)?;
     edited_by(&text, task, |text| planned(text, task, change))
 }
 
@@ -113,6 +118,7 @@ pub(crate) fn confidence_as_written(value: f64) -> f64 {
 /// What should be at a key.
 enum Wanted {
     Number(f64),
+    Numbers(Vec<f64>),
     Text(String),
     Entries(Vec<(String, Wanted)>),
 }
@@ -139,6 +145,7 @@ impl Wanted {
     fn literal(&self) -> String {
         match self {
             Self::Number(number) => Value::from(*number).to_string(),
+            Self::Numbers(numbers) => numbers.iter().copied().collect::<Value>().to_string(),
             Self::Text(text) => Value::from(text.as_str()).to_string(),
             Self::Entries(entries) => {
                 let entries: Vec<_> = entries
@@ -159,7 +166,7 @@ impl Wanted {
                 said == Some(*number)
             }
             Self::Text(text) => value.as_str() == Some(text),
-            Self::Entries(_) => false,
+            Self::Numbers(_) | Self::Entries(_) => false,
         }
     }
 }
@@ -216,6 +223,8 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
         let entry = (key.to_owned(), Wanted::Number(confidence_as_written(value)));
         plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![entry]))], None)?;
     }
+    // Last, for they come behind the stages.
+    plan.scalings(&place, &change.scalings)?;
     Ok(plan.edits)
 }
 
@@ -387,6 +396,9 @@ impl<'a> Plan<'a> {
                     if let Some(child) = place.child(key)? {
                         self.merge(&child, entries, None)?;
                     }
+                }
+                (Some(Item::Value(Value::Array(old))), Wanted::Numbers(new)) if old.len() == new.len() => {
+                    self.replace_numbers(old, new);
                 }
                 (Some(item), _) => match (item.as_value(), item.span()) {
                     (Some(value), _) if wanted.is_said_by(value) => {}

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
 use concord_models::{Example, Goal, Network, Training, train};
 
-use super::cross::{FOLDS, Work, calibrated, fusion_of};
+use super::calibrate::calibrated;
+use super::cross::{FOLDS, Work, fusion_of};
 use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
 
 /// A network for each fold, learned without it, and one for all of them.
@@ -195,7 +196,7 @@ impl Work<'_> {
             let picture = &self.pictures[index];
             examples.push(Example { input: picture.votes[backbone].feature.as_deref()?, validates });
             for (member, of_policy) in policy.members().enumerate() {
-                let probabilities = calibrated(picture, member, of_policy.temperature().get())?;
+                let probabilities = calibrated(picture, member, of_policy.calibration())?;
                 likelihoods.push(*probabilities.get(picture.label)? as f32);
             }
         }

@@ -1,6 +1,7 @@
 //! Calibration, fusion and thresholds from labelled pictures: what `concord fit` computes.
 
 mod backup;
+mod calibrate;
 mod cross;
 mod edit;
 mod learned;
@@ -8,6 +9,7 @@ mod learned_file;
 mod order;
 mod report;
 mod solve;
+mod vector;
 
 pub(crate) use backup::write_with_backup;
 pub(crate) use cross::{Fit, Labelled, fit};

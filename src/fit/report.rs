@@ -1,7 +1,7 @@
 //! What was fitted, in words.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
-use concord_actors::policy::Policy;
+use concord_actors::policy::{Calibration, Policy};
 
 use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
 use super::order::{MOVABLE_MAX, OrderPart, Orders};
@@ -12,12 +12,23 @@ use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
 pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUnit) -> String {
     let mut text = format!(
         "Each is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
-         changes, with its 95 % interval. What does not fall for sure stays as it is.\n\n"
+         changes, with its 95 % interval. What does not fall for sure stays as it is.\n"
     );
+    if fit.calibrations.iter().any(|calibrations| calibrations.vector.is_some()) {
+        text.push_str(
+            "Vector scaling (between which numbers its scales are, and its biases) is compared with what its model has \
+             otherwise: the temperature, if that is better for sure, or what is configured.\n",
+        );
+    }
+    text.push('\n');
     let mut table = new_table(["", "now", "fitted", "change of the NLL", ""]);
-    for (member, part) in policy.members().zip(&fit.temperatures) {
-        let name = format!("temperature of {}", member.model());
-        table.add_row(row(&name, part, |temperature| format!("{temperature:.3}")));
+    for (member, calibrations) in policy.members().zip(&fit.calibrations) {
+        let model = member.model();
+        let part = &calibrations.temperature.part;
+        table.add_row(row(&format!("temperature of {model}"), part, calibration_in_words));
+        if let Some(vector) = &calibrations.vector {
+            table.add_row(row(&format!("vector scaling of {model}"), &vector.part, calibration_in_words));
+        }
     }
     for part in &fit.fusions {
         table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
@@ -105,6 +116,20 @@ fn row<T>(name: &str, part: &Part<T>, in_words: impl Fn(&T) -> String) -> Vec<Ce
         Cell::new(format!("{value:+.5} ({low:+.5} – {high:+.5})")),
         Cell::new(outcome),
     ]
+}
+
+/// A temperature, or between which numbers scales and biases are.
+fn calibration_in_words(calibration: &Calibration) -> String {
+    match calibration {
+        Calibration::Temperature(temperature) => format!("{:.3}", temperature.get()),
+        Calibration::Vector(scaling) => {
+            let [scale, bias] = [scaling.scale(), scaling.bias()].map(|numbers| {
+                let lowest = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+                (lowest, numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max))
+            });
+            format!("× {:.2} – {:.2}, {:+.2} – {:+.2}", scale.0, scale.1, bias.0, bias.1)
+        }
+    }
 }
 
 fn fusion_in_words(fusion: &Fusion) -> String {

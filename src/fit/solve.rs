@@ -14,7 +14,7 @@ mod tests;
 
 /// For how many images the prior of a fit counts: enough that a handful of images, or any number without a single
 /// error, does not give an extreme, and too little to be seen in a fit of hundreds.
-const PRIOR_IMAGES: f64 = 1.0;
+pub(super) const PRIOR_IMAGES: f64 = 1.0;
 
 /// Beyond these a temperature says that the logits are not logits, or that there was nothing to fit.
 const TEMPERATURE_MIN: f64 = 0.01;
@@ -38,7 +38,7 @@ const WEIGHT_MIN_OF_EQUAL_SHARE: f64 = 0.5;
 
 /// A fit of weights ends when no others can have a mean loss lower by more than this: far less than any data set of
 /// images can tell apart.
-const MEAN_NLL_TOLERANCE: f64 = 1e-7;
+pub(super) const MEAN_NLL_TOLERANCE: f64 = 1e-7;
 
 /// Each is one pass over images x models. Of 240 synthetic sets (2,000 images, 2 to 8 models) 200 needed fewer than
 /// 1,000; what these leave, where models are nearly alike or equally useless, is a mean NLL 5e-6 too high at most.
@@ -49,10 +49,10 @@ const EXPECTATION_STEPS_MAX: u32 = 10_000;
 const GRADIENT_STEPS_MAX: u32 = 300;
 
 /// A step that is too long is halved this often; then no shorter one helps, for rounding hides what it would gain.
-const HALVINGS_MAX: i32 = 40;
+pub(super) const HALVINGS_MAX: i32 = 40;
 
 /// The part of the descent that the slope promises which a step must give (Armijo 1966).
-const DESCENT_SHARE: f64 = 1e-4;
+pub(super) const DESCENT_SHARE: f64 = 1e-4;
 
 /// The temperature with the lowest mean NLL of softmax(logits / T) (Guo et al. 2017, arXiv 1706.04599), from
 /// [`TEMPERATURE_MIN`] to [`TEMPERATURE_MAX`]; `None` where there are no images.
@@ -319,15 +319,15 @@ fn equal_weights(answers: &[Vec<&[f64]>], labels: &[usize]) -> Option<Vec<f64>> 
     (models > 0 && !labels.is_empty()).then(|| vec![1.0 / models as f64; models])
 }
 
-fn check_image_count(answers: usize, labels: &[usize]) {
+pub(super) fn check_image_count(answers: usize, labels: &[usize]) {
     assert_eq!(answers, labels.len(), "one answer for each label");
 }
 
-fn dot(left: &[f64], right: &[f64]) -> f64 {
+pub(super) fn dot(left: &[f64], right: &[f64]) -> f64 {
     left.iter().zip(right).map(|(left, right)| left * right).sum()
 }
 
-fn moved(from: &[f64], direction: &[f64], length: f64) -> Vec<f64> {
+pub(super) fn moved(from: &[f64], direction: &[f64], length: f64) -> Vec<f64> {
     from.iter().zip(direction).map(|(from, direction)| from + length * direction).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use concord_actors::policy::{AcceptRule, Probability, Stage};
+use concord_actors::policy::{AcceptRule, Probability, Stage, Temperature};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -53,8 +53,21 @@ pub(super) struct MemberPage {
     required: bool,
     /// How much its vote counts beside the others.
     weight: f64,
-    /// What its logits are divided by.
-    temperature: f64,
+    /// What its logits are divided by, unless it has scales and biases.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64>,
+    /// What is done with each label's log-probability in place of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scaling: Option<ScalingPage>,
+}
+
+/// Vector scaling: a number for each label, in their order.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ScalingPage {
+    /// What its log-probability is multiplied by.
+    scale: Vec<f64>,
+    /// What is added then.
+    bias: Vec<f64>,
 }
 
 /// A running model.
@@ -131,7 +144,11 @@ fn stage_page(stage: &Stage) -> StagePage {
         model: member.model().to_string(),
         required: member.is_required(),
         weight: member.weight().get(),
-        temperature: member.temperature().get(),
+        temperature: member.calibration().temperature().map(Temperature::get),
+        scaling: member
+            .calibration()
+            .scaling()
+            .map(|scaling| ScalingPage { scale: scaling.scale().to_vec(), bias: scaling.bias().to_vec() }),
     };
     StagePage {
         models: stage.members().iter().map(member).collect(),

@@ -67,7 +67,7 @@ impl<'a> Hearing<'a> {
         let mut opinions = Vec::with_capacity(self.heard.len());
         for one in &self.heard {
             let belief = one.logits.clone().map(|logits| Belief {
-                distribution: logits.calibrated(one.member.temperature()),
+                distribution: logits.calibrated(one.member.calibration()),
                 weight: shares.next().unwrap_or_default(),
             });
             let Vote { model, evidence, cost, .. } = one.vote;

@@ -116,12 +116,6 @@ impl Logits {
     pub fn values(&self) -> &[f32] {
         &self.0
     }
-
-    /// The softmax of the logits divided by `temperature`.
-    pub fn calibrated(&self, temperature: Temperature) -> Distribution {
-        let logits: Vec<f64> = self.0.iter().map(|&logit| f64::from(logit)).collect();
-        Distribution::softmax(&logits, temperature)
-    }
 }
 
 /// A probability for each label: not empty, none negative, their sum 1.

@@ -1,11 +1,12 @@
-//! What is decided by: a task's question, labels, stages, accept rules, weights and temperatures, all checked.
+//! What is decided by: a task's question, labels, stages, accept rules, weights and calibration, all checked.
 
 use std::sync::Arc;
 
 use super::answer::Answer;
+use super::calibration::{Calibration, VectorScaling};
 use super::fusion::FusionMethod;
 use super::learned::Learned;
-use super::probability::{Probability, Temperature, Weight};
+use super::probability::{Probability, Weight};
 
 /// A validated task: only [`Policy::from_section`] makes one, so nothing that uses it checks again.
 ///
@@ -112,7 +113,7 @@ impl Policy {
     #[must_use]
     pub fn one_by_one(&self) -> Self {
         let alone = |member: &Member| {
-            let member = Member { required: false, temperature: Temperature::NEUTRAL, ..member.clone() };
+            let member = Member { required: false, calibration: Calibration::NEUTRAL, ..member.clone() };
             Stage { members: vec![member], accept: None, burst_queue_depth: None, min_weight: None }
         };
         Self { stages: self.members().map(alone).collect(), ..self.clone() }
@@ -158,12 +159,16 @@ impl Policy {
         policy
     }
 
-    /// The same with other temperatures.
+    /// The same with other calibrations; what is for another number of labels is not taken.
     #[must_use]
-    pub fn with_temperatures(&self, temperature_of: impl Fn(&Member) -> Temperature) -> Self {
+    pub fn with_calibrations(&self, calibration_of: impl Fn(&Member) -> Calibration) -> Self {
         let mut policy = self.clone();
         for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
-            member.temperature = temperature_of(member);
+            let calibration = calibration_of(member);
+            let has_other_labels = |scaling: &VectorScaling| scaling.scale().len() != self.labels.len();
+            if !calibration.scaling().is_some_and(has_other_labels) {
+                member.calibration = calibration;
+            }
         }
         policy
     }
@@ -212,7 +217,7 @@ pub struct Member {
     pub(super) model: Arc<str>,
     pub(super) required: bool,
     pub(super) weight: Weight,
-    pub(super) temperature: Temperature,
+    pub(super) calibration: Calibration,
 }
 
 impl Member {
@@ -231,9 +236,9 @@ impl Member {
         self.weight
     }
 
-    /// What its logits are divided by.
-    pub fn temperature(&self) -> Temperature {
-        self.temperature
+    /// What makes probabilities of its logits.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
     }
 }
 

@@ -22,6 +22,8 @@ pub struct TaskSection {
     pub learned: Option<String>,
     /// The temperature of each model: what its logits are divided by. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
+    /// In place of a temperature, what each label's log-probability by a model is multiplied by, and what is added then.
+    pub scaling: BTreeMap<String, ScalingSection>,
     /// Which models are asked, cheap ones first, and when an answer is good enough to stop.
     pub stages: Vec<StageSection>,
     /// For a label, the texts that stand for it in zero-shot models.
@@ -49,6 +51,16 @@ impl Default for FusionSection {
     fn default() -> Self {
         Self { method: "linear".to_owned(), weights: BTreeMap::new() }
     }
+}
+
+/// `[tasks.NAME.scaling.MODEL]`: vector scaling of a model's votes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ScalingSection {
+    /// For each label, in their order: greater than 0.
+    pub scale: Vec<f64>,
+    /// For each label, in their order.
+    pub bias: Vec<f64>,
 }
 
 /// `[[tasks.NAME.stages]]`: models that are asked together.

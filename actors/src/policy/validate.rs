@@ -1,11 +1,14 @@
 //! From what a person wrote to a policy, or to everything that is wrong with it.
 
+mod calibration;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::calibration::Calibration;
 use super::fault::{Fault, PathPart, not_one_of};
 use super::fusion::FusionMethod;
-use super::probability::{Probability, Temperature, Weight};
+use super::probability::{Probability, Weight};
 use super::rules::{AcceptRule, Member, Policy, Stage};
 use super::section::{AcceptSection, StageSection, TaskSection};
 
@@ -20,8 +23,6 @@ const NOT_A_WEIGHT: &str = "is not a weight: must be greater than 0 and finite; 
 
 /// What is said of what cannot be without a learned file.
 const NEEDS_LEARNED: &str = "needs learned = FILE, which `concord fit` writes";
-
-const NOT_A_TEMPERATURE: &str = "is not a temperature: must be greater than 0 and finite";
 
 /// What the answers to a question with two labels are where nothing else is said.
 const YES_NO: [&str; 2] = ["NO", "YES"];
@@ -46,8 +47,8 @@ impl Policy {
         check.learned();
         let fusion = check.fusion_method();
         let weights = check.weights();
-        let temperatures = check.temperatures();
-        let stages = check.stages(&weights, &temperatures);
+        let calibrations = check.calibrations();
+        let stages = check.stages(&weights, &calibrations);
         let (question, labels) = (section.question.clone(), section.labels.clone());
         match fusion {
             Some(fusion) if check.faults.is_empty() => {
@@ -212,12 +213,6 @@ impl Check<'_> {
         weights
     }
 
-    /// The checked temperatures by model.
-    fn temperatures(&mut self) -> BTreeMap<String, Temperature> {
-        let table = &self.section.calibration;
-        self.positive_by_model(&["calibration".into()], table, Temperature::new, NOT_A_TEMPERATURE)
-    }
-
     /// Checks a table of a number for each model.
     fn positive_by_model<T>(
         &mut self,
@@ -246,7 +241,7 @@ impl Check<'_> {
     fn stages(
         &mut self,
         weights: &BTreeMap<String, Weight>,
-        temperatures: &BTreeMap<String, Temperature>,
+        calibrations: &BTreeMap<String, Calibration>,
     ) -> Vec<Stage> {
         let section = self.section;
         if section.stages.is_empty() {
@@ -257,7 +252,7 @@ impl Check<'_> {
             model: Arc::from(model.as_str()),
             required: !optional.contains(model),
             weight: weights.get(model).copied().unwrap_or(Weight::UNIFORM),
-            temperature: temperatures.get(model).copied().unwrap_or(Temperature::NEUTRAL),
+            calibration: calibrations.get(model).cloned().unwrap_or(Calibration::NEUTRAL),
         };
         let mut stages = Vec::with_capacity(section.stages.len());
         for (index, stage) in section.stages.iter().enumerate() {

@@ -176,7 +176,7 @@ impl Cascade {
         match &outcome {
             Ok(logits) => {
                 if trace.is_sampled() {
-                    let distribution = logits.calibrated(member.temperature());
+                    let distribution = logits.calibrated(member.calibration());
                     trace.record("label", labels[distribution.argmax()].as_str());
                     trace.record("p", distribution.confidence().get());
                 }

@@ -1,6 +1,8 @@
 //! What is decided, case by case.
 
-use concord_actors::policy::{Context, Decision, Failure, Logits, LogitsError, Reason, Vote, decide};
+use concord_actors::policy::{
+    Calibration, Context, Decision, Failure, Logits, LogitsError, Policy, Reason, VectorScaling, Vote, decide,
+};
 use serde_json::json;
 
 use super::{failed, policy, vote};
@@ -199,6 +201,80 @@ fn fusion_weighs_calibrated_probabilities() {
             (weights[0] - 0.6).abs() < 1e-12 && (weights[1] - 0.4).abs() < 1e-12,
             "{method}: {weights:?}"
         );
+    }
+}
+
+/// Three labels; `dinov3` has this scaling, where there is one.
+fn scaled(scaling: Option<serde_json::Value>) -> Policy {
+    policy(json!({
+        "question": "which?", "labels": ["a", "b", "c"],
+        "scaling": scaling.map_or(json!({}), |scaling| json!({ "dinov3": scaling })),
+        "stages": [{ "models": ["dinov3"] }],
+    }))
+}
+
+fn probabilities(policy: &Policy, vote: Vote) -> Vec<f64> {
+    let Decision::Answer(answer) = decide(policy, &[vote], &Context::default()) else {
+        panic!("the last stage is answered");
+    };
+    answer.distribution.probabilities().to_vec()
+}
+
+#[test]
+fn vector_scaling_changes_single_labels() {
+    // Odds 1:2:4, of which the last is doubled by its bias and the first, 1/7, squared by its scale.
+    let odds = [0.0, 2.0_f32.ln(), 4.0_f32.ln()];
+    let policy = scaled(Some(json!({ "scale": [2, 1, 1], "bias": [0, 0, 2.0_f64.ln()] })));
+    let parts = [1.0 / 49.0, 2.0 / 7.0, 8.0 / 7.0];
+    let sum: f64 = parts.iter().sum();
+    // What a model adds to all its logits says nothing.
+    for added in [0.0, 100.0, -3.5] {
+        let found = probabilities(&policy, vote("dinov3", &odds.map(|logit| logit + added)));
+        for (found, part) in found.iter().zip(parts) {
+            assert!((found - part / sum).abs() < 1e-5, "{added} added: {found} instead of {}", part / sum);
+        }
+    }
+    let neutral = scaled(Some(json!({ "scale": [1, 1, 1], "bias": [0, 0, 0] })));
+    let [neutral, plain] =
+        [neutral, scaled(None)].map(|policy| probabilities(&policy, vote("dinov3", &odds)));
+    for (one, other) in neutral.iter().zip(&plain) {
+        assert!((one - other).abs() < 1e-12, "{neutral:?} {plain:?}");
+    }
+    // What is asked about labelled pictures is kept uncalibrated.
+    assert_eq!(probabilities(&policy.one_by_one(), vote("dinov3", &odds)), plain);
+}
+
+#[test]
+fn extreme_scales_and_biases_leave_a_distribution() {
+    let (least, most) = (f64::MIN_POSITIVE, f64::MAX);
+    for (scale, bias) in [
+        ([most, most, most], [-most, -most, most]),
+        ([most, least, most], [-most, most, 0.0]),
+        ([least, least, least], [most, most, most]),
+        ([least, most, 1.0], [-most, -most, -most]),
+    ] {
+        let policy = scaled(Some(json!({ "scale": scale, "bias": bias })));
+        for logits in [[f32::MAX, f32::MIN, 0.0], [0.0, 0.0, 0.0], [f32::MIN, f32::MIN, f32::MAX]] {
+            let found = probabilities(&policy, vote("dinov3", &logits));
+            let sum: f64 = found.iter().sum();
+            assert!((sum - 1.0).abs() < 1e-12, "{scale:?} {bias:?} {logits:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn calibration_for_other_labels_is_not_taken() {
+    let two = VectorScaling::new(vec![1.0; 2], vec![0.0; 2]).unwrap();
+    let policy = scaled(None).with_calibrations(|_| Calibration::Vector(two.clone()));
+    assert_eq!(policy, scaled(None));
+    for (scale, bias) in [
+        (vec![], vec![]),
+        (vec![1.0], vec![]),
+        (vec![0.0], vec![0.0]),
+        (vec![f64::INFINITY], vec![0.0]),
+        (vec![1.0], vec![f64::NAN]),
+    ] {
+        assert_eq!(VectorScaling::new(scale, bias), None);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What validation finds, and that it finds all of it.
 
-use concord_actors::policy::{Fault, Policy};
+use std::collections::{BTreeMap, BTreeSet};
+
+use concord_actors::policy::{Fault, Policy, ScalingSection, TaskSection};
 use serde_json::{Value, json};
 
 use super::{policy, validate};
@@ -88,6 +90,32 @@ fn each_fault_is_named_where_it_is() {
             json!({ "dinov2": 1 }),
             "calibration.dinov2: \"dinov2\" is not a configured model (did you mean \"dinov3\"?): \
              must be one of cloud, dinov3, florence2, siglip2",
+        ),
+        (
+            "/scaling",
+            json!({ "siglip": { "scale": [1, 1], "bias": [0, 0] } }),
+            "scaling.siglip: \"siglip\" is not a configured model (did you mean \"siglip2\"?): \
+             must be one of cloud, dinov3, florence2, siglip2",
+        ),
+        (
+            "/scaling",
+            json!({ "dinov3": { "scale": [1, 1], "bias": [0, 0] } }),
+            "scaling.dinov3: is given beside calibration.dinov3: keep one of the two",
+        ),
+        (
+            "/scaling",
+            json!({ "siglip2": { "scale": [1, 1, 1], "bias": [0, 0] } }),
+            "scaling.siglip2.scale: 3 numbers for 2 labels: must be one for each, in their order",
+        ),
+        (
+            "/scaling",
+            json!({ "siglip2": { "scale": [1, 1] } }),
+            "scaling.siglip2.bias: is missing or empty: must hold a number for each label, in their order",
+        ),
+        (
+            "/scaling",
+            json!({ "siglip2": { "scale": [1, 0], "bias": [0, 0] } }),
+            "scaling.siglip2.scale[1]: 0 is not a scale: must be greater than 0 and finite",
         ),
         ("/stages", json!([]), "stages: is missing: must be at least one stage, with the models to ask"),
         (
@@ -194,6 +222,27 @@ fn labels_without_prompts_take_the_templates() {
 }
 
 #[test]
+fn all_that_is_wrong_with_scaling_is_told_at_once() {
+    let mut section: TaskSection = serde_json::from_value(valid()).unwrap();
+    let scaling = ScalingSection { scale: vec![f64::INFINITY, -1.0, 1.0], bias: vec![f64::NAN, 0.0] };
+    section.scaling = BTreeMap::from([("dinov3".to_owned(), scaling.clone()), ("dinov".to_owned(), scaling)]);
+    let known = BTreeSet::from(super::MODELS.map(str::to_owned));
+    let told = messages(Policy::from_section(&section, &known));
+    let of = |model: &str| {
+        [
+            format!("scaling.{model}.scale: 3 numbers for 2 labels: must be one for each, in their order"),
+            format!("scaling.{model}.scale[0]: inf is not a scale: must be greater than 0 and finite"),
+            format!("scaling.{model}.scale[1]: -1 is not a scale: must be greater than 0 and finite"),
+            format!("scaling.{model}.bias[0]: NaN is not a bias: must be finite"),
+        ]
+    };
+    for message in [of("dinov"), of("dinov3")].concat() {
+        assert!(told.contains(&message), "{message:?} is missing in {told:#?}");
+    }
+    assert_eq!(told.len(), 10, "and the unknown model, and the two calibrations of one: {told:#?}");
+}
+
+#[test]
 fn what_is_not_given_is_neutral_and_required() {
     let policy = policy(json!({
         "question": "is it?", "labels": ["no", "yes"],
@@ -202,9 +251,15 @@ fn what_is_not_given_is_neutral_and_required() {
     let members: Vec<_> = policy
         .members()
         .map(|member| {
-            (&**member.model(), member.is_required(), member.weight().get(), member.temperature().get())
+            (&**member.model(), member.is_required(), member.weight().get(), member.calibration().to_string())
         })
         .collect();
-    assert_eq!(members, [("dinov3", true, 1.0, 1.0), ("siglip2", false, 1.0, 1.0)]);
+    assert_eq!(
+        members,
+        [
+            ("dinov3", true, 1.0, "temperature 1".to_owned()),
+            ("siglip2", false, 1.0, "temperature 1".to_owned()),
+        ]
+    );
     assert_eq!(policy.stages()[0].accept(), None);
 }

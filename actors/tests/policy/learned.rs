@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member, Policy,
-    Probability, TaskSection, Temperature, Vote, decide,
+    Answer, Calibration, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member,
+    Policy, Probability, TaskSection, Vote, decide,
 };
 use concord_models::{Dense, Network};
 use serde_json::{Value, json};
@@ -119,7 +119,7 @@ fn each_image_has_its_own_weights() {
     let tilted = answer(&policy, &votes(&[3.0_f32.ln()]));
     assert!(nearly(&weights(&tilted), &[0.25, 0.75]), "{tilted:?}");
     let p = |vote: &Vote| match &vote.outcome {
-        Ok(logits) => logits.calibrated(Temperature::NEUTRAL).probabilities()[1],
+        Ok(logits) => logits.calibrated(&Calibration::NEUTRAL).probabilities()[1],
         Err(failure) => panic!("{failure}"),
     };
     let expected = 0.25 * p(&votes(&[0.0])[0]) + 0.75 * p(&votes(&[0.0])[1]);

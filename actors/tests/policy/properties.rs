@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use concord_actors::policy::{Answer, Context, Decision, Policy, Reason, Temperature, Vote, decide};
+use concord_actors::policy::{
+    Answer, Calibration, Context, Decision, Policy, Reason, Temperature, Vote, decide,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -204,8 +206,8 @@ proptest! {
     #[test]
     fn a_temperature_keeps_the_favourite(logits in logits(), temperature in 1e-6..1e6) {
         let vote = vote("dinov3", &logits).outcome.unwrap();
-        let calibrated = vote.calibrated(Temperature::new(temperature).unwrap());
-        let favourite = vote.calibrated(Temperature::NEUTRAL).argmax();
+        let calibrated = vote.calibrated(&Calibration::Temperature(Temperature::new(temperature).unwrap()));
+        let favourite = vote.calibrated(&Calibration::NEUTRAL).argmax();
         prop_assert_eq!(calibrated.probabilities()[favourite], calibrated.confidence().get());
     }
 

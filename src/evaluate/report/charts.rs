@@ -1,6 +1,6 @@
 //! Which plots a comparison has, and what is said below each.
 
-use concord_actors::policy::{Answer, Member, Policy, Temperature};
+use concord_actors::policy::{Answer, Calibration, Member, Policy};
 
 use super::calibration::{Sureness, histogram_of, reliability_of};
 use crate::evaluate::compare::{Answerer, Comparison, Judged, Kind, answer};
@@ -41,16 +41,16 @@ impl Shown<'_> {
         self.pictures.iter().map(|picture| answer(self.policy, self.policy, picture)).collect()
     }
 
-    /// What a model says of a picture at this temperature.
+    /// What a model says of a picture, calibrated like this.
     pub(super) fn opinion(
         &self,
         member: usize,
         picture: usize,
-        temperature: Temperature,
+        calibration: &Calibration,
     ) -> Option<Vec<f64>> {
         let logits = self.pictures[picture].votes[member].logits.clone();
         let logits = concord_actors::policy::Logits::new(logits, self.policy.labels().len()).ok()?;
-        Some(logits.calibrated(temperature).probabilities().to_vec())
+        Some(logits.calibrated(calibration).probabilities().to_vec())
     }
 }
 
@@ -117,25 +117,25 @@ fn tradeoff_chart(shown: &Shown<'_>) -> Result<Chart, String> {
 }
 
 fn model_chart(shown: &Shown<'_>, index: usize, member: &Member) -> Result<Chart, String> {
-    let at = |temperature: Temperature| -> Option<Vec<Sureness>> {
+    let answers_by = |calibration: &Calibration| -> Option<Vec<Sureness>> {
         let of = |(place, picture): (usize, &Judged<'_>)| {
-            let opinion = shown.opinion(index, place, temperature)?;
+            let opinion = shown.opinion(index, place, calibration)?;
             let best = crate::evaluate::metrics::argmax(&opinion);
             Some((opinion[best], best == picture.label))
         };
         shown.pictures.iter().enumerate().map(of).collect()
     };
-    let diagram = |temperature: Temperature| {
-        let answers = at(temperature).ok_or("a vote is none")?;
-        Ok::<_, String>(reliability_of(format!("temperature {}", temperature.get()), &answers))
+    let diagram = |calibration: &Calibration| {
+        let answers = answers_by(calibration).ok_or("a vote is none")?;
+        Ok::<_, String>(reliability_of(calibration.to_string(), &answers))
     };
     let model = member.model();
     let plot = reliability(
         &format!("reliability_{model}"),
         &format!("Reliability of {model}, before and after calibration"),
-        &[diagram(Temperature::NEUTRAL)?, diagram(member.temperature())?],
+        &[diagram(&Calibration::NEUTRAL)?, diagram(member.calibration())?],
     )?;
-    let caption = format!("{model} as it is, and with the temperature of the policy.");
+    let caption = format!("{model} as it is, and with the calibration of the policy.");
     Ok(Chart { plot, caption })
 }
 

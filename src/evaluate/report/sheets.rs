@@ -148,7 +148,7 @@ fn most(values: impl Iterator<Item = Option<f64>>) -> Vec<usize> {
 /// What every model says of a picture, calibrated.
 fn opinions(shown: &Shown<'_>, picture: usize) -> Option<Vec<Vec<f64>>> {
     let members = shown.policy.members().enumerate();
-    members.map(|(index, member)| shown.opinion(index, picture, member.temperature())).collect()
+    members.map(|(index, member)| shown.opinion(index, picture, member.calibration())).collect()
 }
 
 /// How far distributions are from their mean: the entropy of the mean less the mean of the entropies, in nats (Lin 1991,

@@ -54,11 +54,12 @@ fn fitted(policy: &Policy, count: usize, goal: Option<Goal>) -> Option<Fit> {
 #[test]
 fn a_wrong_temperature_is_mended_and_a_right_one_left_alone() {
     let wrong = fitted(&policy(0.2), 1500, None).unwrap();
-    let part = &wrong.temperatures[0];
-    assert!(part.is_gain() && (part.fitted - 1.0).abs() < 0.15, "{part:?}");
+    let part = &wrong.calibrations[0].temperature.part;
+    let temperature = part.fitted.temperature().unwrap().get();
+    assert!(part.is_gain() && (temperature - 1.0).abs() < 0.15, "{part:?}");
     assert!(wrong.after.measured.nll.value < wrong.before.measured.nll.value);
     let right = fitted(&policy(1.0), 1500, None).unwrap();
-    assert!(!right.temperatures[0].is_gain(), "{:?}", right.temperatures[0]);
+    assert_eq!(right.calibrations[0].gained(), None, "{:?}", right.calibrations[0]);
 }
 
 #[test]
