@@ -25,7 +25,7 @@ use crate::fit::{
 /// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
 /// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
 ///
-/// A stage keeps its place that has burst_queue_depth, min_weight or a model that is off, as do all up to the last one that
+/// A stage keeps its place that has `burst_queue_depth`, `min_weight` or a model that is off, as do all up to the last one that
 /// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does.
 #[derive(Debug, clap::Args)]
 #[command(

@@ -150,16 +150,15 @@ impl Work<'_> {
         }
         let configured: Vec<usize> = (0..neighbourhoods.len()).collect();
         let by_fold: Vec<Policy> = (0..FOLDS).map(policy_of).collect::<Option<_>>()?;
-        let mut answers = Answers::new();
-        for order in others.iter().chain([&configured]) {
-            for count in 1..=order.len() {
-                let stages: BTreeSet<usize> = order[..count].iter().copied().collect();
-                if !answers.contains_key(&stages) {
-                    let answered = self.answered_together(&stages, &by_fold)?;
-                    answers.insert(stages, answered);
-                }
-            }
-        }
+        let heads = others
+            .iter()
+            .chain([&configured])
+            .flat_map(|order| (1..=order.len()).map(|count| &order[..count]));
+        let sets: BTreeSet<BTreeSet<usize>> = heads.map(|head| head.iter().copied().collect()).collect();
+        let answers: Answers = sets
+            .into_iter()
+            .map(|stages| Some((stages.clone(), self.answered_together(&stages, &by_fold)?)))
+            .collect::<Option<_>>()?;
         let now = self.tried(&configured, &answers, goal)?;
         let others: Vec<Tried<'_>> =
             others.iter().map(|order| self.tried(order, &answers, goal)).collect::<Option<_>>()?;

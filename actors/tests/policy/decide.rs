@@ -156,6 +156,19 @@ fn a_policy_without_a_model_has_no_empty_stages() {
 }
 
 #[test]
+fn stages_may_be_put_in_another_order_but_none_first_that_needs_one_before() {
+    let mut section = cascade();
+    section["stages"][2]["burst_queue_depth"] = json!(5);
+    let policy = policy(section);
+    let swapped = policy.in_order(&[1, 0, 2]).unwrap();
+    assert_eq!(swapped.stages()[0], policy.stages()[1]);
+    assert_eq!(swapped.in_order(&[1, 0, 2]), Some(policy.clone()), "and back");
+    for order in [&[][..], &[0, 1], &[0, 0, 1], &[0, 1, 3], &[0, 1, 2, 2], &[2, 0, 1]] {
+        assert_eq!(policy.in_order(order), None, "{order:?}");
+    }
+}
+
+#[test]
 fn a_stage_where_everything_optional_failed_passes_the_question_on() {
     let policy = policy(json!({
         "question": "is it?", "labels": ["no", "yes"],

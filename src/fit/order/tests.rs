@@ -9,7 +9,7 @@ use crate::evaluate::StoredVote;
 
 const COUNT: usize = 1000;
 
-fn policy(stages: Value) -> Policy {
+fn policy(stages: &Value) -> Policy {
     let section: TaskSection = serde_json::from_value(json!({
         "question": "?", "labels": ["no", "yes"], "learned": "a.file", "stages": stages,
     }))
@@ -30,7 +30,7 @@ struct Model {
 }
 
 /// Fits a policy of `a` and `b`, which are right by lots of their own.
-fn fitted(stages: Value, [a, b]: [Model; 2], goal: Goal) -> Fit {
+fn fitted(stages: &Value, [a, b]: [Model; 2], goal: Goal) -> Fit {
     let vote = |index: usize, label: usize, model: Model, of: u32| {
         let says_yes = (chance(index, of) < model.right) == (label == 1);
         let sure = 2.0 + chance(index, 7) as f32;
@@ -59,7 +59,7 @@ const CHEAP_AND_GOOD: Model = Model { right: 0.95, milliseconds: 1 };
 
 #[test]
 fn a_cheap_good_model_behind_a_dear_bad_one_is_asked_first() {
-    let fit = fitted(a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MinAccuracy(0.9));
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MinAccuracy(0.9));
     assert_eq!(fit.orders.gain(), Some(&[1, 0][..]), "{:?}", fit.orders);
     let Orders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
     assert!(part.now_reaches && part.cost.high < -7.0, "{part:?}");
@@ -72,7 +72,7 @@ fn a_cheap_good_model_behind_a_dear_bad_one_is_asked_first() {
 
 #[test]
 fn where_only_another_order_keeps_to_a_cost_it_is_used() {
-    let fit = fitted(a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(5.0));
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(5.0));
     assert_eq!(fit.orders.gain(), Some(&[1, 0][..]), "{:?}", fit.orders);
     assert!(matches!(&fit.orders, Orders::Best(part) if !part.now_reaches), "{:?}", fit.orders);
     assert!(fit.after.outcome.cost < 5.5, "{:?}", fit.after.outcome);
@@ -87,7 +87,7 @@ fn what_is_not_better_for_sure_leaves_the_order_alone() {
         // The order is right as it is.
         ([Model { right: 0.9, ..CHEAP_AND_GOOD }, DEAR_AND_BAD], Goal::MinAccuracy(0.8)),
     ] {
-        let fit = fitted(a_then_b(), models, goal);
+        let fit = fitted(&a_then_b(), models, goal);
         assert_eq!(fit.orders.gain(), None, "{goal:?}: {:?}", fit.orders);
         let Orders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
         assert_eq!(part.order, [1, 0], "what it would have come to is told");
@@ -97,7 +97,7 @@ fn what_is_not_better_for_sure_leaves_the_order_alone() {
 
 #[test]
 fn a_goal_that_no_order_reaches_changes_none() {
-    let fit = fitted(a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(0.5));
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(0.5));
     assert!(matches!(fit.orders, Orders::Unreached), "{:?}", fit.orders);
     assert_eq!(fit.confidences, None);
 }
@@ -121,7 +121,7 @@ fn stages_that_mean_something_where_they_are_stay_and_none_moves_past_them() {
         (json!([plain("a"), plain("b"), { "models": ["c", "d"] }]), "d", vec![vec![1, 0, 2]]),
         (json!([plain("a"), plain("b"), plain("c")]), "c", vec![vec![1, 0]]),
     ] {
-        let whole = policy(stages.clone());
+        let whole = policy(&stages);
         let policy = whole.without(|model| model == off).unwrap();
         assert_eq!(other_orders(&neighbourhoods(&policy, &whole)), orders, "{stages} without {off:?}");
     }
@@ -132,6 +132,6 @@ fn four_stages_have_23_other_orders_and_of_five_none_is_tried() {
     assert_eq!(other_orders(&[Some(0); 4]).len(), 23);
     assert_eq!(movable(&[Some(0), Some(0), None, Some(1), Some(2), Some(2)]), 4);
     let stages: Vec<Value> = ["a", "b", "c", "d", "e"].map(|model| json!({ "models": [model] })).into();
-    let policy = policy(json!(stages));
+    let policy = policy(&json!(stages));
     assert!(movable(&neighbourhoods(&policy, &policy)) > MOVABLE_MAX);
 }
