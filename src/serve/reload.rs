@@ -102,8 +102,9 @@ impl Follower {
             Err(error) => {
                 self.seen = None;
                 if self.is_news(&error.to_string()) {
-                    count("rejected");
+                    // Whoever sees the count finds it told.
                     self.tell(&error);
+                    count("rejected");
                 }
             }
         }
