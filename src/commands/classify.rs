@@ -144,6 +144,19 @@ pub(super) fn progress_bar(pictures: usize) -> ProgressBar {
     ProgressBar::new(pictures as u64).with_style(style)
 }
 
+/// Work that takes seconds or minutes and has no parts to count; visible at a terminal only.
+pub(super) fn spinner(message: &str) -> ProgressBar {
+    /// How often it turns.
+    const TURN: Duration = Duration::from_millis(120);
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+    let spinner = ProgressBar::new_spinner().with_message(message.to_owned());
+    spinner.enable_steady_tick(TURN);
+    spinner.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
 async fn classify_one(input: Input, asking: &Asking<'_>) -> Outcome {
     let request = Sampling::none().request("classify", None);
     let result = match input.fault {

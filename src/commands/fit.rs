@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use concord_actors::policy::{Calibration, Policy, Stage};
 
+use super::classify::spinner;
 use super::labelled::{LabelledArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
@@ -90,8 +91,10 @@ pub fn run(args: &FitArgs) -> ExitCode {
 fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
     say(&voted.describe());
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
-    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.goal())
-        .ok_or("there are fewer groups of pictures than are needed to fit")?;
+    let working = spinner("fitting every part five times, and once to all pictures");
+    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.goal());
+    working.finish_and_clear();
+    let fit = fit.ok_or("there are fewer groups of pictures than are needed to fit")?;
     say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
     let learned = learned_file(&fit, voted, ensemble)?;
