@@ -2,7 +2,7 @@
 """Write docs/RESULTS.md: what evaluate and fit make of the shipped nano models and of deliberately weaker ones.
 
     results.py --weak FOLDER [--seen-heads FOLDER] [--concord target/release/concord] [--data ../shared/data]
-               [--work target/results] [--out docs/RESULTS.md] [--no-shifts] [--only ENSEMBLE/TASK ...]
+               [--work target/results] [--out docs/RESULTS.md] [--no-shifts] [--only ENSEMBLE/TASK ...] [--page-only]
 
 FOLDER holds what train.py makes of `--side 32 --heads-on seen`: dinov3 (--epochs 20) and siglip2 (--epochs 40); they take the
 places of the nano ones in the ensemble called weak. --seen-heads holds dinov3/head.*.safetensors of the nano backbone, from
@@ -43,6 +43,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=ROOT / "docs/RESULTS.md")
     parser.add_argument("--no-shifts", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--page-only", action="store_true", help="write the page again from what the last run left under --work")
     return parser.parse_args()
 
 
@@ -249,8 +250,10 @@ def main():
     for name in ("nano", "weak"):
         for task in TASKS:
             if not args.only or f"{name}/{task}" in args.only:
-                found[name, task] = measure_one(lab, name, task)
-                (args.work / f"{name}.{task}.json").write_text(json.dumps(found[name, task], indent=1))
+                kept = args.work / f"{name}.{task}.json"
+                if not args.page_only:
+                    kept.write_text(json.dumps(measure_one(lab, name, task)))
+                found[name, task] = json.loads(kept.read_text())
     page = [(HERE / "results.head.md").read_text(), answers(found),
             *(section(name, task, result) for (name, task), result in found.items())]
     args.out.write_text("\n".join(page))
