@@ -101,8 +101,9 @@ pub async fn serve(
     let ended = tokio::select! {
         loaded = loading => {
             loaded.map_err(|_| ServeError::Fatal("loading the models panicked".to_owned()))??;
-            on_ready(address, &engine);
+            // Before anybody is told that it is ready, and may edit the file because of it.
             let _reloader = options.file.map(|file| Reloader::start(file, options.ensemble, &engine));
+            on_ready(address, &engine);
             end.as_mut().await
         }
         ended = &mut end => ended,

@@ -71,6 +71,10 @@ impl Follower {
 
     fn follow(mut self, changes: &mpsc::Receiver<()>) {
         self.seen = Some(self.started.clone());
+        // What was edited while the models were loaded, before the folder was watched.
+        if Ensemble::load(&self.file).ok().as_ref() != self.seen.as_ref() {
+            self.reload();
+        }
         while changes.recv().is_ok() {
             while changes.recv_timeout(QUIET).is_ok() {}
             self.reload();
