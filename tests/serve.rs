@@ -149,6 +149,23 @@ fn changed_prompts_apply_without_a_restart_and_need_a_forward_of_their_model_onl
 }
 
 #[test]
+fn an_edit_while_the_models_are_loaded_is_not_lost() {
+    let (_folder, file) = edited_ensemble(|text| text);
+    let edited = file.clone();
+    let editor = std::thread::spawn(move || {
+        // About when the file has been read and the models have not.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let question = "Is there active road construction in this image?";
+        edit(&edited, |text| replace(text, question, "While it was loading?"));
+    });
+    let server = Server::start(&file);
+    editor.join().unwrap();
+    server.client.wait_until("the new question is there", |client| {
+        client.get("/v1/tasks").body[0]["question"] == "While it was loading?"
+    });
+}
+
+#[test]
 fn good_and_bad_edits_under_load_lose_nothing() {
     let (_folder, file) = edited_ensemble(|text| text);
     let server = Server::start(&file);
