@@ -27,7 +27,7 @@ static CHOSEN: LazyLock<Choices<Shape, ProductAlgorithm>> = LazyLock::new(|| Cho
 pub(crate) enum Then<'a> {
     Nothing,
     /// GELU. Where cuBLASLt has it behind the product, in half precision alone, it is the form of tanh, of sums that were not
-    /// rounded: nearer to either form in fp32 than rounding before it is (`gelu_behind_a_product_is_no_worse_than_after_it`).
+    /// rounded: no farther from either form in fp32 than rounding before it is (`gelu_behind_a_product_is_no_worse_than_after_it`).
     Gelu(Gelu),
     /// This, [.., outputs], is added.
     Add(&'a Tensor),

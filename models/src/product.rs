@@ -139,7 +139,7 @@ fn is_half(x: &Tensor) -> bool {
 }
 
 impl Gelu {
-    /// cuBLASLt's is that of tanh. In bf16 it is nearer to either form than rounding before it is; fp16 rounds less.
+    /// cuBLASLt's is that of tanh. In bf16 it is no farther from either form than rounding before it is; fp16 rounds less.
     fn is_behind_products(self, x: &Tensor) -> bool {
         is_half(x) && (self == Self::Tanh || x.kind() == Kind::BFloat16)
     }

@@ -4,20 +4,23 @@
 //! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
 
 mod order;
+mod place;
 mod scaling;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use concord_actors::policy::VectorScaling;
 use similar::TextDiff;
-use toml_edit::{Document, InlineTable, Item, Key, Table, Value};
+use toml_edit::{Document, Item, Key, Table, Value};
+
+use place::{AnyTable, Place};
+pub(crate) use wanted::confidence_as_written;
+use wanted::{Wanted, as_written};
 
 /// Unchanged lines that a difference shows around the changed ones.
 const CONTEXT_LINES: usize = 2;
-
-/// Digits of a confidence that are kept after the nines it begins with.
-const CONFIDENCE_DIGITS: usize = 4;
 
 /// What is to be changed of a task; what is `None` (or not in a map) stays as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,95 +83,6 @@ pub(crate) fn difference(before: &str, after: &str, name: &str) -> String {
         .context_radius(CONTEXT_LINES)
         .header(name, name)
         .to_string()
-}
-
-/// A temperature or weight as it is written: with 4 significant digits, which no set of pictures tells from more, and
-/// which a person can read. What is reported about fitted values should be measured with these.
-pub(crate) fn as_written(value: f64) -> f64 {
-    let rounded = format!("{value:.3e}").parse().ok();
-    rounded.filter(|rounded: &f64| rounded.is_finite()).unwrap_or(value)
-}
-
-/// A confidence as it is written: with 4 digits after the nines it begins with, as its distance from 1 is what it is
-/// about, and 0.99996 with 4 digits would be 1, which hardly anything is accepted with.
-///
-/// The last one is rounded up: who asked that at most so many accepted answers are wrong gets a rule that is a little
-/// stricter, never one that lets more through. As the digit after the nines is not a nine, that cannot give 1; and no
-/// more can it give 0.
-pub(crate) fn confidence_as_written(value: f64) -> f64 {
-    let text = value.to_string(); // the fewest digits that say it, and never an exponent
-    let Some(digits) = text.strip_prefix("0.") else { return value };
-    let nines = digits.bytes().take_while(|&digit| digit == b'9').count();
-    let Some((kept, cut)) = digits.split_at_checked(nines + CONFIDENCE_DIGITS) else { return value };
-    if cut.is_empty() {
-        return value;
-    }
-    let mut kept = kept.as_bytes().to_vec();
-    for digit in kept.iter_mut().rev() {
-        if *digit == b'9' {
-            *digit = b'0';
-        } else {
-            *digit += 1;
-            break;
-        }
-    }
-    format!("0.{}", String::from_utf8_lossy(&kept)).parse().unwrap_or(value)
-}
-
-/// What should be at a key.
-enum Wanted {
-    Number(f64),
-    Numbers(Vec<f64>),
-    Text(String),
-    Entries(Vec<(String, Wanted)>),
-}
-
-impl Wanted {
-    /// A number for each model, as [`as_written`].
-    fn numbers(path: &[String], values: &BTreeMap<String, f64>) -> Result<Self, String> {
-        let mut entries = Vec::with_capacity(values.len());
-        for (model, &value) in values {
-            if !(value.is_finite() && value > 0.0) {
-                let place = joined(&[path, std::slice::from_ref(model)].concat());
-                return Err(format!("{place} cannot be {value}: must be a finite number greater than 0"));
-            }
-            entries.push((model.clone(), Self::Number(as_written(value))));
-        }
-        Ok(Self::Entries(entries))
-    }
-
-    fn is_nothing(&self) -> bool {
-        matches!(self, Self::Entries(entries) if entries.iter().all(|(_, wanted)| wanted.is_nothing()))
-    }
-
-    /// As it is written after the `=`, in one line.
-    fn literal(&self) -> String {
-        match self {
-            Self::Number(number) => Value::from(*number).to_string(),
-            Self::Numbers(numbers) => numbers.iter().copied().collect::<Value>().to_string(),
-            Self::Text(text) => Value::from(text.as_str()).to_string(),
-            Self::Entries(entries) => {
-                let entries: Vec<_> = entries
-                    .iter()
-                    .filter(|(_, wanted)| !wanted.is_nothing())
-                    .map(|(key, wanted)| format!("{} = {}", quoted(key), wanted.literal()))
-                    .collect();
-                format!("{{ {} }}", entries.join(", "))
-            }
-        }
-    }
-
-    /// Whether a person's way of writing it, such as `0.70` or `1`, may stay.
-    fn is_said_by(&self, value: &Value) -> bool {
-        match self {
-            Self::Number(number) => {
-                let said = value.as_float().or_else(|| value.as_integer().map(|integer| integer as f64));
-                said == Some(*number)
-            }
-            Self::Text(text) => value.as_str() == Some(text),
-            Self::Numbers(_) | Self::Entries(_) => false,
-        }
-    }
 }
 
 /// Text that comes in the place of a range of the old one, which is empty where something is added.
@@ -265,107 +179,6 @@ fn spliced(text: &str, mut edits: Vec<Edit>) -> Result<String, String> {
     }
     after.push_str(text.get(done..).unwrap_or_default());
     Ok(after)
-}
-
-/// The two kinds of tables in a text.
-#[derive(Clone, Copy)]
-enum AnyTable<'a> {
-    /// Under a `[header]`, with a line for each key.
-    Sections(&'a Table),
-    /// In braces.
-    Braces(&'a InlineTable),
-}
-
-impl<'a> AnyTable<'a> {
-    fn of(item: &'a Item) -> Option<Self> {
-        match item {
-            Item::Table(table) => Some(Self::Sections(table)),
-            Item::Value(Value::InlineTable(table)) => Some(Self::Braces(table)),
-            _ => None,
-        }
-    }
-
-    fn get(self, key: &str) -> Option<&'a Item> {
-        match self {
-            Self::Sections(table) => table.get(key),
-            Self::Braces(table) => table.get_key_value(key).map(|(_, item)| item),
-        }
-    }
-
-    fn is_dotted(self) -> bool {
-        match self {
-            Self::Sections(table) => table.is_dotted(),
-            Self::Braces(table) => table.is_dotted(),
-        }
-    }
-
-    /// Where the last of its values stands, of those of `key` where one is given; not those under headers of their own.
-    fn last_value(self, key: Option<&str>) -> Option<Range<usize>> {
-        let values = match self {
-            Self::Sections(table) => table.get_values(),
-            Self::Braces(table) => table.get_values(),
-        };
-        let is_meant =
-            |path: &[&Key]| key.is_none_or(|key| path.first().is_some_and(|first| first.get() == key));
-        values
-            .into_iter()
-            .filter(|(path, _)| is_meant(path))
-            .filter_map(|(_, value)| value.span())
-            .max_by_key(|span| span.end)
-    }
-}
-
-/// A table and the way to it.
-struct Place<'a> {
-    table: AnyTable<'a>,
-    /// From the root of the text.
-    keys: Vec<String>,
-    /// How many of them stand in the header, or before the braces, around it; the others, of dotted keys, are repeated
-    /// for each of its values.
-    own: usize,
-}
-
-impl<'a> Place<'a> {
-    fn root(document: &'a Document<&str>) -> Self {
-        Self { table: AnyTable::Sections(document.as_table()), keys: Vec::new(), own: 0 }
-    }
-
-    /// The table of this name in that of `kind`; `None` where there is nothing.
-    fn named(&self, kind: &str, name: &str) -> Result<Option<Self>, String> {
-        self.child(kind)?.map_or(Ok(None), |tables| tables.child(name))
-    }
-
-    /// The table at `key`; `None` where there is nothing.
-    fn child(&self, key: &str) -> Result<Option<Self>, String> {
-        let Some(item) = self.table.get(key) else { return Ok(None) };
-        let keys = [&self.keys[..], &[key.to_owned()]].concat();
-        let Some(table) = AnyTable::of(item) else {
-            return Err(format!("{} is {}: must be a table", joined(&keys), item.type_name()));
-        };
-        let own = if table.is_dotted() { self.own } else { keys.len() };
-        Ok(Some(Self { table, keys, own }))
-    }
-
-    /// The tables of the list at `key`; none where there is no such list.
-    fn elements(&self, key: &str) -> Result<Vec<Self>, String> {
-        let Some(item) = self.table.get(key) else { return Ok(Vec::new()) };
-        let keys = [&self.keys[..], &[key.to_owned()]].concat();
-        let tables: Option<Vec<AnyTable<'a>>> = match item {
-            Item::ArrayOfTables(tables) => Some(tables.iter().map(AnyTable::Sections).collect()),
-            Item::Value(Value::Array(values)) => {
-                values.iter().map(|value| value.as_inline_table().map(AnyTable::Braces)).collect()
-            }
-            _ => None,
-        };
-        let Some(tables) = tables else { return Err(format!("{} must be a list of tables", joined(&keys))) };
-        Ok(tables.into_iter().map(|table| Self { table, own: keys.len(), keys: keys.clone() }).collect())
-    }
-
-    /// `key` as it is written in this table.
-    fn written(&self, key: &str) -> String {
-        let dotted = self.keys.iter().skip(self.own).map(String::as_str);
-        dotted.chain([key]).map(quoted).collect::<Vec<_>>().join(".")
-    }
 }
 
 /// The edits of a text so far.

@@ -148,6 +148,10 @@ impl Work<'_> {
         (0..self.policy.members().count()).find(has_all)
     }
 
+    fn feature_width(&self, backbone: usize) -> Option<usize> {
+        Some(self.pictures.first()?.votes.get(backbone)?.feature.as_ref()?.len())
+    }
+
     /// The pictures of all folds but this one, each with whether it only tells when to stop.
     fn learned_on(&self, without: Option<usize>) -> impl Iterator<Item = (usize, bool)> {
         let stops = without.map_or(0, |fold| (fold + 1) % FOLDS);
@@ -201,7 +205,8 @@ impl Work<'_> {
             }
         }
         let fixed = fusion_of(policy).weights;
-        trained(&examples, Goal::Mixture { likelihoods: &likelihoods, fixed: &fixed })
+        let goal = Goal::Mixture { likelihoods: &likelihoods, fixed: &fixed };
+        trained(&examples, goal, self.feature_width(backbone)?)
     }
 
     /// `None` where the stage has no accept rule, comes before the backbone, or makes no error at all.
@@ -228,7 +233,7 @@ impl Work<'_> {
                 .iter()
                 .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
                 .collect();
-            trained(&examples, Goal::Truth(&is_right))
+            trained(&examples, Goal::Truth(&is_right), self.feature_width(backbone)?)
         })?;
         // Each picture by the policy and the gate that did not see it.
         let by_fold = (0..FOLDS)
@@ -280,9 +285,13 @@ struct Gated {
     is_right: bool,
 }
 
+/// The hidden layer is a quarter as wide as the feature (1024 → 256), no narrower than this.
+const HIDDEN_MIN: usize = 32;
+
 /// `None` where there is too little to learn from.
-fn trained(examples: &[Example<'_>], goal: Goal<'_>) -> Option<Network> {
-    match train(examples, goal, Training::default()) {
+fn trained(examples: &[Example<'_>], goal: Goal<'_>, feature_width: usize) -> Option<Network> {
+    let training = Training { hidden: (feature_width / 4).max(HIDDEN_MIN), ..Training::default() };
+    match train(examples, goal, training) {
         Ok(network) => Some(network),
         Err(error) => {
             tracing::debug!(%error, "a network could not be trained");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::evaluate::splitmix64;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// For how many images the prior of a fit counts: enough that a handful of images, or any number without a single
 /// error, does not give an extreme, and too little to be seen in a fit of hundreds.

@@ -1,17 +1,17 @@
 use super::*;
 
 /// Numbers that are the same in every run.
-struct Random {
+pub(in crate::fit) struct Random {
     state: u64,
 }
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(in crate::fit) fn new(seed: u64) -> Self {
         Self { state: splitmix64(seed) }
     }
 
     /// Between 0 and 1.
-    fn share(&mut self) -> f64 {
+    pub(in crate::fit) fn share(&mut self) -> f64 {
         self.state = self.state.wrapping_add(1);
         (splitmix64(self.state) >> 11) as f64 / (1_u64 << 53) as f64
     }

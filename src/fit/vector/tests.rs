@@ -1,23 +1,6 @@
 use super::super::solve::temperature;
+use super::super::solve::tests::Random;
 use super::*;
-use crate::evaluate::splitmix64;
-
-/// Numbers that are the same in every run.
-struct Random {
-    state: u64,
-}
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self { state: splitmix64(seed) }
-    }
-
-    /// Between 0 and 1.
-    fn share(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(1);
-        (splitmix64(self.state) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
 
 const LABELS: usize = 5;
 /// What the model of these tests is too fond of, or would be.
