@@ -13,7 +13,7 @@ use concord_actors::Digest;
 use concord_actors::policy::{
     Context, Cost, Evidence, FusionMethod, GATE_NUMBERS, Learned, Logits, Policy, TaskSection, Vote, decide,
 };
-use concord_models::{Dense, ModelOptions, Network, decode, load_model, set_cpu_threads};
+use concord_models::{Dense, ImageFusion, ModelOptions, Network, decode, load_model, set_cpu_threads};
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ fn learned(criterion: &mut Criterion) {
     };
     let names = MODELS.map(Arc::<str>::from);
     let learned = Learned::of(Arc::clone(&names[0]))
-        .with_weights(names.to_vec(), network(FEATURE, names.len()))
+        .with_weights(names.to_vec(), network(FEATURE, ImageFusion::outputs(names.len())))
         .with_gate(&names[..1], network(FEATURE + GATE_NUMBERS, 1));
     let mut section = section(2, FusionMethod::Learned);
     section["learned"] = json!("a file");

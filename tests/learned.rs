@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use concord::config::Ensemble;
 use concord_actors::policy::{GATE_NUMBERS, Learned};
-use concord_models::{Dense, Network};
+use concord_models::{Dense, ImageFusion, Network};
 use serde_json::{Value, json};
 
 use crate::harness::server::{Endpoint, Server, photograph};
@@ -30,7 +30,9 @@ fn constant(inputs: usize, outputs: &[f64]) -> Network {
 fn write(folder: &Path, weights: &[(&str, f64)], gates: &[(&[&str], f64)]) {
     let names = |models: &[&str]| models.iter().map(|model| Arc::from(*model)).collect::<Vec<Arc<str>>>();
     let (models, shares): (Vec<&str>, Vec<f64>) = weights.iter().copied().unzip();
-    let logits: Vec<f64> = shares.iter().map(|share| share.ln()).collect();
+    let mut logits: Vec<f64> = shares.iter().map(|share| share.ln()).collect();
+    // Each as sure as it is.
+    logits.resize(ImageFusion::outputs(models.len()), 0.0);
     let mut learned =
         Learned::of(Arc::from("dinov3")).with_weights(names(&models), constant(FEATURE, &logits));
     for (models, right) in gates {
@@ -86,7 +88,10 @@ fn gates_and_networks_are_exchanged_while_the_server_runs() {
     assert_eq!((weights(&first), &first["fallbacks"]), (vec![0.25, 0.75], &Value::Null), "{first}");
     let p = |vote: usize| first["votes"][vote]["probability"].as_f64().unwrap();
     let fused = first["probability"].as_f64().unwrap();
-    assert!((fused - (0.25 * p(0) + 0.75 * p(1))).abs() < 1e-6, "{first}");
+    // Of two labels: the odds, each to the power of its weight.
+    let odds = |probability: f64| probability / (1.0 - probability);
+    let expected = odds(p(0)).powf(0.25) * odds(p(1)).powf(0.75);
+    assert!((fused - expected / (1.0 + expected)).abs() < 1e-6, "{first}");
 
     // Another threshold of the gate.
     fs::write(&file, replace(&fs::read_to_string(&file).unwrap(), "gate = 0.9", "gate = 0.7")).unwrap();

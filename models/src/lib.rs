@@ -61,7 +61,7 @@ pub use model::{
     load_model, load_random,
 };
 pub use molmo2::Tiles;
-pub use network::{Dense, Example, Goal, Network, Training, train};
+pub use network::{Dense, Example, Goal, ImageFusion, Network, Training, train};
 pub use part::{Part, PartOutput};
 pub use picture::{DECODES, Picture, Scale};
 pub use preprocess::{FILTERS, Pixels, Preprocessor};

@@ -13,15 +13,15 @@ use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
 use crate::evaluate::Goal;
 use crate::fit::{
-    Fit, Labelled, TaskChange, difference, edited, fit, next_learned_file, print, write_learned_file,
-    write_with_backup,
+    Fit, FitOptions, Labelled, Learning, TaskChange, difference, edited, fit, next_learned_file, print,
+    write_learned_file, write_with_backup,
 };
 
 /// Fit calibration, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
 /// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures or, for more
 /// than two labels, vector scaling (a scale and a bias for each label) where that is better still;
-/// weights, the same for all images or, by a small network on a backbone's feature, for each image; where a goal is given,
+/// weights, the same for all images or, by a small network on a backbone's feature, for each image and with a temperature for it; where a goal is given,
 /// the order of stages, gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough
 /// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
 /// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
@@ -45,6 +45,10 @@ pub struct FitArgs {
     /// Fit the order of stages and thresholds as well: the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
+    /// Whether small networks on a backbone's feature are learned and used: weights and temperatures for each image and, where
+    /// a goal is given, gates
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    learned: Learning,
     /// Pictures on which the result will be reported, in the form of --data: none of them may be fitted on
     #[arg(long, value_name = "PATH")]
     evaluation: Option<PathBuf>,
@@ -67,9 +71,10 @@ fn share(argument: &str) -> Result<f64, String> {
 }
 
 impl FitArgs {
-    fn goal(&self) -> Option<Goal> {
+    fn options(&self) -> FitOptions {
         let cost = self.max_cost_ms.or(self.max_cost);
-        cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy))
+        let goal = cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy));
+        FitOptions { goal, learning: self.learned }
     }
 }
 
@@ -92,10 +97,10 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     say(&voted.describe());
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let working = spinner("fitting every part five times, and once to all pictures");
-    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.goal());
+    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.options());
     working.finish_and_clear();
     let fit = fit.ok_or("there are fewer groups of pictures than are needed to fit")?;
-    say(&print(&fit, voted.policy, args.goal(), args.labelled.cost_unit()));
+    say(&print(&fit, voted.policy, args.options(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
     let learned = learned_file(&fit, voted, ensemble)?;
     if learned.is_none() && voted.policy.learned().is_some() {
@@ -127,13 +132,13 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The name of the file of what was learned, and its bytes; `None` where nothing learned gains.
+/// The name of the file of what was learned, and its bytes; `None` where nothing learned is used.
 fn learned_file(
     fit: &Fit,
     voted: &Voted<'_>,
     ensemble: &Ensemble,
 ) -> Result<Option<(String, Vec<u8>)>, String> {
-    let Some(learned) = fit.gains() else { return Ok(None) };
+    let Some(learned) = fit.networks() else { return Ok(None) };
     let note = |key: &str, value: String| (key.to_owned(), value);
     let notes = BTreeMap::from([
         note("task", voted.task.to_owned()),

@@ -9,7 +9,7 @@ use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Weight};
 
 use super::calibrate::{Calibrations, calibrated, calibrated_by};
 use super::edit::confidence_as_written;
-use super::learned::LearnedParts;
+use super::learned::{LearnedParts, Learning};
 use super::order::Orders;
 use super::solve::{folds, mixture_weights, product_weights};
 use crate::evaluate::thresholds::{Goal, Outcome, Rule, StageAnswer, outcome, rules, search, stops_at};
@@ -28,6 +28,14 @@ const RESAMPLES: usize = 1000;
 pub(crate) struct Labelled<'a> {
     pub(crate) pictures: &'a [Judged<'a>],
     pub(crate) groups: &'a [usize],
+}
+
+/// What is wanted of a fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FitOptions {
+    /// Of the order of stages and their thresholds, which are fitted where there is one.
+    pub(crate) goal: Option<Goal>,
+    pub(crate) learning: Learning,
 }
 
 /// A part that could be changed: what it is, what it could be, and by how much the mean NLL falls.
@@ -83,24 +91,30 @@ pub(crate) struct Cascade {
 }
 
 impl Fit {
-    /// The fusion that is to be written: the better one of those that gain, if any does.
+    /// The fixed weights that are to be written: those beside learned ones, or of the better method of those that gain.
     pub(crate) fn fusion(&self) -> Option<&Fusion> {
-        let gains = self.fusions.iter().filter(|part| part.is_gain());
+        let fusions = self.fusions.iter();
+        if self.weighs() {
+            let mut fitted = fusions.map(|part| &part.fitted);
+            return fitted.find(|fitted| fitted.method == FusionMethod::LogLinear);
+        }
+        let gains = fusions.filter(|part| part.is_gain());
         gains.min_by(|one, other| one.change.value.total_cmp(&other.change.value)).map(|part| &part.fitted)
     }
-}
 
-impl Fit {
     /// How votes are to be fused, where that changes.
     pub(crate) fn method(&self) -> Option<FusionMethod> {
-        let weights = self.learned.as_ref().and_then(|learned| learned.weights.as_ref());
-        let learned = weights.filter(|part| part.is_gain()).map(|_| FusionMethod::Learned);
-        learned.or(self.fusion().map(|fusion| fusion.method))
+        let fixed = self.fusion().map(|fusion| fusion.method);
+        if self.weighs() { Some(FusionMethod::Learned) } else { fixed }
+    }
+
+    fn weighs(&self) -> bool {
+        self.learned.as_ref().is_some_and(LearnedParts::weighs)
     }
 
     /// The networks that are to be written.
-    pub(crate) fn gains(&self) -> Option<Learned> {
-        self.learned.as_ref().and_then(LearnedParts::gains)
+    pub(crate) fn networks(&self) -> Option<Learned> {
+        self.learned.as_ref().and_then(LearnedParts::used)
     }
 
     /// The configured place of the stage that is to be at this place.
@@ -114,14 +128,14 @@ impl Fit {
     }
 }
 
-/// Fits a policy's parts; the order of its stages and their thresholds where there is a goal. `whole` has the models that are
+/// Fits a policy's parts. `whole` has the models that are
 /// off as well. `None` where there is too little to fit on: fewer groups than
 /// folds.
 pub(crate) fn fit(
     configured: &Policy,
     whole: &Policy,
     labelled: Labelled<'_>,
-    goal: Option<Goal>,
+    FitOptions { goal, learning }: FitOptions,
 ) -> Option<Fit> {
     // What was learned before may have been learned on these pictures.
     let policy = &configured.without_learned();
@@ -144,7 +158,7 @@ pub(crate) fn fit(
         ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
     let plain =
         |without: Option<usize>| without.map_or(Some(&plain_whole), |fold| plain_by_fold.get(fold)).cloned();
-    let mut learned = work.learn(&plain);
+    let mut learned = if learning == Learning::Never { None } else { work.learn(&plain, learning) };
     let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
     let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, goal))?;
     let in_order = |policy: &Policy| match orders.gain() {
@@ -154,7 +168,7 @@ pub(crate) fn fit(
     let ordered = |without| in_order(&plain(without)?);
     let rules = rules(&in_order(policy)?);
     if let Some(learned) = learned.as_mut().filter(|_| goal.is_some()) {
-        learned.gates = work.gates(learned, &ordered, &in_order(policy)?);
+        learned.gates = work.gates(learned, &ordered, &in_order(policy)?, learning);
     }
     let answers = |learned: &Option<LearnedParts>| {
         work.answers(&|fold| LearnedParts::applied_to(learned.as_ref(), ordered(Some(fold))?, Some(fold)))
@@ -218,6 +232,11 @@ pub(super) fn fusion_of(policy: &Policy) -> Fusion {
     let weights: Vec<f64> = policy.members().map(|member| member.weight().get()).collect();
     let sum: f64 = weights.iter().sum();
     Fusion { method: policy.fusion(), weights: weights.iter().map(|weight| weight / sum).collect() }
+}
+
+/// The models up to each stage, all at once.
+pub(super) fn up_to_each_stage(policy: &Policy) -> Option<Vec<Policy>> {
+    (0..policy.stages().len()).map(|stage| policy.as_far_as(stage)).collect()
 }
 
 /// What is fitted, on what, and by which folds it is judged.
@@ -288,6 +307,12 @@ impl Work<'_> {
         FusionMethod::FIXED.into_iter().map(part).collect()
     }
 
+    /// The policy fused log-linearly, by weights that were fitted on all folds but one.
+    pub(super) fn log_linear(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
+        let method = FusionMethod::LogLinear;
+        Some(set_fusion(policy, &Fusion { method, weights: self.weights(policy, method, without)? }))
+    }
+
     /// The policy with the parts that gain, fitted on all folds but one.
     fn refitted(
         &self,
@@ -306,13 +331,8 @@ impl Work<'_> {
 
     /// What each stage would answer for each picture, by the policy that its fold is judged with.
     fn answers(&self, policy_of: &dyn Fn(usize) -> Option<Policy>) -> Option<Vec<Vec<StageAnswer>>> {
-        let stages = self.policy.stages().len();
-        let by_fold: Vec<Vec<Policy>> = (0..FOLDS)
-            .map(|fold| {
-                let policy = policy_of(fold)?;
-                (0..stages).map(|stage| policy.as_far_as(stage)).collect::<Option<Vec<_>>>()
-            })
-            .collect::<Option<_>>()?;
+        let by_fold: Vec<Vec<Policy>> =
+            (0..FOLDS).map(|fold| up_to_each_stage(&policy_of(fold)?)).collect::<Option<_>>()?;
         let of_picture = |(picture, &fold): (&Judged<'_>, &usize)| {
             by_fold[fold]
                 .iter()

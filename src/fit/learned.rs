@@ -9,35 +9,65 @@ use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability,
 use concord_models::{Example, Goal, Network, Training, train};
 
 use super::calibrate::calibrated;
-use super::cross::{FOLDS, Work, fusion_of};
+use super::cross::{FOLDS, Work, fusion_of, up_to_each_stage};
 use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
 
-/// A network for each fold, learned without it, and one for all of them.
-#[derive(Debug)]
-struct Fitted {
-    by_fold: Vec<Network>,
-    whole: Network,
+/// Whether what was learned is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum Learning {
+    /// Where it is better for sure than the simple part that it replaces
+    #[default]
+    Auto,
+    /// Wherever there is enough to learn from, be it better or not: to measure it on other pictures
+    Always,
+    /// Nowhere, and nothing is learned: that is faster
+    Never,
 }
 
-impl Fitted {
+/// Something for each fold, made without it, and something made of all of them.
+#[derive(Debug)]
+struct ByFold<T> {
+    by_fold: Vec<T>,
+    whole: T,
+}
+
+impl<T> ByFold<T> {
+    fn of(make: impl Fn(Option<usize>) -> Option<T>) -> Option<Self> {
+        let by_fold = (0..FOLDS).map(|fold| make(Some(fold))).collect::<Option<_>>()?;
+        Some(Self { by_fold, whole: make(None)? })
+    }
+
     /// By what pictures of this fold are judged; where it is none, what is written.
-    fn without(&self, fold: Option<usize>) -> Option<&Network> {
+    fn without(&self, fold: Option<usize>) -> Option<&T> {
         fold.map_or(Some(&self.whole), |fold| self.by_fold.get(fold))
     }
 }
 
-/// Weights for each image.
+/// Weights and temperatures for each image.
 #[derive(Debug)]
 pub(crate) struct WeightsPart {
-    networks: Fitted,
-    /// Of the mean NLL beside fixed weights, on pictures that neither was fitted on: below 0 is better.
+    networks: ByFold<Network>,
+    /// With the fixed weights that they start from, and that count where they cannot be read: those of log-linear fusion.
+    fixed: ByFold<Policy>,
+    /// Of the mean NLL of what the stages answer, beside fixed weights, on pictures that neither was fitted on: below 0 is
+    /// better.
     pub(crate) change: Figure,
+    pub(crate) is_used: bool,
 }
 
 impl WeightsPart {
     /// Whether they are better for sure.
     pub(crate) fn is_gain(&self) -> bool {
         self.change.high < 0.0
+    }
+
+    /// `policy` with the fixed weights, fused by what was learned.
+    fn fused(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
+        let fixed = self.fixed.without(without)?;
+        let weight = |member: &Member| fixed.members().find(|other| other.model() == member.model());
+        Some(policy.with_weights(FusionMethod::Learned, |member| {
+            weight(member).map_or(member.weight(), Member::weight)
+        }))
     }
 }
 
@@ -46,7 +76,7 @@ impl WeightsPart {
 pub(crate) struct GatePart {
     pub(crate) stage: usize,
     models: Vec<Arc<str>>,
-    networks: Fitted,
+    networks: ByFold<Network>,
     /// The stage's errors.
     pub(crate) errors: usize,
     /// The area under the ROC curve for "the answer is wrong", by plain confidence and by the gate, on pictures that it was
@@ -55,6 +85,7 @@ pub(crate) struct GatePart {
     pub(crate) by_gate: f64,
     /// By how much the second is larger: above 0 is better.
     pub(crate) change: Figure,
+    pub(crate) is_used: bool,
 }
 
 impl GatePart {
@@ -77,21 +108,26 @@ pub(crate) struct LearnedParts {
 impl LearnedParts {
     /// Whether this stage is to be accepted by its gate.
     pub(super) fn gates_stage(&self, stage: usize) -> bool {
-        self.gates.iter().any(|part| part.stage == stage && part.is_gain())
+        self.gates.iter().any(|part| part.stage == stage && part.is_used)
     }
 
-    /// What is to be written, of all pictures; `None` where nothing gains.
-    pub(super) fn gains(&self) -> Option<Learned> {
+    /// Whether votes are to be fused by it.
+    pub(super) fn weighs(&self) -> bool {
+        self.weights.as_ref().is_some_and(|part| part.is_used)
+    }
+
+    /// What is to be written, of all pictures; `None` where nothing is used.
+    pub(super) fn used(&self) -> Option<Learned> {
         self.learned(None).filter(|learned| !learned.is_empty())
     }
 
-    /// Of all folds but this one, the networks that gain.
+    /// Of all folds but this one, the networks that are used.
     fn learned(&self, without: Option<usize>) -> Option<Learned> {
         let mut learned = Learned::of(Arc::clone(&self.backbone));
-        if let Some(part) = self.weights.as_ref().filter(|part| part.is_gain()) {
+        if let Some(part) = self.weights.as_ref().filter(|part| part.is_used) {
             learned = learned.with_weights(self.members.clone(), part.networks.without(without)?.clone());
         }
-        for part in self.gates.iter().filter(|part| part.is_gain()) {
+        for part in self.gates.iter().filter(|part| part.is_used) {
             learned = learned.with_gate(&part.models, part.networks.without(without)?.clone());
         }
         Some(learned)
@@ -108,11 +144,13 @@ impl LearnedParts {
     /// `policy` with them, as pictures of this fold are judged.
     pub(super) fn applied(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
         let learned = self.learned(without)?;
-        let weighs = self.weights.as_ref().is_some_and(WeightsPart::is_gain);
-        let method = if weighs { FusionMethod::Learned } else { policy.fusion() };
+        let policy = match self.weights.as_ref().filter(|part| part.is_used) {
+            Some(part) => part.fused(policy, without)?,
+            None => policy.clone(),
+        };
         // What it asks now counts until a threshold has been found.
         let gates = |stage: usize, confidence: Probability| self.gates_stage(stage).then_some(confidence);
-        let policy = policy.with_weights(method, Member::weight).with_gates(gates);
+        let policy = policy.with_gates(gates);
         Some(if learned.is_empty() { policy } else { policy.with_learned(Arc::new(learned)) })
     }
 }
@@ -120,10 +158,14 @@ impl LearnedParts {
 impl Work<'_> {
     /// What can be learned beside `plain`, the policy of a fold without networks, but for gates. `None` where no model gave a
     /// feature with every picture.
-    pub(super) fn learn(&self, plain: &dyn Fn(Option<usize>) -> Option<Policy>) -> Option<LearnedParts> {
+    pub(super) fn learn(
+        &self,
+        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        learning: Learning,
+    ) -> Option<LearnedParts> {
         let backbone = self.backbone()?;
         let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
-        let weights = if members.len() > 1 { self.weights_part(plain, backbone) } else { None };
+        let weights = self.weights_part(plain, backbone, learning);
         let name = Arc::clone(members.get(backbone)?);
         Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
     }
@@ -134,11 +176,18 @@ impl Work<'_> {
         parts: &LearnedParts,
         plain: &dyn Fn(Option<usize>) -> Option<Policy>,
         policy: &Policy,
+        learning: Learning,
     ) -> Vec<GatePart> {
         let Some(backbone) = self.backbone() else { return Vec::new() };
         let weighted = |fold| parts.applied(&plain(fold)?, fold);
         let stages = 0..policy.stages().len().saturating_sub(1);
-        stages.filter_map(|stage| self.gate_part(&weighted, backbone, policy, stage)).collect()
+        let gate = |stage| {
+            let mut part = self.gate_part(&weighted, backbone, policy, stage)?;
+            let is_wanted = learning == Learning::Always || part.is_gain();
+            part.is_used = part.errors >= ERRORS_MIN && is_wanted;
+            Some(part)
+        };
+        stages.filter_map(gate).collect()
     }
 
     /// The first member that gave a feature with every picture.
@@ -159,53 +208,75 @@ impl Work<'_> {
         folds.map(move |(picture, fold)| (picture, *fold == stops))
     }
 
-    fn for_each_fold(&self, network: impl Fn(Option<usize>) -> Option<Network>) -> Option<Fitted> {
-        let by_fold = (0..FOLDS).map(|fold| network(Some(fold))).collect::<Option<_>>()?;
-        Some(Fitted { by_fold, whole: network(None)? })
-    }
-
+    /// `None` where there is too little to learn from.
     fn weights_part(
         &self,
         plain: &dyn Fn(Option<usize>) -> Option<Policy>,
         backbone: usize,
+        learning: Learning,
     ) -> Option<WeightsPart> {
+        let plain = ByFold::of(plain)?;
+        let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
-            self.for_each_fold(|without| self.weights_network(&plain(without)?, backbone, without))?;
+            ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
+        let unknown = Figure { value: 0.0, low: 0.0, high: 0.0 };
+        let mut part = WeightsPart { networks, fixed, change: unknown, is_used: false };
         let names: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
         let name = names.get(backbone)?;
-        let policies: Vec<[Policy; 2]> = (0..FOLDS)
+        let by_fold: Vec<[Vec<Policy>; 2]> = (0..FOLDS)
             .map(|fold| {
-                let plain = plain(Some(fold))?;
-                let learned = Learned::of(Arc::clone(name))
-                    .with_weights(names.clone(), networks.without(Some(fold))?.clone());
-                let learned = plain.with_learned(Arc::new(learned));
-                Some([plain.all_at_once(plain.fusion()), learned.all_at_once(FusionMethod::Learned)])
+                let network = part.networks.without(Some(fold))?.clone();
+                let learned = Learned::of(Arc::clone(name)).with_weights(names.clone(), network);
+                let plain = plain.without(Some(fold))?;
+                let learned = part.fused(plain, Some(fold))?.with_learned(Arc::new(learned));
+                Some([up_to_each_stage(plain)?, up_to_each_stage(&learned)?])
             })
             .collect::<Option<_>>()?;
         let change = |(picture, &fold): (&Judged<'_>, &usize)| {
-            let loss = |policy: &Policy| {
-                let answer = stage_answer(policy, self.policy, picture)?;
-                Some(log_loss(&answer.probabilities, picture.label))
-            };
-            let [plain, learned] = &policies[fold];
-            Some(loss(learned)? - loss(plain)?)
+            let [plain, learned] = &by_fold[fold];
+            Some(self.mean_loss(learned, picture)? - self.mean_loss(plain, picture)?)
         };
         let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
-        Some(WeightsPart { networks, change: self.resampling.mean(&changes) })
+        part.change = self.resampling.mean(&changes);
+        part.is_used = learning == Learning::Always || part.is_gain();
+        Some(part)
     }
 
-    fn weights_network(&self, policy: &Policy, backbone: usize, without: Option<usize>) -> Option<Network> {
-        let (mut examples, mut likelihoods) = (Vec::new(), Vec::new());
+    /// Of what these policies answer.
+    fn mean_loss(&self, policies: &[Policy], picture: &Judged<'_>) -> Option<f64> {
+        let loss = |policy| {
+            Some(log_loss(&stage_answer(policy, self.policy, picture)?.probabilities, picture.label))
+        };
+        let losses: Vec<f64> = policies.iter().map(loss).collect::<Option<_>>()?;
+        Some(losses.iter().sum::<f64>() / losses.len() as f64)
+    }
+
+    fn weights_network(&self, fixed: &Policy, backbone: usize, without: Option<usize>) -> Option<Network> {
+        let (mut examples, mut truths, mut log_probabilities) = (Vec::new(), Vec::new(), Vec::new());
         for (index, validates) in self.learned_on(without) {
             let picture = &self.pictures[index];
             examples.push(Example { input: picture.votes[backbone].feature.as_deref()?, validates });
-            for (member, of_policy) in policy.members().enumerate() {
+            truths.push(picture.label);
+            for (member, of_policy) in fixed.members().enumerate() {
                 let probabilities = calibrated(picture, member, of_policy.calibration())?;
-                likelihoods.push(*probabilities.get(picture.label)? as f32);
+                log_probabilities.extend(probabilities.iter().map(|p| p.max(PROBABILITY_MIN).ln() as f32));
             }
         }
-        let fixed = fusion_of(policy).weights;
-        let goal = Goal::Mixture { likelihoods: &likelihoods, fixed: &fixed };
+        let stages = fixed.stages().iter();
+        let answers: Vec<usize> = stages
+            .scan(0, |models, stage| {
+                *models += stage.members().len();
+                Some(*models)
+            })
+            .filter(|models| *models > backbone)
+            .collect();
+        let weights = fusion_of(fixed).weights;
+        let goal = Goal::Fusion {
+            log_probabilities: &log_probabilities,
+            truths: &truths,
+            fixed: &weights,
+            answers: &answers,
+        };
         trained(&examples, goal, self.feature_width(backbone)?)
     }
 
@@ -224,8 +295,9 @@ impl Work<'_> {
         if !models.contains(backbone_name) {
             return None;
         }
-        let networks = self.for_each_fold(|without| {
-            let answers = self.gated(&weighted(without)?, backbone, stage)?;
+        let answers = ByFold::of(|without| self.gated(&weighted(without)?, backbone, stage))?;
+        let networks = ByFold::of(|without| {
+            let answers = answers.without(without)?;
             let chosen: Vec<(&Gated, bool)> =
                 self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
             let is_right: Vec<bool> = chosen.iter().map(|(answer, _)| answer.is_right).collect();
@@ -236,12 +308,9 @@ impl Work<'_> {
             trained(&examples, Goal::Truth(&is_right), self.feature_width(backbone)?)
         })?;
         // Each picture by the policy and the gate that did not see it.
-        let by_fold = (0..FOLDS)
-            .map(|fold| self.gated(&weighted(Some(fold))?, backbone, stage))
-            .collect::<Option<Vec<_>>>()?;
         let (mut by_confidence, mut by_gate) = (Vec::new(), Vec::new());
         for (index, &fold) in self.fold_of.iter().enumerate() {
-            let Gated { input, confidence, is_right } = &by_fold[fold][index];
+            let Gated { input, confidence, is_right } = answers.without(Some(fold))?.get(index)?;
             let log_odds = *networks.without(Some(fold))?.forward(input)?.first()?;
             by_confidence.push((-confidence, !is_right));
             by_gate.push((-f64::from(log_odds), !is_right));
@@ -259,6 +328,7 @@ impl Work<'_> {
             by_confidence: confidence.auroc(&each_once)?,
             by_gate: gate.auroc(&each_once)?,
             change: Figure { value: difference(&each_once)?, low, high },
+            is_used: false,
         })
     }
 
@@ -285,6 +355,8 @@ struct Gated {
     is_right: bool,
 }
 
+/// What a model finds impossible would otherwise be infinitely wrong.
+const PROBABILITY_MIN: f64 = 1e-30;
 /// The hidden layer is a quarter as wide as the feature (1024 → 256), no narrower than this.
 const HIDDEN_MIN: usize = 32;
 

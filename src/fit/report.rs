@@ -3,13 +3,14 @@
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
 use concord_actors::policy::{Calibration, Policy};
 
-use super::cross::{Cascade, FOLDS, Fit, Fusion, Part};
+use super::cross::{Cascade, FOLDS, Fit, FitOptions, Fusion, Part};
+use super::learned::Learning;
 use super::order::{MOVABLE_MAX, OrderPart, Orders};
 use crate::evaluate::thresholds::Outcome;
 use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
 
 /// The parts with their gains, and the cascade before and after.
-pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUnit) -> String {
+pub(crate) fn print(fit: &Fit, policy: &Policy, options: FitOptions, unit: CostUnit) -> String {
     let mut text = format!(
         "Each is judged on the {FOLDS} parts of the pictures that it was not fitted on: by how much the mean NLL \
          changes, with its 95 % interval. What does not fall for sure stays as it is.\n"
@@ -34,8 +35,10 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, goal: Option<Goal>, unit: CostUn
         table.add_row(row(&format!("fusion, {}", part.fitted.method), part, fusion_in_words));
     }
     text.push_str(&format!("{table}\n\n"));
-    text.push_str(&learned_in_words(fit));
-    if let Some(goal) = goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
+    if options.learning != Learning::Never {
+        text.push_str(&learned_in_words(fit));
+    }
+    if let Some(goal) = options.goal.filter(|_| fit.first_stage_errors >= ERRORS_MIN) {
         text.push_str(&order_in_words(&fit.orders, policy, goal, unit));
         text.push_str(&thresholds_in_words(fit, policy, goal, unit));
     }
@@ -64,10 +67,10 @@ fn learned_in_words(fit: &Fit) -> String {
     let mut text = String::new();
     if let Some(part) = &learned.weights {
         let Figure { value, low, high } = part.change;
-        let outcome = outcome(part.is_gain());
+        let outcome = learned_outcome(part.is_gain(), part.is_used);
         text.push_str(&format!(
-            "Weights for each image, by the feature of {}: the NLL changes by {value:+.5} ({low:+.5} – {high:+.5}) beside fixed \
-             weights: {outcome}.\n",
+            "Weights and temperatures for each image, by the feature of {}: the NLL of the stages' answers changes by \
+             {value:+.5} ({low:+.5} – {high:+.5}) beside fixed ones: {outcome}.\n",
             learned.backbone
         ));
     }
@@ -85,7 +88,7 @@ fn learned_in_words(fit: &Fit) -> String {
              ({low:+.3} – {high:+.3}): {}.\n",
             part.by_gate,
             part.by_confidence,
-            outcome(part.is_gain())
+            learned_outcome(part.is_gain(), part.is_used)
         ));
     }
     text.push('\n');
@@ -94,6 +97,10 @@ fn learned_in_words(fit: &Fit) -> String {
 
 fn outcome(is_gain: bool) -> &'static str {
     if is_gain { "better" } else { "no clear gain, and not used" }
+}
+
+fn learned_outcome(is_gain: bool, is_used: bool) -> &'static str {
+    if is_used && !is_gain { "no clear gain, but used as you asked" } else { outcome(is_gain) }
 }
 
 fn new_table<const N: usize>(header: [&str; N]) -> Table {

@@ -12,7 +12,7 @@ pub enum FusionMethod {
     /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly impossible
     /// stays improbable.
     LogLinear,
-    /// The mean of the probabilities with weights for each image, by what the backbone made of it.
+    /// As log-linear, with weights and temperatures for each image, by what the backbone made of it.
     Learned,
 }
 
@@ -43,16 +43,18 @@ impl FusionMethod {
         let mut totals = vec![0.0; beliefs.peek()?.distribution.probabilities().len()];
         for belief in beliefs {
             match self {
-                Self::Linear | Self::Learned => {
+                Self::Linear => {
                     let probabilities = belief.distribution.probabilities().iter().copied();
                     add_weighted(&mut totals, probabilities, belief.weight);
                 }
-                Self::LogLinear => add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight),
+                Self::LogLinear | Self::Learned => {
+                    add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight)
+                }
             }
         }
         Some(match self {
-            Self::Linear | Self::Learned => Distribution::proportional_to(totals),
-            Self::LogLinear => Distribution::softmax(&totals, Temperature::NEUTRAL),
+            Self::Linear => Distribution::proportional_to(totals),
+            Self::LogLinear | Self::Learned => Distribution::softmax(&totals, Temperature::NEUTRAL),
         })
     }
 }

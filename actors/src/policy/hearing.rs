@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::answer::{Answer, Fallback, Opinion, Reason};
 use super::decide::Failure;
 use super::fusion::{Belief, FusionMethod, shares};
-use super::learned::{LearnedPart, Reading, Unread};
+use super::learned::{LearnedPart, Reading, Unread, Weighing};
 use super::probability::{Logits, Probability, Weight};
 use super::rules::{AcceptRule, Member, Policy, Stage};
 use super::vote::{Vote, VoteFailure};
@@ -63,12 +63,17 @@ impl<'a> Hearing<'a> {
 
     /// The answer after the stage `stage`, as if it were the last; `None` when no vote has succeeded.
     pub(super) fn fuse(&mut self, stage: usize) -> Option<Answer> {
-        let mut shares = self.shares(stage).into_iter();
+        let mut weighings = self.weighings(stage).into_iter();
         let mut opinions = Vec::with_capacity(self.heard.len());
         for one in &self.heard {
-            let belief = one.logits.clone().map(|logits| Belief {
-                distribution: logits.calibrated(one.member.calibration()),
-                weight: shares.next().unwrap_or_default(),
+            let belief = one.logits.clone().map(|logits| {
+                let calibrated = logits.calibrated(one.member.calibration());
+                let Weighing { share, inverse_temperature } = weighings.next().unwrap_or_default();
+                let distribution = match inverse_temperature {
+                    Some(inverse_temperature) => calibrated.sharpened(inverse_temperature),
+                    None => calibrated,
+                };
+                Belief { distribution, weight: share }
             });
             let Vote { model, evidence, cost, .. } = one.vote;
             let (model, evidence) = (Arc::clone(model), evidence.clone());
@@ -121,19 +126,21 @@ impl<'a> Hearing<'a> {
     /// The largest share that the learned weights give to a model of the stage.
     fn largest_share(&self, stage: &Stage) -> Result<f64, Unread> {
         let models = self.models().chain(stage.members().iter().map(Member::model));
-        Ok(largest_of_last(&self.reading.shares(models)?, stage))
+        let shares: Vec<f64> =
+            self.reading.weighings(models)?.iter().map(|weighing| weighing.share).collect();
+        Ok(largest_of_last(&shares, stage))
     }
 
-    /// How much each successful vote counts, with the sum 1.
-    fn shares(&mut self, stage: usize) -> Vec<f64> {
-        // One vote is the whole answer, whatever its weight.
-        if self.policy.fusion() == FusionMethod::Learned && self.voters().count() > 1 {
-            match self.reading.shares(self.models()) {
-                Ok(shares) => return shares,
+    /// What is made of each successful vote.
+    fn weighings(&mut self, stage: usize) -> Vec<Weighing> {
+        if self.policy.fusion() == FusionMethod::Learned && self.voters().next().is_some() {
+            match self.reading.weighings(self.models()) {
+                Ok(weighings) => return weighings,
                 Err(why) => self.falls_back(LearnedPart::Weights, stage, why),
             }
         }
-        shares(&self.voters().map(Member::weight).collect::<Vec<Weight>>())
+        let shares = shares(&self.voters().map(Member::weight).collect::<Vec<Weight>>());
+        shares.into_iter().map(|share| Weighing { share, inverse_temperature: None }).collect()
     }
 
     fn falls_back(&mut self, part: LearnedPart, stage: usize, why: Unread) {

@@ -159,6 +159,13 @@ impl Distribution {
         self.0.iter().map(|probability| probability.ln().max(LOG_PROBABILITY_MIN))
     }
 
+    /// In proportion to the probabilities to the power of a finite number that is greater than 0.
+    pub(super) fn sharpened(&self, inverse_temperature: f64) -> Self {
+        let logarithms: Vec<f64> =
+            self.logarithms().map(|logarithm| logarithm * inverse_temperature).collect();
+        Self::softmax(&logarithms, Temperature::NEUTRAL)
+    }
+
     /// The index of the most probable label; of several equal ones, the first.
     pub fn argmax(&self) -> usize {
         self.peak().0

@@ -93,10 +93,10 @@ impl Policy {
         Self { learned: Some(learned), ..self.clone() }
     }
 
-    /// The same without anything learned: by fixed weights, linearly where they were learned, and plain confidences.
+    /// The same without anything learned: by fixed weights, log-linearly where they were learned, and plain confidences.
     #[must_use]
     pub fn without_learned(&self) -> Self {
-        let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::Linear } else { self.fusion };
+        let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::LogLinear } else { self.fusion };
         Self { learned: None, fusion, ..self.clone() }.with_gates(|_, _| None)
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_actors::policy::{
-    Answer, Calibration, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member,
-    Policy, Probability, TaskSection, Vote, decide,
+    Answer, Context, Decision, Fallback, Fault, FusionMethod, GATE_NUMBERS, Learned, Member, Policy,
+    Probability, TaskSection, Vote, decide,
 };
-use concord_models::{Dense, Network};
+use concord_models::{Dense, ImageFusion, Network};
 use serde_json::{Value, json};
 
 use super::{failed, policy, vote};
@@ -23,12 +23,14 @@ fn network(rows: &[&[f32]]) -> Network {
     Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).expect("the test's network fits together")
 }
 
-/// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, and each gate's log-odds are `x`.
+/// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, all as sure as they are, and each
+/// gate's log-odds are `x`.
 pub(crate) fn learned(weighed: &[&str], gates: &[&[&str]]) -> Learned {
     let mut learned = Learned::of(Arc::from("dinov3"));
     if !weighed.is_empty() {
-        let rows: Vec<&[f32]> =
+        let mut rows: Vec<&[f32]> =
             weighed.iter().map(|model| if *model == "dinov3" { &[0.0][..] } else { &[1.0] }).collect();
+        rows.resize(ImageFusion::outputs(weighed.len()), &[0.0]);
         learned = learned.with_weights(names(weighed), network(&rows));
     }
     let mut row = [0.0; GATE_NUMBERS + 1];
@@ -86,9 +88,16 @@ fn a_gate_counts_instead_of_the_confidence_where_it_can_be_read() {
     for (case, learned, first, accepted, gate, fallbacks) in [
         ("unsure, but right says the gate", whole(), backbone(&UNSURE, &[2.0]), true, Some(0.88), ""),
         ("sure, but wrong says the gate", whole(), backbone(&SURE, &[-2.0]), false, Some(0.12), ""),
-        ("no feature", whole(), without_feature, true, None, "gate@0 no_feature"),
+        ("no feature", whole(), without_feature, true, None, "weights@0 no_feature, gate@0 no_feature"),
         ("no gate", learned(&["dinov3"], &[]), backbone(&SURE, &[-2.0]), true, None, "gate@0 not_fitted"),
-        ("another backbone", whole(), backbone(&SURE, &[-2.0, 0.0]), true, None, "gate@0 not_fitted"),
+        (
+            "another backbone",
+            whole(),
+            backbone(&SURE, &[-2.0, 0.0]),
+            true,
+            None,
+            "weights@0 not_fitted, gate@0 not_fitted",
+        ),
     ] {
         match decide(&by(learned), &[first], &Context::default()) {
             Decision::Answer(answer) => {
@@ -118,20 +127,48 @@ fn each_image_has_its_own_weights() {
     assert!(nearly(&weights(&even), &[0.5, 0.5]), "{even:?}");
     let tilted = answer(&policy, &votes(&[3.0_f32.ln()]));
     assert!(nearly(&weights(&tilted), &[0.25, 0.75]), "{tilted:?}");
-    let p = |vote: &Vote| match &vote.outcome {
-        Ok(logits) => logits.calibrated(&Calibration::NEUTRAL).probabilities()[1],
-        Err(failure) => panic!("{failure}"),
-    };
-    let expected = 0.25 * p(&votes(&[0.0])[0]) + 0.75 * p(&votes(&[0.0])[1]);
-    assert!((tilted.distribution.probabilities()[1] - expected).abs() < 1e-6, "{tilted:?}");
+    // The odds of two labels multiply, each to the power of its model's weight: those of the logits are e^0.5 and e^5.
+    let odds = (0.25_f64 * 0.5 + 0.75 * 5.0).exp();
+    assert!((tilted.distribution.probabilities()[1] - odds / (1.0 + odds)).abs() < 1e-6, "{tilted:?}");
 
-    // The configured ones, fused linearly.
+    // The configured ones, fused log-linearly.
     let fixed = [0.6 / 0.9, 0.3 / 0.9];
     let unfit = answer(&policy, &votes(&[0.0, 0.0]));
     assert!(nearly(&weights(&unfit), &fixed), "{unfit:?}");
     assert!(told(&unfit.fallbacks).contains("weights@1 not_fitted"), "{unfit:?}");
-    let by_hand = answer(&policy.with_weights(FusionMethod::Linear, Member::weight), &votes(&[0.0, 0.0]));
+    let by_hand = answer(&policy.with_weights(FusionMethod::LogLinear, Member::weight), &votes(&[0.0, 0.0]));
     assert_eq!(unfit.distribution, by_hand.distribution);
+}
+
+#[test]
+fn each_image_has_its_own_temperatures() {
+    // Of one number `x`: dinov3's log-probabilities are multiplied by e^x, siglip2's stay.
+    let network = network(&[&[0.0], &[0.0], &[1.0], &[0.0]]);
+    let learned = Learned::of(Arc::from("dinov3")).with_weights(names(&["dinov3", "siglip2"]), network);
+    let mut section = section();
+    section["stages"] = json!([
+        { "models": ["dinov3"], "accept": { "confidence": 0.9 } },
+        { "models": ["siglip2"] },
+    ]);
+    let policy = policy(section).with_learned(Arc::new(learned));
+    let probability = |log_odds: f64| 1.0 / (1.0 + (-log_odds).exp());
+    for (x, log_odds) in [(0.0, 0.5), (2.0_f32.ln(), 1.0), (-2.0, 0.5 * (-2.0_f64).exp())] {
+        let votes = [backbone(&UNSURE, &[x]), vote("siglip2", &SURE)];
+        let answer = answer(&policy, &votes);
+        let belief = answer.opinions[0].belief.as_ref().unwrap();
+        let found = belief.distribution.probabilities()[1];
+        assert!((found - probability(log_odds)).abs() < 1e-6, "{x}: the vote as it counts: {answer:?}");
+        let fused = f64::midpoint(log_odds, 5.0);
+        assert!(
+            (answer.distribution.probabilities()[1] - probability(fused)).abs() < 1e-6,
+            "{x}: {answer:?}"
+        );
+    }
+    // It also tells whether the first model is sure enough by itself.
+    let sure = [backbone(&[0.0, 2.0], &[1.0])];
+    assert_eq!(answer(&policy, &sure).stage, 0);
+    let doubted = [backbone(&SURE, &[-2.0])];
+    assert_eq!(decide(&policy, &doubted, &Context::default()), Decision::Ask { stage: 1 });
 }
 
 #[test]
@@ -142,20 +179,20 @@ fn what_counts_in_the_place_of_a_learned_part_is_told() {
             "the backbone failed",
             vec![failed("dinov3"), vote("siglip2", &UNSURE), vote("cloud", &SURE)],
             // 0.1 of the 0.4 that siglip2 and cloud have: the stage is left out.
-            "min_weight@2 backbone_failed",
+            "weights@1 backbone_failed, min_weight@2 backbone_failed",
             false,
         ),
         (
             "the vote has no feature, which another computation may have",
             vec![vote("dinov3", &UNSURE), vote("siglip2", &UNSURE)],
-            "gate@0 no_feature, weights@1 no_feature, min_weight@2 no_feature",
+            "weights@0 no_feature, gate@0 no_feature, weights@1 no_feature, min_weight@2 no_feature",
             false,
         ),
         ("all is read", vec![backbone(&UNSURE, &[-1.0]), vote("siglip2", &UNSURE)], "", true),
         (
             "networks of other models, as they will be the next time",
             vec![backbone(&UNSURE, &[-1.0, 0.0]), vote("siglip2", &UNSURE)],
-            "gate@0 not_fitted, weights@1 not_fitted, min_weight@2 not_fitted",
+            "weights@0 not_fitted, gate@0 not_fitted, weights@1 not_fitted, min_weight@2 not_fitted",
             true,
         ),
     ] {
@@ -181,7 +218,7 @@ fn a_stage_is_left_out_where_its_models_would_count_for_too_little() {
     let policy = by(whole());
     let first_two = |feature| vec![backbone(&UNSURE, &[feature]), vote("siglip2", &UNSURE)];
     // As 1 : e^x : e^x, cloud's share exceeds a half nowhere; with siglip2 as light as dinov3 it does from x = ln 2 on.
-    let rows: [&[f32]; 3] = [&[0.0], &[0.0], &[1.0]];
+    let rows: [&[f32]; 6] = [&[0.0], &[0.0], &[1.0], &[0.0], &[0.0], &[0.0]];
     let policy = policy.with_learned(Arc::new(
         learned(&[], &[&["dinov3"]]).with_weights(names(&["dinov3", "siglip2", "cloud"]), network(&rows)),
     ));

@@ -1,8 +1,10 @@
 //! A small network in plain numbers, which decides about an image by what a backbone made of it: how much each model
-//! counts, or whether an answer is right. Trained with libtorch ([`train()`]), run without it.
+//! counts and how sure it may be, or whether an answer is right. Trained with libtorch ([`train()`]), run without it.
 
+mod fusion;
 mod train;
 
+pub use fusion::ImageFusion;
 pub use train::{Example, Goal, Training, train};
 
 /// More layers, or wider ones, are no small network.

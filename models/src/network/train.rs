@@ -1,9 +1,9 @@
 //! Training of a small network: `AdamW` on random parts of the examples, until what was kept apart no longer gains.
 
 use tch::nn::{self, Module, OptimizerConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
-use super::{Dense, Network};
+use super::{Dense, ImageFusion, Network};
 use crate::ModelError;
 
 /// Weights are drawn towards 0 by this share of the learning rate: features are many and examples few.
@@ -15,8 +15,8 @@ const BATCH: usize = 256;
 const DEVIATION_MIN: f64 = 1e-6;
 /// Of the loss, in nats: less is rounding, and no reason to leave what it starts from.
 const GAIN_MIN: f64 = 1e-5;
-/// What the models' probabilities of the truth are raised to: none at all would cost infinitely much.
-const LIKELIHOOD_MIN: f64 = 1e-12;
+/// The spread that a gate's confidence is given where it is the same everywhere: any number keeps it as it is.
+const SPREAD_MIN: f32 = 1e-6;
 
 /// One image.
 #[derive(Debug, Clone, Copy)]
@@ -30,15 +30,21 @@ pub struct Example<'a> {
 /// What the network's outputs are to be, in the order of the examples.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal<'a> {
-    /// Their softmax: weights of models whose mixture makes the truth as probable as possible. Training starts from the
-    /// fixed weights.
-    Mixture {
-        /// Each model's probability of the truth, \[examples, models\], row after row.
-        likelihoods: &'a [f32],
-        /// Greater than 0.
+    /// For each image, how much each model counts and how sure it may be: [`ImageFusion`] makes of them weights and inverse
+    /// temperatures, by which the models' log-probabilities are summed so that the truth becomes as probable as possible.
+    /// Training starts from the fixed weights, and from inverse temperatures of 1.
+    Fusion {
+        /// Finite, \[examples, models, labels\], row after row.
+        log_probabilities: &'a [f32],
+        /// The index of each example's true label.
+        truths: &'a [usize],
+        /// Of each model, greater than 0.
         fixed: &'a [f64],
+        /// With the votes of how many of the models, in their order, an answer may be given. What counts is the mean over them.
+        answers: &'a [usize],
     },
-    /// The one output is the log-odds that this is true.
+    /// The one output is the log-odds that this is true. Training starts from what the first input says, which are such
+    /// log-odds.
     Truth(&'a [bool]),
 }
 
@@ -62,7 +68,7 @@ impl Default for Training {
 }
 
 /// The network that is best on the examples kept apart, out of those after each pass and the one that it starts from, which
-/// says the same of every image. The same arguments give the same network on one machine.
+/// is what counts where nothing is learned. The same arguments give the same network on one machine.
 ///
 /// # Errors
 /// When there are no examples to learn from or none kept apart, inputs of several lengths, or libtorch fails.
@@ -79,10 +85,11 @@ pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Re
         return Err(ModelError::Unsupported("there are too few examples to train a network on".to_owned()));
     }
     let apart = Tensor::f_from_slice(&apart)?;
-    let Inputs { values: inputs, mean, scale, width } = Inputs::of(examples, &learned)?;
+    let inputs = Inputs::of(examples, &learned)?;
     let mut numbers = Numbers::new(training.seed);
     let store = nn::VarStore::new(Device::Cpu);
-    let learner = Learner::new(&store, width, goal, training, examples.len(), &mut numbers)?;
+    let learner = Learner::new(&store, &inputs, Target::new(goal, examples.len())?, training, &mut numbers)?;
+    let Inputs { values: inputs, mean, scale, .. } = inputs;
     let mut optimizer =
         nn::AdamW { wd: WEIGHT_DECAY, ..nn::AdamW::default() }.build(&store, LEARNING_RATE)?;
     let loss_apart = |learner: &Learner| -> Result<f64, ModelError> {
@@ -143,64 +150,104 @@ struct Learner {
 }
 
 enum Target {
-    /// Logarithms, [examples, models].
-    Mixture(Tensor),
+    Fusion {
+        /// [examples, models, labels]
+        log_probabilities: Tensor,
+        /// [examples]
+        truths: Tensor,
+        /// The logarithms of the fixed weights.
+        start: Vec<f32>,
+        answers: Vec<i64>,
+    },
     /// 0 or 1, [examples, 1].
     Truth(Tensor),
+}
+
+impl Target {
+    fn new(goal: Goal<'_>, examples: usize) -> Result<Self, ModelError> {
+        match goal {
+            Goal::Fusion { log_probabilities, truths, fixed, answers } => {
+                assert_eq!(truths.len(), examples, "a truth for each example");
+                let models = fixed.len();
+                let labels = log_probabilities.len() / (examples * models).max(1);
+                assert_eq!(log_probabilities.len(), examples * models * labels, "as many labels for each");
+                let shape = [examples, models, labels].map(|size| size as i64);
+                let truths: Vec<i64> = truths.iter().map(|truth| *truth as i64).collect();
+                Ok(Self::Fusion {
+                    log_probabilities: Tensor::f_from_slice(log_probabilities)?.f_view(shape)?,
+                    truths: Tensor::f_from_slice(&truths)?,
+                    start: fixed.iter().map(|weight| weight.ln() as f32).collect(),
+                    answers: answers.iter().map(|models| *models as i64).collect(),
+                })
+            }
+            Goal::Truth(is_true) => {
+                assert_eq!(is_true.len(), examples, "a truth for each example");
+                let truths: Vec<f32> = is_true.iter().map(|is_true| f32::from(u8::from(*is_true))).collect();
+                Ok(Self::Truth(Tensor::f_from_slice(&truths)?.f_view([-1, 1])?))
+            }
+        }
+    }
+
+    /// [outputs, hidden units] and [outputs], and the rows of the hidden units that they need, each of one input.
+    fn start(&self, hidden: usize, inputs: &Inputs) -> Result<Start, ModelError> {
+        match self {
+            // Whatever the image, the fixed weights, and nothing surer or less sure.
+            Self::Fusion { start, .. } => {
+                let mut bias = start.clone();
+                bias.resize(2 * start.len(), 0.0);
+                Ok(Start { weight: vec![0.0; bias.len() * hidden], bias, units: &[] })
+            }
+            // x = relu(x) - relu(-x), of the first input as it was before it was standardised.
+            Self::Truth(_) => {
+                let mean = inputs.mean.f_double_value(&[0])? as f32;
+                let spread = 1.0 / (inputs.scale.f_double_value(&[0])? as f32).max(SPREAD_MIN);
+                let mut weight = vec![0.0; hidden];
+                for (unit, sign) in weight.iter_mut().zip(FIRST_INPUT) {
+                    *unit = sign * spread;
+                }
+                Ok(Start { weight, bias: vec![mean], units: &FIRST_INPUT })
+            }
+        }
+    }
+}
+
+/// What two hidden units multiply the first input by, so that their difference is that input.
+const FIRST_INPUT: [f32; 2] = [1.0, -1.0];
+
+/// What the output layer is at first.
+struct Start {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    /// The first hidden units read the first input alone, multiplied by these.
+    units: &'static [f32],
 }
 
 impl Learner {
     fn new(
         store: &nn::VarStore,
-        width: i64,
-        goal: Goal<'_>,
+        inputs: &Inputs,
+        target: Target,
         training: Training,
-        examples: usize,
         numbers: &mut Numbers,
     ) -> Result<Self, ModelError> {
-        let (target, start) = match goal {
-            Goal::Mixture { likelihoods, fixed } => {
-                assert_eq!(
-                    likelihoods.len(),
-                    examples * fixed.len(),
-                    "a likelihood for each model and example"
-                );
-                let likelihoods = Tensor::f_from_slice(likelihoods)?.f_view([-1, fixed.len() as i64])?;
-                let start: Vec<f32> = fixed.iter().map(|weight| weight.ln() as f32).collect();
-                (Target::Mixture(likelihoods.f_clamp_min(LIKELIHOOD_MIN)?.f_log()?), start)
-            }
-            Goal::Truth(is_true) => {
-                assert_eq!(is_true.len(), examples, "a truth for each example");
-                let truths: Vec<f32> = is_true.iter().map(|is_true| f32::from(u8::from(*is_true))).collect();
-                // One of each more than there are, so that neither is impossible.
-                let count =
-                    |wanted: bool| 1.0 + is_true.iter().filter(|is_true| **is_true == wanted).count() as f32;
-                (
-                    Target::Truth(Tensor::f_from_slice(&truths)?.f_view([-1, 1])?),
-                    vec![(count(true) / count(false)).ln()],
-                )
-            }
+        let (root, width) = (store.root(), inputs.width as usize);
+        let hidden_units = training.hidden.max(FIRST_INPUT.len());
+        let start = target.start(hidden_units, inputs)?;
+        let layer = |name: &str, from: usize, to: usize| {
+            nn::linear(&root / name, from as i64, to as i64, nn::LinearConfig::default())
         };
-        let root = store.root();
-        let mut hidden =
-            nn::linear(&root / "hidden", width, training.hidden as i64, nn::LinearConfig::default());
-        let mut output = nn::linear(
-            &root / "output",
-            training.hidden as i64,
-            start.len() as i64,
-            nn::LinearConfig::default(),
-        );
-        tch::no_grad(|| -> Result<(), ModelError> {
-            // PyTorch's own range for a linear layer, and it begins by saying the same of every image.
-            let range = 1.0 / (width as f32).sqrt();
-            let weights = numbers.between(-range, range, hidden.ws.numel());
-            hidden.ws.f_copy_(&Tensor::f_from_slice(&weights)?.f_view_as(&hidden.ws)?)?;
-            hidden.bs.as_mut().map(Tensor::f_zero_).transpose()?;
-            _ = output.ws.f_zero_()?;
-            if let Some(bias) = &mut output.bs {
-                bias.f_copy_(&Tensor::f_from_slice(&start)?)?;
-            }
-            Ok(())
+        let hidden = layer("hidden", width, hidden_units);
+        let output = layer("output", hidden_units, start.bias.len());
+        // PyTorch's own range for a linear layer.
+        let range = 1.0 / (width as f32).sqrt();
+        let mut rows = numbers.between(-range, range, width * hidden_units);
+        for (row, factor) in rows.chunks_exact_mut(width).zip(start.units) {
+            row.fill(0.0);
+            row[0] = *factor;
+        }
+        tch::no_grad(|| {
+            set(&hidden, &rows, &vec![0.0; hidden_units])?;
+            set(&output, &start.weight, &start.bias)
         })?;
         Ok(Self { hidden, output, target })
     }
@@ -209,19 +256,35 @@ impl Learner {
     fn loss(&self, inputs: &Tensor, indices: &Tensor) -> Result<Tensor, ModelError> {
         let outputs =
             self.output.forward(&self.hidden.forward(&inputs.f_index_select(0, indices)?).f_relu()?);
-        Ok(match &self.target {
-            Target::Mixture(logarithms) => {
-                let weighted =
-                    outputs.f_log_softmax(-1, Kind::Float)? + logarithms.f_index_select(0, indices)?;
-                weighted.f_logsumexp([-1].as_slice(), false)?.f_mean(Kind::Float)?.f_neg()?
+        match &self.target {
+            Target::Fusion { log_probabilities, truths, start, answers } => {
+                let log_probabilities = log_probabilities.f_index_select(0, indices)?;
+                let truths = truths.f_index_select(0, indices)?;
+                let parts = outputs.f_split(start.len() as i64, -1)?;
+                let [weights, sharpness] = parts.as_slice() else { unreachable!("two for each model") };
+                let bound = f64::from(ImageFusion::LOG_INVERSE_TEMPERATURE_MAX);
+                let sharpness = sharpness.f_clamp(-bound, bound)?.f_exp()?;
+                let mut total = Tensor::f_zeros([], (Kind::Float, Device::Cpu))?;
+                for &models in answers {
+                    let shares = weights.f_narrow(-1, 0, models)?.f_softmax(-1, Kind::Float)?;
+                    let factors = (shares * sharpness.f_narrow(-1, 0, models)?).f_unsqueeze(-1)?;
+                    let fused = (factors * log_probabilities.f_narrow(1, 0, models)?).f_sum_dim_intlist(
+                        [1].as_slice(),
+                        false,
+                        Kind::Float,
+                    )?;
+                    total +=
+                        fused.f_cross_entropy_loss::<Tensor>(&truths, None, Reduction::Mean, -100, 0.0)?;
+                }
+                Ok(total / answers.len() as f64)
             }
-            Target::Truth(truths) => outputs.f_binary_cross_entropy_with_logits::<Tensor>(
+            Target::Truth(truths) => Ok(outputs.f_binary_cross_entropy_with_logits::<Tensor>(
                 &truths.f_index_select(0, indices)?,
                 None,
                 None,
-                tch::Reduction::Mean,
-            )?,
-        })
+                Reduction::Mean,
+            )?),
+        }
     }
 
     fn layers(&self) -> Result<Vec<Dense>, ModelError> {
@@ -232,6 +295,14 @@ impl Learner {
         };
         [&self.hidden, &self.output].into_iter().map(dense).collect()
     }
+}
+
+fn set(layer: &nn::Linear, weight: &[f32], bias: &[f32]) -> Result<(), ModelError> {
+    layer.ws.shallow_clone().f_copy_(&Tensor::f_from_slice(weight)?.f_view_as(&layer.ws)?)?;
+    if let Some(of_layer) = &layer.bs {
+        of_layer.shallow_clone().f_copy_(&Tensor::f_from_slice(bias)?)?;
+    }
+    Ok(())
 }
 
 /// Numbers that look random, the same for each seed. Those of libtorch belong to the whole process: whatever else draws some
@@ -275,20 +346,57 @@ mod tests {
         inputs.iter().enumerate().map(|(index, input)| Example { input, validates: index % 5 == 0 }).collect()
     }
 
+    /// [examples, models, 2 labels], of each model's probability of the first label.
+    fn log_probabilities(of_first: impl Iterator<Item = f32>) -> Vec<f32> {
+        of_first.flat_map(|probability| [probability.ln(), (1.0 - probability).ln()]).collect()
+    }
+
+    fn fusion(network: &Network, input: [f32; 2]) -> ImageFusion {
+        ImageFusion::new(network.forward(&input).unwrap())
+    }
+
     #[test]
     fn weights_follow_who_is_right() {
         let inputs = inputs();
-        let likelihoods: Vec<f32> =
-            inputs.iter().flat_map(|input| if input[0] > 0.0 { [0.9, 0.2] } else { [0.1, 0.8] }).collect();
-        let goal = Goal::Mixture { likelihoods: &likelihoods, fixed: &[0.5, 0.5] };
+        let who = |input: &[f32; 2]| if input[0] > 0.0 { [0.9, 0.4] } else { [0.3, 0.9] };
+        let log_probabilities = log_probabilities(inputs.iter().flat_map(who));
+        let truths = vec![0; inputs.len()];
+        let goal = Goal::Fusion {
+            log_probabilities: &log_probabilities,
+            truths: &truths,
+            fixed: &[0.5, 0.5],
+            answers: &[2],
+        };
         let network = train(&examples(&inputs), goal, Training::default()).unwrap();
         for (input, first_is_right) in [([3.0, 2.0], true), ([-1.0, 5.0], false)] {
-            let outputs = network.forward(&input).unwrap();
-            assert_eq!(outputs[0] > outputs[1] + 1.0, first_is_right, "{outputs:?}");
-            assert_eq!(outputs[0] + 1.0 < outputs[1], !first_is_right, "{outputs:?}");
+            let found = fusion(&network, input);
+            let [first, second] = [0, 1].map(|model| found.weight_logit(model).unwrap());
+            assert_eq!(first > second + 1.0, first_is_right, "{found:?}");
+            assert_eq!(first + 1.0 < second, !first_is_right, "{found:?}");
         }
         let again = train(&examples(&inputs), goal, Training::default()).unwrap();
         assert_eq!(again, network, "the same arguments");
+    }
+
+    #[test]
+    fn a_model_is_made_less_sure_where_it_is_seldom_right() {
+        let inputs = inputs();
+        let log_probabilities = log_probabilities(inputs.iter().map(|_| 0.9));
+        // Right ten times of eleven where the first input is high, every other time elsewhere.
+        let truth = |(index, input): (usize, &[f32; 2])| {
+            usize::from(if input[0] > 0.0 { index % 22 == 0 } else { index % 4 == 1 })
+        };
+        let truths: Vec<usize> = inputs.iter().enumerate().map(truth).collect();
+        let goal = Goal::Fusion {
+            log_probabilities: &log_probabilities,
+            truths: &truths,
+            fixed: &[1.0],
+            answers: &[1],
+        };
+        let network = train(&examples(&inputs), goal, Training::default()).unwrap();
+        let inverse_temperature = |input| fusion(&network, input).inverse_temperature(0).unwrap();
+        let (known, unknown) = (inverse_temperature([3.0, 3.0]), inverse_temperature([-1.0, 3.0]));
+        assert!((0.7..1.4).contains(&known) && unknown < 0.3, "{known} {unknown}");
     }
 
     #[test]
@@ -306,11 +414,29 @@ mod tests {
     #[test]
     fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
         let inputs = inputs();
-        let likelihoods = vec![0.5; 2 * inputs.len()];
-        let goal = Goal::Mixture { likelihoods: &likelihoods, fixed: &[0.8, 0.2] };
+        let log_probabilities = vec![0.5_f32.ln(); 4 * inputs.len()];
+        let truths = vec![0; inputs.len()];
+        let goal = Goal::Fusion {
+            log_probabilities: &log_probabilities,
+            truths: &truths,
+            fixed: &[0.8, 0.2],
+            answers: &[1, 2],
+        };
         let network = train(&examples(&inputs), goal, Training::default()).unwrap();
         let outputs = network.forward(&[0.0, 0.0]).unwrap();
         assert!((outputs[0] - outputs[1] - (0.8_f32 / 0.2).ln()).abs() < 1e-4, "{outputs:?}");
+        assert_eq!(outputs[2..], [0.0, 0.0], "as sure as they are");
+        // Those log-odds are the truth already, whatever the second input is.
+        let inputs: Vec<[f32; 2]> = (0..400_u16)
+            .map(|index| [if index % 2 == 0 { 9.0_f32.ln() } else { 0.0 }, f32::from(index % 7)])
+            .collect();
+        let is_right: Vec<bool> = (0..400).map(|index| index % 20 != 0 && index % 4 != 1).collect();
+        let gate =
+            train(&examples(&inputs), Goal::Truth(&is_right), Training { epochs: 0, ..Training::default() });
+        for input in [[2.5, 3.0], [-4.0, 100.0]] {
+            let log_odds = gate.as_ref().unwrap().forward(&input).unwrap()[0];
+            assert!((log_odds - input[0]).abs() < 1e-4, "{log_odds} of {input:?}");
+        }
     }
 
     #[test]

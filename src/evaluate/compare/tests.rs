@@ -116,7 +116,7 @@ fn learned_policy() -> Policy {
     row[GATE_NUMBERS] = 1.0;
     let learned = Learned::of(Arc::clone(&names[0]))
         .with_gate(&names[..1], network(&[&row]))
-        .with_weights(names.to_vec(), network(&[&[0.0], &[-1.0]]));
+        .with_weights(names.to_vec(), network(&[&[0.0], &[-1.0], &[0.0], &[0.0]]));
     let policy = Policy::from_section(&section, &["cheap", "dear"].map(str::to_owned).into()).unwrap();
     policy.with_learned(Arc::new(learned))
 }

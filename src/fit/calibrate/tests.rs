@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use concord_actors::policy::{FusionMethod, TaskSection};
 use serde_json::{Value, json};
 
-use super::super::cross::{Fit, Labelled, fit};
+use super::super::cross::{Fit, FitOptions, Labelled, fit};
 use super::*;
 use crate::evaluate::StoredVote;
 
@@ -48,7 +48,7 @@ fn fitted(policy: &Policy, data: &[(usize, [StoredVote; 2])]) -> Fit {
         .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
-    fit(policy, policy, Labelled { pictures: &pictures, groups: &groups }, None).unwrap()
+    fit(policy, policy, Labelled { pictures: &pictures, groups: &groups }, FitOptions::default()).unwrap()
 }
 
 #[test]

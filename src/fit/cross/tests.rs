@@ -48,7 +48,12 @@ fn fitted(policy: &Policy, count: usize, goal: Option<Goal>) -> Option<Fit> {
         .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..count).collect();
-    fit(policy, policy, Labelled { pictures: &pictures, groups: &groups }, goal)
+    fit(
+        policy,
+        policy,
+        Labelled { pictures: &pictures, groups: &groups },
+        FitOptions { goal, ..FitOptions::default() },
+    )
 }
 
 #[test]

@@ -3,10 +3,9 @@ use std::collections::BTreeSet;
 use concord_actors::policy::TaskSection;
 use serde_json::json;
 
-use super::super::cross::{Fit, Labelled, fit};
+use super::super::cross::{Fit, FitOptions, Labelled, fit};
 use super::*;
-use crate::evaluate::Goal as Wanted;
-use crate::evaluate::StoredVote;
+use crate::evaluate::{Goal as Aim, StoredVote};
 
 fn policy() -> Policy {
     let section: TaskSection = serde_json::from_value(json!({
@@ -22,68 +21,114 @@ fn chance(index: usize, of: u32) -> f64 {
     (index as f64 * f64::from(of).sqrt()).fract()
 }
 
-/// Two kinds of pictures, which the first number of the feature tells apart where `tells`: `cheap` knows the one kind and
-/// guesses at the other, and `dear` the other way round; both always say that they are fairly sure.
-fn data(count: usize, tells: bool) -> Vec<(usize, [StoredVote; 2])> {
-    let vote = |says_yes: bool, feature: Option<Vec<f32>>, milliseconds: u64| {
-        let logit = if says_yes { 2.0 } else { -2.0 };
-        StoredVote { logits: vec![0.0, logit], feature, microseconds: 1000 * milliseconds }
+/// What the pictures are like. Of the light ones `cheap` knows the answer, and guesses at the dark ones; so `dear` does the other
+/// way round, at ten times the cost. Both always say that they are fairly sure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Pictures {
+    /// The first number of the feature tells light from dark.
+    Told,
+    /// It does not, and `dear` says what `cheap` says.
+    Untold,
+    /// It does not, and `cheap` is the surer where it guesses.
+    Misleading,
+}
+
+fn data(count: usize, pictures: Pictures) -> Vec<(usize, [StoredVote; 2])> {
+    let vote = |logit: f32, feature: Option<Vec<f32>>, milliseconds: u64| StoredVote {
+        logits: vec![0.0, logit],
+        feature,
+        microseconds: 1000 * milliseconds,
     };
     (0..count)
         .map(|index| {
             let (is_yes, is_dark) = (chance(index, 2) < 0.5, chance(index, 3) < 0.4);
-            let says = |knows: bool, of: u32| if knows { is_yes } else { chance(index, of) < 0.5 };
-            let seen = if tells && is_dark { 1.0 } else { -1.0 };
+            let says = |knows: bool, of: u32| {
+                let says_yes = if knows { is_yes } else { chance(index, of) < 0.5 };
+                if says_yes { 2.0 } else { -2.0 }
+            };
+            let seen = if pictures == Pictures::Told && is_dark { 1.0 } else { -1.0 };
             let feature = Some(vec![seen, chance(index, 7) as f32]);
-            (usize::from(is_yes), [vote(says(!is_dark, 5), feature, 1), vote(says(is_dark, 11), None, 10)])
+            let cheap = says(!is_dark, 5);
+            let dear = if pictures == Pictures::Untold { cheap } else { says(is_dark, 11) };
+            let sureness = if pictures == Pictures::Misleading && is_dark { 2.0 } else { 1.0 };
+            (usize::from(is_yes), [vote(sureness * cheap, feature, 1), vote(dear, None, 10)])
         })
         .collect()
 }
 
-fn fitted(data: &[(usize, [StoredVote; 2])], goal: Option<Wanted>) -> Fit {
+fn with_goal(goal: Aim) -> FitOptions {
+    FitOptions { goal: Some(goal), ..FitOptions::default() }
+}
+
+fn fitted(data: &[(usize, [StoredVote; 2])], options: FitOptions) -> Fit {
     let pictures: Vec<Judged<'_>> = data
         .iter()
         .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
-    fit(&policy(), &policy(), Labelled { pictures: &pictures, groups: &groups }, goal).unwrap()
+    fit(&policy(), &policy(), Labelled { pictures: &pictures, groups: &groups }, options).unwrap()
 }
 
 #[test]
-fn weights_and_gates_are_learned_where_the_feature_tells_who_is_right() {
-    let fit = fitted(&data(1000, true), Some(Wanted::MinAccuracy(0.9)));
+fn weights_and_temperatures_are_learned_where_the_feature_tells_who_is_right() {
+    let fit = fitted(&data(1000, Pictures::Told), with_goal(Aim::MinAccuracy(0.9)));
     let learned = fit.learned.as_ref().unwrap();
     let weights = learned.weights.as_ref().unwrap();
     assert!(weights.is_gain() && weights.change.value < -0.1, "{:?}", weights.change);
-    let gate = &learned.gates[0];
-    assert!(gate.is_gain() && gate.by_gate > 0.8 && gate.by_confidence < 0.6, "{:?}", gate.change);
     assert_eq!(fit.method(), Some(FusionMethod::Learned));
-    assert!(fit.gates_stage(0) && !fit.gates_stage(1));
-    let gains = fit.gains().unwrap();
-    assert!(gains.weighs("cheap") && gains.weighs("dear"));
-    assert!(gains.has_gate(&[Arc::from("cheap")]));
+    let networks = fit.networks().unwrap();
+    assert!(networks.weighs("cheap") && networks.weighs("dear"));
+    // The confidence tells by itself what `cheap` does not know, and a gate has nothing to add.
+    let gate = &learned.gates[0];
+    assert!(gate.by_confidence > 0.8 && !gate.is_gain() && !fit.gates_stage(0), "{gate:?}");
     // Only what the first does not know is asked twice.
     assert!(fit.after.outcome.accuracy > 0.97, "{:?}", fit.after.outcome);
     assert!(fit.after.outcome.cost < 7.0, "{:?}", fit.after.outcome);
 }
 
 #[test]
+fn a_gate_is_learned_where_the_confidence_misleads() {
+    let fit = fitted(&data(1000, Pictures::Misleading), with_goal(Aim::MinAccuracy(0.8)));
+    let gate = &fit.learned.as_ref().unwrap().gates[0];
+    assert!(gate.is_gain() && gate.by_gate > 0.8 && gate.by_confidence < 0.4, "{gate:?}");
+    assert!(fit.gates_stage(0) && !fit.gates_stage(1));
+    assert!(fit.networks().unwrap().has_gate(&[Arc::from("cheap")]));
+}
+
+#[test]
 fn what_the_feature_does_not_tell_is_not_learned() {
-    let fit = fitted(&data(1000, false), Some(Wanted::MinAccuracy(0.5)));
+    let fit = fitted(&data(1000, Pictures::Untold), with_goal(Aim::MinAccuracy(0.5)));
     let learned = fit.learned.as_ref().unwrap();
-    assert!(!learned.weights.as_ref().unwrap().is_gain());
+    let weights = learned.weights.as_ref().unwrap();
+    assert!(!weights.is_gain(), "{:?}", weights.change);
     assert!(!learned.gates[0].is_gain(), "{:?}", learned.gates[0].change);
-    assert!(fit.gains().is_none() && !fit.gates_stage(0));
+    assert!(fit.networks().is_none() && !fit.gates_stage(0));
     assert_ne!(fit.method(), Some(FusionMethod::Learned));
 }
 
 #[test]
+fn networks_that_do_not_gain_are_used_where_that_is_asked_for_and_none_is_learned_where_none_is_wanted() {
+    let data = data(1000, Pictures::Untold);
+    let wanted = |learning| FitOptions { learning, ..with_goal(Aim::MinAccuracy(0.5)) };
+    let always = fitted(&data, wanted(Learning::Always));
+    assert!(!always.learned.as_ref().unwrap().weights.as_ref().unwrap().is_gain());
+    assert!(always.gates_stage(0) && always.networks().unwrap().weighs("dear"));
+    assert_eq!(always.method(), Some(FusionMethod::Learned));
+    assert_eq!(
+        always.fusion().unwrap().method,
+        FusionMethod::LogLinear,
+        "what counts where they cannot be read"
+    );
+    assert!(fitted(&data, wanted(Learning::Never)).learned.is_none());
+}
+
+#[test]
 fn gates_want_a_goal_and_networks_a_feature() {
-    let mut data = data(400, true);
-    let without_goal = fitted(&data, None);
+    let mut data = data(400, Pictures::Told);
+    let without_goal = fitted(&data, FitOptions::default());
     assert!(without_goal.learned.as_ref().unwrap().gates.is_empty());
-    let unreachable = fitted(&data, Some(Wanted::MaxCost(0.5)));
+    let unreachable = fitted(&data, with_goal(Aim::MaxCost(0.5)));
     assert!(unreachable.confidences.is_none() && !unreachable.gates_stage(0));
     data[7].1[0].feature = None;
-    assert!(fitted(&data, None).learned.is_none(), "one picture has none");
+    assert!(fitted(&data, FitOptions::default()).learned.is_none(), "one picture has none");
 }

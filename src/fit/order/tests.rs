@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use concord_actors::policy::TaskSection;
 use serde_json::{Value, json};
 
-use super::super::cross::{Fit, Labelled, fit};
+use super::super::cross::{Fit, FitOptions, Labelled, fit};
 use super::*;
 use crate::evaluate::StoredVote;
 
@@ -47,7 +47,8 @@ fn fitted(stages: &Value, [a, b]: [Model; 2], goal: Goal) -> Fit {
         .collect();
     let groups: Vec<usize> = (0..COUNT).collect();
     let policy = policy(stages);
-    fit(&policy, &policy, Labelled { pictures: &pictures, groups: &groups }, Some(goal)).unwrap()
+    let options = FitOptions { goal: Some(goal), ..FitOptions::default() };
+    fit(&policy, &policy, Labelled { pictures: &pictures, groups: &groups }, options).unwrap()
 }
 
 fn a_then_b() -> Value {

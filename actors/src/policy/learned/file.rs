@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use concord_models::{Dense, Network};
+use concord_models::{Dense, ImageFusion, Network};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::Learned;
 
 /// What a file of this layout says in its metadata.
-const FORMAT: &str = "concord-learned-1";
+const FORMAT: &str = "concord-learned-2";
 /// More gates than any policy has stages.
 const GATES_MAX: usize = 64;
 
@@ -55,7 +55,9 @@ impl Learned {
         let file = SafeTensors::deserialize(bytes).map_err(told)?;
         let notes = header.metadata().clone().unwrap_or_default();
         if notes.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(format!("its format is not {FORMAT}: not a file that `concord fit` wrote"));
+            return Err(format!(
+                "its format is not {FORMAT}: not a file that this version of `concord fit` wrote: fit again"
+            ));
         }
         let text = |key: &str| notes.get(key).ok_or(format!("its metadata lacks {key:?}"));
         let list = |key: &str| -> Result<Vec<Arc<str>>, String> {
@@ -66,7 +68,7 @@ impl Learned {
         let mut learned = Self::of(Arc::from(text("backbone")?.as_str()));
         if let Some(network) = network_of(&file, "weights")? {
             let models = list("models")?;
-            if network.outputs() != models.len() {
+            if network.outputs() != ImageFusion::outputs(models.len()) {
                 let outputs = network.outputs();
                 return Err(format!("weights: {outputs} outputs for {} models", models.len()));
             }
@@ -136,7 +138,7 @@ mod tests {
         let network = |layers| Network::new(vec![1.0, 2.0], vec![0.5; 2], layers).unwrap();
         let models: Vec<Arc<str>> = vec![Arc::from("b"), Arc::from("a")];
         Learned::of(Arc::from("a"))
-            .with_weights(models.clone(), network(vec![dense(&[1.0, 2.0, 3.0, 4.0], 2)]))
+            .with_weights(models.clone(), network(vec![dense(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 4)]))
             .with_gate(&models[1..], network(vec![dense(&[0.5, -0.5], 1), dense(&[3.0], 1)]))
             .with_gate(&models, network(vec![dense(&[0.5, 1.5], 1)]))
     }

@@ -1,5 +1,5 @@
-//! What `concord fit` has learned for a task: how much each model counts for an image, and how likely an answer is right,
-//! both by what the backbone made of the image.
+//! What `concord fit` has learned for a task: how much each model counts for an image and how sure it may be, and how likely an
+//! answer is right, all by what the backbone made of the image.
 
 mod check;
 mod file;
@@ -8,7 +8,7 @@ mod reading;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use concord_models::Network;
+use concord_models::{ImageFusion, Network};
 
 use super::probability::{Distribution, Probability};
 
@@ -23,7 +23,7 @@ pub const GATE_NUMBERS: usize = 4;
 pub struct Learned {
     /// The model whose feature they read.
     backbone: Arc<str>,
-    /// What the weights' outputs stand for, in order.
+    /// What the weights are of, in the order of [`ImageFusion`].
     models: Vec<Arc<str>>,
     weights: Option<Network>,
     /// By the models that have voted, in the order of their names.
@@ -43,7 +43,7 @@ impl Learned {
         Self { backbone, models: Vec::new(), weights: None, gates: BTreeMap::new() }
     }
 
-    /// With a network whose outputs are the models' weights before the softmax, in this order.
+    /// With a network whose outputs are the [`ImageFusion`] of the models, in this order.
     #[must_use]
     pub fn with_weights(self, models: Vec<Arc<str>>, network: Network) -> Self {
         Self { models, weights: Some(network), ..self }
@@ -87,8 +87,9 @@ impl Learned {
 
     /// The weights for an image; `None` where there are none, or the feature is not one of the backbone.
     pub(super) fn weights_for(&self, feature: &[f32]) -> Option<ImageWeights<'_>> {
-        let logits = self.weights.as_ref()?.forward(feature)?;
-        Some(ImageWeights { models: &self.models, logits })
+        let outputs = self.weights.as_ref()?.forward(feature)?;
+        let is_of_models = outputs.len() == ImageFusion::outputs(self.models.len());
+        is_of_models.then(|| ImageWeights { models: &self.models, fusion: ImageFusion::new(outputs) })
     }
 
     /// How likely an answer of these models is right; `None` where no gate was fitted to them, or the feature is not one of
@@ -131,23 +132,41 @@ pub fn gate_input(answer: &Distribution, agreement: bool, feature: &[f32]) -> Ve
     numbers.iter().map(|number| *number as f32).chain(feature.iter().copied()).collect()
 }
 
-/// How much each model counts for one image.
+/// How much each model counts for one image, and how sure it may be.
 #[derive(Debug)]
 pub(super) struct ImageWeights<'a> {
     models: &'a [Arc<str>],
-    logits: Vec<f32>,
+    fusion: ImageFusion,
+}
+
+/// What is made of a vote before it is fused.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Weighing {
+    /// The shares of all votes have the sum 1.
+    pub(super) share: f64,
+    /// What the log-probabilities are multiplied by, where that is learned.
+    pub(super) inverse_temperature: Option<f64>,
 }
 
 impl ImageWeights<'_> {
-    /// The shares of these models, with the sum 1; `None` where one of them is unknown.
-    pub(super) fn shares<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> Option<Vec<f64>> {
-        let logit = |model: &Arc<str>| {
-            let index = self.models.iter().position(|known| known == model)?;
-            Some(f64::from(self.logits[index]))
-        };
-        let logits: Vec<f64> = models.into_iter().map(logit).collect::<Option<_>>()?;
+    /// Of these models; `None` where one of them is unknown.
+    pub(super) fn weighings<'a>(
+        &self,
+        models: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> Option<Vec<Weighing>> {
+        let index = |model: &Arc<str>| self.models.iter().position(|known| known == model);
+        let indices: Vec<usize> = models.into_iter().map(index).collect::<Option<_>>()?;
+        let logit = |&index: &usize| Some(f64::from(self.fusion.weight_logit(index)?));
+        let logits: Vec<f64> = indices.iter().map(logit).collect::<Option<_>>()?;
+        if logits.is_empty() {
+            return None;
+        }
         let shares = Distribution::softmax(&logits, super::Temperature::NEUTRAL);
-        (!logits.is_empty()).then(|| shares.probabilities().to_vec())
+        let weighing = |(&index, &share): (&usize, &f64)| {
+            let inverse_temperature = Some(f64::from(self.fusion.inverse_temperature(index)?));
+            Some(Weighing { share, inverse_temperature })
+        };
+        indices.iter().zip(shares.probabilities()).map(weighing).collect()
     }
 }
 
@@ -170,11 +189,17 @@ mod tests {
     #[test]
     fn weights_are_renormalised_over_the_models_that_are_asked_for() {
         let learned = Learned::of(Arc::from("a"))
-            .with_weights(models(&["a", "b", "c"]), network(1, &[vec![0.0], vec![1.0], vec![5.0]]));
+            .with_weights(models(&["a", "b"]), network(1, &[vec![0.0], vec![1.0], vec![2.0], vec![-1.0]]));
         let weights = learned.weights_for(&[2.0_f32.ln()]).unwrap();
-        let shares = weights.shares(&models(&["b", "a"])).unwrap();
-        assert!((shares[0] - 2.0 / 3.0).abs() < 1e-6 && (shares[1] - 1.0 / 3.0).abs() < 1e-6, "{shares:?}");
-        assert_eq!(weights.shares(&models(&["a", "z"])), None, "a model that it does not know");
+        let found = weights.weighings(&models(&["b", "a"])).unwrap();
+        let expected = [(2.0 / 3.0, 0.5), (1.0 / 3.0, 4.0)];
+        for (Weighing { share, inverse_temperature }, (expected, sharpened)) in
+            found.into_iter().zip(expected)
+        {
+            assert!((share - expected).abs() < 1e-6, "{share}");
+            assert!((inverse_temperature.unwrap() - sharpened).abs() < 1e-6, "{inverse_temperature:?}");
+        }
+        assert_eq!(weights.weighings(&models(&["a", "z"])), None, "a model that it does not know");
         assert!(learned.weights_for(&[0.0, 0.0]).is_none(), "the feature of another backbone");
     }
 

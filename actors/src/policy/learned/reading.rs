@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageWeights, Learned};
+use super::{ImageWeights, Learned, Weighing};
 use crate::policy::{Distribution, Probability, Vote};
 
 /// What a learned network decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LearnedPart {
-    /// How much each vote counts in the answer. Without it: the configured weights, fused linearly.
+    /// How much each vote counts in the answer, and how sure it may be. Without it: the configured weights.
     Weights,
     /// Whether the answer is right. Without it: the confidence.
     Gate,
@@ -83,15 +83,15 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The shares that these models have among themselves, with the sum 1.
-    pub(in crate::policy) fn shares<'b>(
+    /// What is made of the votes of these models.
+    pub(in crate::policy) fn weighings<'b>(
         &self,
         models: impl IntoIterator<Item = &'b Arc<str>>,
-    ) -> Result<Vec<f64>, Unread> {
+    ) -> Result<Vec<Weighing>, Unread> {
         let learned = self.learned.ok_or(Unread::NotFitted)?;
         let feature = self.feature?;
         let weights = self.weights.get_or_init(|| learned.weights_for(feature)).as_ref();
-        weights.and_then(|weights| weights.shares(models)).ok_or(Unread::NotFitted)
+        weights.and_then(|weights| weights.weighings(models)).ok_or(Unread::NotFitted)
     }
 
     /// How likely this answer of these models is right.
