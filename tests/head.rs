@@ -141,6 +141,23 @@ fn a_head_is_trained_and_a_running_server_takes_it_up() {
 }
 
 #[test]
+fn a_head_of_another_snapshot_is_warned_of() {
+    let workplace = Workplace::new();
+    assert_eq!(workplace.train(&["--use"]).status, 0);
+    let warned = || {
+        let run = concord(&["validate", "--ensemble", workplace.ensemble.to_str().unwrap()]);
+        assert_eq!(run.status, 0, "{run:?}");
+        run.stderr.contains("trained on another snapshot than its model has: train it again")
+    };
+    assert!(!warned(), "it is its own");
+    // What its backbone makes of a picture now is something else, perhaps.
+    let settings = workplace.path("dinov3/preprocessor_config.json");
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, format!("{text}\n")).unwrap();
+    assert!(warned());
+}
+
+#[test]
 fn heads_are_numbered_and_follow_from_their_seeds() {
     let workplace = Workplace::new();
     let seeds = ["3", "3", "4"];

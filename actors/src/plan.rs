@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use concord_models::presets::snapshot_folder;
-use concord_models::{ModelOptions, TaskId, TaskLabels, head_digest};
+use concord_models::{ModelOptions, TaskId, TaskLabels, head_digest, head_snapshot};
 
 use crate::cloud::CloudHandle;
 use crate::digest::{Digest, cloud_digest, verdict_digest, vote_digest};
@@ -169,9 +169,25 @@ impl Preparation<'_> {
         });
         let voter = match same {
             Some(seat) => seat.voter.clone(),
-            None => Voter::Local { model: model.clone(), prepared: model.prepare(&self.labels(head))? },
+            None => {
+                if let Some(head) = &head {
+                    self.warn_of_another_snapshot(model, head);
+                }
+                Voter::Local { model: model.clone(), prepared: model.prepare(&self.labels(head))? }
+            }
         };
         Ok(PlannedModel { voter, digest })
+    }
+
+    /// A head fits every snapshot of its width, and says nonsense of the features of another than its own.
+    fn warn_of_another_snapshot(&self, model: &ModelHandle, head: &Path) {
+        let folder = snapshot_folder(self.base, &model.options.snapshot);
+        // What cannot be read is told where it is loaded.
+        let trained_on = folder.and_then(|folder| head_snapshot(&folder, head)).ok().flatten();
+        if trained_on.is_some_and(|trained_on| trained_on != Digest::from(model.snapshot).to_string()) {
+            let (task, head, model) = (self.task, head.display(), model.name());
+            tracing::warn!(%model, task, %head, "a head was trained on another snapshot than its model has: train it again");
+        }
     }
 
     fn cloud_seat(&self, cloud: &CloudHandle) -> PlannedModel {

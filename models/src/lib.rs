@@ -50,8 +50,8 @@ pub use error::{ModelError, is_out_of_memory};
 pub use florence2::MODES;
 pub use generate::{GenerateRequest, Generated, Generator, Region, Shape};
 pub use head::{
-    Epoch, FeatureKind, FeatureSet, FeatureSource, HeadKind, HeadTraining, TrainedHead, check_head_folder,
-    train_head,
+    Epoch, FeatureKind, FeatureSet, FeatureSource, HeadKind, HeadTraining, SNAPSHOT_NOTE, TrainedHead,
+    check_head_folder, head_snapshot, train_head,
 };
 pub use image::RgbImage;
 pub use libtorch::cache_folder;

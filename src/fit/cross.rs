@@ -151,14 +151,18 @@ pub(crate) fn fit(
     let before = work.answers(&|_| Some(configured.clone()))?;
     let rules_before = rules(configured);
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
-    let goal = goal.filter(|_| first_stage_errors >= ERRORS_MIN);
+    let has_errors = first_stage_errors >= ERRORS_MIN;
+    let goal = goal.filter(|_| has_errors);
     // Fitted once for each fold, and for all of them.
     let refitted = |without| work.refitted(&calibrations, &fusions, without);
     let (plain_by_fold, plain_whole): (Vec<Policy>, Policy) =
         ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
     let plain =
         |without: Option<usize>| without.map_or(Some(&plain_whole), |fold| plain_by_fold.get(fold)).cloned();
-    let mut learned = if learning == Learning::Never { None } else { work.learn(&plain, learning) };
+    let mut learned = match learning {
+        Learning::Never => None,
+        Learning::Auto | Learning::Always => work.learn(&plain, learning, has_errors),
+    };
     let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
     let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, goal))?;
     let in_order = |policy: &Policy| match orders.gain() {

@@ -158,14 +158,20 @@ impl LearnedParts {
 impl Work<'_> {
     /// What can be learned beside `plain`, the policy of a fold without networks, but for gates. `None` where no model gave a
     /// feature with every picture.
+    ///
+    /// `has_errors` says whether the first stage makes enough of them to learn from: without any, being surer is always better.
     pub(super) fn learn(
         &self,
         plain: &dyn Fn(Option<usize>) -> Option<Policy>,
         learning: Learning,
+        has_errors: bool,
     ) -> Option<LearnedParts> {
         let backbone = self.backbone()?;
         let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
-        let weights = self.weights_part(plain, backbone, learning);
+        let mut weights = self.weights_part(plain, backbone);
+        if let Some(part) = &mut weights {
+            part.is_used = learning == Learning::Always || (has_errors && part.is_gain());
+        }
         let name = Arc::clone(members.get(backbone)?);
         Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
     }
@@ -213,7 +219,6 @@ impl Work<'_> {
         &self,
         plain: &dyn Fn(Option<usize>) -> Option<Policy>,
         backbone: usize,
-        learning: Learning,
     ) -> Option<WeightsPart> {
         let plain = ByFold::of(plain)?;
         let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
@@ -238,7 +243,6 @@ impl Work<'_> {
         };
         let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
         part.change = self.resampling.mean(&changes);
-        part.is_used = learning == Learning::Always || part.is_gain();
         Some(part)
     }
 

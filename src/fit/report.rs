@@ -100,7 +100,11 @@ fn outcome(is_gain: bool) -> &'static str {
 }
 
 fn learned_outcome(is_gain: bool, is_used: bool) -> &'static str {
-    if is_used && !is_gain { "no clear gain, but used as you asked" } else { outcome(is_gain) }
+    match (is_gain, is_used) {
+        (false, true) => "no clear gain, but used as you asked",
+        (true, false) => "better, but not used: stage 1 makes too few errors to learn from",
+        _ => outcome(is_gain),
+    }
 }
 
 fn new_table<const N: usize>(header: [&str; N]) -> Table {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
-use concord_models::{Scores, TrainedHead};
+use concord_models::{SNAPSHOT_NOTE, Scores, TrainedHead};
 use serde_json::json;
 
 use super::division::Division;
@@ -116,7 +116,7 @@ pub(crate) fn facts(
         .collect();
     BTreeMap::from([
         ("concord".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("snapshot".to_owned(), snapshot.to_owned()),
+        (SNAPSHOT_NOTE.to_owned(), snapshot.to_owned()),
         ("data".to_owned(), labelled.digest().to_string()),
         ("pictures".to_owned(), counts.to_string()),
         ("validation".to_owned(), serde_json::Value::Object(validation).to_string()),

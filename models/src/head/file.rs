@@ -17,6 +17,19 @@ const VERSIONS_MAX: usize = 10_000;
 /// The entry of the metadata that says with which share of hidden units left out a head was trained.
 pub(super) const DROPOUT: &str = "dropout";
 
+/// The entry of the metadata that says of which snapshot's features a head was trained.
+pub const SNAPSHOT_NOTE: &str = "snapshot";
+
+/// The digest of the snapshot whose features a head was trained on, as the file beside the snapshot names it; `None` where it
+/// names none.
+///
+/// # Errors
+/// When it cannot be read, or is no head.
+pub fn head_snapshot(folder: &Path, head: &Path) -> Result<Option<String>, ModelError> {
+    let file = SafetensorsFile::open(&folder.join(head))?;
+    Ok(file.note(SNAPSHOT_NOTE).map(str::to_owned))
+}
+
 /// The rate of dropout that a head's file names, from 0 to less than 1; 0 where it names none.
 ///
 /// # Errors

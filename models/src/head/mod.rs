@@ -8,7 +8,7 @@ mod set;
 mod source;
 mod train;
 
-pub use file::check_head_folder;
+pub use file::{SNAPSHOT_NOTE, check_head_folder, head_snapshot};
 pub use set::FeatureSet;
 pub use source::{FeatureKind, FeatureSource};
 pub use train::{Epoch, HeadKind, HeadTraining, TrainedHead, train_head};
