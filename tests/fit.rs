@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::harness::{Run, concord, edited_ensemble, replace, root};
+use crate::harness::{Run, concord, edited_ensemble, replace, root, two_models};
 
 /// A table of the pictures of `examples/`, each several times: too few to fit anything on, enough to go through with it.
 pub(crate) fn table(folder: &Path, times: usize) -> std::path::PathBuf {
@@ -46,7 +46,13 @@ fn what_is_better_for_sure_is_written_with_comments_kept() {
     );
     assert!(dry.stdout.contains("+calibration = { dinov3 = "), "{}", dry.stdout);
     assert!(dry.stdout.contains("thresholds stay as they are"), "{}", dry.stdout);
-    assert!(dry.stdout.contains("Weights for each image, by the feature of dinov3: "), "{}", dry.stdout);
+    // Without an error being surer is always better.
+    assert!(
+        dry.stdout.contains("Weights and temperatures for each image, by the feature of dinov3: ")
+            && dry.stdout.contains("better, but not used: stage 1 makes too few errors to learn from"),
+        "{}",
+        dry.stdout
+    );
     assert!(dry.stdout.contains("Nothing is written (--dry-run)."), "{}", dry.stdout);
     assert_eq!(fs::read_to_string(&ensemble).unwrap(), before);
 
@@ -55,8 +61,22 @@ fn what_is_better_for_sure_is_written_with_comments_kept() {
     let after = fs::read_to_string(&ensemble).unwrap();
     assert!(after.starts_with("# mine\n") && after != before);
     assert_eq!(fs::read_to_string(folder.path().join("ensemble.toml.bak")).unwrap(), before);
-    let validated = concord(&["validate", "--ensemble", ensemble.to_str().unwrap()]);
-    assert_eq!(validated.status, 0, "{validated:?}");
+    let is_valid = || {
+        let validated = concord(&["validate", "--ensemble", ensemble.to_str().unwrap()]);
+        assert_eq!(validated.status, 0, "{validated:?}");
+    };
+    is_valid();
+    assert!(!after.contains("learned = \"learned.roadwork"), "{after}");
+
+    // To measure them all the same, on other pictures.
+    let run = fit(&ensemble, &data, votes.path(), &["--learned", "always"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let text = fs::read_to_string(&ensemble).unwrap();
+    assert!(text.contains("learned = \"learned.roadwork.v1.safetensors\""), "{text}");
+    assert!(text.contains("method = \"learned\""), "{text}");
+    is_valid();
+    let run = fit(&ensemble, &data, votes.path(), &["--learned", "never", "--dry-run"]);
+    assert!(run.status == 0 && !run.stdout.contains("for each image"), "{run:?}");
 }
 
 #[test]
@@ -98,15 +118,20 @@ fn what_cannot_be_fitted_is_told() {
     let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());
     let before = fs::read_to_string(&ensemble).unwrap();
     let small = tempfile::tempdir().unwrap();
-    let few = table(small.path(), 1);
+    let few = table(small.path(), 2);
     for (data, more, expected) in [
         (&few, &[][..], "fewer groups of pictures than are needed"),
+        // Twice four pictures are four groups still.
+        (&few, &["--shift", "noise"], "fewer groups of pictures than are needed"),
         (&data, &["--evaluation", data.to_str().unwrap()], "30 of the pictures are in "),
         (&data, &["--min-accuracy", "2"], "must be from 0 to 1"),
         (&data, &["--max-cost-ms", "0"], "must be greater than 0"),
         (&data, &["--max-cost-ms", "5", "--min-accuracy", "0.5"], "cannot be used with"),
         (&data, &["--max-cost-ms", "5", "--price", "dinov3=1"], "cannot be used with"),
         (&data, &["--max-cost", "5"], "--price"),
+        (&data, &["--shift", "snow"], "must be one of blur, noise, dark, rain, jpeg, occlusion, or all"),
+        (&data, &["--shift", "blur", "--severity", "6"], "must be from 1 to 5, or a range such as 1..5"),
+        (&data, &["--severity", "5"], "--shift <NAME>"),
         (&data, &["--max-cost", "5", "--price", "dinov3=1"], "no price of siglip2"),
     ] {
         let run = fit(&ensemble, data, votes.path(), more);
@@ -153,4 +178,61 @@ fn vector_scaling_is_used_and_a_better_temperature_takes_its_place() {
         "{after}"
     );
     assert_eq!(label(), "road work");
+}
+
+/// How many votes there are in a folder.
+fn count_of_votes(folder: &Path) -> usize {
+    let files = fs::read_dir(folder).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    files.map(|text| text.lines().count()).sum()
+}
+
+#[test]
+fn pictures_are_fitted_on_once_more_made_worse() {
+    let (folder, ensemble) = (tempfile::tempdir().unwrap(), two_models());
+    let (data, votes) = (table(folder.path(), 15), tempfile::tempdir().unwrap());
+    let fitted = |more: &[&str]| fit(&ensemble, &data, votes.path(), &[&["--dry-run"], more].concat());
+    let plain = fitted(&[]);
+    assert_eq!(plain.status, 0, "{plain:?}");
+    assert_eq!(count_of_votes(votes.path()), 60, "two models, 30 pictures");
+    // Noise is another one for each file.
+    let noise = fitted(&["--shift", "noise", "--severity", "5"]);
+    assert_eq!(noise.status, 0, "{noise:?}");
+    assert_eq!(count_of_votes(votes.path()), 120, "as many again");
+    let pictures = "30 pictures in 30 groups (15 no road work, 15 road work)";
+    for (shifts, told) in [
+        (&["--shift", "blur", "--severity", "5"][..], "made worse by blur 5\n"),
+        (&["--shift", "blur,dark", "--severity", "2"], "made worse by one of blur 2, dark 2\n"),
+        (&["--shift", "all"], "made worse by one of 30 corruptions\n"),
+    ] {
+        let first = fitted(shifts);
+        assert_eq!(first.status, 0, "{first:?}");
+        let told = format!("{pictures}, and each once more, {told}");
+        assert!(first.stdout.contains(&told), "{told:?} is missing in {}", first.stdout);
+        let asked = count_of_votes(votes.path());
+        let second = fitted(shifts);
+        assert_eq!((second.status, second.stdout), (0, first.stdout), "{shifts:?}");
+        assert_eq!(count_of_votes(votes.path()), asked, "votes come from the disk");
+    }
+    assert_eq!(fitted(&[]).stdout, plain.stdout, "without --shift nothing changes");
+}
+
+#[test]
+fn pictures_under_way_together_give_the_same_votes_and_faults() {
+    let (folder, ensemble) = (tempfile::tempdir().unwrap(), two_models());
+    let data = table(folder.path(), 15);
+    fs::write(folder.path().join("3-camera.png"), "no picture").unwrap();
+    fs::remove_file(folder.path().join("7-camera.png")).unwrap();
+    let shift = ["--dry-run", "--shift", "noise,rain", "--price", "dinov3=1", "--price", "siglip2=2"];
+    let [alone, together] = ["1", "4"].map(|concurrency| {
+        let votes = tempfile::tempdir().unwrap();
+        let run =
+            fit(&ensemble, &data, votes.path(), &[&shift[..], &["--concurrency", concurrency]].concat());
+        assert_eq!(run.status, 1, "{run:?}");
+        assert!(run.stdout.contains("28 pictures in 28 groups"), "{}", run.stdout);
+        assert!(run.stderr.contains("7-camera.png: "), "{}", run.stderr);
+        assert!(run.stderr.contains("made worse: 2 of 30 pictures are left out"), "{}", run.stderr);
+        assert_eq!(count_of_votes(votes.path()), 112, "two models, 28 pictures, twice");
+        run
+    });
+    assert_eq!((alone.stdout, alone.stderr), (together.stdout, together.stderr));
 }

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 
-use super::labelled::{LabelledArgs, Voted};
+use super::labelled::{LabelledArgs, ShiftArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
 use crate::evaluate::{
-    Corruption, Resampling, SeverityRange, Shifted, Shifts, Shown, compare, compare_in_brief, corruptions,
-    json, print, print_shifts, shifts_json,
+    Corruption, Resampling, Shifted, Shown, Worsening, compare, compare_in_brief, json, print, print_shifts,
+    shifts_json,
 };
 
 /// Compare models, fusions and the cascade on labelled pictures.
@@ -31,13 +31,8 @@ pub struct EvaluateArgs {
     /// Of the resamples
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The same again for pictures that are made worse: by blur, noise, dark, rain, jpeg or occlusion, several with commas
-    /// between them, or all
-    #[arg(long = "shift", value_name = "NAME", value_delimiter = ',')]
-    shifts: Vec<Shifts>,
-    /// How strongly: numbers from 1 to 5 or ranges, several with commas between them
-    #[arg(long = "severity", value_name = "N", value_delimiter = ',', default_value = "1..5")]
-    severities: Vec<SeverityRange>,
+    #[command(flatten)]
+    shift: ShiftArgs,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -55,8 +50,8 @@ pub fn run(args: &EvaluateArgs) -> ExitCode {
     let ensemble = args.labelled.pictures.ensemble.read();
     let compared = ensemble.and_then(|ensemble| {
         files::check(args.html.as_deref(), args.plots.as_deref())?;
-        let corruptions = corruptions(&args.shifts, &args.severities);
-        args.labelled.with_votes(&ensemble, &corruptions, |voted| report(args, &ensemble, voted))
+        let worse: Vec<Worsening> = args.shift.corruptions().into_iter().map(Worsening::Same).collect();
+        args.labelled.with_votes(&ensemble, &worse, |voted, worse| report(args, &ensemble, &voted, &worse))
     });
     compared.unwrap_or_else(|message| {
         warn(&message);
@@ -64,15 +59,23 @@ pub fn run(args: &EvaluateArgs) -> ExitCode {
     })
 }
 
-/// `all` are the pictures as they are, and then as each corruption makes them.
-fn report(args: &EvaluateArgs, ensemble: &Ensemble, all: &[Voted<'_>]) -> Result<ExitCode, String> {
-    let (voted, unit) = (&all[0], args.labelled.cost_unit());
+/// `voted` are the pictures as they are, and `worse` as each corruption makes them.
+fn report(
+    args: &EvaluateArgs,
+    ensemble: &Ensemble,
+    voted: &Voted<'_>,
+    worse: &[Voted<'_>],
+) -> Result<ExitCode, String> {
+    let unit = args.labelled.cost_unit();
     let resampling = Resampling::new(&voted.groups, args.resamples, args.seed);
     let comparison = compare(voted.policy, &voted.pictures, &resampling).ok_or("no picture has all votes")?;
-    let shifted = if all.len() > 1 {
-        all.iter().map(|voted| in_brief(args, voted)).collect::<Result<Vec<_>, String>>()?
-    } else {
+    let shifted = if worse.is_empty() {
         Vec::new()
+    } else {
+        let corruptions = args.shift.corruptions().into_iter().map(Some);
+        let all = [(None, voted)].into_iter().chain(corruptions.zip(worse));
+        let all = all.map(|(corruption, voted)| in_brief(args, corruption, voted));
+        all.collect::<Result<Vec<_>, String>>()?
     };
     if args.json {
         let mut report = json(&comparison, voted.policy, unit);
@@ -81,7 +84,7 @@ fn report(args: &EvaluateArgs, ensemble: &Ensemble, all: &[Voted<'_>]) -> Result
         }
         say(&report);
     } else {
-        say(&voted.describe());
+        say(&format!("{}\n", voted.describe()));
         say(&print(&comparison, voted.policy, unit));
         if !shifted.is_empty() {
             say(&print_shifts(&shifted, voted.policy, unit));
@@ -97,14 +100,17 @@ fn report(args: &EvaluateArgs, ensemble: &Ensemble, all: &[Voted<'_>]) -> Result
     };
     let limits = ensemble.server();
     files::write(args.html.as_deref(), args.plots.as_deref(), voted, &shown, limits)?;
-    let is_complete = all.iter().all(|voted| voted.left_out == 0);
+    let is_complete = voted.left_out == 0 && worse.iter().all(|voted| voted.left_out == 0);
     Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn in_brief(args: &EvaluateArgs, voted: &Voted<'_>) -> Result<Shifted, String> {
+fn in_brief(
+    args: &EvaluateArgs,
+    corruption: Option<Corruption>,
+    voted: &Voted<'_>,
+) -> Result<Shifted, String> {
     let resampling = Resampling::new(&voted.groups, args.resamples, args.seed);
     let brief = compare_in_brief(voted.policy, &voted.pictures, &resampling);
-    let corruption = voted.corruption;
     let name = corruption.map_or("as they are".to_owned(), Corruption::name);
     Ok(Shifted { corruption, brief: brief.ok_or(format!("{name}: no picture has all votes"))? })
 }

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use concord_actors::policy::{Calibration, Policy, Stage};
 
 use super::classify::spinner;
-use super::labelled::{LabelledArgs, Voted};
+use super::labelled::{LabelledArgs, ShiftArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
-use crate::evaluate::Goal;
+use crate::evaluate::{Goal, Worsening, one_of};
 use crate::fit::{
     Fit, FitOptions, Labelled, Learning, TaskChange, difference, edited, fit, next_learned_file, print,
     write_learned_file, write_with_backup,
@@ -26,16 +26,22 @@ use crate::fit::{
 /// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
 /// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
 ///
+/// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the same
+/// file. Goals and what is told are then of both together.
+///
 /// A stage keeps its place that has `burst_queue_depth`, `min_weight` or a model that is off, as do all up to the last one that
 /// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
-    left out, 2 when nothing could be fitted."
+    left out, 2 when nothing could be fitted.",
+    mut_arg("severities", |severities| severities.requires("shifts"))
 )]
 pub struct FitArgs {
     #[command(flatten)]
     labelled: LabelledArgs,
+    #[command(flatten)]
+    shift: ShiftArgs,
     /// Fit the order of stages and thresholds as well: the fewest errors at no more than so many milliseconds a picture
     #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
@@ -85,7 +91,11 @@ pub fn run(args: &FitArgs) -> ExitCode {
         if let Some(evaluation) = &args.evaluation {
             args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
         }
-        args.labelled.with_votes(&ensemble, &[], |voted| fit_and_write(args, &ensemble, &voted[0]))
+        let corruptions = args.shift.corruptions();
+        let worse = if corruptions.is_empty() { vec![] } else { vec![Worsening::Dealt(corruptions)] };
+        args.labelled.with_votes(&ensemble, &worse, |voted, worse| {
+            fit_and_write(args, &ensemble, &with_worse(args, voted, worse))
+        })
     });
     fitted.unwrap_or_else(|message| {
         warn(&message);
@@ -93,8 +103,21 @@ pub fn run(args: &FitArgs) -> ExitCode {
     })
 }
 
+/// All that is fitted on; says what it is.
+fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -> Voted<'a> {
+    let mut told = voted.describe();
+    for worse in worse {
+        let (as_they_are, count) = (voted.pictures.len(), worse.pictures.len());
+        let copies = if count == as_they_are { "each".to_owned() } else { count.to_string() };
+        let ways = one_of(&args.shift.corruptions());
+        told.push_str(&format!(", and {copies} once more, made worse by {ways}"));
+        voted.append(worse);
+    }
+    say(&format!("{told}\n"));
+    voted
+}
+
 fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
-    say(&voted.describe());
     let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
     let working = spinner("fitting every part five times, and once to all pictures");
     let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.options());
@@ -102,7 +125,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let fit = fit.ok_or("there are fewer groups of pictures than are needed to fit")?;
     say(&print(&fit, voted.policy, args.options(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
-    let learned = learned_file(&fit, voted, ensemble)?;
+    let learned = learned_file(args, &fit, voted, ensemble)?;
     if learned.is_none() && voted.policy.learned().is_some() {
         say(
             &"The configured networks do not beat fixed weights and plain confidence on these pictures, and were fitted beside \
@@ -134,18 +157,23 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
 
 /// The name of the file of what was learned, and its bytes; `None` where nothing learned is used.
 fn learned_file(
+    args: &FitArgs,
     fit: &Fit,
     voted: &Voted<'_>,
     ensemble: &Ensemble,
 ) -> Result<Option<(String, Vec<u8>)>, String> {
     let Some(learned) = fit.networks() else { return Ok(None) };
     let note = |key: &str, value: String| (key.to_owned(), value);
-    let notes = BTreeMap::from([
+    let mut notes = BTreeMap::from([
         note("task", voted.task.to_owned()),
         note("pictures", voted.pictures.len().to_string()),
         note("data", voted.digest.to_string()),
         note("program", format!("concord {}", env!("CARGO_PKG_VERSION"))),
     ]);
+    let corruptions = args.shift.corruptions();
+    if !corruptions.is_empty() {
+        notes.extend([note("made worse by", one_of(&corruptions))]);
+    }
     let name = next_learned_file(ensemble.folder(), voted.task)?;
     Ok(Some((name, learned.to_bytes(&notes)?)))
 }

@@ -1,6 +1,8 @@
 //! What commands on labelled pictures share: which pictures, and every model's vote on each.
 
 mod asking;
+mod reading;
+mod shifts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -14,8 +16,10 @@ use super::classify::progress_bar;
 use super::pictures::PictureArgs;
 use super::{warn, with_tasks};
 use crate::config::Ensemble;
-use crate::evaluate::{Corruption, CostUnit, Dataset, Example, Judged, Prices, StoredVote};
+use crate::evaluate::{CostUnit, Dataset, Example, Judged, Prices, StoredVote, Worsening};
 use asking::{Asking, Known, ModelVotes};
+use reading::Limits;
+pub(super) use shifts::ShiftArgs;
 
 /// So many different faults are told.
 const FAULTS_TOLD_MAX: usize = 5;
@@ -58,8 +62,6 @@ pub(super) struct Voted<'a> {
     pub(super) task: &'a str,
     /// Of the models that could be asked.
     pub(super) policy: &'a Policy,
-    /// How they were made worse, if they were.
-    pub(super) corruption: Option<Corruption>,
     pub(super) pictures: Vec<Judged<'a>>,
     /// The same, as they were read.
     pub(super) examples: Vec<&'a Example>,
@@ -76,13 +78,13 @@ impl LabelledArgs {
         if self.prices.is_empty() { CostUnit::Milliseconds } else { CostUnit::Price }
     }
 
-    /// Asks every model about every picture, and about what each of the corruptions makes of it, as far as that has not been
-    /// done before; then does `work` with the votes, those on the pictures as they are first.
+    /// Asks every model about every picture, and about what is made of it to be `worse` in each of these ways, as far as that
+    /// has not been done before; then does `work` with the votes on the pictures as they are, and with the others.
     pub(super) fn with_votes<T>(
         &self,
         ensemble: &Ensemble,
-        corruptions: &[Corruption],
-        work: impl FnOnce(&[Voted<'_>]) -> Result<T, String>,
+        worse: &[Worsening],
+        work: impl FnOnce(Voted<'_>, Vec<Voted<'_>>) -> Result<T, String>,
     ) -> Result<T, String> {
         let task = self.pictures.task(ensemble)?;
         let whole = &ensemble.tasks()[&task];
@@ -96,27 +98,32 @@ impl LabelledArgs {
         with_tasks(ensemble, &tasks, async |engine| {
             let asking = Asking {
                 task: &task,
-                body_bytes_max: ensemble.server().max_body_bytes,
-                pixels_max: ensemble.server().max_pixels,
+                limits: Limits {
+                    body_bytes_max: ensemble.server().max_body_bytes,
+                    pixels_max: ensemble.server().max_pixels,
+                },
                 concurrency: self.concurrency,
                 router: engine.router(),
-                progress: progress_bar(data.examples.len() * (1 + corruptions.len())),
+                progress: progress_bar(data.examples.len() * (1 + worse.len())),
             };
             let mut stores = asking.stores(engine, &folder)?;
-            let mut known = Vec::new();
-            for corruption in [None].into_iter().chain(corruptions.iter().copied().map(Some)) {
-                known.push(asking.all_votes(&data, corruption, &mut stores).await?);
+            let as_they_are = asking.all_votes(&data, &Worsening::None, &mut stores).await?;
+            let mut made_worse = Vec::new();
+            for worsening in worse {
+                made_worse.push(asking.all_votes(&data, worsening, &mut stores).await?);
             }
             asking.progress.finish_and_clear();
             // Models that are off have not been asked.
             let policy = policy.without(|model| !stores.iter().any(|store| &*store.model == model));
             let policy = policy.ok_or("no model could be asked")?;
             let prices = prices.map(|prices| prices.of(&policy));
-            let voted = known.iter().map(|known| {
+            let voted_on = |known| {
                 let votes = Votes { stores: &stores, prices: prices.as_deref(), known };
                 voted(&task, &policy, &data, &votes)
-            });
-            work(&voted.collect::<Result<Vec<_>, String>>()?)
+            };
+            let as_they_are = voted_on(&as_they_are)?;
+            let made_worse = made_worse.iter().map(voted_on).collect::<Result<Vec<_>, String>>()?;
+            work(as_they_are, made_worse)
         })?
     }
 
@@ -151,11 +158,9 @@ fn voted<'a>(
     data: &'a Dataset,
     votes: &Votes<'a, '_>,
 ) -> Result<Voted<'a>, String> {
-    let corruption = votes.known.corruption;
     let mut voted = Voted {
         task,
         policy,
-        corruption,
         pictures: vec![],
         examples: vec![],
         groups: vec![],
@@ -186,20 +191,30 @@ fn voted<'a>(
     for fault in votes.known.faults.iter().take(FAULTS_TOLD_MAX) {
         warn(fault);
     }
-    let shift = corruption.map_or(String::new(), |corruption| format!("{}: ", corruption.name()));
+    let worse = votes.known.worse.as_ref();
+    let shift = worse.map_or(String::new(), |name| format!("{name}: "));
     if voted.left_out > 0 {
         let (left_out, all) = (voted.left_out, data.examples.len());
         warn(&format!(
             "{shift}{left_out} of {all} pictures are left out, which not every model has voted on"
         ));
     }
-    if repeated > 0 && corruption.is_none() {
+    if repeated > 0 && worse.is_none() {
         warn(&format!("{repeated} pictures are there more than once, and count once"));
     }
     Ok(voted)
 }
 
-impl Voted<'_> {
+impl<'a> Voted<'a> {
+    /// Puts others behind these, in whose groups they are: the same pictures, made worse.
+    pub(super) fn append(&mut self, worse: Voted<'a>) {
+        self.pictures.extend(worse.pictures);
+        self.examples.extend(worse.examples);
+        self.groups.extend(worse.groups);
+        self.digest = self.digest.for_image(&worse.digest);
+        self.left_out += worse.left_out;
+    }
+
     /// What there is to count: pictures of each label, and groups.
     pub(super) fn describe(&self) -> String {
         let count = |label: usize| self.pictures.iter().filter(|picture| picture.label == label).count();
@@ -211,6 +226,6 @@ impl Voted<'_> {
         }
         let groups = self.groups.iter().collect::<BTreeSet<_>>().len();
         let (question, pictures) = (self.policy.question(), self.pictures.len());
-        format!("{question}: {pictures} pictures in {groups} groups ({})\n", counts.join(", "))
+        format!("{question}: {pictures} pictures in {groups} groups ({})", counts.join(", "))
     }
 }

@@ -1,7 +1,8 @@
 //! Every model's vote on each picture: those on disk, and the others by asking.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,11 +10,13 @@ use actix::Addr;
 use bytes::Bytes;
 use concord_actors::policy::Opinion;
 use concord_actors::{Caller, Classify, Digest, Engine, Router};
+use futures::future::join;
 use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;
 
-use super::super::classify::{TIME_LIMIT, read_at_most};
-use crate::evaluate::{Corruption, Dataset, Example, StoredVote, VoteStore};
+use super::super::classify::TIME_LIMIT;
+use super::reading::{Digests, Limits, Picture, read_all, read_at_once};
+use crate::evaluate::{Dataset, StoredVote, VoteStore, Worsening};
 use crate::telemetry::Sampling;
 
 /// The votes of one model.
@@ -24,27 +27,17 @@ pub(super) struct ModelVotes {
 
 /// What is known of the pictures.
 pub(super) struct Known {
-    /// How they were made worse, if they were.
-    pub(super) corruption: Option<Corruption>,
+    /// What they are called where they were made worse.
+    pub(super) worse: Option<String>,
     /// Of each, in their order; nothing where it could not be read.
     pub(super) pictures: Vec<Option<Digests>>,
     /// What went wrong, as it was told.
     pub(super) faults: BTreeSet<String>,
 }
 
-/// Of one picture.
-#[derive(Clone, Copy)]
-pub(super) struct Digests {
-    /// As it was read.
-    pub(super) original: Digest,
-    /// As models were asked about it: made worse, perhaps.
-    pub(super) asked: Digest,
-}
-
 pub(super) struct Asking<'a> {
     pub(super) task: &'a str,
-    pub(super) body_bytes_max: u64,
-    pub(super) pixels_max: u64,
+    pub(super) limits: Limits,
     /// Pictures under way at once.
     pub(super) concurrency: usize,
     pub(super) router: Addr<Router>,
@@ -68,54 +61,52 @@ impl Asking<'_> {
     pub(super) async fn all_votes(
         &self,
         data: &Dataset,
-        corruption: Option<Corruption>,
+        worsening: &Worsening,
         stores: &mut [ModelVotes],
     ) -> Result<Known, String> {
-        let mut known = Known { corruption, pictures: Vec::new(), faults: BTreeSet::new() };
-        if let Some(corruption) = corruption {
-            self.progress.set_message(format!(" ({})", corruption.name()));
+        let mut known = Known { worse: worsening.name(), pictures: Vec::new(), faults: BTreeSet::new() };
+        if let Some(name) = &known.worse {
+            self.progress.set_message(format!(" ({name})"));
         }
-        let is_missing = |digest: &Digest, stores: &[ModelVotes]| {
-            stores.iter().any(|votes| votes.store.get(digest).is_none())
-        };
-        // Pictures are read here and asked about a few at a time.
-        for chunk in data.examples.chunks(self.concurrency) {
-            let read: Vec<Result<(Digests, Bytes), String>> =
-                chunk.iter().map(|example| self.read(example, corruption)).collect();
-            let wanted =
-                read.iter().flatten().filter(|(digests, _)| is_missing(&digests.asked, stores)).cloned();
-            let asked: Vec<_> = stream::iter(wanted.collect::<Vec<_>>())
-                .map(|(digests, bytes)| async move { (digests.asked, self.ask(bytes).await) })
-                .buffered(self.concurrency)
-                .collect()
-                .await;
-            for (digest, opinions) in asked {
-                match opinions {
-                    Ok(opinions) => known.faults.extend(keep(&digest, &opinions, stores)?),
-                    Err(fault) => _ = known.faults.insert(fault),
-                }
-            }
-            for read in read {
-                known.pictures.push(read.as_ref().ok().map(|(digests, _)| *digests));
-                known.faults.extend(read.err());
-            }
-            self.progress.inc(chunk.len() as u64);
+        let chunks = stream::iter(data.examples.chunks(read_at_once(self.concurrency)));
+        let mut reading = pin!(chunks.then(|chunk| read_all(chunk, worsening, self.limits)));
+        let mut next = reading.next().await;
+        while let Some(read) = next {
+            let count = read.len();
+            let unknown = known.note(read, stores);
+            self.progress.inc((count - unknown.len()) as u64);
+            let asking = self.ask_about(unknown, stores, &mut known.faults);
+            next = if self.concurrency == 1 {
+                // What a vote takes is measured and kept: nothing else is to run meanwhile.
+                asking.await?;
+                reading.next().await
+            } else {
+                let (asked, next) = join(asking, reading.next()).await;
+                asked?;
+                next
+            };
         }
         Ok(known)
     }
 
-    /// A picture's file, made worse where that is wanted.
-    fn read(&self, example: &Example, corruption: Option<Corruption>) -> Result<(Digests, Bytes), String> {
-        let path = &example.path;
-        let file = read_at_most(path, self.body_bytes_max);
-        let file = file.map_err(|problem| format!("{}: {}", path.display(), problem.detail))?;
-        let original = Digest::of(&file);
-        let Some(corruption) = corruption else {
-            return Ok((Digests { original, asked: original }, Bytes::from(file)));
-        };
-        let worse = corruption.apply(&file, self.pixels_max);
-        let worse = worse.map_err(|fault| format!("{}: {fault}", path.display()))?;
-        Ok((Digests { original, asked: Digest::of(&worse) }, Bytes::from(worse)))
+    /// Asks about these, and keeps each answer when it comes.
+    async fn ask_about(
+        &self,
+        pictures: Vec<Picture>,
+        stores: &mut [ModelVotes],
+        faults: &mut BTreeSet<String>,
+    ) -> Result<(), String> {
+        let answers = stream::iter(pictures)
+            .map(|Picture { digests, bytes }| async move { (digests.asked, self.ask(bytes).await) });
+        let mut answers = pin!(answers.buffered(self.concurrency));
+        while let Some((digest, opinions)) = answers.next().await {
+            match opinions {
+                Ok(opinions) => faults.extend(keep(&digest, &opinions, stores)?),
+                Err(fault) => _ = faults.insert(fault),
+            }
+            self.progress.inc(1);
+        }
+        Ok(())
     }
 
     /// What every model says about a picture.
@@ -132,6 +123,31 @@ impl Asking<'_> {
         };
         let routed = self.router.send(question).await.map_err(|_| "the router did not answer".to_owned())?;
         Ok(routed.map_err(|error| error.to_string())?.answer.opinions.clone())
+    }
+}
+
+impl Known {
+    /// Notes what was read, and gives the pictures on which a vote is missing: of several that are the same, one.
+    fn note(&mut self, read: Vec<Result<Picture, String>>, stores: &[ModelVotes]) -> Vec<Picture> {
+        let mut unknown = Vec::new();
+        let mut seen = HashSet::new();
+        for read in read {
+            match read {
+                Ok(picture) => {
+                    self.pictures.push(Some(picture.digests));
+                    let asked = picture.digests.asked;
+                    let is_missing = stores.iter().any(|votes| votes.store.get(&asked).is_none());
+                    if is_missing && seen.insert(asked) {
+                        unknown.push(picture);
+                    }
+                }
+                Err(fault) => {
+                    self.pictures.push(None);
+                    self.faults.insert(fault);
+                }
+            }
+        }
+        unknown
     }
 }
 

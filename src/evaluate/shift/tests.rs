@@ -94,3 +94,42 @@ fn each_corruption_is_tried_once() {
     assert_eq!(found[..3].iter().map(|one| one.name()).collect::<Vec<_>>(), ["rain 1", "rain 4", "rain 5"]);
     assert!("snow".parse::<Shifts>().unwrap_err().contains("must be one of blur, noise"));
 }
+
+#[test]
+fn corruptions_are_dealt_to_files_alike_and_always_the_same() {
+    let shifts = ["blur", "noise", "dark"].map(|name| name.parse().unwrap());
+    let all = corruptions(&shifts, &["1..2".parse().unwrap()]);
+    let files: Vec<Digest> = (0_u32..6000).map(|index| Digest::of(&index.to_le_bytes())).collect();
+    let dealt = Worsening::Dealt(all.clone());
+    let reversed = Worsening::Dealt(all.iter().rev().copied().collect());
+    let mut counts = vec![0; all.len()];
+    for file in &files {
+        let corruption = dealt.of(file).unwrap();
+        assert_eq!(reversed.of(file), Some(corruption), "in whatever order");
+        counts[all.iter().position(|one| *one == corruption).unwrap()] += 1;
+    }
+    // The standard deviation of each is 29.
+    assert!(counts.iter().all(|count| (880..1120).contains(count)), "{counts:?} of 6000");
+    let fewer = Worsening::Dealt(all[1..].to_vec());
+    for file in &files {
+        let (before, after) = (fewer.of(file), dealt.of(file));
+        assert!(after == before || after == Some(all[0]), "with one more the others stay");
+    }
+}
+
+#[test]
+fn pictures_are_called_by_how_they_are_made_worse() {
+    let all = corruptions(&["all".parse().unwrap()], &["1..5".parse().unwrap()]);
+    assert_eq!(one_of(&all[..1]), "blur 1");
+    assert_eq!(one_of(&all[..2]), "one of blur 1, blur 2");
+    assert_eq!(one_of(&all), "one of 30 corruptions");
+    let file = Digest::of(b"a file");
+    for (worsening, corruption, name) in [
+        (Worsening::None, None, None),
+        (Worsening::Same(all[3]), Some(all[3]), Some("blur 4")),
+        (Worsening::Dealt(all[4..5].to_vec()), Some(all[4]), Some("made worse")),
+    ] {
+        assert_eq!(worsening.of(&file), corruption);
+        assert_eq!(worsening.name().as_deref(), name);
+    }
+}
