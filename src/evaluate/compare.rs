@@ -83,6 +83,14 @@ pub(crate) enum Foretold {
     TooFew { errors: usize },
 }
 
+/// How well it is foretold that the first stage is wrong.
+#[derive(Debug, Clone)]
+pub(crate) struct Foretelling {
+    pub(crate) by_confidence: Foretold,
+    /// Where it asks a gate and that could be read for every picture.
+    pub(crate) by_gate: Option<Foretold>,
+}
+
 /// All of them on the same pictures.
 #[derive(Debug, Clone)]
 pub(crate) struct Comparison {
@@ -90,9 +98,7 @@ pub(crate) struct Comparison {
     pub(crate) answerers: Vec<Answerer>,
     /// The share of the pictures whose answer each stage of the cascade gave.
     pub(crate) stages: Vec<Figure>,
-    pub(crate) first_stage_errors: Foretold,
-    /// The same by its gate, where it asks one and that could be read for every picture.
-    pub(crate) first_stage_gate: Option<Foretold>,
+    pub(crate) first_stage: Foretelling,
 }
 
 /// Compares all ways to answer that the policy's models allow; `None` where there is no picture.
@@ -126,8 +132,7 @@ pub(crate) fn compare(
         pictures: pictures.len(),
         answerers,
         stages: (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last == stage)).collect(),
-        first_stage_errors: work.first_stage_errors(|answer| Some(answer.confidence()))?,
-        first_stage_gate: work.first_stage_errors(|answer| answer.gate),
+        first_stage: work.first_stage()?,
     })
 }
 
@@ -138,6 +143,7 @@ pub(crate) struct Brief {
     pub(crate) answerers: Vec<Answerer>,
     /// The share of the pictures that gets to each stage of the cascade.
     pub(crate) reached: Vec<Figure>,
+    pub(crate) first_stage: Foretelling,
 }
 
 /// What is compared where pictures are made worse; `None` where there is no picture.
@@ -152,7 +158,8 @@ pub(crate) fn compare_in_brief(
     answerers.extend(work.models()?);
     answerers.push(work.uniformly()?);
     let reached = (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last >= stage));
-    Some(Brief { pictures: pictures.len(), answerers, reached: reached.collect() })
+    let (reached, first_stage) = (reached.collect(), work.first_stage()?);
+    Some(Brief { pictures: pictures.len(), answerers, reached, first_stage })
 }
 
 /// What a policy over models of `whole` answers for a picture.
@@ -281,15 +288,26 @@ impl Work<'_> {
         self.resampling.mean(&numbers)
     }
 
-    /// How well the first stage's errors are foretold by how likely it is to be right.
-    fn first_stage_errors(&self, likelihood: impl Fn(&Answer) -> Option<Probability>) -> Option<Foretold> {
+    fn first_stage(&self) -> Option<Foretelling> {
         let first = self.answers(&self.policy.as_far_as(0)?);
+        Some(Foretelling {
+            by_confidence: self.foretold(&first, |answer| Some(answer.confidence()))?,
+            by_gate: self.foretold(&first, |answer| answer.gate),
+        })
+    }
+
+    /// How well the errors of answers are foretold by how likely they are to be right.
+    fn foretold(
+        &self,
+        answers: &[Option<Answer>],
+        likelihood: impl Fn(&Answer) -> Option<Probability>,
+    ) -> Option<Foretold> {
         let doubt_and_error = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
             let answer = answer.as_ref()?;
             Some((1.0 - likelihood(answer)?.get(), answer.label() != picture.label))
         };
         let doubts_and_errors: Vec<(f64, bool)> =
-            first.iter().zip(self.pictures).map(doubt_and_error).collect::<Option<_>>()?;
+            answers.iter().zip(self.pictures).map(doubt_and_error).collect::<Option<_>>()?;
         let errors = doubts_and_errors.iter().filter(|(_, is_wrong)| *is_wrong).count();
         if errors < ERRORS_MIN {
             return Some(Foretold::TooFew { errors });

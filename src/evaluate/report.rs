@@ -67,7 +67,7 @@ fn stages_in_words(comparison: &Comparison, policy: &Policy) -> Vec<String> {
         format!("stage {} ({}) answers {value} ({low} – {high})", index + 1, models.join(", "))
     };
     let mut lines: Vec<String> = comparison.stages.iter().enumerate().map(stage).collect();
-    lines.push(match &comparison.first_stage_errors {
+    lines.push(match &comparison.first_stage.by_confidence {
         Foretold::By(Figure { value, low, high }) => {
             format!(
                 "its doubts foretell the errors of stage 1 with an AUROC of {value:.3} ({low:.3} – {high:.3})"
@@ -77,7 +77,7 @@ fn stages_in_words(comparison: &Comparison, policy: &Policy) -> Vec<String> {
             format!("stage 1 makes {errors} errors, too few to say whether its doubts foretell them")
         }
     });
-    if let Some(Foretold::By(Figure { value, low, high })) = comparison.first_stage_gate {
+    if let Some(Foretold::By(Figure { value, low, high })) = comparison.first_stage.by_gate {
         lines.push(format!("its gate foretells them with an AUROC of {value:.3} ({low:.3} – {high:.3})"));
     }
     lines
@@ -131,12 +131,12 @@ pub(crate) fn json(comparison: &Comparison, policy: &Policy, unit: CostUnit) -> 
         "pictures": comparison.pictures,
         "answerers": answerers.collect::<Vec<_>>(),
         "stages": comparison.stages.iter().copied().map(figure_json).collect::<Vec<_>>(),
-        "first_stage_errors": foretold(&comparison.first_stage_errors),
-        "first_stage_gate": comparison.first_stage_gate.as_ref().map(foretold),
+        "first_stage_errors": foretold(&comparison.first_stage.by_confidence),
+        "first_stage_gate": comparison.first_stage.by_gate.as_ref().map(foretold),
     })
 }
 
-fn foretold(foretold: &Foretold) -> Value {
+pub(super) fn foretold(foretold: &Foretold) -> Value {
     match foretold {
         Foretold::By(auroc) => json!({ "auroc": figure_json(*auroc) }),
         Foretold::TooFew { errors } => json!({ "too_few": errors }),

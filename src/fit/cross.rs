@@ -164,7 +164,8 @@ pub(crate) fn fit(
         Learning::Auto | Learning::Always => work.learn(&plain, learning, has_errors),
     };
     let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
-    let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, goal))?;
+    let read = learned.as_ref().filter(|learned| learned.weighs()).map(|learned| &*learned.backbone);
+    let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, read, goal))?;
     let in_order = |policy: &Policy| match orders.gain() {
         Some(order) => policy.in_order(order),
         None => Some(policy.clone()),

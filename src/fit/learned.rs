@@ -4,6 +4,7 @@
 //! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used.
 
 use std::sync::Arc;
+use std::thread;
 
 use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
 use concord_models::{Example, Goal, Network, Training, train};
@@ -24,6 +25,9 @@ pub(crate) enum Learning {
     Never,
 }
 
+/// The policy by which pictures of a fold are judged; where it is none, what is written.
+pub(super) type PolicyOf<'a> = &'a (dyn Fn(Option<usize>) -> Option<Policy> + Sync);
+
 /// Something for each fold, made without it, and something made of all of them.
 #[derive(Debug)]
 struct ByFold<T> {
@@ -31,10 +35,19 @@ struct ByFold<T> {
     whole: T,
 }
 
-impl<T> ByFold<T> {
-    fn of(make: impl Fn(Option<usize>) -> Option<T>) -> Option<Self> {
-        let by_fold = (0..FOLDS).map(|fold| make(Some(fold))).collect::<Option<_>>()?;
-        Some(Self { by_fold, whole: make(None)? })
+impl<T: Send> ByFold<T> {
+    /// Each on a thread of its own: networks as small as these keep no more than one busy.
+    fn of(make: impl Fn(Option<usize>) -> Option<T> + Sync) -> Option<Self> {
+        let (make, folds) = (&make, (0..FOLDS).map(Some).chain([None]));
+        thread::scope(|scope| {
+            let making: Vec<_> = folds.map(|without| scope.spawn(move || make(without))).collect();
+            let mut by_fold = Vec::with_capacity(FOLDS + 1);
+            for thread in making {
+                by_fold.push(thread.join().ok()??);
+            }
+            let whole = by_fold.pop()?;
+            Some(Self { by_fold, whole })
+        })
     }
 
     /// By what pictures of this fold are judged; where it is none, what is written.
@@ -162,7 +175,7 @@ impl Work<'_> {
     /// `has_errors` says whether the first stage makes enough of them to learn from: without any, being surer is always better.
     pub(super) fn learn(
         &self,
-        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        plain: PolicyOf<'_>,
         learning: Learning,
         has_errors: bool,
     ) -> Option<LearnedParts> {
@@ -180,7 +193,7 @@ impl Work<'_> {
     pub(super) fn gates(
         &self,
         parts: &LearnedParts,
-        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
+        plain: PolicyOf<'_>,
         policy: &Policy,
         learning: Learning,
     ) -> Vec<GatePart> {
@@ -215,12 +228,8 @@ impl Work<'_> {
     }
 
     /// `None` where there is too little to learn from.
-    fn weights_part(
-        &self,
-        plain: &dyn Fn(Option<usize>) -> Option<Policy>,
-        backbone: usize,
-    ) -> Option<WeightsPart> {
-        let plain = ByFold::of(plain)?;
+    fn weights_part(&self, plain: PolicyOf<'_>, backbone: usize) -> Option<WeightsPart> {
+        let plain = ByFold::of(|without| plain(without))?;
         let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
             ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
@@ -287,7 +296,7 @@ impl Work<'_> {
     /// `None` where the stage has no accept rule, comes before the backbone, or makes no error at all.
     fn gate_part(
         &self,
-        weighted: &dyn Fn(Option<usize>) -> Option<Policy>,
+        weighted: PolicyOf<'_>,
         backbone: usize,
         policy: &Policy,
         stage: usize,

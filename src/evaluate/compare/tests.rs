@@ -81,11 +81,13 @@ fn every_way_to_answer_is_judged_with_what_it_costs() {
 
 #[test]
 fn doubts_are_judged_only_by_enough_errors() {
-    let Foretold::TooFew { errors } = compared(&PICTURES, 49).first_stage_errors else {
+    let Foretold::TooFew { errors } = compared(&PICTURES, 49).first_stage.by_confidence else {
         panic!("49 are too few")
     };
     assert_eq!(errors, 49);
-    let Foretold::By(auroc) = compared(&PICTURES, 50).first_stage_errors else { panic!("50 are enough") };
+    let Foretold::By(auroc) = compared(&PICTURES, 50).first_stage.by_confidence else {
+        panic!("50 are enough")
+    };
     // The wrong answer is the one in the greatest doubt.
     assert_eq!(auroc.value, 1.0);
 }
@@ -144,8 +146,8 @@ fn what_was_learned_is_judged_as_it_is_configured() {
         Foretold::By(figure) => figure.value,
         Foretold::TooFew { errors } => panic!("{errors} errors"),
     };
-    assert_eq!(auroc(&comparison.first_stage_errors), 0.5);
-    assert_eq!(auroc(comparison.first_stage_gate.as_ref().unwrap()), 1.0);
+    assert_eq!(auroc(&comparison.first_stage.by_confidence), 0.5);
+    assert_eq!(auroc(comparison.first_stage.by_gate.as_ref().unwrap()), 1.0);
 }
 
 #[test]

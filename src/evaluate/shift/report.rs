@@ -9,7 +9,7 @@ use crate::evaluate::compare::{Answerer, Brief, Kind};
 use crate::evaluate::cost::CostUnit;
 use crate::evaluate::metrics::Measured;
 use crate::evaluate::plot::{Line, Panel, panels};
-use crate::evaluate::report::{Chart, answerer_json, figure_json, new_table, percent};
+use crate::evaluate::report::{Chart, answerer_json, figure_json, foretold, new_table, percent};
 
 /// The same pictures, made worse in one way.
 #[derive(Debug, Clone)]
@@ -71,13 +71,15 @@ pub(in crate::evaluate) fn rows(
 /// The same for programs, with intervals.
 pub(crate) fn json(shifted: &[Shifted], policy: &Policy, unit: CostUnit) -> Value {
     let one = |shift: &Shifted| {
-        let Brief { pictures, answerers, reached } = &shift.brief;
+        let Brief { pictures, answerers, reached, first_stage } = &shift.brief;
         object!({
             "shift": shift.corruption.map(|corruption| corruption.shift.name()),
             "severity": shift.corruption.map_or(0, |corruption| corruption.severity.get()),
             "pictures": pictures,
             "answerers": answerers.iter().map(|answerer| answerer_json(answerer, policy, unit)).collect::<Vec<_>>(),
             "reached": reached.iter().copied().map(figure_json).collect::<Vec<_>>(),
+            "first_stage_errors": foretold(&first_stage.by_confidence),
+            "first_stage_gate": first_stage.by_gate.as_ref().map(foretold),
         })
     };
     Value::from(shifted.iter().map(one).collect::<Vec<_>>())
