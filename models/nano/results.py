@@ -9,8 +9,9 @@ Three ensembles: shipped; seen, the shipped one with DINOv3's heads in --seen-he
 of `--side 32 --heads-on seen` in --weak: dinov3 (--epochs 14) and siglip2 (--epochs 40).
 
 Steps, all by default: votes (on the CPU, whose milliseconds are the costs), shifts (votes on pictures made worse, on a GPU where
-there is one), measure (fits and evaluations, of votes that are there by then) and page. Everything is fitted on the held-out signs
-of the train archive (holdout.txt) and reported on the test archive. Needs Python's own library only.
+there is one), measure (fits and evaluations, of votes that are there by then) and page. What a run that was ended has measured is
+not measured again: remove WORK/*.json for that. Everything is fitted on the held-out signs of the train archive (holdout.txt) and
+reported on the test archive. Needs Python's own library only.
 """
 import argparse
 import csv
@@ -29,16 +30,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # A vote of the full-size models on one H200 in bf16, batch 1, milliseconds (docs/PERFORMANCE.md).
 GPU_MS = {"dinov3": 1.60, "siglip2": 2.35, "florence2": 8.69, "molmo2": 28.6}
+PRICES = [part for model, amount in GPU_MS.items() for part in ("--price", f"{model}={amount}")]
 ENSEMBLES = ["shipped", "seen", "weak"]
 TASKS = {"roadwork": ["--class", "25_road_work=road work", "--other", "no road work"], "traffic_sign": []}
 STEPS = ["votes", "shifts", "measure", "page"]
 CURVE = [64, 16, 4, 1]          # every Nth held-out picture
 SHIFT_EVERY = 4                 # every Nth of the test archive, in 30 ways
 SHIFT = ["--shift", "all"]
+COPIES = 4                      # of each held-out picture, each made worse in another way
 # How far under asking all models the cascade may stay: what a threshold is fitted to.
 ACCURACY_GIVEN_UP = {"roadwork": 0.0005, "traffic_sign": 0.002}
-# Of what asking all models costs: what the cascade may cost that is fitted on pictures made worse, too.
-COST_SHARE = 0.5
+# Of what asking all full-size models costs: what the cascade may cost that is fitted on pictures made worse, too.
+COST_SHARE = 2 / 3
 
 
 def arguments():
@@ -85,6 +88,9 @@ class Lab:
     def run(self, command, *more, on_gpu=False):
         votes = self.args.work / "votes" / f"{self.name}.{self.task}{'.shifts' if on_gpu else ''}"
         line = [self.args.concord, command, "--ensemble", self.path, "--task", self.task, "--votes", votes, *more]
+        if on_gpu:
+            # Milliseconds of votes that were asked for together say nothing: prices count.
+            line += ["--concurrency", 64, *PRICES]
         line = [str(part) for part in line]
         print("$", *line[1:], flush=True)
         hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
@@ -96,17 +102,18 @@ class Lab:
     def evaluate(self, *more):
         return json.loads(self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *more))
 
-    def evaluate_shifted(self, *more):
-        """Milliseconds of votes that were asked for together say nothing, and are not used."""
-        found = self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *SHIFT, "--every", SHIFT_EVERY,
-                         "--concurrency", 64, *more, on_gpu=True)
+    def evaluate_shifted(self):
+        found = self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *SHIFT, "--every", SHIFT_EVERY, on_gpu=True)
         return json.loads(found)["shifts"]
+
+    def fit_shifted(self, *more):
+        return self.fit(*SHIFT, "--copies", COPIES, *more, on_gpu=True)
 
     def evaluate_held(self):
         return json.loads(self.run("evaluate", "--data", self.held, "--json"))
 
-    def fit(self, *more):
-        return self.run("fit", "--data", self.held, "--evaluation", self.test, *more)
+    def fit(self, *more, on_gpu=False):
+        return self.run("fit", "--data", self.held, "--evaluation", self.test, *more, on_gpu=on_gpu)
 
 
 def held_out(args):
@@ -142,43 +149,46 @@ def held_out(args):
 def ask_for_votes(lab):
     lab.start_again()
     lab.evaluate()
-    lab.fit(*SHIFT, "--learned", "never", "--dry-run")
+    lab.fit("--learned", "never", "--dry-run")
 
 
 def ask_for_shifted_votes(lab):
     lab.start_again()
     lab.evaluate_shifted()
+    lab.fit_shifted("--learned", "never", "--dry-run")
 
 
-def measure(lab):
+def measure(lab, found, keep):
     """All fits of one ensemble and task, each from the shipped file, and what they come to on the test archive."""
-    prices = [part for model, amount in GPU_MS.items() for part in ("--price", f"{model}={amount}")]
-    lab.start_again()
-    found = {"before": lab.evaluate()}
-    # What asking all models comes to once calibration and weights are fitted.
-    lab.fit("--learned", "never")
-    asks_all = max((row for row in lab.evaluate_held()["answerers"] if row["kind"] == "fusion"),
-                   key=lambda row: row["accuracy"]["value"])
-    accuracy = f"{asks_all['accuracy']['value'] - ACCURACY_GIVEN_UP[lab.task]:.4f}"
-    cost = f"{COST_SHARE * asks_all['milliseconds']['value']:.3f}"
-    goal = ["--min-accuracy", accuracy]
-    for key, options in {
-        "fixed": [*goal, "--learned", "never"],
-        "auto": goal,
-        "always": [*goal, "--learned", "always"],
-        "shift": [*SHIFT, "--max-cost-ms", cost],
-    }.items():
+    if "before" not in found:
         lab.start_again()
-        told = lab.fit(*options)
-        found[key] = {"told": told, "test": lab.evaluate(), "priced": lab.evaluate(*prices)}
-        if key in ("auto", "shift"):
-            found[key]["shifts"] = lab.evaluate_shifted()
-    found["curve"] = []
-    for every in CURVE:
+        found["before"] = lab.evaluate()
+        # What asking all models comes to once calibration and weights are fitted.
+        lab.fit("--learned", "never")
+        held = [row for row in lab.evaluate_held()["answerers"] if row["kind"] == "fusion"]
+        found["wanted"] = max(row["accuracy"]["value"] for row in held) - ACCURACY_GIVEN_UP[lab.task]
+    cheap = ["--min-accuracy", f"{found['wanted']:.4f}"]
+    dear = ["--max-cost", f"{COST_SHARE * sum(GPU_MS.values()):.2f}"]
+    for key, fit in {
+        "fixed": lambda: lab.fit(*cheap, "--learned", "never"),
+        "auto": lambda: lab.fit(*cheap),
+        "always": lambda: lab.fit(*PRICES, *dear, "--learned", "always"),
+        "shift_fixed": lambda: lab.fit_shifted(*dear, "--learned", "never"),
+        "shift": lambda: lab.fit_shifted(*dear),
+        "shift_always": lambda: lab.fit_shifted(*dear, "--learned", "always"),
+    }.items():
+        if key not in found:
+            lab.start_again()
+            found[key] = {"told": fit(), "test": lab.evaluate(), "priced": lab.evaluate(*PRICES)}
+            if key not in ("fixed", "always"):
+                found[key]["shifts"] = lab.evaluate_shifted()
+            keep(found)
+    found["curve"] = found.get("curve", [])
+    for every in CURVE[len(found["curve"]):]:
         lab.start_again()
         pictures = re.search(r"(\d+) pictures in (\d+) groups", lab.fit("--every", every))
         found["curve"].append((*pictures.groups(), lab.evaluate()))
-    return found
+        keep(found)
 
 
 def main():
@@ -193,7 +203,7 @@ def main():
         if "shifts" in args.step:
             ask_for_shifted_votes(lab)
         if "measure" in args.step:
-            kept.write_text(json.dumps(measure(lab)))
+            measure(lab, json.loads(kept.read_text()) if kept.exists() else {}, lambda what: kept.write_text(json.dumps(what)))
         if "page" in args.step:
             found[lab.name, lab.task] = json.loads(kept.read_text())
     if "page" in args.step:

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::RangedU64ValueParser;
 use concord_actors::policy::{Calibration, Policy, Stage};
 
 use super::classify::spinner;
 use super::labelled::{LabelledArgs, ShiftArgs, Voted};
 use super::{EXIT_UNUSABLE, say, warn};
 use crate::config::Ensemble;
-use crate::evaluate::{Goal, Worsening, one_of};
+use crate::evaluate::{Goal, dealt, one_of};
 use crate::fit::{
     Fit, FitOptions, Labelled, Learning, TaskChange, difference, edited, fit, next_learned_file, print,
     write_learned_file, write_with_backup,
@@ -27,7 +28,7 @@ use crate::fit::{
 /// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
 ///
 /// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the same
-/// file. Goals and what is told are then of both together.
+/// file; with --copies more than twice. Goals and what is told are then of all together.
 ///
 /// A stage keeps its place that has `burst_queue_depth`, `min_weight` or a model that is off, as do all up to the last one that
 /// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does.
@@ -42,6 +43,9 @@ pub struct FitArgs {
     labelled: LabelledArgs,
     #[command(flatten)]
     shift: ShiftArgs,
+    /// How often each picture is fitted on again, made worse by another one of the corruptions each time
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "shifts", value_parser = RangedU64ValueParser::<usize>::new().range(1..=30))]
+    copies: usize,
     /// Fit the order of stages and thresholds as well: the fewest errors at no more than so many milliseconds a picture
     #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
@@ -91,8 +95,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
         if let Some(evaluation) = &args.evaluation {
             args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
         }
-        let corruptions = args.shift.corruptions();
-        let worse = if corruptions.is_empty() { vec![] } else { vec![Worsening::Dealt(corruptions)] };
+        let worse = dealt(&args.shift.corruptions(), args.copies);
         args.labelled.with_votes(&ensemble, &worse, |voted, worse| {
             fit_and_write(args, &ensemble, &with_worse(args, voted, worse))
         })
@@ -106,13 +109,16 @@ pub fn run(args: &FitArgs) -> ExitCode {
 /// All that is fitted on; says what it is.
 fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -> Voted<'a> {
     let mut told = voted.describe();
-    for worse in worse {
-        let (as_they_are, count) = (voted.pictures.len(), worse.pictures.len());
-        let copies = if count == as_they_are { "each".to_owned() } else { count.to_string() };
-        let ways = one_of(&args.shift.corruptions());
-        told.push_str(&format!(", and {copies} once more, made worse by {ways}"));
-        voted.append(worse);
+    let count: usize = worse.iter().map(|worse| worse.pictures.len()).sum();
+    let copies = match worse.len() {
+        times if count < times * voted.pictures.len() => format!("{count} copies of them"),
+        1 => "each once more".to_owned(),
+        times => format!("each {times} times more"),
+    };
+    if !worse.is_empty() {
+        told.push_str(&format!(", and {copies}, made worse by {}", one_of(&args.shift.corruptions())));
     }
+    worse.into_iter().for_each(|worse| voted.append(worse));
     say(&format!("{told}\n"));
     voted
 }

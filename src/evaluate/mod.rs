@@ -20,7 +20,7 @@ pub(crate) use dataset::{Dataset, Example, Labelling};
 pub(crate) use metrics::{Figure, Measured, Ranking, Resampling, Scored, log_loss, measure};
 pub(crate) use random::splitmix64;
 pub(crate) use report::{Pictures, Shown, charts, json, page, print, samples, sheets};
-pub(crate) use shift::{Corruption, SeverityRange, Shifted, Shifts, Worsening, corruptions, one_of};
+pub(crate) use shift::{Corruption, SeverityRange, Shifted, Shifts, Worsening, corruptions, dealt, one_of};
 pub(crate) use shift::{json as shifts_json, print as print_shifts};
 pub(crate) use thresholds::Goal;
 pub(crate) use votes::{StoredVote, VoteStore};

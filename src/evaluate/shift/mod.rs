@@ -18,7 +18,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use super::random::SplitMix64;
 pub(crate) use report::{Shifted, json, print};
 pub(super) use report::{plots, rows};
-pub(crate) use worsening::{Worsening, one_of};
+pub(crate) use worsening::{Worsening, dealt, one_of};
 
 /// How pictures are made worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

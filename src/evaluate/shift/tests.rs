@@ -100,21 +100,28 @@ fn corruptions_are_dealt_to_files_alike_and_always_the_same() {
     let shifts = ["blur", "noise", "dark"].map(|name| name.parse().unwrap());
     let all = corruptions(&shifts, &["1..2".parse().unwrap()]);
     let files: Vec<Digest> = (0_u32..6000).map(|index| Digest::of(&index.to_le_bytes())).collect();
-    let dealt = Worsening::Dealt(all.clone());
-    let reversed = Worsening::Dealt(all.iter().rev().copied().collect());
+    let once = |corruptions: &[Corruption]| dealt(corruptions, 1).remove(0);
+    let dealt_once = once(&all);
+    let reversed = once(&all.iter().rev().copied().collect::<Vec<_>>());
     let mut counts = vec![0; all.len()];
     for file in &files {
-        let corruption = dealt.of(file).unwrap();
+        let corruption = dealt_once.of(file).unwrap();
         assert_eq!(reversed.of(file), Some(corruption), "in whatever order");
         counts[all.iter().position(|one| *one == corruption).unwrap()] += 1;
     }
     // The standard deviation of each is 29.
     assert!(counts.iter().all(|count| (880..1120).contains(count)), "{counts:?} of 6000");
-    let fewer = Worsening::Dealt(all[1..].to_vec());
+    let fewer = once(&all[1..]);
     for file in &files {
-        let (before, after) = (fewer.of(file), dealt.of(file));
+        let (before, after) = (fewer.of(file), dealt_once.of(file));
         assert!(after == before || after == Some(all[0]), "with one more the others stay");
     }
+    let rounds = dealt(&all, 30);
+    assert_eq!(rounds.len(), all.len(), "no more than there are");
+    let mut of_one: Vec<String> = rounds.iter().map(|round| round.of(&files[0]).unwrap().name()).collect();
+    of_one.sort();
+    of_one.dedup();
+    assert_eq!(of_one.len(), all.len(), "each of them once");
 }
 
 #[test]
@@ -127,7 +134,7 @@ fn pictures_are_called_by_how_they_are_made_worse() {
     for (worsening, corruption, name) in [
         (Worsening::None, None, None),
         (Worsening::Same(all[3]), Some(all[3]), Some("blur 4")),
-        (Worsening::Dealt(all[4..5].to_vec()), Some(all[4]), Some("made worse")),
+        (dealt(&all[4..5], 1).remove(0), Some(all[4]), Some("made worse")),
     ] {
         assert_eq!(worsening.of(&file), corruption);
         assert_eq!(worsening.name().as_deref(), name);

@@ -1,5 +1,7 @@
 //! Which of the corruptions each of many pictures gets.
 
+use std::cmp::Reverse;
+
 use concord_actors::Digest;
 
 use super::Corruption;
@@ -14,8 +16,19 @@ pub(crate) enum Worsening {
     None,
     /// All are made worse in the same way.
     Same(Corruption),
-    /// Each is made worse in one of these ways.
-    Dealt(Vec<Corruption>),
+    /// Each is made worse in one of these ways: the one that it is dealt first, or a later one.
+    Dealt {
+        /// Each of them once.
+        corruptions: Vec<Corruption>,
+        /// How many it was dealt before.
+        round: usize,
+    },
+}
+
+/// As many copies of each picture as that, each made worse in another of these ways; no more than there are ways.
+pub(crate) fn dealt(corruptions: &[Corruption], copies: usize) -> Vec<Worsening> {
+    let rounds = 0..copies.min(corruptions.len());
+    rounds.map(|round| Worsening::Dealt { corruptions: corruptions.to_vec(), round }).collect()
 }
 
 impl Worsening {
@@ -24,12 +37,16 @@ impl Worsening {
         match self {
             Self::None => None,
             Self::Same(corruption) => Some(*corruption),
-            // The highest of hashes ("rendezvous hashing", Thaler and Ravishankar 1998): in whatever order they are given,
-            // and with one more of them, nearly all pictures get what they got before, and the votes on them stay good. The
-            // word keeps them apart from the hashes that chance within a corruption is drawn from.
-            Self::Dealt(corruptions) => corruptions.iter().copied().max_by_key(|corruption| {
-                Digest::of(format!("dealt {}", corruption.name()).as_bytes()).for_image(original)
-            }),
+            // By hashes ("rendezvous hashing", Thaler and Ravishankar 1998): in whatever order they are given, and with one
+            // more of them, nearly all pictures get what they got before, and the votes on them stay good. The word keeps
+            // them apart from the hashes that chance within a corruption is drawn from.
+            Self::Dealt { corruptions, round } => {
+                let mut dealt = corruptions.clone();
+                dealt.sort_by_cached_key(|corruption| {
+                    Reverse(Digest::of(format!("dealt {}", corruption.name()).as_bytes()).for_image(original))
+                });
+                dealt.get(*round).copied()
+            }
         }
     }
 
@@ -38,7 +55,7 @@ impl Worsening {
         match self {
             Self::None => None,
             Self::Same(corruption) => Some(corruption.name()),
-            Self::Dealt(_) => Some("made worse".to_owned()),
+            Self::Dealt { .. } => Some("made worse".to_owned()),
         }
     }
 }
