@@ -81,7 +81,7 @@ pub struct ExplanationReport {
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FallbackReport {
-    /// `weights` (the configured ones counted), `gate` (the confidence did), or `min_weight` (the configured weights did).
+    /// `weights` (the configured ones counted, and no temperatures of the image), `gate` (the confidence did), or `min_weight` (the configured weights did).
     #[schema(value_type = String)]
     pub part: LearnedPart,
     /// The stage that it would have decided about, from 1.
@@ -108,10 +108,10 @@ pub struct VoteReport {
     /// What it said, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The calibrated probability of that label.
+    /// The probability of that label as it counts: calibrated, and by the image's own temperature where that is learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// The calibrated probability of each label.
+    /// The same of each label.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
     pub probabilities: Option<Probabilities>,

@@ -132,6 +132,9 @@ fn what_cannot_be_fitted_is_told() {
         (&data, &["--shift", "snow"], "must be one of blur, noise, dark, rain, jpeg, occlusion, or all"),
         (&data, &["--shift", "blur", "--severity", "6"], "must be from 1 to 5, or a range such as 1..5"),
         (&data, &["--severity", "5"], "--shift <NAME>"),
+        (&data, &["--copies", "2"], "--shift <NAME>"),
+        (&data, &["--shift", "all", "--copies", "31"], "31 is not in 1..=30"),
+        (&data, &["--learned", "sometimes"], "[possible values: auto, always, never]"),
         (&data, &["--max-cost", "5", "--price", "dinov3=1"], "no price of siglip2"),
     ] {
         let run = fit(&ensemble, data, votes.path(), more);
@@ -200,13 +203,22 @@ fn pictures_are_fitted_on_once_more_made_worse() {
     assert_eq!(count_of_votes(votes.path()), 120, "as many again");
     let pictures = "30 pictures in 30 groups (15 no road work, 15 road work)";
     for (shifts, told) in [
-        (&["--shift", "blur", "--severity", "5"][..], "made worse by blur 5\n"),
-        (&["--shift", "blur,dark", "--severity", "2"], "made worse by one of blur 2, dark 2\n"),
-        (&["--shift", "all"], "made worse by one of 30 corruptions\n"),
+        (&["--shift", "blur", "--severity", "5"][..], "each once more, made worse by blur 5\n"),
+        (
+            &["--shift", "blur,dark", "--severity", "2"],
+            "each once more, made worse by one of blur 2, dark 2\n",
+        ),
+        (&["--shift", "all"], "each once more, made worse by one of 30 corruptions\n"),
+        (&["--shift", "all", "--copies", "3"], "each 3 times more, made worse by one of 30 corruptions\n"),
+        // No more than there are.
+        (
+            &["--shift", "blur", "--severity", "1,5", "--copies", "3"],
+            "each 2 times more, made worse by one of blur 1, blur 5\n",
+        ),
     ] {
         let first = fitted(shifts);
         assert_eq!(first.status, 0, "{first:?}");
-        let told = format!("{pictures}, and each once more, {told}");
+        let told = format!("{pictures}, and {told}");
         assert!(first.stdout.contains(&told), "{told:?} is missing in {}", first.stdout);
         let asked = count_of_votes(votes.path());
         let second = fitted(shifts);

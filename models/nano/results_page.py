@@ -59,16 +59,17 @@ def costs(found):
     """What does the cascade cost within 0.005 of the MCC of asking all?"""
     rows = []
     for key, of in found.items():
-        test, priced = of["auto"]["test"], of["auto"]["priced"]
-        all_models, stopped = best(test, "fusion"), cascade(test)
-        cpu = value(stopped, "milliseconds") / value(all_models, "milliseconds")
-        gpu = value(cascade(priced), "price") / value(named(priced, all_models["name"]), "price")
-        behind = value(all_models, "mcc") - value(stopped, "mcc")
-        shares = " / ".join(f"{100 * share['value']:.1f}" for share in test["stages"])
-        rows.append([title(key), f"{value(all_models, 'mcc'):.4f}", f"{value(stopped, 'mcc'):.4f}",
-                     f"{value(named(test, 'random escalation'), 'mcc'):.4f}", f"{value(stopped, 'milliseconds'):.1f}", f"{cpu:.2f}",
-                     f"{value(cascade(priced), 'price'):.2f}", f"{gpu:.2f}", shares,
-                     verdict(behind <= 0.005 and cpu <= 1 / 3 and gpu <= 1 / 3)])
+        for fit, name in (("auto", title(key)), ("shift", f"{title(key)}, fitted with `--shift all`")):
+            test, priced = of[fit]["test"], of[fit]["priced"]
+            all_models, stopped = best(of["auto"]["test"], "fusion"), cascade(test)
+            cpu = value(stopped, "milliseconds") / value(all_models, "milliseconds")
+            gpu = value(cascade(priced), "price") / value(named(priced, all_models["name"]), "price")
+            behind = value(all_models, "mcc") - value(stopped, "mcc")
+            shares = " / ".join(f"{100 * share['value']:.1f}" for share in test["stages"])
+            rows.append([name, f"{value(all_models, 'mcc'):.4f}", f"{value(stopped, 'mcc'):.4f}",
+                         f"{value(named(test, 'random escalation'), 'mcc'):.4f}", f"{value(stopped, 'milliseconds'):.1f}", f"{cpu:.2f}",
+                         f"{value(cascade(priced), 'price'):.2f}", f"{gpu:.2f}", shares,
+                         verdict(behind <= 0.005 and cpu <= 1 / 3 and gpu <= 1 / 3)])
     return table(rows, ["", "MCC, all", "MCC, cascade", "MCC, random escalation at its cost", "CPU ms", "of all", "GPU ms", "of all",
                         "% that each stage answers", "≤ ⅓, within 0.005?"])
 
@@ -77,18 +78,19 @@ def image_weights(found):
     """Do weights and temperatures for each image beat fixed ones?"""
     rows = []
     for key, of in found.items():
-        fixed, learned = of["fixed"]["test"], of["always"]["test"]
-        fixed_all, learned_all = best_nll(fixed), named(learned, "all, learned")
-        gain = value(learned_all, "nll") - value(fixed_all, "nll")
-        rows.append([title(key), figure(fixed_all, "nll"), figure(learned_all, "nll"), figure(cascade(fixed), "nll"),
-                     figure(cascade(learned), "nll"), figure(fixed_all, "mcc"), figure(learned_all, "mcc"), verdict(gain < 0),
-                     "yes" if "all, learned" in names(of["auto"]["test"]) else "no"])
-    return table(rows, ["", "NLL, all, fixed", "NLL, all, for each image", "NLL, cascade, fixed", "NLL, cascade, for each image",
-                        "MCC, all, fixed", "MCC, all, for each image", "better?", "does `fit` write them?"])
+        for what, fixed, always, auto in (("photographs as they are", "fixed", "always", "auto"),
+                                          ("with `--shift all`", "shift_fixed", "shift_always", "shift")):
+            one, other = best_nll(of[fixed]["test"]), named(of[always]["test"], "all, learned")
+            shifted = [mean_shifted(of[fit], "nll") for fit in (fixed, always)]
+            rows.append([title(key), what, figure(one, "nll"), figure(other, "nll"), verdict(value(other, "nll") < value(one, "nll")),
+                         *shifted, "**yes**" if named(of[auto]["test"], "all, learned") and weighs(of[auto]) else "no"])
+    return table(rows, ["", "fitted on", "NLL, all, fixed", "NLL, all, for each image", "better?", "NLL, cascade, shifted: fixed",
+                        "for each image", "does `fit` write them?"])
 
 
-def names(rows):
-    return {row["name"] for row in rows["answerers"]}
+def weighs(fit):
+    """Whether they are what is fused by, rather than a gate beside fixed ones."""
+    return '+fusion = { method = "learned"' in fit["told"]
 
 
 def best_nll(rows):
@@ -96,31 +98,59 @@ def best_nll(rows):
     return min(fixed, key=lambda row: value(row, "nll"))
 
 
+def shifts(fit):
+    return [one for one in fit.get("shifts", []) if one["severity"] > 0]
+
+
+def mean_shifted(fit, key):
+    values = [value(cascade(one), key) for one in shifts(fit)]
+    return f"{sum(values) / len(values):.3f}" if values else "–"
+
+
 def confidences(found):
     """ECE of verdicts, in distribution and shifted."""
     rows = []
     for key, of in found.items():
-        shifted = {fit: [value(cascade(one), "ece") for one in of[fit]["shifts"] if one["severity"] > 0] for fit in ("auto", "shift")}
-        mean = {fit: sum(all_of) / len(all_of) for fit, all_of in shifted.items()}
-        below = {fit: sum(one <= 0.05 for one in all_of) for fit, all_of in shifted.items()}
-        clean = {fit: cascade(of[fit]["test"]) for fit in ("auto", "shift")}
-        rows.append([title(key), figure(cascade(of["before"]), "ece"), figure(clean["auto"], "ece"), figure(clean["shift"], "ece"),
-                     *(f"{mean[fit]:.3f}; {max(shifted[fit]):.3f}; {below[fit]} of {len(shifted[fit])}" for fit in ("auto", "shift")),
-                     verdict(value(clean["auto"], "ece") <= 0.01), verdict(max(shifted["shift"]) <= 0.05)])
-    return table(rows, ["ECE of verdicts", "as shipped", "fitted", "fitted with `--shift all`", "fitted; shifted: mean; worst; ≤ 0.05",
-                        "fitted with `--shift all`; shifted: mean; worst; ≤ 0.05", "≤ 0.01?", "shifted ≤ 0.05?"])
+        def shifted(fit):
+            values = [value(cascade(one), "ece") for one in shifts(of[fit])]
+            below = sum(one <= 0.05 for one in values)
+            return f"{sum(values) / len(values):.3f}; {max(values):.3f}; {below} of {len(values)}", max(values) <= 0.05
+        cells = [shifted(fit) for fit in ("auto", "shift_fixed", "shift")]
+        clean = [cascade(of[fit]["test"]) for fit in ("auto", "shift_fixed", "shift")]
+        rows.append([title(key), figure(cascade(of["before"]), "ece"), *(figure(row, "ece") for row in clean),
+                     verdict(value(clean[0], "ece") <= 0.01), verdict(value(clean[2], "ece") <= 0.01),
+                     *(cell for cell, _ in cells), verdict(cells[2][1])])
+    shift = "with `--shift all`"
+    return table(rows, ["ECE of verdicts", "as shipped", "fitted", f"{shift}, fixed weights only", shift, "fitted: ≤ 0.01?",
+                        f"{shift}: ≤ 0.01?", "shifted, fitted: mean; worst; ≤ 0.05", f"shifted, {shift}, fixed weights only",
+                        f"shifted, {shift}", "all ≤ 0.05?"])
 
 
 def gates(found):
     """How well are the first stage's errors foretold?"""
     rows = []
     for key, of in found.items():
-        told = {fit: of[fit]["test"] for fit in ("fixed", "always", "shift")}
-        rows.append([title(key), auroc(told["fixed"]["first_stage_errors"]), auroc(told["always"]["first_stage_errors"]),
-                     auroc(told["always"].get("first_stage_gate")), auroc(told["shift"]["first_stage_errors"]),
-                     auroc(told["shift"].get("first_stage_gate"))])
-    return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed", "by confidence, for each image", "by a gate",
-                        "by confidence, fitted with `--shift all`", "by a gate, fitted with `--shift all`"])
+        def foretold(fit, by):
+            return auroc(of[fit]["test"].get(f"first_stage_{by}"))
+
+        def mean_foretold(fit):
+            pairs = [(one["first_stage_errors"], one["first_stage_gate"]) for one in shifts(of[fit])]
+            pairs = [(one["auroc"]["value"], other["auroc"]["value"]) for one, other in pairs if other and "auroc" in other]
+            if not pairs:
+                return "–"
+            return " beside ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
+        written = [f"stage {place}" for place in gates_written(of["shift"])]
+        rows.append([title(key), foretold("fixed", "errors"), foretold("always", "errors"), foretold("always", "gate"),
+                     foretold("shift_always", "errors"), foretold("shift_always", "gate"), mean_foretold("shift_always"),
+                     ", ".join(written) or "no"])
+    return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by a gate",
+                        "fitted with `--shift all`: by confidence, for each image", "by a gate",
+                        "shifted: by the gate beside the confidence, mean (where there are 50 errors)", "does `fit --shift all` write gates?"])
+
+
+def gates_written(fit):
+    lines = [line for line in fit["told"].splitlines() if line.startswith("Gate of stage") and line.endswith(": better.")]
+    return [line.split()[3].rstrip(":") for line in lines]
 
 
 def curve(found):
@@ -153,23 +183,25 @@ def shift_table(of):
 
 
 def section(key, of, root, every):
-    before, after, priced = of["before"], of["auto"]["test"], of["auto"]["priced"]
+    before, after, shifted = of["before"], of["auto"]["test"], of["shift"]["test"]
+    priced = {id(of[fit]["test"]): of[fit]["priced"] for fit in ("auto", "shift")}
     rows = []
     for label, result, name in [
         *[(row["name"], after, row["name"]) for row in after["answerers"] if row["kind"] in ("model", "fusion")],
         ("all, uniformly", after, "all, uniformly"),
         ("cascade as shipped", before, "cascade"), ("cascade fitted", after, "cascade"),
-        ("cascade fitted with `--shift all`", of["shift"]["test"], "cascade"),
+        ("cascade fitted with `--shift all`", shifted, "cascade"),
         ("random escalation at its cost", after, "random escalation"), ("oracle", after, "oracle"),
     ]:
         row = named(result, name)
-        cost = named(priced, name) if result is after else None
+        cost = named(priced[id(result)], name) if id(result) in priced else None
         rows.append([label, figure(row, "accuracy"), figure(row, "mcc"), figure(row, "nll"), figure(row, "ece"),
                      f"{value(row, 'milliseconds'):.1f}", f"{value(cost, 'price'):.2f}" if cost else "–"])
     return "\n".join([
         f"## {title(key)}\n",
         table(rows, ["", "accuracy", "MCC", "NLL", "ECE", "CPU ms (nano)", "GPU ms (full size)"]),
         "What `concord fit` said:\n", said(of["auto"]["told"], root),
+        "And with `--shift all --copies 4`:\n", said(of["shift"]["told"], root),
         f"Accuracy / ECE on every {every}th photograph, made worse, of the cascade fitted on clean photographs; fitted with `--shift all`:\n",
         shift_table(of)])
 
@@ -185,11 +217,8 @@ QUESTIONS = [
 
 
 def page(found, head, root, every):
-    """`head` has a paragraph for each question, after a line with its number in braces."""
-    answers = "\n".join(f"## {question}\n\n{{{number}}}\n\n{answer(found)}" for number, (question, answer) in enumerate(QUESTIONS, 1))
-    introduction, *words = head.split("\n%%\n")
-    for number in range(1, len(QUESTIONS) + 1):
-        text = words[number - 1].strip() if number <= len(words) else ""
-        answers = answers.replace(f"{{{number}}}\n", f"{text}\n")
-    sections = "\n".join(section(key, of, root, every) for key, of in found.items())
-    return f"{introduction.strip()}\n\n{answers}\n{sections}"
+    """`head` is the introduction, then a paragraph for each question, with lines of %% between them."""
+    introduction, *words = (part.strip() for part in head.split("\n%%\n"))
+    answers = [f"## {question}\n\n{text}\n\n{answer(found)}" for (question, answer), text in zip(QUESTIONS, words, strict=True)]
+    sections = [section(key, of, root, every) for key, of in found.items()]
+    return "\n".join([f"{introduction}\n", *answers, *sections])

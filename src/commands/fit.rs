@@ -21,22 +21,22 @@ use crate::fit::{
 /// Fit calibration, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
 ///
 /// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures or, for more
-/// than two labels, vector scaling (a scale and a bias for each label) where that is better still;
-/// weights, the same for all images or, by a small network on a backbone's feature, for each image and with a temperature for it; where a goal is given,
-/// the order of stages, gates (networks that say how likely an answer is right) and thresholds, if the first stage makes enough
-/// errors to fit them on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
+/// than two labels, vector scaling (a scale and a bias for each label) where that is better still; weights, the same for all
+/// images or, by a small network on a backbone's feature, for each image and with a temperature for it; where a goal is given,
+/// the order of stages, gates (networks that say how likely an answer is right) and thresholds. Networks, order and thresholds
+/// need a first stage that makes at least 50 errors, which they are fitted on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
 /// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
 ///
-/// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the same
-/// file; with --copies more than twice. Goals and what is told are then of all together.
+/// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the
+/// same file; with --copies more than twice. Goals and what is told are then of all together.
 ///
 /// A stage keeps its place that has `burst_queue_depth`, `min_weight` or a model that is off, as do all up to the last one that
-/// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does.
+/// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does. Where
+/// weights are learned for each image, the backbone's stage comes no later than it did.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
-    left out, 2 when nothing could be fitted.",
-    mut_arg("severities", |severities| severities.requires("shifts"))
+    left out, 2 when nothing could be fitted."
 )]
 pub struct FitArgs {
     #[command(flatten)]
@@ -109,15 +109,17 @@ pub fn run(args: &FitArgs) -> ExitCode {
 /// All that is fitted on; says what it is.
 fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -> Voted<'a> {
     let mut told = voted.describe();
+    if worse.is_empty() {
+        say(&format!("{told}\n"));
+        return voted;
+    }
     let count: usize = worse.iter().map(|worse| worse.pictures.len()).sum();
     let copies = match worse.len() {
         times if count < times * voted.pictures.len() => format!("{count} copies of them"),
         1 => "each once more".to_owned(),
         times => format!("each {times} times more"),
     };
-    if !worse.is_empty() {
-        told.push_str(&format!(", and {copies}, made worse by {}", one_of(&args.shift.corruptions())));
-    }
+    told.push_str(&format!(", and {copies}, made worse by {}", one_of(&args.shift.corruptions())));
     worse.into_iter().for_each(|worse| voted.append(worse));
     say(&format!("{told}\n"));
     voted
@@ -134,8 +136,9 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let learned = learned_file(args, &fit, voted, ensemble)?;
     if learned.is_none() && voted.policy.learned().is_some() {
         say(
-            &"The configured networks do not beat fixed weights and plain confidence on these pictures, and were fitted beside \
-              other temperatures and weights: take learned, gate and min_weight out of the task.\n",
+            &"The configured networks were fitted beside other temperatures and weights, and count for nothing in what is told \
+              here as fitted, where no networks are used: take learned, gate and min_weight out of the task, and \
+              choose another method of fusion.\n",
         );
     }
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -178,7 +181,8 @@ fn learned_file(
     ]);
     let corruptions = args.shift.corruptions();
     if !corruptions.is_empty() {
-        notes.extend([note("made worse by", one_of(&corruptions))]);
+        let names: Vec<String> = corruptions.iter().map(|corruption| corruption.name()).collect();
+        notes.extend([note("shift", names.join(", ")), note("copies", args.copies.to_string())]);
     }
     let name = next_learned_file(ensemble.folder(), voted.task)?;
     Ok(Some((name, learned.to_bytes(&notes)?)))

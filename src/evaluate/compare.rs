@@ -81,6 +81,8 @@ pub(crate) enum Foretold {
     By(Figure),
     /// Too few errors to say.
     TooFew { errors: usize },
+    /// All answers are errors.
+    NoneRight { errors: usize },
 }
 
 /// How well it is foretold that the first stage is wrong.
@@ -136,7 +138,7 @@ pub(crate) fn compare(
     })
 }
 
-/// The same in short: the cascade, every model, and their uniform mean.
+/// The same in short: the cascade, every model, their uniform mean, and how well errors are foretold.
 #[derive(Debug, Clone)]
 pub(crate) struct Brief {
     pub(crate) pictures: usize,
@@ -296,7 +298,7 @@ impl Work<'_> {
         })
     }
 
-    /// How well the errors of answers are foretold by how likely they are to be right.
+    /// How well the errors of answers are foretold by how likely they are to be right; `None` where that is not known of each.
     fn foretold(
         &self,
         answers: &[Option<Answer>],
@@ -314,7 +316,9 @@ impl Work<'_> {
         }
         let count = doubts_and_errors.len();
         let ranking = Ranking::new(doubts_and_errors.into_iter());
-        let value = ranking.auroc(&vec![1; count])?;
+        let Some(value) = ranking.auroc(&vec![1; count]) else {
+            return Some(Foretold::NoneRight { errors });
+        };
         let (low, high) = self.resampling.interval(|weights| ranking.auroc(weights));
         Some(Foretold::By(Figure { value, low, high }))
     }

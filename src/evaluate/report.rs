@@ -76,6 +76,7 @@ fn stages_in_words(comparison: &Comparison, policy: &Policy) -> Vec<String> {
         Foretold::TooFew { errors } => {
             format!("stage 1 makes {errors} errors, too few to say whether its doubts foretell them")
         }
+        Foretold::NoneRight { errors } => format!("stage 1 is wrong about all {errors} pictures"),
     });
     if let Some(Foretold::By(Figure { value, low, high })) = comparison.first_stage.by_gate {
         lines.push(format!("its gate foretells them with an AUROC of {value:.3} ({low:.3} – {high:.3})"));
@@ -140,6 +141,7 @@ pub(super) fn foretold(foretold: &Foretold) -> Value {
     match foretold {
         Foretold::By(auroc) => json!({ "auroc": figure_json(*auroc) }),
         Foretold::TooFew { errors } => json!({ "too_few": errors }),
+        Foretold::NoneRight { errors } => json!({ "none_right": errors }),
     }
 }
 

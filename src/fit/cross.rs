@@ -71,10 +71,10 @@ pub(crate) struct Fit {
     pub(crate) fusions: Vec<Part<Fusion>>,
     /// What other orders of the stages come to.
     pub(crate) orders: Orders,
-    /// In the order that is to be used: the confidence of each stage but the last, or what its gate must say, nothing for one that shall end no cascade; where
-    /// a goal was given, can be reached, and there are errors enough to fit them on.
+    /// In the order that is to be used: the confidence of each stage but the last, or what its gate must say, nothing for one
+    /// that shall end no cascade; where a goal was given, can be reached, and there are errors enough to fit them on.
     pub(crate) confidences: Option<Vec<Option<f64>>>,
-    /// Networks on a backbone's feature; `None` where no model gave one with every picture.
+    /// Networks on a backbone's feature; `None` where no model gave one with every picture, or none were wanted.
     pub(crate) learned: Option<LearnedParts>,
     /// How often the first stage is wrong as it is configured.
     pub(crate) first_stage_errors: usize,
@@ -128,9 +128,8 @@ impl Fit {
     }
 }
 
-/// Fits a policy's parts. `whole` has the models that are
-/// off as well. `None` where there is too little to fit on: fewer groups than
-/// folds.
+/// Fits a policy's parts. `whole` has the models that are off as well. `None` where there is too little to fit on: fewer groups
+/// than folds.
 pub(crate) fn fit(
     configured: &Policy,
     whole: &Policy,
@@ -164,6 +163,7 @@ pub(crate) fn fit(
         Learning::Auto | Learning::Always => work.learn(&plain, learning, has_errors),
     };
     let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
+    // Before it is heard, confidences are others than the weights that read its feature make them.
     let read = learned.as_ref().filter(|learned| learned.weighs()).map(|learned| &*learned.backbone);
     let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, read, goal))?;
     let in_order = |policy: &Policy| match orders.gain() {

@@ -1,8 +1,10 @@
-//! Networks on what a backbone made of a picture: weights for each image, and gates.
+//! Networks on what a backbone made of a picture: weights and temperatures for each image, and gates.
 //!
 //! Each is learned on all folds but one, of which one more only tells when to stop, and is judged on the one left out. What
-//! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used.
+//! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used unless that is asked for
+//! ([`Learning`]); nor is what was learned from too few errors.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 
@@ -16,7 +18,7 @@ use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, sta
 /// Whether what was learned is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Learning {
-    /// Where it is better for sure than the simple part that it replaces
+    /// Where it is better for sure than the simple part that it replaces, and there are at least 50 errors to learn from
     #[default]
     Auto,
     /// Wherever there is enough to learn from, be it better or not: to measure it on other pictures
@@ -36,15 +38,15 @@ struct ByFold<T> {
 }
 
 impl<T: Send> ByFold<T> {
-    /// Each on a thread of its own: networks as small as these keep no more than one busy.
+    /// Side by side: they do not depend on each other.
     fn of(make: impl Fn(Option<usize>) -> Option<T> + Sync) -> Option<Self> {
         let (make, folds) = (&make, (0..FOLDS).map(Some).chain([None]));
         thread::scope(|scope| {
             let making: Vec<_> = folds.map(|without| scope.spawn(move || make(without))).collect();
-            let mut by_fold = Vec::with_capacity(FOLDS + 1);
-            for thread in making {
-                by_fold.push(thread.join().ok()??);
-            }
+            let made =
+                making.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            // All are waited for before any is looked at.
+            let mut by_fold = made.collect::<Vec<_>>().into_iter().collect::<Option<Vec<T>>>()?;
             let whole = by_fold.pop()?;
             Some(Self { by_fold, whole })
         })
@@ -272,7 +274,7 @@ impl Work<'_> {
             truths.push(picture.label);
             for (member, of_policy) in fixed.members().enumerate() {
                 let probabilities = calibrated(picture, member, of_policy.calibration())?;
-                log_probabilities.extend(probabilities.iter().map(|p| p.max(PROBABILITY_MIN).ln() as f32));
+                log_probabilities.extend(probabilities.iter().map(|p| p.max(f64::MIN_POSITIVE).ln() as f32));
             }
         }
         let stages = fixed.stages().iter();
@@ -368,8 +370,6 @@ struct Gated {
     is_right: bool,
 }
 
-/// What a model finds impossible would otherwise be infinitely wrong.
-const PROBABILITY_MIN: f64 = 1e-30;
 /// The hidden layer is a quarter as wide as the feature (1024 → 256), no narrower than this.
 const HIDDEN_MIN: usize = 32;
 
@@ -379,7 +379,7 @@ fn trained(examples: &[Example<'_>], goal: Goal<'_>, feature_width: usize) -> Op
     match train(examples, goal, training) {
         Ok(network) => Some(network),
         Err(error) => {
-            tracing::debug!(%error, "a network could not be trained");
+            tracing::warn!(%error, "a network could not be trained");
             None
         }
     }

@@ -59,9 +59,8 @@ impl Orders {
 ///
 /// `whole` has the models that are off as well. A stage stays that stands in for others, is asked only where it counts for
 /// enough, or asks a gate (which belongs to the models that were asked so far), and one of which a model is off; and none
-/// moves past one that stays, so that what those are about stays the same. Where learned weights read the feature of
-/// `backbone`, none moves before it: its confidence would be another than they make it.
-fn neighbourhoods(policy: &Policy, whole: &Policy, backbone: Option<&str>) -> Vec<Option<usize>> {
+/// moves past one that stays, so that what those are about stays the same.
+fn neighbourhoods(policy: &Policy, whole: &Policy) -> Vec<Option<usize>> {
     let is_on = |model: &str| policy.members().any(|member| **member.model() == *model);
     let stays = |stage: &Stage| {
         stage.burst_queue_depth().is_some()
@@ -72,12 +71,10 @@ fn neighbourhoods(policy: &Policy, whole: &Policy, backbone: Option<&str>) -> Ve
     let stages = whole.stages();
     // Stages before one that asks a gate are what that gate was fitted to.
     let gated = stages.iter().rposition(|stage| stage.accept().is_some_and(|rule| rule.gate().is_some()));
-    let has_backbone = |stage: &Stage| stage.members().iter().any(|it| Some(&**it.model()) == backbone);
-    let last_fixed = gated.max(stages.iter().position(has_backbone));
     let mut staying = 0;
     let mut found = Vec::with_capacity(policy.stages().len());
     for (place, stage) in stages.iter().enumerate() {
-        let is_fixed = stays(stage) || last_fixed.is_some_and(|last| place <= last);
+        let is_fixed = stays(stage) || gated.is_some_and(|gated| place <= gated);
         staying += usize::from(is_fixed);
         if stage.members().iter().any(|member| is_on(member.model())) {
             found.push((!is_fixed).then_some(staying));
@@ -103,6 +100,13 @@ fn other_orders(neighbourhoods: &[Option<usize>]) -> Vec<Vec<usize>> {
     }
     orders.retain(|order| order.iter().enumerate().any(|(place, stage)| place != *stage));
     orders
+}
+
+/// Whether the stage of this model comes later in an order than it is.
+fn asks_later(policy: &Policy, order: &[usize], model: &str) -> bool {
+    let has_it = |stage: &Stage| stage.members().iter().any(|member| **member.model() == *model);
+    let place = policy.stages().iter().position(has_it);
+    order.iter().position(|stage| Some(*stage) == place) > place
 }
 
 /// How many stages can change places with another.
@@ -135,8 +139,8 @@ struct Tried<'a> {
 type Answers = BTreeMap<BTreeSet<usize>, Vec<StageAnswer>>;
 
 impl Work<'_> {
-    /// The other orders of `self.policy` for a goal, where pictures are judged by these policies of their folds, and learned
-    /// weights read the feature of `backbone`.
+    /// The other orders of `self.policy` for a goal, where pictures are judged by these policies of their folds, and `backbone`
+    /// is to be asked no later than it is.
     pub(super) fn orders(
         &self,
         whole: &Policy,
@@ -144,12 +148,15 @@ impl Work<'_> {
         backbone: Option<&str>,
         goal: Goal,
     ) -> Option<Orders> {
-        let neighbourhoods = neighbourhoods(self.policy, whole, backbone);
+        let neighbourhoods = neighbourhoods(self.policy, whole);
         let movable = movable(&neighbourhoods);
         if movable > MOVABLE_MAX {
             return Some(Orders::TooMany { movable });
         }
-        let others = other_orders(&neighbourhoods);
+        let mut others = other_orders(&neighbourhoods);
+        if let Some(backbone) = backbone {
+            others.retain(|order| !asks_later(self.policy, order, backbone));
+        }
         if others.is_empty() {
             return Some(Orders::None);
         }

@@ -73,6 +73,8 @@ fn learned_in_words(fit: &Fit) -> String {
              {value:+.5} ({low:+.5} – {high:+.5}) beside fixed ones: {outcome}.\n",
             learned.backbone
         ));
+    } else {
+        text.push_str("Weights and temperatures for each image could not be learned: there is too little to learn from.\n");
     }
     for part in &learned.gates {
         let Figure { value, low, high } = part.change;

@@ -74,7 +74,7 @@ fn add_weighted(totals: &mut [f64], values: impl Iterator<Item = f64>, weight: f
 /// What a successful vote says once it is calibrated, and how much it counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Belief {
-    /// The calibrated probabilities.
+    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned.
     pub distribution: Distribution,
     /// The model's share: the weights of all beliefs in one answer have the sum 1.
     pub weight: f64,

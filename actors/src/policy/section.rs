@@ -17,8 +17,8 @@ pub struct TaskSection {
     pub labels: Vec<String>,
     /// How votes are combined.
     pub fusion: FusionSection,
-    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`: weights for each
-    /// image, and gates.
+    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`: weights and
+    /// temperatures for each image, and gates.
     pub learned: Option<String>,
     /// The temperature of each model: what its logits are divided by. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
@@ -39,8 +39,8 @@ pub struct TaskSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct FusionSection {
-    /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or `learned` (as `linear`,
-    /// with weights for each image by what the backbone made of it).
+    /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or `learned` (as
+    /// `log_linear`, with weights and temperatures for each image by what the backbone made of it).
     pub method: String,
     /// How much each model counts; only their proportions matter. All the same where none is given. With `learned`, what counts
     /// where the learned weights cannot be read.

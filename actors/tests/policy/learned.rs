@@ -207,6 +207,18 @@ fn what_counts_in_the_place_of_a_learned_part_is_told() {
     assert!(answer.is_lasting(), "it is so for every image");
 }
 
+#[test]
+fn before_the_backbone_one_vote_counts_as_it_is_and_nothing_is_told() {
+    let mut section = section();
+    section["stages"] =
+        json!([{ "models": ["siglip2"], "accept": { "confidence": 0.9 } }, { "models": ["dinov3"] }]);
+    let policy = policy(section).with_learned(Arc::new(whole()));
+    let alone = answer(&policy, &[vote("siglip2", &SURE)]);
+    assert_eq!((alone.stage, told(&alone.fallbacks).as_str()), (0, ""));
+    let both = answer(&policy, &[vote("siglip2", &UNSURE), backbone(&UNSURE, &[0.0])]);
+    assert_eq!((both.stage, told(&both.fallbacks).as_str()), (1, ""));
+}
+
 fn policy_of_late_backbone() -> Policy {
     let mut section = section();
     section["stages"] = json!([{ "models": ["siglip2", "cloud"] }, { "models": ["dinov3"] }]);

@@ -11,12 +11,10 @@ const WEIGHT_DECAY: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-3;
 /// So many examples a step.
 const BATCH: usize = 256;
-/// An input that is the same everywhere tells nothing, and would be divided by 0.
+/// An input that is the same everywhere tells nothing, and would be divided by 0: it is left as it is.
 const DEVIATION_MIN: f64 = 1e-6;
 /// Of the loss, in nats: less is rounding, and no reason to leave what it starts from.
 const GAIN_MIN: f64 = 1e-5;
-/// The spread that a gate's confidence is given where it is the same everywhere: any number keeps it as it is.
-const SPREAD_MIN: f32 = 1e-6;
 
 /// One image.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +38,8 @@ pub enum Goal<'a> {
         truths: &'a [usize],
         /// Of each model, greater than 0.
         fixed: &'a [f64],
-        /// With the votes of how many of the models, in their order, an answer may be given. What counts is the mean over them.
+        /// With the votes of how many of the models, in their order, an answer may be given: at least one number. What counts
+        /// is the mean over them.
         answers: &'a [usize],
     },
     /// The one output is the log-odds that this is true. Training starts from what the first input says, which are such
@@ -74,7 +73,7 @@ impl Default for Training {
 /// When there are no examples to learn from or none kept apart, inputs of several lengths, or libtorch fails.
 ///
 /// # Panics
-/// When the goal has not as many entries as there are examples.
+/// When the goal has not as many entries as there are examples, or is not as [`Goal`] says.
 pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Result<Network, ModelError> {
     let rows = |validates: bool| -> Vec<i64> {
         let indices = (0..).zip(examples).filter(|(_, example)| example.validates == validates);
@@ -97,6 +96,9 @@ pub fn train(examples: &[Example<'_>], goal: Goal<'_>, training: Training) -> Re
     };
     let mut best = learner.layers()?;
     let (mut least, mut since) = (loss_apart(&learner)?, 0);
+    if !least.is_finite() {
+        return Err(ModelError::Unsupported("what a network is trained on is not finite".to_owned()));
+    }
     for _ in 0..training.epochs {
         numbers.shuffle(&mut learned);
         for part in learned.chunks(BATCH) {
@@ -137,7 +139,8 @@ impl Inputs {
         let known = values.f_index_select(0, &Tensor::f_from_slice(learned)?)?;
         let mean = known.f_mean_dim([0].as_slice(), false, Kind::Float)?;
         let deviation = known.f_std_dim([0].as_slice(), false, false)?;
-        let scale = deviation.f_clamp_min(DEVIATION_MIN)?.f_reciprocal()?;
+        let is_same = deviation.f_lt(DEVIATION_MIN)?;
+        let scale = deviation.f_masked_fill(&is_same, 1.0)?.f_reciprocal()?;
         Ok(Self { values: (values - &mean) * &scale, mean, scale, width })
     }
 }
@@ -171,6 +174,10 @@ impl Target {
                 let models = fixed.len();
                 let labels = log_probabilities.len() / (examples * models).max(1);
                 assert_eq!(log_probabilities.len(), examples * models * labels, "as many labels for each");
+                assert!(truths.iter().all(|truth| *truth < labels), "a label for each truth");
+                assert!(fixed.iter().all(|weight| *weight > 0.0), "weights greater than 0");
+                let is_some = |count: &usize| (1..=models).contains(count);
+                assert!(!answers.is_empty() && answers.iter().all(is_some), "answers of some models");
                 let shape = [examples, models, labels].map(|size| size as i64);
                 let truths: Vec<i64> = truths.iter().map(|truth| *truth as i64).collect();
                 Ok(Self::Fusion {
@@ -200,7 +207,7 @@ impl Target {
             // x = relu(x) - relu(-x), of the first input as it was before it was standardised.
             Self::Truth(_) => {
                 let mean = inputs.mean.f_double_value(&[0])? as f32;
-                let spread = 1.0 / (inputs.scale.f_double_value(&[0])? as f32).max(SPREAD_MIN);
+                let spread = 1.0 / inputs.scale.f_double_value(&[0])? as f32;
                 let mut weight = vec![0.0; hidden];
                 for (unit, sign) in weight.iter_mut().zip(FIRST_INPUT) {
                     *unit = sign * spread;
@@ -334,120 +341,4 @@ impl Numbers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Two inputs, of which the first says which of two models is right, or whether an answer is.
-    fn inputs() -> Vec<[f32; 2]> {
-        (0..400_u16).map(|index| [if index % 2 == 0 { 3.0 } else { -1.0 }, f32::from(index % 7)]).collect()
-    }
-
-    fn examples(inputs: &[[f32; 2]]) -> Vec<Example<'_>> {
-        inputs.iter().enumerate().map(|(index, input)| Example { input, validates: index % 5 == 0 }).collect()
-    }
-
-    /// [examples, models, 2 labels], of each model's probability of the first label.
-    fn log_probabilities(of_first: impl Iterator<Item = f32>) -> Vec<f32> {
-        of_first.flat_map(|probability| [probability.ln(), (1.0 - probability).ln()]).collect()
-    }
-
-    fn fusion(network: &Network, input: [f32; 2]) -> ImageFusion {
-        ImageFusion::new(network.forward(&input).unwrap())
-    }
-
-    #[test]
-    fn weights_follow_who_is_right() {
-        let inputs = inputs();
-        let who = |input: &[f32; 2]| if input[0] > 0.0 { [0.9, 0.4] } else { [0.3, 0.9] };
-        let log_probabilities = log_probabilities(inputs.iter().flat_map(who));
-        let truths = vec![0; inputs.len()];
-        let goal = Goal::Fusion {
-            log_probabilities: &log_probabilities,
-            truths: &truths,
-            fixed: &[0.5, 0.5],
-            answers: &[2],
-        };
-        let network = train(&examples(&inputs), goal, Training::default()).unwrap();
-        for (input, first_is_right) in [([3.0, 2.0], true), ([-1.0, 5.0], false)] {
-            let found = fusion(&network, input);
-            let [first, second] = [0, 1].map(|model| found.weight_logit(model).unwrap());
-            assert_eq!(first > second + 1.0, first_is_right, "{found:?}");
-            assert_eq!(first + 1.0 < second, !first_is_right, "{found:?}");
-        }
-        let again = train(&examples(&inputs), goal, Training::default()).unwrap();
-        assert_eq!(again, network, "the same arguments");
-    }
-
-    #[test]
-    fn a_model_is_made_less_sure_where_it_is_seldom_right() {
-        let inputs = inputs();
-        let log_probabilities = log_probabilities(inputs.iter().map(|_| 0.9));
-        // Right ten times of eleven where the first input is high, every other time elsewhere.
-        let truth = |(index, input): (usize, &[f32; 2])| {
-            usize::from(if input[0] > 0.0 { index % 22 == 0 } else { index % 4 == 1 })
-        };
-        let truths: Vec<usize> = inputs.iter().enumerate().map(truth).collect();
-        let goal = Goal::Fusion {
-            log_probabilities: &log_probabilities,
-            truths: &truths,
-            fixed: &[1.0],
-            answers: &[1],
-        };
-        let network = train(&examples(&inputs), goal, Training::default()).unwrap();
-        let inverse_temperature = |input| fusion(&network, input).inverse_temperature(0).unwrap();
-        let (known, unknown) = (inverse_temperature([3.0, 3.0]), inverse_temperature([-1.0, 3.0]));
-        assert!((0.7..1.4).contains(&known) && unknown < 0.3, "{known} {unknown}");
-    }
-
-    #[test]
-    fn a_gate_says_how_likely_it_is() {
-        let inputs = inputs();
-        // Right always where the first input is high, every other time elsewhere.
-        let is_right: Vec<bool> =
-            inputs.iter().enumerate().map(|(index, input)| input[0] > 0.0 || index % 4 == 1).collect();
-        let network = train(&examples(&inputs), Goal::Truth(&is_right), Training::default()).unwrap();
-        let probability = |input: [f32; 2]| 1.0 / (1.0 + (-network.forward(&input).unwrap()[0]).exp());
-        assert!(probability([3.0, 3.0]) > 0.9, "{}", probability([3.0, 3.0]));
-        assert!((0.3..0.7).contains(&probability([-1.0, 3.0])), "{}", probability([-1.0, 3.0]));
-    }
-
-    #[test]
-    fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
-        let inputs = inputs();
-        let log_probabilities = vec![0.5_f32.ln(); 4 * inputs.len()];
-        let truths = vec![0; inputs.len()];
-        let goal = Goal::Fusion {
-            log_probabilities: &log_probabilities,
-            truths: &truths,
-            fixed: &[0.8, 0.2],
-            answers: &[1, 2],
-        };
-        let network = train(&examples(&inputs), goal, Training::default()).unwrap();
-        let outputs = network.forward(&[0.0, 0.0]).unwrap();
-        assert!((outputs[0] - outputs[1] - (0.8_f32 / 0.2).ln()).abs() < 1e-4, "{outputs:?}");
-        assert_eq!(outputs[2..], [0.0, 0.0], "as sure as they are");
-        // Those log-odds are the truth already, whatever the second input is.
-        let inputs: Vec<[f32; 2]> = (0..400_u16)
-            .map(|index| [if index % 2 == 0 { 9.0_f32.ln() } else { 0.0 }, f32::from(index % 7)])
-            .collect();
-        let is_right: Vec<bool> = (0..400).map(|index| index % 20 != 0 && index % 4 != 1).collect();
-        let gate =
-            train(&examples(&inputs), Goal::Truth(&is_right), Training { epochs: 0, ..Training::default() });
-        for input in [[2.5, 3.0], [-4.0, 100.0]] {
-            let log_odds = gate.as_ref().unwrap().forward(&input).unwrap()[0];
-            assert!((log_odds - input[0]).abs() < 1e-4, "{log_odds} of {input:?}");
-        }
-    }
-
-    #[test]
-    fn too_few_examples_are_told() {
-        let inputs = inputs();
-        let all = examples(&inputs);
-        let learned: Vec<Example<'_>> = all.iter().filter(|example| !example.validates).copied().collect();
-        for examples in [&all[..0], &all[..1], &learned] {
-            let is_true = vec![true; examples.len()];
-            let error = train(examples, Goal::Truth(&is_true), Training::default()).unwrap_err();
-            assert!(error.to_string().contains("too few examples"), "{error}");
-        }
-    }
-}
+mod tests;

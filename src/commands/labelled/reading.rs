@@ -14,8 +14,8 @@ use crate::evaluate::{Example, Worsening};
 /// So many pictures are read for each core before models are asked: the cores wait for the slowest of them once, not for
 /// each in turn.
 const READ_PER_CORE: usize = 4;
-/// But no more than this on any machine, because all are in memory, and while models are asked about several the next as
-/// well: noise leaves a PNG nothing to compress, and 64 photographs of 12 megapixels are then 2.3 GB.
+/// But no more than this, unless more are to be under way at once, because all are in memory, and while models are asked about
+/// several the next as well: noise leaves a PNG nothing to compress, and 64 photographs of 12 megapixels are then 2.3 GB.
 const READ_AT_ONCE_MAX: usize = 64;
 
 /// How large pictures may be.

@@ -10,7 +10,13 @@ pub(in crate::commands) struct ShiftArgs {
     #[arg(long = "shift", value_name = "NAME", value_delimiter = ',')]
     shifts: Vec<Shifts>,
     /// How strongly: numbers from 1 to 5 or ranges, several with commas between them
-    #[arg(long = "severity", value_name = "N", value_delimiter = ',', default_value = "1..5")]
+    #[arg(
+        long = "severity",
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1..5",
+        requires = "shifts"
+    )]
     severities: Vec<SeverityRange>,
 }
 

@@ -144,10 +144,25 @@ fn what_was_learned_is_judged_as_it_is_configured() {
     assert!(nll("all, learned") < nll("all, linear"), "{comparison:?}");
     let auroc = |foretold: &Foretold| match foretold {
         Foretold::By(figure) => figure.value,
-        Foretold::TooFew { errors } => panic!("{errors} errors"),
+        Foretold::TooFew { errors } | Foretold::NoneRight { errors } => panic!("{errors} errors"),
     };
     assert_eq!(auroc(&comparison.first_stage.by_confidence), 0.5);
     assert_eq!(auroc(comparison.first_stage.by_gate.as_ref().unwrap()), 1.0);
+}
+
+#[test]
+fn where_nothing_is_right_everything_else_is_told_all_the_same() {
+    let votes: Vec<(usize, [StoredVote; 2])> = (0..60).map(|_| (0, [vote(0.8, 1), vote(0.9, 10)])).collect();
+    let judged: Vec<Judged<'_>> = votes
+        .iter()
+        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .collect();
+    let groups: Vec<usize> = (0..judged.len()).collect();
+    let resampling = Resampling::new(&groups, 20, 1);
+    let brief = compare_in_brief(&policy(), &judged, &resampling).unwrap();
+    assert!(matches!(brief.first_stage.by_confidence, Foretold::NoneRight { errors: 60 }), "{brief:?}");
+    let comparison = compare(&policy(), &judged, &resampling).unwrap();
+    assert_eq!(named(&comparison, "cascade").measured.accuracy.value, 0.0);
 }
 
 #[test]

@@ -56,7 +56,8 @@ impl Learned {
         let notes = header.metadata().clone().unwrap_or_default();
         if notes.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(format!(
-                "its format is not {FORMAT}: not a file that this version of `concord fit` wrote: fit again"
+                "its format is not {FORMAT}, which this version of Concord reads: take learned, gate, min_weight and the \
+                 method \"learned\" out of the task, and fit again (`concord fit`)"
             ));
         }
         let text = |key: &str| notes.get(key).ok_or(format!("its metadata lacks {key:?}"));
@@ -70,7 +71,10 @@ impl Learned {
             let models = list("models")?;
             if network.outputs() != ImageFusion::outputs(models.len()) {
                 let outputs = network.outputs();
-                return Err(format!("weights: {outputs} outputs for {} models", models.len()));
+                let (models, wanted) = (models.len(), ImageFusion::outputs(models.len()));
+                return Err(format!(
+                    "weights: {outputs} outputs for {models} models: must be {wanted}, two for each"
+                ));
             }
             learned = learned.with_weights(models, network);
         }
@@ -169,6 +173,13 @@ mod tests {
         let (format, backbone) = (("format", FORMAT), ("backbone", "a"));
         for (notes, names, expected) in [
             (&[("format", "pt")][..], &[][..], "its format is not"),
+            // As it was before there were temperatures for each image.
+            (&[("format", "concord-learned-1"), backbone], &[], "out of the task, and fit again"),
+            (
+                &[format, backbone, ("models", "[\"a\"]")],
+                &["weights.mean", "weights.scale", "weights.0.weight", "weights.0.bias"],
+                "weights: 1 outputs for 1 models: must be 2, two for each",
+            ),
             (&[format][..], &[], "lacks \"backbone\""),
             (&[format, backbone], &["weights.mean"], "weights.scale is missing"),
             (&[format, backbone], &["weights.mean", "weights.scale"], "weights: 0 layers"),

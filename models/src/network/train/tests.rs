@@ -1,0 +1,131 @@
+use super::*;
+
+/// Two inputs, of which the first says which of two models is right, or whether an answer is.
+fn inputs() -> Vec<[f32; 2]> {
+    (0..400_u16).map(|index| [if index % 2 == 0 { 3.0 } else { -1.0 }, f32::from(index % 7)]).collect()
+}
+
+fn examples(inputs: &[[f32; 2]]) -> Vec<Example<'_>> {
+    inputs.iter().enumerate().map(|(index, input)| Example { input, validates: index % 5 == 0 }).collect()
+}
+
+/// [examples, models, 2 labels], of each model's probability of the first label.
+fn log_probabilities(of_first: impl Iterator<Item = f32>) -> Vec<f32> {
+    of_first.flat_map(|probability| [probability.ln(), (1.0 - probability).ln()]).collect()
+}
+
+fn fusion(network: &Network, input: [f32; 2]) -> ImageFusion {
+    ImageFusion::new(network.forward(&input).unwrap())
+}
+
+#[test]
+fn weights_follow_who_is_right() {
+    let inputs = inputs();
+    let who = |input: &[f32; 2]| if input[0] > 0.0 { [0.9, 0.4] } else { [0.3, 0.9] };
+    let log_probabilities = log_probabilities(inputs.iter().flat_map(who));
+    let truths = vec![0; inputs.len()];
+    let goal = Goal::Fusion {
+        log_probabilities: &log_probabilities,
+        truths: &truths,
+        fixed: &[0.5, 0.5],
+        answers: &[2],
+    };
+    let network = train(&examples(&inputs), goal, Training::default()).unwrap();
+    for (input, first_is_right) in [([3.0, 2.0], true), ([-1.0, 5.0], false)] {
+        let found = fusion(&network, input);
+        let [first, second] = [0, 1].map(|model| found.weight_logit(model).unwrap());
+        assert_eq!(first > second + 1.0, first_is_right, "{found:?}");
+        assert_eq!(first + 1.0 < second, !first_is_right, "{found:?}");
+    }
+    let again = train(&examples(&inputs), goal, Training::default()).unwrap();
+    assert_eq!(again, network, "the same arguments");
+}
+
+#[test]
+fn a_model_is_made_less_sure_where_it_is_seldom_right() {
+    let inputs = inputs();
+    let log_probabilities = log_probabilities(inputs.iter().map(|_| 0.9));
+    // Right ten times of eleven where the first input is high, every other time elsewhere.
+    let truth = |(index, input): (usize, &[f32; 2])| {
+        usize::from(if input[0] > 0.0 { index % 22 == 0 } else { index % 4 == 1 })
+    };
+    let truths: Vec<usize> = inputs.iter().enumerate().map(truth).collect();
+    let goal =
+        Goal::Fusion { log_probabilities: &log_probabilities, truths: &truths, fixed: &[1.0], answers: &[1] };
+    let network = train(&examples(&inputs), goal, Training::default()).unwrap();
+    let inverse_temperature = |input| fusion(&network, input).inverse_temperature(0).unwrap();
+    let (known, unknown) = (inverse_temperature([3.0, 3.0]), inverse_temperature([-1.0, 3.0]));
+    assert!((0.7..1.4).contains(&known) && unknown < 0.3, "{known} {unknown}");
+}
+
+#[test]
+fn a_gate_says_how_likely_it_is() {
+    let inputs = inputs();
+    // Right always where the first input is high, every other time elsewhere.
+    let is_right: Vec<bool> =
+        inputs.iter().enumerate().map(|(index, input)| input[0] > 0.0 || index % 4 == 1).collect();
+    let network = train(&examples(&inputs), Goal::Truth(&is_right), Training::default()).unwrap();
+    let probability = |input: [f32; 2]| 1.0 / (1.0 + (-network.forward(&input).unwrap()[0]).exp());
+    assert!(probability([3.0, 3.0]) > 0.9, "{}", probability([3.0, 3.0]));
+    assert!((0.3..0.7).contains(&probability([-1.0, 3.0])), "{}", probability([-1.0, 3.0]));
+}
+
+#[test]
+fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
+    let inputs = inputs();
+    let log_probabilities = vec![0.5_f32.ln(); 4 * inputs.len()];
+    let truths = vec![0; inputs.len()];
+    let goal = Goal::Fusion {
+        log_probabilities: &log_probabilities,
+        truths: &truths,
+        fixed: &[0.8, 0.2],
+        answers: &[1, 2],
+    };
+    let network = train(&examples(&inputs), goal, Training::default()).unwrap();
+    let outputs = network.forward(&[0.0, 0.0]).unwrap();
+    assert!((outputs[0] - outputs[1] - (0.8_f32 / 0.2).ln()).abs() < 1e-4, "{outputs:?}");
+    assert_eq!(outputs[2..], [0.0, 0.0], "as sure as they are");
+    // Those log-odds are the truth already, whatever the second input is.
+    let inputs: Vec<[f32; 2]> = (0..400_u16)
+        .map(|index| [if index % 2 == 0 { 9.0_f32.ln() } else { 0.0 }, f32::from(index % 7)])
+        .collect();
+    let is_right: Vec<bool> = (0..400).map(|index| index % 20 != 0 && index % 4 != 1).collect();
+    let gate =
+        train(&examples(&inputs), Goal::Truth(&is_right), Training { epochs: 0, ..Training::default() });
+    for input in [[2.5, 3.0], [-4.0, 100.0]] {
+        let log_odds = gate.as_ref().unwrap().forward(&input).unwrap()[0];
+        assert!((log_odds - input[0]).abs() < 1e-4, "{log_odds} of {input:?}");
+    }
+}
+
+#[test]
+fn too_few_examples_are_told() {
+    let inputs = inputs();
+    let all = examples(&inputs);
+    let learned: Vec<Example<'_>> = all.iter().filter(|example| !example.validates).copied().collect();
+    for examples in [&all[..0], &all[..1], &learned] {
+        let is_true = vec![true; examples.len()];
+        let error = train(examples, Goal::Truth(&is_true), Training::default()).unwrap_err();
+        assert!(error.to_string().contains("too few examples"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_the_same_everywhere_is_left_as_it_is() {
+    let inputs: Vec<[f32; 2]> = (0..400_u16).map(|index| [f32::from(index % 2), 7.0]).collect();
+    let is_right: Vec<bool> = (0..400).map(|index| index % 2 == 0).collect();
+    let network = train(&examples(&inputs), Goal::Truth(&is_right), Training::default()).unwrap();
+    let [seen, unseen] = [7.0, 7.5].map(|second| network.forward(&[1.0, second]).unwrap()[0]);
+    assert!(seen < 0.0 && (unseen - seen).abs() < 2.0, "{seen} {unseen}");
+}
+
+#[test]
+fn what_is_not_finite_is_told() {
+    let inputs = inputs();
+    let log_probabilities = vec![f32::NAN; 2 * inputs.len()];
+    let truths = vec![0; inputs.len()];
+    let goal =
+        Goal::Fusion { log_probabilities: &log_probabilities, truths: &truths, fixed: &[1.0], answers: &[1] };
+    let error = train(&examples(&inputs), goal, Training::default()).unwrap_err();
+    assert!(error.to_string().contains("not finite"), "{error}");
+}
