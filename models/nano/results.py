@@ -40,7 +40,8 @@ SHIFT = ["--shift", "all"]
 COPIES = 4                      # of each held-out picture, each made worse in another way
 # How far under asking all models the cascade may stay: what a threshold is fitted to.
 ACCURACY_GIVEN_UP = {"roadwork": 0.0005, "traffic_sign": 0.002}
-# Of what asking all full-size models costs: what the cascade may cost that is fitted on pictures made worse, too.
+# Of what asking all full-size models costs: what the cascade may cost where it is fitted on pictures made worse, or must use
+# what was learned.
 COST_SHARE = 2 / 3
 
 
@@ -52,10 +53,14 @@ def arguments():
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CONCORD_DATA", ROOT.parent / "shared/data")))
     parser.add_argument("--work", type=Path, default=ROOT / "target/results", help="votes and figures are kept here")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/RESULTS.md")
-    both = [f"{ensemble}/{task}" for ensemble in ENSEMBLES for task in TASKS]
-    parser.add_argument("--only", nargs="*", default=both, choices=both, metavar="ENSEMBLE/TASK")
+    every = [f"{ensemble}/{task}" for ensemble in ENSEMBLES for task in TASKS]
+    parser.add_argument("--only", nargs="*", default=every, choices=every, metavar="ENSEMBLE/TASK",
+                        help="with another --out, if a page is made: the words are about all of them")
     parser.add_argument("--step", nargs="*", default=STEPS, choices=STEPS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if "page" in args.step and args.only != every and args.out == parser.get_default("out"):
+        parser.error("a page of some of them alone needs an --out of its own")
+    return args
 
 
 class Lab:
@@ -137,12 +142,14 @@ def held_out(args):
                 target.write_bytes(archive.extractfile(member).read())
                 rows.append((f"{parts[0]}/{parts[1]}", int(parts[0][:2]), sign))
     for task, table in tables.items():
-        with table.open("w", newline="") as file:
+        part = table.with_suffix(".part")
+        with part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "group"])
             for path, index, sign in sorted(rows):
                 road_work = "road work" if index == 25 else "no road work"
                 writer.writerow([path, road_work if task == "roadwork" else labels[index], sign])
+        part.rename(table)
     return folder
 
 
@@ -205,6 +212,8 @@ def main():
         if "measure" in args.step:
             measure(lab, json.loads(kept.read_text()) if kept.exists() else {}, lambda what: kept.write_text(json.dumps(what)))
         if "page" in args.step:
+            if not kept.exists():
+                raise SystemExit(f"{chosen} has not been measured under {args.work}: leave out --step, or name measure, too")
             found[lab.name, lab.task] = json.loads(kept.read_text())
     if "page" in args.step:
         args.out.write_text(results_page.page(found, (HERE / "results.head.md").read_text(), str(ROOT), SHIFT_EVERY))

@@ -32,7 +32,9 @@ def best(rows, kind):
 def auroc(foretold):
     if not foretold:
         return "–"
-    return figure(foretold, "auroc", 3) if "auroc" in foretold else f"{foretold['too_few']} errors: too few"
+    if "too_few" in foretold:
+        return f"{foretold['too_few']} errors: too few"
+    return figure(foretold, "auroc", 3) if "auroc" in foretold else "none is right"
 
 
 def verdict(is_so):
@@ -63,7 +65,7 @@ def costs(found):
             test, priced = of[fit]["test"], of[fit]["priced"]
             all_models, stopped = best(of["auto"]["test"], "fusion"), cascade(test)
             cpu = value(stopped, "milliseconds") / value(all_models, "milliseconds")
-            gpu = value(cascade(priced), "price") / value(named(priced, all_models["name"]), "price")
+            gpu = value(cascade(priced), "price") / value(named(priced, "all, linear"), "price")
             behind = value(all_models, "mcc") - value(stopped, "mcc")
             shares = " / ".join(f"{100 * share['value']:.1f}" for share in test["stages"])
             rows.append([name, f"{value(all_models, 'mcc'):.4f}", f"{value(stopped, 'mcc'):.4f}",
@@ -81,16 +83,27 @@ def image_weights(found):
         for what, fixed, always, auto in (("photographs as they are", "fixed", "always", "auto"),
                                           ("with `--shift all`", "shift_fixed", "shift_always", "shift")):
             one, other = best_nll(of[fixed]["test"]), named(of[always]["test"], "all, learned")
+            if other is None:
+                continue            # too little to learn from
             shifted = [mean_shifted(of[fit], "nll") for fit in (fixed, always)]
             rows.append([title(key), what, figure(one, "nll"), figure(other, "nll"), verdict(value(other, "nll") < value(one, "nll")),
-                         *shifted, "**yes**" if named(of[auto]["test"], "all, learned") and weighs(of[auto]) else "no"])
-    return table(rows, ["", "fitted on", "NLL, all, fixed", "NLL, all, for each image", "better?", "NLL, cascade, shifted: fixed",
+                         *shifted, verdict(weighs(of[auto]))])
+    return table(rows, ["", "fitted on", "NLL, all, fixed (the better method)", "NLL, all, for each image", "better?", "NLL, cascade, shifted: fixed",
                         "for each image", "does `fit` write them?"])
 
 
 def weighs(fit):
-    """Whether they are what is fused by, rather than a gate beside fixed ones."""
-    return '+fusion = { method = "learned"' in fit["told"]
+    """Whether they are used, by what fit said."""
+    return any(is_better(line) for line in fit["told"].splitlines() if line.startswith("Weights and temperatures for each image"))
+
+
+def is_better(line):
+    """Of what fit says of a network."""
+    if line.endswith(": better."):
+        return True
+    if "no clear gain" in line or "too few errors" in line or "too few to fit" in line or "too little to learn from" in line:
+        return False
+    raise SystemExit(f"fit says what this script does not know: {line}")
 
 
 def best_nll(rows):
@@ -140,17 +153,17 @@ def gates(found):
                 return "–"
             return " beside ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
         written = [f"stage {place}" for place in gates_written(of["shift"])]
-        rows.append([title(key), foretold("fixed", "errors"), foretold("always", "errors"), foretold("always", "gate"),
-                     foretold("shift_always", "errors"), foretold("shift_always", "gate"), mean_foretold("shift_always"),
-                     ", ".join(written) or "no"])
+        rows.append([title(key), *(foretold(fit, by) for fit, by in (
+            ("fixed", "errors"), ("always", "errors"), ("always", "gate"), ("shift_always", "errors"), ("shift_always", "gate"))),
+            mean_foretold("shift_always"), ", ".join(written) or "no"])
     return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by a gate",
                         "fitted with `--shift all`: by confidence, for each image", "by a gate",
                         "shifted: by the gate beside the confidence, mean (where there are 50 errors)", "does `fit --shift all` write gates?"])
 
 
 def gates_written(fit):
-    lines = [line for line in fit["told"].splitlines() if line.startswith("Gate of stage") and line.endswith(": better.")]
-    return [line.split()[3].rstrip(":") for line in lines]
+    lines = [line for line in fit["told"].splitlines() if line.startswith("Gate of stage")]
+    return [line.split()[3].rstrip(":") for line in lines if is_better(line)]
 
 
 def curve(found):
@@ -160,7 +173,7 @@ def curve(found):
         for pictures, signs, result in of["curve"]:
             rows.append([title(key), pictures, signs, figure(best_nll(result), "nll"), figure(cascade(result), "nll"),
                          figure(cascade(result), "ece"), figure(cascade(result), "accuracy")])
-    return table(rows, ["", "photographs", "signs", "NLL, all", "NLL, cascade", "ECE, cascade", "accuracy, cascade"])
+    return table(rows, ["", "photographs", "signs", "NLL, all, fixed (the better method)", "NLL, cascade", "ECE, cascade", "accuracy, cascade"])
 
 
 def said(told, root):

@@ -244,7 +244,9 @@ impl TrainArgs {
         if !is_device_name(device) {
             return Err(format!("--device {device:?}: must be {DEVICES}"));
         }
-        Ok(ModelOptions { device: device.clone(), ..options.clone() })
+        // Where the recording of a graph fails (which is tried at warm-up), libtorch's random numbers on the GPU, which the
+        // training draws, are lost for the process.
+        Ok(ModelOptions { device: device.clone(), graphs: false, ..options.clone() })
     }
 
     /// The pictures with their features.
