@@ -231,7 +231,7 @@ impl Work<'_> {
 
     /// `None` where there is too little to learn from.
     fn weights_part(&self, plain: PolicyOf<'_>, backbone: usize) -> Option<WeightsPart> {
-        let plain = ByFold::of(|without| plain(without))?;
+        let plain = ByFold::of(plain)?;
         let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
             ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;

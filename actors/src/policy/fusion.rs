@@ -48,7 +48,7 @@ impl FusionMethod {
                     add_weighted(&mut totals, probabilities, belief.weight);
                 }
                 Self::LogLinear | Self::Learned => {
-                    add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight)
+                    add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight);
                 }
             }
         }

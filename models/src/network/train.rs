@@ -156,7 +156,7 @@ enum Target {
     Fusion {
         /// [examples, models, labels]
         log_probabilities: Tensor,
-        /// [examples]
+        /// \[examples\]
         truths: Tensor,
         /// The logarithms of the fixed weights.
         start: Vec<f32>,
@@ -195,7 +195,7 @@ impl Target {
         }
     }
 
-    /// [outputs, hidden units] and [outputs], and the rows of the hidden units that they need, each of one input.
+    /// \[outputs, hidden units\] and \[outputs\], and the rows of the hidden units that they need, each of one input.
     fn start(&self, hidden: usize, inputs: &Inputs) -> Result<Start, ModelError> {
         match self {
             // Whatever the image, the fixed weights, and nothing surer or less sure.
