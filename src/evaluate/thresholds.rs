@@ -32,6 +32,11 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
+    /// `None` where it never ends the cascade.
+    pub(crate) fn finite_confidence(&self) -> Option<f64> {
+        Some(self.confidence).filter(|confidence| confidence.is_finite())
+    }
+
     /// Whether this answer may end the cascade if it is sure enough.
     fn lets_stop(self, answer: &StageAnswer) -> bool {
         answer.agreement || !self.needs_agreement

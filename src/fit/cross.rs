@@ -7,6 +7,7 @@
 
 use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Weight};
 
+use super::by_fold::{ByFold, PolicyOf};
 use super::calibrate::{Calibrations, calibrated, calibrated_by};
 use super::edit::confidence_as_written;
 use super::learned::{LearnedParts, Learning};
@@ -53,6 +54,9 @@ impl<T> Part<T> {
         self.change.high < 0.0
     }
 }
+
+/// What each stage would answer for each picture.
+type Answers = Vec<Vec<StageAnswer>>;
 
 /// How votes are fused.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,12 +156,8 @@ pub(crate) fn fit(
     let first_stage_errors = before.iter().filter(|picture| !picture[0].is_right).count();
     let has_errors = first_stage_errors >= ERRORS_MIN;
     let goal = goal.filter(|_| has_errors);
-    // Fitted once for each fold, and for all of them.
-    let refitted = |without| work.refitted(&calibrations, &fusions, without);
-    let (plain_by_fold, plain_whole): (Vec<Policy>, Policy) =
-        ((0..FOLDS).map(|fold| refitted(Some(fold))).collect::<Option<_>>()?, refitted(None)?);
-    let plain =
-        |without: Option<usize>| without.map_or(Some(&plain_whole), |fold| plain_by_fold.get(fold)).cloned();
+    let plain = ByFold::of(|without| work.refitted(&calibrations, &fusions, without))?;
+    let plain = |without| plain.without(without).cloned();
     let mut learned = match learning {
         Learning::Never => None,
         Learning::Auto | Learning::Always => work.learn(&plain, learning, has_errors),
@@ -175,35 +175,18 @@ pub(crate) fn fit(
     if let Some(learned) = learned.as_mut().filter(|_| goal.is_some()) {
         learned.gates = work.gates(learned, &ordered, &in_order(policy)?, learning);
     }
-    let answers = |learned: &Option<LearnedParts>| {
-        work.answers(&|fold| LearnedParts::applied_to(learned.as_ref(), ordered(Some(fold))?, Some(fold)))
-    };
-    let mut after = answers(&learned)?;
-    let confidences_for = |after: &[Vec<StageAnswer>]| searched(&views(after), &rules, goal?);
-    let mut confidences = confidences_for(&after);
-    if confidences.is_none() {
-        // A gate is nothing without a threshold.
-        learned.iter_mut().for_each(|learned| learned.gates.clear());
-        after = answers(&learned)?;
-        confidences = confidences_for(&after);
-    }
+    let (after, found) = work.with_thresholds(&mut learned, &ordered, &rules, goal)?;
     Some(Fit {
         first_stage_errors,
         before: work.cascade(&before, &|_| Some(rules_before.clone()))?,
-        after: work.cascade(&after, &|fold| match goal {
+        after: work.cascade(&after, &|fold| match goal.filter(|_| found.is_some()) {
             // Found on the other folds' answers.
-            Some(goal) if confidences.is_some() => {
-                let others = work.without(fold, &after);
-                Some(searched(&others, &rules, goal).unwrap_or_else(|| rules.clone()))
+            Some(goal) => {
+                Some(searched(&work.without(fold, &after), &rules, goal).unwrap_or_else(|| rules.clone()))
             }
-            _ => Some(rules.clone()),
+            None => Some(rules.clone()),
         })?,
-        confidences: confidences.map(|rules| {
-            rules
-                .iter()
-                .map(|rule| Some(rule.confidence).filter(|confidence| confidence.is_finite()))
-                .collect()
-        }),
+        confidences: found.map(|rules| rules.iter().map(Rule::finite_confidence).collect()),
         calibrations,
         fusions,
         orders,
@@ -335,7 +318,7 @@ impl Work<'_> {
     }
 
     /// What each stage would answer for each picture, by the policy that its fold is judged with.
-    fn answers(&self, policy_of: &dyn Fn(usize) -> Option<Policy>) -> Option<Vec<Vec<StageAnswer>>> {
+    fn answers(&self, policy_of: &dyn Fn(usize) -> Option<Policy>) -> Option<Answers> {
         let by_fold: Vec<Vec<Policy>> =
             (0..FOLDS).map(|fold| up_to_each_stage(&policy_of(fold)?)).collect::<Option<_>>()?;
         let of_picture = |(picture, &fold): (&Judged<'_>, &usize)| {
@@ -345,6 +328,29 @@ impl Work<'_> {
                 .collect::<Option<Vec<_>>>()
         };
         self.pictures.iter().zip(&self.fold_of).map(of_picture).collect()
+    }
+
+    /// What stages answer with what was learned, and rules for the goal; where there are none, gates are taken out.
+    fn with_thresholds(
+        &self,
+        learned: &mut Option<LearnedParts>,
+        ordered: PolicyOf<'_>,
+        rules: &[Rule],
+        goal: Option<Goal>,
+    ) -> Option<(Answers, Option<Vec<Rule>>)> {
+        let answers = |learned: Option<&LearnedParts>| {
+            self.answers(&|fold| LearnedParts::applied_to(learned, ordered(Some(fold))?, Some(fold)))
+        };
+        let found = |answers: &[Vec<StageAnswer>]| searched(&views(answers), rules, goal?);
+        let after = answers(learned.as_ref())?;
+        if let Some(rules) = found(&after) {
+            return Some((after, Some(rules)));
+        }
+        // A gate is nothing without a threshold.
+        learned.iter_mut().for_each(|learned| learned.gates.clear());
+        let after = answers(learned.as_ref())?;
+        let rules = found(&after);
+        Some((after, rules))
     }
 
     /// How good the cascade of these answers is, by the rules of each fold.

@@ -4,13 +4,12 @@
 //! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used unless that is asked for
 //! ([`Learning`]); nor is what was learned from too few errors.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread;
 
 use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
 use concord_models::{Example, Goal, Network, Training, train};
 
+use super::by_fold::{ByFold, PolicyOf};
 use super::calibrate::calibrated;
 use super::cross::{FOLDS, Work, fusion_of, up_to_each_stage};
 use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
@@ -25,37 +24,6 @@ pub(crate) enum Learning {
     Always,
     /// Nowhere, and nothing is learned: that is faster
     Never,
-}
-
-/// The policy by which pictures of a fold are judged; where it is none, what is written.
-pub(super) type PolicyOf<'a> = &'a (dyn Fn(Option<usize>) -> Option<Policy> + Sync);
-
-/// Something for each fold, made without it, and something made of all of them.
-#[derive(Debug)]
-struct ByFold<T> {
-    by_fold: Vec<T>,
-    whole: T,
-}
-
-impl<T: Send> ByFold<T> {
-    /// Side by side: they do not depend on each other.
-    fn of(make: impl Fn(Option<usize>) -> Option<T> + Sync) -> Option<Self> {
-        let (make, folds) = (&make, (0..FOLDS).map(Some).chain([None]));
-        thread::scope(|scope| {
-            let making: Vec<_> = folds.map(|without| scope.spawn(move || make(without))).collect();
-            let made =
-                making.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            // All are waited for before any is looked at.
-            let mut by_fold = made.collect::<Vec<_>>().into_iter().collect::<Option<Vec<T>>>()?;
-            let whole = by_fold.pop()?;
-            Some(Self { by_fold, whole })
-        })
-    }
-
-    /// By what pictures of this fold are judged; where it is none, what is written.
-    fn without(&self, fold: Option<usize>) -> Option<&T> {
-        fold.map_or(Some(&self.whole), |fold| self.by_fold.get(fold))
-    }
 }
 
 /// Weights and temperatures for each image.
@@ -75,15 +43,14 @@ impl WeightsPart {
     pub(crate) fn is_gain(&self) -> bool {
         self.change.high < 0.0
     }
+}
 
-    /// `policy` with the fixed weights, fused by what was learned.
-    fn fused(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
-        let fixed = self.fixed.without(without)?;
-        let weight = |member: &Member| fixed.members().find(|other| other.model() == member.model());
-        Some(policy.with_weights(FusionMethod::Learned, |member| {
-            weight(member).map_or(member.weight(), Member::weight)
-        }))
-    }
+/// `policy` with the weights of `fixed`, fused by what was learned.
+fn fused(policy: &Policy, fixed: &Policy) -> Policy {
+    let of_fixed = |member: &Member| fixed.members().find(|other| other.model() == member.model());
+    policy.with_weights(FusionMethod::Learned, |member| {
+        of_fixed(member).map_or(member.weight(), Member::weight)
+    })
 }
 
 /// The gate of one stage.
@@ -160,7 +127,7 @@ impl LearnedParts {
     pub(super) fn applied(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
         let learned = self.learned(without)?;
         let policy = match self.weights.as_ref().filter(|part| part.is_used) {
-            Some(part) => part.fused(policy, without)?,
+            Some(part) => fused(policy, part.fixed.without(without)?),
             None => policy.clone(),
         };
         // What it asks now counts until a threshold has been found.
@@ -229,22 +196,20 @@ impl Work<'_> {
         folds.map(move |(picture, fold)| (picture, *fold == stops))
     }
 
-    /// `None` where there is too little to learn from.
+    /// Not used yet. `None` where there is too little to learn from.
     fn weights_part(&self, plain: PolicyOf<'_>, backbone: usize) -> Option<WeightsPart> {
         let plain = ByFold::of(plain)?;
         let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
             ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
-        let unknown = Figure { value: 0.0, low: 0.0, high: 0.0 };
-        let mut part = WeightsPart { networks, fixed, change: unknown, is_used: false };
         let names: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
         let name = names.get(backbone)?;
         let by_fold: Vec<[Vec<Policy>; 2]> = (0..FOLDS)
             .map(|fold| {
-                let network = part.networks.without(Some(fold))?.clone();
+                let network = networks.without(Some(fold))?.clone();
                 let learned = Learned::of(Arc::clone(name)).with_weights(names.clone(), network);
                 let plain = plain.without(Some(fold))?;
-                let learned = part.fused(plain, Some(fold))?.with_learned(Arc::new(learned));
+                let learned = fused(plain, fixed.without(Some(fold))?).with_learned(Arc::new(learned));
                 Some([up_to_each_stage(plain)?, up_to_each_stage(&learned)?])
             })
             .collect::<Option<_>>()?;
@@ -253,8 +218,7 @@ impl Work<'_> {
             Some(self.mean_loss(learned, picture)? - self.mean_loss(plain, picture)?)
         };
         let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
-        part.change = self.resampling.mean(&changes);
-        Some(part)
+        Some(WeightsPart { networks, fixed, change: self.resampling.mean(&changes), is_used: false })
     }
 
     /// Of what these policies answer.

@@ -1,6 +1,7 @@
 //! Calibration, fusion and thresholds from labelled pictures: what `concord fit` computes.
 
 mod backup;
+mod by_fold;
 mod calibrate;
 mod cross;
 mod edit;
