@@ -129,3 +129,36 @@ fn what_is_not_finite_is_told() {
     let error = train(&examples(&inputs), goal, Training::default()).unwrap_err();
     assert!(error.to_string().contains("not finite"), "{error}");
 }
+
+/// As wide as ViT-L's feature, of which one number in sixteen tells who is right.
+#[test]
+fn a_feature_of_full_size_is_learned_from() {
+    let chance = |index: usize, of: usize| ((index * 1024 + of) as f32 * 0.618_034).fract() - 0.5;
+    let is_light = |index: usize| chance(index, 0) > 0.0;
+    let feature = |index: usize| -> Vec<f32> {
+        let sign = if is_light(index) { 0.5 } else { -0.5 };
+        (0..1024).map(|of| if of % 16 == 0 { sign } else { chance(index, of) }).collect()
+    };
+    let features: Vec<Vec<f32>> = (0..500).map(feature).collect();
+    let examples: Vec<Example<'_>> = features
+        .iter()
+        .enumerate()
+        .map(|(index, input)| Example { input, validates: index % 5 == 0 })
+        .collect();
+    let who = |index: usize| if is_light(index) { [0.9, 0.4] } else { [0.3, 0.9] };
+    let log_probabilities = log_probabilities((0..500).flat_map(who));
+    let truths = vec![0; 500];
+    let goal = Goal::Fusion {
+        log_probabilities: &log_probabilities,
+        truths: &truths,
+        fixed: &[0.5, 0.5],
+        answers: &[1, 2],
+    };
+    let network =
+        train(&examples, goal, Training { hidden: 256, epochs: 20, ..Training::default() }).unwrap();
+    let right = (1000..1100).filter(|&index| {
+        let found = ImageFusion::new(network.forward(&feature(index)).unwrap());
+        (found.weight_logit(0) > found.weight_logit(1)) == is_light(index)
+    });
+    assert!(right.count() > 95);
+}
