@@ -81,7 +81,8 @@ pub struct ExplanationReport {
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FallbackReport {
-    /// `weights` (the configured ones counted, and no temperatures of the image), `gate` (the confidence did), or `min_weight` (the configured weights did).
+    /// `weights` (the configured ones counted, and no temperatures of the image), `gate` (the confidence did), or `min_weight`
+    /// (the configured weights did).
     #[schema(value_type = String)]
     pub part: LearnedPart,
     /// The stage that it would have decided about, from 1.

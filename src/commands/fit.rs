@@ -24,8 +24,9 @@ use crate::fit::{
 /// than two labels, vector scaling (a scale and a bias for each label) where that is better still; weights, the same for all
 /// images or, by a small network on a backbone's feature, for each image and with a temperature for it; where a goal is given,
 /// the order of stages, gates (networks that say how likely an answer is right) and thresholds. Networks, order and thresholds
-/// need a first stage that makes at least 50 errors, which they are fitted on. Networks are kept in a file beside ensemble.toml. The change is shown first; comments stay, and the
-/// order of everything but stages; the old file is kept beside the new one. A running server takes it over.
+/// need a first stage that makes at least 50 errors, which they are fitted on. Networks are kept in a file beside
+/// ensemble.toml. The change is shown first; comments stay, and the order of everything but stages; the old file is kept
+/// beside the new one. A running server takes it over.
 ///
 /// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the
 /// same file; with --copies more than twice. Goals and what is told are then of all together.

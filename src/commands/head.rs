@@ -244,8 +244,8 @@ impl TrainArgs {
         if !is_device_name(device) {
             return Err(format!("--device {device:?}: must be {DEVICES}"));
         }
-        // Where the recording of a graph fails (which is tried at warm-up), libtorch's random numbers on the GPU, which the
-        // training draws, are lost for the process.
+        // Training replays none; and after a warm-up that recorded graphs libtorch refused to draw random numbers on the GPU
+        // ("Offset increment outside graph capture", 2.11.0 on an H200), which training needs.
         Ok(ModelOptions { device: device.clone(), graphs: false, ..options.clone() })
     }
 

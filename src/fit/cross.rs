@@ -157,12 +157,11 @@ pub(crate) fn fit(
     let has_errors = first_stage_errors >= ERRORS_MIN;
     let goal = goal.filter(|_| has_errors);
     let plain = ByFold::of(|without| work.refitted(&calibrations, &fusions, without))?;
-    let plain = |without| plain.without(without).cloned();
     let mut learned = match learning {
         Learning::Never => None,
         Learning::Auto | Learning::Always => work.learn(&plain, learning, has_errors),
     };
-    let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain(Some(fold))?, Some(fold));
+    let weighted = |fold| LearnedParts::applied_to(learned.as_ref(), plain.without(Some(fold))?, Some(fold));
     // Before it is heard, confidences are others than the weights that read its feature make them.
     let read = learned.as_ref().filter(|learned| learned.weighs()).map(|learned| &*learned.backbone);
     let orders = goal.map_or(Some(Orders::None), |goal| work.orders(whole, &weighted, read, goal))?;
@@ -170,7 +169,7 @@ pub(crate) fn fit(
         Some(order) => policy.in_order(order),
         None => Some(policy.clone()),
     };
-    let ordered = |without| in_order(&plain(without)?);
+    let ordered = |without| in_order(plain.without(without)?);
     let rules = rules(&in_order(policy)?);
     if let Some(learned) = learned.as_mut().filter(|_| goal.is_some()) {
         learned.gates = work.gates(learned, &ordered, &in_order(policy)?, learning);
@@ -339,7 +338,7 @@ impl Work<'_> {
         goal: Option<Goal>,
     ) -> Option<(Answers, Option<Vec<Rule>>)> {
         let answers = |learned: Option<&LearnedParts>| {
-            self.answers(&|fold| LearnedParts::applied_to(learned, ordered(Some(fold))?, Some(fold)))
+            self.answers(&|fold| LearnedParts::applied_to(learned, &ordered(Some(fold))?, Some(fold)))
         };
         let found = |answers: &[Vec<StageAnswer>]| searched(&views(answers), rules, goal?);
         let after = answers(learned.as_ref())?;

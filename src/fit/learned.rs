@@ -116,11 +116,12 @@ impl LearnedParts {
     }
 
     /// `policy` with them, where there are any.
-    pub(super) fn applied_to(parts: Option<&Self>, policy: Policy, without: Option<usize>) -> Option<Policy> {
-        match parts {
-            Some(parts) => parts.applied(&policy, without),
-            None => Some(policy),
-        }
+    pub(super) fn applied_to(
+        parts: Option<&Self>,
+        policy: &Policy,
+        without: Option<usize>,
+    ) -> Option<Policy> {
+        parts.map_or_else(|| Some(policy.clone()), |parts| parts.applied(policy, without))
     }
 
     /// `policy` with them, as pictures of this fold are judged.
@@ -144,16 +145,14 @@ impl Work<'_> {
     /// `has_errors` says whether the first stage makes enough of them to learn from: without any, being surer is always better.
     pub(super) fn learn(
         &self,
-        plain: PolicyOf<'_>,
+        plain: &ByFold<Policy>,
         learning: Learning,
         has_errors: bool,
     ) -> Option<LearnedParts> {
         let backbone = self.backbone()?;
         let members: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
-        let mut weights = self.weights_part(plain, backbone);
-        if let Some(part) = &mut weights {
-            part.is_used = learning == Learning::Always || (has_errors && part.is_gain());
-        }
+        let is_used = |is_gain| learning == Learning::Always || (has_errors && is_gain);
+        let weights = self.weights_part(plain, backbone, is_used);
         let name = Arc::clone(members.get(backbone)?);
         Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
     }
@@ -169,13 +168,7 @@ impl Work<'_> {
         let Some(backbone) = self.backbone() else { return Vec::new() };
         let weighted = |fold| parts.applied(&plain(fold)?, fold);
         let stages = 0..policy.stages().len().saturating_sub(1);
-        let gate = |stage| {
-            let mut part = self.gate_part(&weighted, backbone, policy, stage)?;
-            let is_wanted = learning == Learning::Always || part.is_gain();
-            part.is_used = part.errors >= ERRORS_MIN && is_wanted;
-            Some(part)
-        };
-        stages.filter_map(gate).collect()
+        stages.filter_map(|stage| self.gate_part(&weighted, backbone, policy, stage, learning)).collect()
     }
 
     /// The first member that gave a feature with every picture.
@@ -196,9 +189,13 @@ impl Work<'_> {
         folds.map(move |(picture, fold)| (picture, *fold == stops))
     }
 
-    /// Not used yet. `None` where there is too little to learn from.
-    fn weights_part(&self, plain: PolicyOf<'_>, backbone: usize) -> Option<WeightsPart> {
-        let plain = ByFold::of(plain)?;
+    /// `is_used` says whether they are, by whether they are better for sure. `None` where there is too little to learn from.
+    fn weights_part(
+        &self,
+        plain: &ByFold<Policy>,
+        backbone: usize,
+        is_used: impl Fn(bool) -> bool,
+    ) -> Option<WeightsPart> {
         let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
             ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
@@ -218,7 +215,10 @@ impl Work<'_> {
             Some(self.mean_loss(learned, picture)? - self.mean_loss(plain, picture)?)
         };
         let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
-        Some(WeightsPart { networks, fixed, change: self.resampling.mean(&changes), is_used: false })
+        let change = self.resampling.mean(&changes);
+        let mut part = WeightsPart { networks, fixed, change, is_used: false };
+        part.is_used = is_used(part.is_gain());
+        Some(part)
     }
 
     /// Of what these policies answer.
@@ -266,6 +266,7 @@ impl Work<'_> {
         backbone: usize,
         policy: &Policy,
         stage: usize,
+        learning: Learning,
     ) -> Option<GatePart> {
         policy.stages().get(stage)?.accept()?;
         let models: Vec<Arc<str>> =
@@ -299,7 +300,7 @@ impl Work<'_> {
         let each_once = vec![1; self.pictures.len()];
         let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
         let (low, high) = self.resampling.interval(difference);
-        Some(GatePart {
+        let mut part = GatePart {
             stage,
             models,
             networks,
@@ -308,7 +309,9 @@ impl Work<'_> {
             by_gate: gate.auroc(&each_once)?,
             change: Figure { value: difference(&each_once)?, low, high },
             is_used: false,
-        })
+        };
+        part.is_used = part.is_gain() || (learning == Learning::Always && errors >= ERRORS_MIN);
+        Some(part)
     }
 
     /// What this stage answers for each picture, as a gate sees it.
