@@ -267,8 +267,8 @@ impl Learner {
             Target::Fusion { log_probabilities, truths, start, answers } => {
                 let log_probabilities = log_probabilities.f_index_select(0, indices)?;
                 let truths = truths.f_index_select(0, indices)?;
-                let parts = outputs.f_split(start.len() as i64, -1)?;
-                let [weights, sharpness] = parts.as_slice() else { unreachable!("two for each model") };
+                let all = start.len() as i64;
+                let (weights, sharpness) = (outputs.f_narrow(-1, 0, all)?, outputs.f_narrow(-1, all, all)?);
                 let bound = f64::from(ImageFusion::LOG_INVERSE_TEMPERATURE_MAX);
                 let sharpness = sharpness.f_clamp(-bound, bound)?.f_exp()?;
                 let mut total = Tensor::f_zeros([], (Kind::Float, Device::Cpu))?;
