@@ -25,9 +25,9 @@ reference: ## put transformers into .reference, whose server the tests ask (600 
 build: setup ## target/release/concord
 	$(CARGO) build --release --locked
 
-demo: build ## answer the pictures in examples/, then serve: verdict, cache hit, votes fused again
+demo: build ## answer the pictures in assets/, then serve: verdict, cache hit, votes fused again
 	@echo
-	target/release/concord classify --task roadwork examples
+	target/release/concord classify --task roadwork assets
 	@echo
 	@deploy/tools.sh curl
 	@deploy/demo.sh

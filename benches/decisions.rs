@@ -109,7 +109,7 @@ fn preprocessing(criterion: &mut Criterion) {
     set_cpu_threads(1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let picture = |name: &str| {
-        std::fs::read(root.join("examples").join(name)).expect("the repository has its examples")
+        std::fs::read(root.join("assets").join(name)).expect("the repository has its assets")
     };
     for name in ["road-work-far.jpg", "rocket.jpg"] {
         let bytes = picture(name);

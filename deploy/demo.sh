@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 concord="target/release/concord"
-photograph="examples/road-work-far.jpg"
+photograph="assets/road-work-far.jpg"
 folder="$(mktemp -d)"
 server=""
 finish() {

@@ -13,7 +13,7 @@ export LD_LIBRARY_PATH LIBTORCH
 corpus="target/fuzz"
 mkdir -p "$corpus/request" "$corpus/configuration"
 cp ensemble.toml tests/fixtures/config/*.toml "$corpus/configuration"
-for image in models/tests/fixtures/images/*.* examples/road-work-far.jpg; do
+for image in models/tests/fixtures/images/*.* assets/road-work-far.jpg; do
     # The first byte says what kind of body it is.
     { printf '\0'; cat "$image"; } > "$corpus/request/$(basename "$image")"
 done

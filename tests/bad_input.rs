@@ -37,7 +37,7 @@ fn every_bad_body_has_its_status() {
         edited_ensemble(|text| replace(&text, "max_body_bytes = 33_554_432", "max_body_bytes = 2_000_000"));
     let server = Server::start(&file);
     let good = photograph(0);
-    let png_bytes = std::fs::read(root().join("examples/coffee.png")).unwrap();
+    let png_bytes = std::fs::read(root().join("assets/coffee.png")).unwrap();
     let damaged = std::fs::read(root().join("models/tests/fixtures/damaged.jpg")).unwrap();
     let gzip = {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());

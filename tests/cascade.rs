@@ -6,7 +6,7 @@ use crate::harness::{concord, root};
 fn the_examples_stop_at_different_stages_with_the_right_answer() {
     let file = root().join("ensemble.toml");
     let arguments =
-        ["classify", "--json", "--task", "roadwork", "--ensemble", file.to_str().unwrap(), "examples"];
+        ["classify", "--json", "--task", "roadwork", "--ensemble", file.to_str().unwrap(), "assets"];
     let verdicts = concord(&arguments).json_lines();
     let mut stages: Vec<u64> = verdicts.iter().map(|verdict| verdict["stage"].as_u64().unwrap()).collect();
     for verdict in &verdicts {

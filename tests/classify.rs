@@ -10,7 +10,7 @@ fn classify(task: &str, files: &[&str]) -> Run {
     concord(&[&["classify", "--json", "--task", task], files].concat())
 }
 
-/// The pictures of `examples/` with their truth, as its SOURCES.md says.
+/// The pictures of `assets/` with their truth, as its SOURCES.md says.
 const EXAMPLES: [(&str, &str); 9] = [
     ("camera.png", "no road work"),
     ("caution.jpg", "no road work"),
@@ -25,14 +25,14 @@ const EXAMPLES: [(&str, &str); 9] = [
 
 #[test]
 fn the_examples_get_true_verdicts_at_both_stages() {
-    let run = classify("roadwork", &["examples"]);
+    let run = classify("roadwork", &["assets"]);
     assert_eq!(run.status, 0, "{run:?}");
     let verdicts = run.json_lines();
     let found: Vec<(&str, &str)> = verdicts
         .iter()
         .map(|verdict| {
             (
-                verdict["file"].as_str().unwrap().trim_start_matches("examples/"),
+                verdict["file"].as_str().unwrap().trim_start_matches("assets/"),
                 verdict["label"].as_str().unwrap(),
             )
         })
@@ -45,7 +45,7 @@ fn the_examples_get_true_verdicts_at_both_stages() {
 
 #[test]
 fn a_verdict_says_what_it_was_made_of() {
-    let verdicts = classify("roadwork", &["examples/road-work-far.jpg", "examples/coffee.png"]).json_lines();
+    let verdicts = classify("roadwork", &["assets/road-work-far.jpg", "assets/coffee.png"]).json_lines();
     let [escalated, accepted] = verdicts.as_slice() else { panic!("{verdicts:?}") };
     for verdict in &verdicts {
         let sum: f64 =
@@ -95,7 +95,7 @@ fn the_nano_models_say_what_the_reference_says_of_them() {
         });
         let pictures: Vec<&String> = expected[task][model].as_object().unwrap().keys().collect();
         assert_eq!(pictures.len(), 3);
-        let files: Vec<String> = pictures.iter().map(|name| format!("examples/{name}")).collect();
+        let files: Vec<String> = pictures.iter().map(|name| format!("assets/{name}")).collect();
         let mut arguments = vec!["classify", "--json", "--task", task, "--ensemble", file.to_str().unwrap()];
         arguments.extend(files.iter().map(String::as_str));
         for (picture, verdict) in pictures.iter().zip(concord(&arguments).json_lines()) {
@@ -114,7 +114,7 @@ fn the_nano_models_say_what_the_reference_says_of_them() {
 fn what_is_no_picture_is_told_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let picture = fs::read(root().join("examples/coffee.png")).unwrap();
+    let picture = fs::read(root().join("assets/coffee.png")).unwrap();
     fs::write(path("empty.png"), "").unwrap();
     fs::write(path("text.jpg"), "this is no picture").unwrap();
     fs::write(path("half.png"), &picture[..picture.len() / 2]).unwrap();
@@ -158,7 +158,7 @@ fn limits_are_those_of_the_configuration() {
         ),
         ("CONCORD__SERVER__MAX_BODY_BYTES", "2000", "more than the limit of 2000 bytes (max_body_bytes)"),
     ] {
-        let arguments = ["classify", "--json", "--task", "roadwork", "examples/coffee.png"];
+        let arguments = ["classify", "--json", "--task", "roadwork", "assets/coffee.png"];
         let run = concord_with(&arguments, &[(variable, value)]);
         assert_eq!(run.status, 1, "{run:?}");
         let error = &run.json_lines()[0]["error"];
@@ -170,7 +170,7 @@ fn limits_are_those_of_the_configuration() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_without_an_end_is_read_no_further_than_the_limit() {
-    let run = concord(&["classify", "--json", "--task", "roadwork", "/dev/zero", "examples/coffee.png"]);
+    let run = concord(&["classify", "--json", "--task", "roadwork", "/dev/zero", "assets/coffee.png"]);
     assert_eq!(run.status, 1, "{run:?}");
     let outcomes = run.json_lines();
     assert_eq!(
@@ -184,9 +184,9 @@ fn folders_and_patterns_mean_their_pictures_in_order() {
     let names = |run: Run| -> Vec<String> {
         run.json_lines().iter().map(|outcome| outcome["file"].as_str().unwrap().to_owned()).collect()
     };
-    let roads = ["examples/road-work-clear.jpg", "examples/road-work-dusk.jpg", "examples/road-work-far.jpg"];
-    assert_eq!(names(classify("roadwork", &["examples/road-work-*.jpg"])), roads);
-    assert_eq!(names(classify("roadwork", &["examples/rocket.jpg", "examples"])).len(), 1 + EXAMPLES.len());
+    let roads = ["assets/road-work-clear.jpg", "assets/road-work-dusk.jpg", "assets/road-work-far.jpg"];
+    assert_eq!(names(classify("roadwork", &["assets/road-work-*.jpg"])), roads);
+    assert_eq!(names(classify("roadwork", &["assets/rocket.jpg", "assets"])).len(), 1 + EXAMPLES.len());
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_failed_vote_is_never_counted() {
         replace(&text, "confidence = 0.999", "confidence = 1.0")
     };
     let arguments = |file: &Path| {
-        ["classify", "--json", "--task", "roadwork", "examples/coffee.png", "--ensemble"]
+        ["classify", "--json", "--task", "roadwork", "assets/coffee.png", "--ensemble"]
             .map(str::to_owned)
             .into_iter()
             .chain([file.display().to_string()])
@@ -289,12 +289,12 @@ fn copy_folder(from: &Path, to: &Path) {
 fn what_cannot_begin_says_what_to_do() {
     for (arguments, expected) in [
         (
-            ["--task", "potholes", "examples"].as_slice(),
+            ["--task", "potholes", "assets"].as_slice(),
             "no task \"potholes\" is configured: there is roadwork, traffic_sign",
         ),
-        (&["examples"], "which task? name one with --task: roadwork, traffic_sign"),
+        (&["assets"], "which task? name one with --task: roadwork, traffic_sign"),
         (
-            &["--task", "roadwork", "--ensemble", "nowhere.toml", "examples"],
+            &["--task", "roadwork", "--ensemble", "nowhere.toml", "assets"],
             "name the configuration with --ensemble FILE",
         ),
         (&["--task", "roadwork"], "required"),

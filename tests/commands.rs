@@ -71,15 +71,15 @@ fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
     let run = concord(&["parity", "--device", "cpu", "models/tests/fixtures/parity"]);
     assert_eq!(run.status, 0, "{run:?}");
     assert_eq!(run.stdout.matches(": agrees").count(), 7, "{run:?}");
-    let run = concord(&["parity", "examples", "models/tests/fixtures/parity/siglip2"]);
+    let run = concord(&["parity", "assets", "models/tests/fixtures/parity/siglip2"]);
     assert_eq!(run.status, 1, "{run:?}");
-    assert!(run.stderr.contains("examples/meta.json") && run.stdout.contains("siglip2: agrees"), "{run:?}");
+    assert!(run.stderr.contains("assets/meta.json") && run.stdout.contains("siglip2: agrees"), "{run:?}");
 }
 
 #[test]
 fn a_reader_that_leaves_ends_the_program_quietly() {
     for arguments in
-        [["classify", "--task", "roadwork", "examples/coffee.png"].as_slice(), &["models"], &["validate"]]
+        [["classify", "--task", "roadwork", "assets/coffee.png"].as_slice(), &["models"], &["validate"]]
     {
         let run = concord_into_closed_pipe(arguments);
         assert_eq!((run.status, run.stderr.as_str()), (1, ""), "{arguments:?}: {run:?}");

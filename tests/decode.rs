@@ -8,7 +8,7 @@ use crate::harness::{concord_with, edited_ensemble, replace, root};
 const DINOV3_FAST: (&str, &str) = ("CONCORD__MODELS__DINOV3__DECODE", "fast");
 const SIGLIP2_FAST: (&str, &str) = ("CONCORD__MODELS__SIGLIP2__DECODE", "fast");
 /// A JPEG of 640 × 427, which models of 64 × 64 want at two eighths.
-const PHOTOGRAPH: &str = "examples/rocket.jpg";
+const PHOTOGRAPH: &str = "assets/rocket.jpg";
 
 /// Both models are asked about every picture.
 fn both_stages() -> (tempfile::TempDir, String) {

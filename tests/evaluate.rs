@@ -1,4 +1,4 @@
-//! `concord evaluate` on the pictures of `examples/`, sorted by what they show.
+//! `concord evaluate` on the pictures of `assets/`, sorted by what they show.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn pictures() -> tempfile::TempDir {
     for (kind, names) in [("25_road_work", ROAD_WORK), ("99_others", OTHERS)] {
         fs::create_dir(folder.path().join(kind)).unwrap();
         for name in names {
-            fs::copy(root().join("examples").join(name), folder.path().join(kind).join(name)).unwrap();
+            fs::copy(root().join("assets").join(name), folder.path().join(kind).join(name)).unwrap();
         }
     }
     folder
@@ -56,7 +56,7 @@ fn votes_are_asked_for_once_and_compared() {
     let second = evaluate(data.path(), votes.path(), &other);
     assert_eq!(second.json_lines(), first.json_lines(), "votes come from the disk");
     // Others are asked for one picture alone.
-    fs::copy(root().join("examples/coffee.png"), data.path().join("99_others/coffee.png")).unwrap();
+    fs::copy(root().join("assets/coffee.png"), data.path().join("99_others/coffee.png")).unwrap();
     let third = evaluate(data.path(), votes.path(), &other);
     assert_eq!(third.json_lines()[0]["pictures"], 7);
 }

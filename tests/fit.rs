@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::harness::{Run, concord, edited_ensemble, replace, root, two_models};
 
-/// A table of the pictures of `examples/`, each several times: too few to fit anything on, enough to go through with it.
+/// A table of the pictures of `assets/`, each several times: too few to fit anything on, enough to go through with it.
 pub(crate) fn table(folder: &Path, times: usize) -> std::path::PathBuf {
     let mut rows = "path,label,group\n".to_owned();
     for index in 0..times {
         for (file, label) in [("road-work-clear.jpg", "road work"), ("camera.png", "no road work")] {
             let name = format!("{index}-{file}");
-            let mut picture = fs::read(root().join("examples").join(file)).unwrap();
+            let mut picture = fs::read(root().join("assets").join(file)).unwrap();
             // Behind its end: another file, the same picture.
             picture.extend(index.to_le_bytes());
             fs::write(folder.join(&name), picture).unwrap();
@@ -162,7 +162,7 @@ fn vector_scaling_is_used_and_a_better_temperature_takes_its_place() {
         replace(&text, "calibration = { dinov3 = 0.61, siglip2 = 0.95 }", "calibration = { siglip2 = 0.95 }"),
     )
     .unwrap();
-    let picture = root().join("examples/road-work-clear.jpg");
+    let picture = root().join("assets/road-work-clear.jpg");
     let label = || {
         let arguments =
             ["classify", "--json", "--ensemble", path, "--task", "roadwork", picture.to_str().unwrap()];

@@ -1,4 +1,4 @@
-//! `concord head train` on the pictures of `examples/`, and what a running server makes of the heads.
+//! `concord head train` on the pictures of `assets/`, and what a running server makes of the heads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,7 +104,7 @@ impl Workplace {
 
 fn classify(server: &Server, name: &str) -> Value {
     let answer =
-        server.client.classify_fresh("roadwork", &fs::read(root().join("examples").join(name)).unwrap());
+        server.client.classify_fresh("roadwork", &fs::read(root().join("assets").join(name)).unwrap());
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.body
 }
@@ -215,7 +215,7 @@ fn an_mlp_head_says_how_uncertain_it_is() {
             assert_eq!(first["votes"][0][field], again["votes"][0][field], "{name}: the same each time");
         }
     }
-    let kept = server.client.classify("roadwork", &fs::read(root().join("examples/chelsea.png")).unwrap());
+    let kept = server.client.classify("roadwork", &fs::read(root().join("assets/chelsea.png")).unwrap());
     assert_eq!(kept.body["cache"], "verdict");
     assert!(kept.body["votes"][0]["uncertainty"].is_number(), "{kept:?}");
 }

@@ -58,7 +58,7 @@ fn learned_task(text: &str) -> String {
 }
 
 fn far() -> Vec<u8> {
-    fs::read(root().join("examples/road-work-far.jpg")).unwrap()
+    fs::read(root().join("assets/road-work-far.jpg")).unwrap()
 }
 
 fn weights(verdict: &Value) -> Vec<f64> {

@@ -8,7 +8,7 @@ use crate::harness::{concord, edited_ensemble, replace, root, two_models};
 use serde_json::Value;
 
 fn example(name: &str) -> Vec<u8> {
-    fs::read(root().join("examples").join(name)).unwrap()
+    fs::read(root().join("assets").join(name)).unwrap()
 }
 
 /// Replaces the file as editors do: by another of the same name.
@@ -30,7 +30,7 @@ fn wait_for_reload(server: &Server, outcome: &str, count: f64) {
 #[test]
 fn the_endpoint_gives_the_verdicts_of_the_command_line() {
     let server = Server::start(&two_models());
-    let expected = concord(&["classify", "--json", "--task", "roadwork", "examples"]).json_lines();
+    let expected = concord(&["classify", "--json", "--task", "roadwork", "assets"]).json_lines();
     for verdict in expected {
         let file = verdict["file"].as_str().unwrap();
         let answer = server.client.classify("roadwork", &fs::read(root().join(file)).unwrap());

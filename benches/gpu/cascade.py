@@ -35,7 +35,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=["full", "nano", "soak"], required=True)
     parser.add_argument("--concord", default=os.environ.get("CONCORD", "target/release/concord"), help="the binary")
-    parser.add_argument("--photos", nargs="+", metavar="JPEG", help="what is sent (examples/*.jpg)")
+    parser.add_argument("--photos", nargs="+", metavar="JPEG", help="what is sent (assets/*.jpg)")
     parser.add_argument("--sizes", choices=["full", "tiny"], default="full", help="of full and soak: the presets")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bf16")
@@ -57,7 +57,7 @@ def arguments():
 
 def main():
     args = arguments()
-    found = args.photos or glob.glob(os.path.join(HERE, "..", "..", "examples", "*.jpg"))
+    found = args.photos or glob.glob(os.path.join(HERE, "..", "..", "assets", "*.jpg"))
     photographs = [Photograph(path) for path in sorted(found)]
     note(f"{len(photographs)} photographs of {sum(len(one.bytes) for one in photographs) / len(photographs) / 1e3:.0f} kB")
     result = {"mode": args.mode, "sizes": args.sizes, "dtype": args.dtype, "device": args.device}

@@ -51,8 +51,8 @@ pub(crate) fn report() {
 
 /// A photograph of twelve megapixels.
 pub(crate) fn example() -> Vec<u8> {
-    let file = root().join("examples/rocket.jpg");
-    let bytes = std::fs::read(file).expect("the repository has its examples");
+    let file = root().join("assets/rocket.jpg");
+    let bytes = std::fs::read(file).expect("the repository has its assets");
     twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is a picture"))
 }
 

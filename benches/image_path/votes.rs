@@ -55,8 +55,8 @@ pub(crate) fn report(every: usize) {
 
 /// The JPEGs that the repository has.
 fn examples() -> Vec<Vec<u8>> {
-    let folder = root().join("examples");
-    let entries = std::fs::read_dir(folder).expect("the repository has its examples");
+    let folder = root().join("assets");
+    let entries = std::fs::read_dir(folder).expect("the repository has its assets");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("it is readable").path()).collect();
     files.retain(|file| file.extension().is_some_and(|ending| ending == "jpg"));
     files.sort();

@@ -54,7 +54,7 @@ fn small_png(number: u64) -> Vec<u8> {
 /// A photograph of 5 KB: a comment fills it up.
 fn photograph_5kb() -> Vec<u8> {
     let jpeg =
-        std::fs::read(root().join("examples/road-work-far.jpg")).expect("the repository has its examples");
+        std::fs::read(root().join("assets/road-work-far.jpg")).expect("the repository has its assets");
     let comment = vec![b'x'; 5120 - jpeg.len() - 4];
     let length = u16::try_from(comment.len() + 2).expect("it is short").to_be_bytes();
     [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()
@@ -217,7 +217,7 @@ pub(crate) fn nano_models(report: &mut Report) {
         "road-work-clear.jpg",
         "road-work-dusk.jpg",
     ];
-    let images = names.map(|name| std::fs::read(root().join("examples").join(name)).expect("an example"));
+    let images = names.map(|name| std::fs::read(root().join("assets").join(name)).expect("an example"));
     let mut ask = |count: usize| -> Vec<Duration> {
         let path = "/v1/tasks/roadwork/classify";
         (0..count)

@@ -123,7 +123,7 @@ fn distance_from_means(small: &RgbImage, whole: &RgbImage) -> f64 {
 
 #[test]
 fn a_jpeg_at_a_scale_is_the_whole_one_made_smaller() {
-    let photograph = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/rocket.jpg")).unwrap();
+    let photograph = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/rocket.jpg")).unwrap();
     let whole = decode(&photograph, LIMIT).unwrap();
     for eighths in [1, 2, 3, 4, 8] {
         let small = decode_at(&photograph, LIMIT, scale(eighths)).unwrap();

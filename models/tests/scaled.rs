@@ -24,7 +24,7 @@ fn model(architecture: &str, snapshot: &str) -> Box<dyn Model> {
 
 /// A photograph of 640 × 427 for a model: the scale that it wants, and its input from the whole and at that scale.
 fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
-    let bytes = fs::read(root().join("../examples/rocket.jpg")).unwrap();
+    let bytes = fs::read(root().join("../assets/rocket.jpg")).unwrap();
     let preprocessor = &model.loaded().preprocessor;
     let scale = preprocessor.scale(jpeg_size(&bytes, LIMIT).unwrap().unwrap());
     let at = |scale| preprocessor.apply_picture(&decode_at(&bytes, LIMIT, scale).unwrap()).unwrap();

@@ -180,7 +180,7 @@ impl Answer {
 
 /// A real photograph, encoded differently for every number: the number is a comment in the file.
 pub(crate) fn photograph(number: usize) -> Vec<u8> {
-    let jpeg = std::fs::read(root().join("examples/road-work-far.jpg")).unwrap();
+    let jpeg = std::fs::read(root().join("assets/road-work-far.jpg")).unwrap();
     let comment = format!("{number:010}");
     let length = u16::try_from(comment.len() + 2).unwrap().to_be_bytes();
     let (start, rest) = jpeg.split_at(2);

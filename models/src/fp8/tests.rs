@@ -192,7 +192,7 @@ fn answers(model: &mut dyn Model, batch: usize) -> Vec<Scores> {
     let pixels: Vec<_> = files
         .iter()
         .map(|file| {
-            let bytes = std::fs::read(root().join("examples").join(file)).unwrap();
+            let bytes = std::fs::read(root().join("assets").join(file)).unwrap();
             model.loaded().preprocessor.apply(&decode(&bytes, 100_000_000).unwrap()).unwrap()
         })
         .collect();

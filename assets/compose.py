@@ -1,7 +1,7 @@
 """Composes the traffic-sign pictures of this folder: our drawings of German signs, put onto CC0 and public-domain
 photographs in the manner of a camera's crop. Same versions of Pillow and numpy, same bytes.
 
-    python examples/compose.py --photos skimage/data      # the folder of scikit-image's wheel; see SOURCES.md
+    python assets/compose.py --photos skimage/data      # the folder of scikit-image's wheel; see SOURCES.md
 """
 import argparse
 import math
