@@ -108,9 +108,8 @@ fn keys(criterion: &mut Criterion) {
 fn preprocessing(criterion: &mut Criterion) {
     set_cpu_threads(1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let picture = |name: &str| {
-        std::fs::read(root.join("assets").join(name)).expect("the repository has its assets")
-    };
+    let picture =
+        |name: &str| std::fs::read(root.join("assets").join(name)).expect("the repository has its assets");
     for name in ["road-work-far.jpg", "rocket.jpg"] {
         let bytes = picture(name);
         let image = decode(&bytes, u64::MAX).expect("the examples are pictures");

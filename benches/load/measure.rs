@@ -53,8 +53,7 @@ fn small_png(number: u64) -> Vec<u8> {
 
 /// A photograph of 5 KB: a comment fills it up.
 fn photograph_5kb() -> Vec<u8> {
-    let jpeg =
-        std::fs::read(root().join("assets/road-work-far.jpg")).expect("the repository has its assets");
+    let jpeg = std::fs::read(root().join("assets/road-work-far.jpg")).expect("the repository has its assets");
     let comment = vec![b'x'; 5120 - jpeg.len() - 4];
     let length = u16::try_from(comment.len() + 2).expect("it is short").to_be_bytes();
     [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()

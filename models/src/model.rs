@@ -7,19 +7,20 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::{check_placement, parse_device, parse_dtype};
-use crate::fp8::computed_in;
+use crate::architectures::torchscript::InputOptions;
+use crate::architectures::{dinov3, florence2, molmo2, siglip2, torchscript};
 use crate::head::FeatureSource;
+use crate::image::decoded::DECODES;
+use crate::image::preprocess::{Pixels, Preprocessor};
+use crate::inspect::bench_target::Part;
 use crate::libtorch::{Stream, release_unused_memory};
+use crate::nn::fp8::computed_in;
 use crate::parity::Fixture;
-use crate::part::Part;
-use crate::picture::DECODES;
-use crate::preprocess::{Pixels, Preprocessor};
-use crate::replay::{buckets, take_fallbacks_here};
-use crate::snapshot::Snapshot;
-use crate::torchscript::InputOptions;
-use crate::weights::WeightSource;
-use crate::{Generator, ModelError, Region, dinov3, florence2, molmo2, siglip2, torchscript};
+use crate::runtime::cuda_graphs::{buckets, take_fallbacks_here};
+use crate::runtime::device::{check_placement, parse_device, parse_dtype};
+use crate::snapshot::folder::Snapshot;
+use crate::snapshot::weights::WeightSource;
+use crate::{Generator, ModelError, Region};
 
 /// Every architecture. A new one is a file beside this and a line here.
 pub const ARCHITECTURES: &[Architecture] = &[
@@ -73,7 +74,7 @@ pub struct ModelOptions {
     /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`].
     pub architecture: String,
     /// The Hugging Face snapshot's folder, relative to the folder of `ensemble.toml`; or `random:PRESET`, for measuring:
-    /// random weights at published sizes, see [`PRESETS`](crate::presets::PRESETS).
+    /// random weights at published sizes, see [`PRESETS`](crate::snapshot::presets::PRESETS).
     pub snapshot: PathBuf,
     /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
     pub device: String,

@@ -9,7 +9,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Features, Head};
 use crate::Scores;
-use crate::layers::scores_with_features;
+use crate::nn::layers::scores_with_features;
 
 /// What the masks follow from: any text, but the same on every machine.
 const SEED: &[u8] = b"concord monte-carlo dropout 1";

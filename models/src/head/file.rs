@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 
 use super::Head;
 use crate::ModelError;
-use crate::weights::SafetensorsFile;
+use crate::snapshot::weights::SafetensorsFile;
 
 /// Heads of one task that may lie beside a snapshot; more are no history but a leak.
 const VERSIONS_MAX: usize = 10_000;

@@ -5,9 +5,9 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::layers::Linear;
 use crate::model::Placement;
-use crate::weights::{SafetensorsFile, WeightLoader};
+use crate::nn::layers::Linear;
+use crate::snapshot::weights::{SafetensorsFile, WeightLoader};
 
 /// The final-norm output of a backbone.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What a backbone says of images before any head: what heads are trained on.
 
 use crate::ModelError;
-use crate::preprocess::Pixels;
+use crate::image::preprocess::Pixels;
 
 /// How much of a backbone's output is kept of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

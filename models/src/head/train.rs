@@ -12,8 +12,8 @@ use super::network::MLP_LAYERS;
 use super::set::positions;
 use super::{FeatureKind, FeatureSet, Features, Head, TaskHead};
 use crate::ModelError;
-use crate::layers::Linear;
 use crate::model::{DRAWING, Placement, Scores};
+use crate::nn::layers::Linear;
 
 /// Added to standard deviations, so that a feature that hardly varies is not blown up.
 const DEVIATION_MIN: f64 = 1e-4;

@@ -1,0 +1,214 @@
+//! The text model, BART: an encoder over image and prompt, and a decoder that writes.
+//!
+//! Lewis et al., "BART", 2019 (arXiv 1910.13461); numerics as in transformers' `modeling_bart.py`: norms after the
+//! residuals, learned positions.
+
+use tch::{Device, Kind, Tensor};
+
+use super::blocks::{DecoderLayer, EncoderLayer};
+use super::config::{EPS, TextConfig};
+use crate::generation::kv_cache::{Cache, KvCache};
+use crate::generation::static_cache::DecoderSizes;
+use crate::nn::layers::{LayerNorm, Linear};
+use crate::snapshot::weights::WeightLoader;
+
+/// BART leaves the first rows of its position tables to padding.
+const POSITION_OFFSET: i64 = 2;
+const NAME: &str = "model.language_model";
+/// The token table, by any of the names under which files that tie it to others may keep it.
+const TOKEN_TABLES: [&str; 4] = [
+    "model.language_model.shared.weight",
+    "model.language_model.encoder.embed_tokens.weight",
+    "model.language_model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+];
+
+#[derive(Debug)]
+pub(super) struct Bart {
+    /// [vocabulary, width].
+    tokens: Tensor,
+    /// What token embeddings are multiplied by, where they are.
+    scale: Option<f64>,
+    encoder_embedding: Positions,
+    encoder: Vec<EncoderLayer>,
+    decoder_embedding: Positions,
+    decoder: Vec<DecoderLayer>,
+    /// The token table again, where they are tied.
+    head: Linear,
+    decoder_heads: i64,
+}
+
+/// What the decoder looks at: keys and values [sources, heads, positions, head width] in each layer, computed once.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) layers: Vec<(Tensor, Tensor)>,
+    /// Added to attention logits where the sources are padded: [1, 1, 1, positions].
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Bart {
+    pub(super) fn load(weights: &mut WeightLoader, config: &TextConfig, tied: bool) -> Self {
+        let (vocabulary, width) = (config.vocab_size, config.d_model);
+        let table = TOKEN_TABLES.into_iter().find(|name| weights.has(name)).unwrap_or(TOKEN_TABLES[0]);
+        let tokens = weights.tensor(table, &[vocabulary, width]);
+        let head = if tied {
+            tokens.shallow_clone()
+        } else {
+            weights.tensor("lm_head.weight", &[vocabulary, width])
+        };
+        let bias = weights
+            .has("final_logits_bias")
+            .then(|| weights.tensor("final_logits_bias", &[1, vocabulary]).view([-1]));
+        Self {
+            tokens,
+            scale: config.scale_embedding.then(|| (width as f64).sqrt()),
+            encoder_embedding: Positions::load(weights, "encoder", config),
+            encoder: (0..config.encoder_layers)
+                .map(|index| EncoderLayer::load(weights, &format!("{NAME}.encoder.layers.{index}"), config))
+                .collect(),
+            decoder_embedding: Positions::load(weights, "decoder", config),
+            decoder: (0..config.decoder_layers)
+                .map(|index| DecoderLayer::load(weights, &format!("{NAME}.decoder.layers.{index}"), config))
+                .collect(),
+            head: Linear::from_tensors(head, bias),
+            decoder_heads: config.decoder_attention_heads,
+        }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.tokens.device()
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.tokens.kind()
+    }
+
+    /// How many tokens there are.
+    pub(super) fn vocabulary(&self) -> i64 {
+        self.tokens.size()[0]
+    }
+
+    /// [rows, count] → [rows, count, width], without positions.
+    pub(super) fn embed(&self, ids: &Tensor) -> Tensor {
+        let embedded = Tensor::embedding(&self.tokens, ids, -1, false, false);
+        match self.scale {
+            Some(scale) => embedded * scale,
+            None => embedded,
+        }
+    }
+
+    /// [rows, count, width] → the embeddings with positions and each layer's output, of the same shape. `bias` is
+    /// added to attention logits, where the rows are padded: [1, 1, 1, count].
+    pub(super) fn encode(&self, embedded: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
+        let mut states = vec![self.encoder_embedding.forward(embedded, 0)];
+        for layer in &self.encoder {
+            states.push(layer.forward(&states[states.len() - 1], bias));
+        }
+        states
+    }
+
+    /// What the decoder needs of the encoder's last state, [sources, positions, width], and its bias.
+    pub(super) fn memory(&self, encoded: &Tensor, bias: Option<&Tensor>) -> Memory {
+        Memory {
+            layers: self.decoder.iter().map(|layer| layer.keys_values(encoded)).collect(),
+            bias: bias.map(Tensor::shallow_clone),
+        }
+    }
+
+    /// New tokens [rows, count] after those in the cache → the embeddings and each layer's output,
+    /// [rows, count, width]. The rows are those of the first source, as many of the second, and so on.
+    pub(super) fn decode(&self, tokens: &Tensor, memory: &Memory, cache: &mut KvCache) -> Vec<Tensor> {
+        let (past, count) = (cache.positions(), tokens.size()[1]);
+        // One new token may look at everything.
+        let allowed = (count > 1)
+            .then(|| Tensor::ones([count, past + count], (Kind::Bool, tokens.device())).tril(past));
+        let embedded = self.decoder_embedding.forward(&self.embed(tokens), past);
+        self.decode_embedded(embedded, memory, allowed.as_ref(), cache)
+    }
+
+    /// The same for one token [rows, 1] at the position of that number, \[1\]; `bias` is added to the attention
+    /// logits of what `cache` gives. Gives the last state, [rows, width].
+    pub(super) fn decode_at(
+        &self,
+        position: &Tensor,
+        token: &Tensor,
+        memory: &Memory,
+        bias: &Tensor,
+        cache: &mut dyn Cache,
+    ) -> Tensor {
+        let embedded = self.decoder_embedding.forward_at(&self.embed(token), position);
+        let states = self.decode_embedded(embedded, memory, Some(bias), cache);
+        states[states.len() - 1].squeeze_dim(1)
+    }
+
+    fn decode_embedded(
+        &self,
+        embedded: Tensor,
+        memory: &Memory,
+        bias: Option<&Tensor>,
+        cache: &mut dyn Cache,
+    ) -> Vec<Tensor> {
+        let mut states = vec![embedded];
+        for (index, (layer, source)) in self.decoder.iter().zip(&memory.layers).enumerate() {
+            let biases = [bias, memory.bias.as_ref()];
+            states.push(layer.forward(&states[states.len() - 1], source, biases, (cache, index)));
+        }
+        states
+    }
+
+    /// The sizes of the decoder.
+    pub(super) fn sizes(&self) -> DecoderSizes {
+        DecoderSizes {
+            layers: self.decoder.len(),
+            heads: self.decoder_heads,
+            head_width: self.tokens.size()[1] / self.decoder_heads,
+            vocabulary: self.vocabulary(),
+            kind: self.kind(),
+            device: self.device(),
+        }
+    }
+
+    /// A cache for [`Bart::decode`] that holds nothing yet.
+    pub(super) fn cache(&self) -> KvCache {
+        KvCache::new(self.decoder.len())
+    }
+
+    /// [.., width] → [.., vocabulary].
+    pub(super) fn logits(&self, decoded: &Tensor) -> Tensor {
+        self.head.forward(decoded)
+    }
+}
+
+/// Learned positions and the norm of the embeddings.
+#[derive(Debug)]
+struct Positions {
+    /// [2 + positions, width].
+    table: Tensor,
+    norm: LayerNorm,
+}
+
+impl Positions {
+    fn load(weights: &mut WeightLoader, part: &str, config: &TextConfig) -> Self {
+        let rows = config.max_position_embeddings + POSITION_OFFSET;
+        Self {
+            table: weights.tensor(&format!("{NAME}.{part}.embed_positions.weight"), &[rows, config.d_model]),
+            norm: LayerNorm::load(
+                weights,
+                &format!("{NAME}.{part}.layernorm_embedding"),
+                config.d_model,
+                EPS,
+            ),
+        }
+    }
+
+    /// Embeddings [rows, count, width] that come after `past` others.
+    fn forward(&self, embedded: &Tensor, past: i64) -> Tensor {
+        let positions = self.table.narrow(0, past + POSITION_OFFSET, embedded.size()[1]);
+        self.norm.forward(&(embedded + positions))
+    }
+
+    /// Embeddings [rows, 1, width] at the position of that number, \[1\].
+    fn forward_at(&self, embedded: &Tensor, position: &Tensor) -> Tensor {
+        self.norm.forward(&(embedded + self.table.index_select(0, &(position + POSITION_OFFSET))))
+    }
+}

@@ -1,0 +1,188 @@
+//! Votes by detection: whether a label's phrases are found in the image, and where.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::network::Network;
+use super::prompt::{self, DETECTION};
+use super::regions::{boxes, without_doubles};
+use super::text::BINS;
+use super::writer::Writer;
+use crate::generation::kv_cache::Decoder;
+use crate::model::TaskLabels;
+use crate::runtime::cuda_graphs::Replays;
+use crate::{ModelError, Pixels, Region, Scores, Shape};
+
+/// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
+const SEARCHES_MAX: usize = 64;
+/// The most boxes that a phrase is given, of four tokens each.
+const BOXES_MAX: usize = 32;
+/// Of two boxes of one label whose intersection is more than this share of their union, one is left out.
+const OVERLAP_MAX: f32 = 0.5;
+
+/// A text that is searched for.
+#[derive(Debug)]
+struct Phrase {
+    /// To which label it belongs, from 1.
+    label: usize,
+    text: String,
+    /// What the encoder is asked.
+    question: Vec<i64>,
+    /// What the decoder has written when a box would begin.
+    prefix: Vec<i64>,
+}
+
+/// A task's phrases.
+#[derive(Debug)]
+pub(super) struct Phrases {
+    labels: usize,
+    /// In groups whose questions are of one length, and prefixes too, so that nothing needs padding.
+    groups: Vec<Vec<Phrase>>,
+}
+
+/// What came of one phrase in one image.
+struct Hit<'a> {
+    phrase: &'a Phrase,
+    /// Logarithm of the odds that a location follows where a box would begin.
+    log_odds: f32,
+    /// The locations that were written.
+    bins: Vec<i64>,
+}
+
+impl Phrases {
+    pub(super) fn new(network: &Network, task: &TaskLabels) -> Result<Self, ModelError> {
+        let fault = |message: String| ModelError::Task { task: task.task.clone(), message };
+        if task.labels.len() < 2 {
+            return Err(fault(
+                "mode detect needs a label for absence and one for what is searched for".to_owned(),
+            ));
+        }
+        let mut groups: BTreeMap<(usize, usize), Vec<Phrase>> = BTreeMap::new();
+        for (label, (name, prompts)) in task.labels.iter().enumerate().skip(1) {
+            if prompts.is_empty() {
+                return Err(fault(format!("label {name} has no prompt")));
+            }
+            for text in prompts {
+                let (_, question) = prompt::parse(&format!("{DETECTION}{text}"))?;
+                let (question, prefix) = (network.prompt(&question)?, network.decoder_prefix(text.trim())?);
+                let phrase = Phrase { label, text: text.clone(), question, prefix };
+                groups.entry((phrase.question.len(), phrase.prefix.len())).or_default().push(phrase);
+            }
+        }
+        Ok(Self { labels: task.labels.len(), groups: groups.into_values().collect() })
+    }
+
+    /// The first label stands for absence and has the logit 0; that of another is the largest of its phrases'
+    /// log-odds.
+    pub(super) fn scores(
+        &self,
+        network: &Network,
+        replays: &Replays,
+        features: &Tensor,
+        images: &[&Pixels],
+    ) -> Result<Vec<Scores>, ModelError> {
+        let mut hits: Vec<Vec<Hit>> = images.iter().map(|_| Vec::new()).collect();
+        for group in &self.groups {
+            let searches: Vec<(usize, &Phrase)> =
+                (0..images.len()).flat_map(|image| group.iter().map(move |phrase| (image, phrase))).collect();
+            for searches in searches.chunks(SEARCHES_MAX) {
+                for ((image, _), hit) in searches.iter().zip(search(network, replays, features, searches)?) {
+                    hits[*image].push(hit);
+                }
+            }
+        }
+        Ok(images.iter().zip(hits).map(|(pixels, hits)| self.score(hits, pixels.image_size)).collect())
+    }
+
+    fn score(&self, mut hits: Vec<Hit>, image_size: [u32; 2]) -> Scores {
+        // The surest first: of two boxes that overlap, the first stays.
+        hits.sort_by(|a, b| b.log_odds.total_cmp(&a.log_odds));
+        let mut scores = Scores::from(vec![0.0]);
+        for label in 1..self.labels {
+            let of_label = || hits.iter().filter(|hit| hit.phrase.label == label);
+            scores.logits.push(of_label().next().map_or(f32::NEG_INFINITY, |hit| hit.log_odds));
+            let regions = of_label().flat_map(|hit| hit.regions(image_size)).collect();
+            scores.regions.extend(without_doubles(regions, OVERLAP_MAX));
+        }
+        scores
+    }
+}
+
+impl Hit<'_> {
+    /// Boxes with their corners in order: others enclose nothing.
+    fn regions(&self, image_size: [u32; 2]) -> impl Iterator<Item = Region> {
+        let is_box = |[left, top, right, bottom]: &[f32; 4]| left <= right && top <= bottom;
+        let region = |shape| Region { label: self.phrase.text.clone(), shape: Shape::Box(shape) };
+        boxes(&self.bins, image_size).into_iter().filter(is_box).map(region)
+    }
+}
+
+/// Looks for phrases of one group, each in the image of that index among the features [images, image tokens, width].
+fn search<'a>(
+    network: &Network,
+    replays: &Replays,
+    features: &Tensor,
+    searches: &[(usize, &'a Phrase)],
+) -> Result<Vec<Hit<'a>>, ModelError> {
+    let images: Vec<i64> = searches.iter().map(|(image, _)| *image as i64).collect();
+    let images = Tensor::f_from_slice(&images)?.f_to_device(features.device())?;
+    let ids = |part: fn(&Phrase) -> &[i64]| {
+        network.ids(&searches.iter().map(|(_, phrase)| part(phrase)).collect::<Vec<_>>())
+    };
+    let questions = ids(|phrase| &phrase.question)?;
+    let memory = network.memory(replays, &features.f_index_select(0, &images)?, &questions)?;
+    let mut writer = Writer::new(&network.bart, memory);
+    let prefixes = ids(|phrase| &phrase.prefix)?;
+    let logits = writer.step(&prefixes);
+    let odds = Vec::<f32>::try_from(log_odds(&logits, network.codec.first_location()))?;
+    let room = usize::try_from(network.positions - prefixes.size()[1]).unwrap_or(0);
+    let bins = locations(&mut writer, network, logits, room)?;
+    let hits = searches.iter().zip(odds).zip(bins);
+    Ok(hits.map(|(((_, phrase), log_odds), bins)| Hit { phrase, log_odds, bins }).collect())
+}
+
+/// Of the logits [rows, vocabulary], the logarithm of the odds that the next token is a location.
+fn log_odds(logits: &Tensor, first_location: i64) -> Tensor {
+    let after = first_location + BINS;
+    let others = Tensor::cat(
+        &[logits.narrow(1, 0, first_location), logits.narrow(1, after, logits.size()[1] - after)],
+        1,
+    );
+    let total = |x: &Tensor| x.logsumexp([1].as_slice(), false);
+    total(&logits.narrow(1, first_location, BINS)) - total(&others)
+}
+
+/// For each row the bins of the locations that it goes on with, until another token is more probable. Rows that are
+/// done cost nothing further.
+fn locations(
+    writer: &mut Writer,
+    network: &Network,
+    mut logits: Tensor,
+    room: usize,
+) -> Result<Vec<Vec<i64>>, ModelError> {
+    let device = logits.device();
+    let mut bins = vec![Vec::new(); usize::try_from(logits.size()[0]).unwrap_or(0)];
+    let mut running: Vec<usize> = (0..bins.len()).collect();
+    for _ in 0..room.min(4 * BOXES_MAX) {
+        let next = Vec::<i64>::try_from(logits.f_argmax(-1, false)?.f_to_kind(Kind::Int64)?)?;
+        let mut kept = Vec::new();
+        for (row, (&text, &token)) in running.iter().zip(&next).enumerate() {
+            if let Some(bin) = network.codec.location(token) {
+                bins[text].push(bin);
+                kept.push(row);
+            }
+        }
+        if kept.is_empty() {
+            break;
+        }
+        if kept.len() < running.len() {
+            let rows: Vec<i64> = kept.iter().map(|&row| row as i64).collect();
+            writer.select(&Tensor::f_from_slice(&rows)?.f_to_device(device)?);
+        }
+        let tokens: Vec<i64> = kept.iter().map(|&row| next[row]).collect();
+        running = kept.into_iter().map(|row| running[row]).collect();
+        logits = writer.step(&Tensor::f_from_slice(&tokens)?.f_view([-1, 1])?.f_to_device(device)?);
+    }
+    Ok(bins)
+}

@@ -1,0 +1,137 @@
+//! Votes by likelihood: how probable each label's prompts are as captions of the image.
+
+use tch::{Kind, Tensor};
+
+use super::bart::Memory;
+use super::network::{END, Network, PAD};
+use super::prompt::{self, CAPTION};
+use crate::model::TaskLabels;
+use crate::runtime::cuda_graphs::Replays;
+use crate::{ModelError, Scores};
+
+/// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.
+const GRAPHS: &str = "captions";
+/// The most logits of one pass of the decoder: 256 MB in fp32. More captions are scored in several passes.
+const LOGITS_MAX: i64 = 1 << 26;
+
+/// A task's prompts as the decoder is given them.
+#[derive(Debug)]
+pub(super) struct Captions {
+    /// Of the encoder, [1, count].
+    question: Tensor,
+    /// Start token, `<s>` and tokens of each prompt, filled up to one length: [prompts, 2 + longest].
+    inputs: Tensor,
+    /// What follows each position but the first, up to `</s>`: [prompts, 1 + longest].
+    targets: Tensor,
+    /// The share of each target in its prompt's mean, 0 after `</s>`, fp32.
+    shares: Tensor,
+    /// How many prompts each label has.
+    prompts: Vec<usize>,
+}
+
+impl Captions {
+    pub(super) fn new(network: &Network, task: &TaskLabels) -> Result<Self, ModelError> {
+        let mut prefixes = Vec::new();
+        for (label, prompts) in &task.labels {
+            if prompts.is_empty() {
+                let message = format!("label {label} has no prompt");
+                return Err(ModelError::Task { task: task.task.clone(), message });
+            }
+            for prompt in prompts {
+                prefixes.push(network.decoder_prefix(prompt)?);
+            }
+        }
+        let length = prefixes.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut inputs, mut targets, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        for mut prefix in prefixes {
+            let count = prefix.len() - 1;
+            shares.extend((1..length).map(|index| if index <= count { 1.0 / count as f32 } else { 0.0 }));
+            targets.extend(prefix[2..].iter().copied().chain([END]));
+            targets.resize(targets.len() + length - prefix.len(), PAD);
+            prefix.resize(length, PAD);
+            inputs.extend(prefix);
+        }
+        let rows = |x: Tensor, length: usize| -> Result<Tensor, tch::TchError> {
+            x.f_view([-1, length as i64])?.f_to_device(network.bart.device())
+        };
+        let (_, question) = prompt::parse(CAPTION)?;
+        Ok(Self {
+            question: network.ids(&[&network.prompt(&question)?])?,
+            inputs: rows(Tensor::f_from_slice(&inputs)?, length)?,
+            targets: rows(Tensor::f_from_slice(&targets)?, length - 1)?,
+            shares: rows(Tensor::f_from_slice(&shares)?, length - 1)?,
+            prompts: task.labels.iter().map(|(_, prompts)| prompts.len()).collect(),
+        })
+    }
+
+    /// A label's logit is the mean over its prompts of their mean log-probability for each token.
+    pub(super) fn scores(
+        &self,
+        network: &Network,
+        replays: &Replays,
+        features: &Tensor,
+    ) -> Result<Vec<Scores>, ModelError> {
+        let shared = [&self.question, &self.inputs, &self.targets, &self.shares];
+        let forward = |all: &[Tensor]| {
+            let [features, question, inputs, targets, shares] = [0, 1, 2, 3, 4].map(|index| &all[index]);
+            vec![by_prompt(network, features, question, [inputs, targets, shares])]
+        };
+        let outputs = replays.run_as(GRAPHS, &[features], &shared, forward)?;
+        let by_prompt = outputs.first().ok_or(ModelError::NotPrepared)?;
+        let by_prompt = Vec::<Vec<f32>>::try_from(by_prompt.f_to_device(tch::Device::Cpu)?)?;
+        let scores = by_prompt.into_iter().map(|row| {
+            let mut rest = row.as_slice();
+            let mut logits = Vec::new();
+            for &count in &self.prompts {
+                let (of_label, others) = rest.split_at(count);
+                logits.push(of_label.iter().sum::<f32>() / count as f32);
+                rest = others;
+            }
+            Scores::from(logits)
+        });
+        Ok(scores.collect())
+    }
+}
+
+/// Image features [images, image tokens, width], and question, inputs, targets and shares of [`Captions`] →
+/// [images, prompts], fp32.
+fn by_prompt(network: &Network, features: &Tensor, question: &Tensor, captions: [&Tensor; 3]) -> Tensor {
+    let [inputs, targets, _] = captions;
+    let (images, prompts) = (features.size()[0], inputs.size()[0]);
+    let source = network.source(features, question);
+    let logits_of_prompt = targets.size()[1] * network.bart.vocabulary();
+    let prompts_at_once = (LOGITS_MAX / logits_of_prompt).clamp(1, prompts);
+    let images_at_once = (LOGITS_MAX / (logits_of_prompt * prompts_at_once)).clamp(1, images);
+    let mut rows = Vec::new();
+    for encoded in source.state.split(images_at_once, 0) {
+        let memory = network.bart.memory(&encoded, source.bias.as_ref());
+        let pass = |begin| {
+            let some = |x: &Tensor| {
+                let count = prompts_at_once.min(prompts - begin);
+                x.narrow(0, begin, count).repeat([encoded.size()[0], 1])
+            };
+            mean_log_probabilities(network, &memory, captions.map(some)).view([encoded.size()[0], -1])
+        };
+        let parts: Vec<Tensor> = (0..)
+            .map(|index| index * prompts_at_once)
+            .take_while(|begin| *begin < prompts)
+            .map(pass)
+            .collect();
+        rows.push(Tensor::cat(&parts, 1));
+    }
+    Tensor::cat(&rows, 0)
+}
+
+/// Inputs, targets and shares of [`Captions`], each [rows, length] → one value for each row.
+fn mean_log_probabilities(
+    network: &Network,
+    memory: &Memory,
+    [inputs, targets, shares]: [Tensor; 3],
+) -> Tensor {
+    let states = network.bart.decode(&inputs, memory, &mut network.bart.cache());
+    let following = states[states.len() - 1].narrow(1, 1, targets.size()[1]);
+    let logits = network.bart.logits(&following).to_kind(Kind::Float);
+    let chosen = logits.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+    let log_probabilities = chosen - logits.logsumexp([-1].as_slice(), false);
+    (log_probabilities * shares).sum_dim_intlist([1].as_slice(), false, Kind::Float)
+}

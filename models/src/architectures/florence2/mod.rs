@@ -1,0 +1,208 @@
+//! Florence-2: one encoder-decoder for captions, texts, boxes and labels, asked by task.
+//!
+//! Xiao et al., "Florence-2", 2023 (arXiv 2311.06242); tensors and numerics as in transformers'
+//! `modeling_florence2.py`. Snapshots of florence-community and of microsoft are loaded alike.
+
+mod bart;
+mod blocks;
+mod config;
+mod davit;
+mod detect;
+mod generate;
+mod likelihood;
+mod names;
+mod network;
+mod projector;
+mod prompt;
+mod regions;
+mod reproduce;
+#[cfg(test)]
+mod tests;
+mod text;
+mod writer;
+
+use std::collections::{BTreeMap, HashMap};
+
+use tch::Tensor;
+
+use crate::generation::beam::BeamSettings;
+use crate::generation::greedy::Kept;
+use crate::image::preprocess::{Pixels, Preprocessor, stack};
+use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::parity::Fixture;
+use crate::runtime::cuda_graphs::Replays;
+use crate::snapshot::folder::Snapshot;
+use crate::{Generator, ModelError};
+use bart::Bart;
+use config::Config;
+use davit::Tower;
+use detect::Phrases;
+use likelihood::Captions;
+use network::Network;
+use projector::Projector;
+use text::TextCodec;
+use writer::Writing;
+
+pub(crate) const ARCHITECTURE: Architecture =
+    Architecture { name: "florence2", model_types: &["florence2"], options: &["mode"], fp8: &[], load };
+
+/// What [`ModelOptions::mode`] may be, the first where it is empty.
+pub const MODES: [&str; 2] = ["likelihood", "detect"];
+
+/// How labels are voted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Likelihood,
+    Detect,
+}
+
+impl Mode {
+    fn parse(text: &str) -> Result<Self, ModelError> {
+        match text {
+            "" | "likelihood" => Ok(Self::Likelihood),
+            "detect" => Ok(Self::Detect),
+            other => Err(ModelError::Unsupported(format!("mode {other}: expected {}", MODES.join(" or ")))),
+        }
+    }
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    Ok(Box::new(Florence2::load(snapshot, options, place)?))
+}
+
+impl Florence2 {
+    fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
+        let mode = Mode::parse(&options.mode)?;
+        let config: Config = snapshot.json("config.json")?;
+        let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+        config.check().map_err(malformed)?;
+        let preprocessor = Preprocessor::load(snapshot)?;
+        let image_tokens = image_tokens(&config, &preprocessor).map_err(malformed)?;
+        let (text, vision) = (&config.text_config, &config.vision_config);
+        let codec = TextCodec::load(snapshot, text.vocab_size)?;
+        let beams = generate::beam_settings(snapshot, text.vocab_size)?;
+
+        let mut weights = snapshot.weights(place)?;
+        let is_microsoft = weights.has(names::MICROSOFT_PROJECTION);
+        if is_microsoft {
+            weights.rename(names::microsoft);
+        }
+        let network = Network {
+            tower: Tower::load(&mut weights, vision),
+            projector: Projector::load(&mut weights, vision, is_microsoft),
+            bart: Bart::load(&mut weights, text, config.tie_word_embeddings),
+            codec,
+            image_tokens,
+            positions: text.max_position_embeddings,
+            pads_sources: place.device.is_cuda(),
+        };
+        Ok(Self {
+            network,
+            beams,
+            banned_phrases: generate::banned_phrases(snapshot)?,
+            image_token_id: config.image_token_id,
+            mode,
+            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
+            tasks: HashMap::new(),
+            writings: Kept::new(),
+            replays: Replays::of(options, place),
+        })
+    }
+}
+
+/// How many tokens an image becomes: the mean, and one for each place that the tower makes.
+fn image_tokens(config: &Config, preprocessor: &Preprocessor) -> Result<i64, String> {
+    let (height, width) =
+        preprocessor.fixed_size().ok_or("preprocessor_config.json does not give images of one size")?;
+    let [rows, columns] = config.vision_config.grid(height, width)?;
+    let (tokens, positions) = (1 + rows * columns, config.text_config.max_position_embeddings);
+    if tokens < positions {
+        return Ok(tokens);
+    }
+    Err(format!("images of {height} × {width} give {tokens} tokens: the encoder has {positions} positions"))
+}
+
+#[derive(Debug)]
+struct Florence2 {
+    network: Network,
+    beams: BeamSettings,
+    /// Phrases of captions that ground nothing.
+    banned_phrases: Vec<String>,
+    /// What stands for the image in the ids of a prompt. The networks never look it up.
+    image_token_id: i64,
+    mode: Mode,
+    loaded: Loaded,
+    tasks: HashMap<TaskId, Prepared>,
+    /// The buffers of texts that are written greedily.
+    writings: Kept<Writing>,
+    /// Of the image side, the encoder and the votes by likelihood.
+    replays: Replays,
+}
+
+/// A task, made ready for the model's mode.
+#[derive(Debug)]
+enum Prepared {
+    Likelihood(Captions),
+    Detect(Phrases),
+}
+
+impl Florence2 {
+    /// What the text side sees of images, [images, tokens, hidden]; of pixels [images, 3, height, width].
+    fn image_features(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+        let outputs =
+            self.replays.run(&[pixels], &[], |inputs| vec![self.network.image_features(&inputs[0])])?;
+        outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
+    /// The ids of image and prompt as the reference's processor gives them, [1, count].
+    fn input_ids(&self, prompt: &[i64]) -> Result<Tensor, ModelError> {
+        let mut ids = vec![self.image_token_id; usize::try_from(self.network.image_tokens).unwrap_or(0)];
+        ids.extend(prompt);
+        Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
+    }
+}
+
+impl Model for Florence2 {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        let prepared = match self.mode {
+            Mode::Likelihood => Prepared::Likelihood(Captions::new(&self.network, task)?),
+            Mode::Detect => Prepared::Detect(Phrases::new(&self.network, task)?),
+        };
+        self.tasks.insert(id, prepared);
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+    }
+
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        let prepared = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let features = self.image_features(&stack(images, self.loaded.placement.device))?;
+        match prepared {
+            Prepared::Likelihood(captions) => captions.scores(&self.network, &self.replays, &features),
+            Prepared::Detect(phrases) => phrases.scores(&self.network, &self.replays, &features, images),
+        }
+    }
+
+    fn generator(&self) -> Option<&dyn Generator> {
+        Some(self)
+    }
+
+    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        let pixels = stack(images, self.loaded.placement.device);
+        Ok(vec![Part::new(IMAGE_FEATURES, move || self.image_features(&pixels))])
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        reproduce::reproduce(self, fixture)
+    }
+}

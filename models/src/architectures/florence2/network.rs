@@ -1,0 +1,139 @@
+//! Image and prompt through the tower, the projector and the encoder.
+
+use tch::Tensor;
+
+use super::bart::{Bart, Memory};
+use super::davit::Tower;
+use super::projector::Projector;
+use super::text::TextCodec;
+use crate::ModelError;
+use crate::generation::static_cache::padded_length;
+use crate::runtime::cuda_graphs::Replays;
+
+/// The token that the decoder begins with, and that ends a prompt and a text: `</s>`.
+pub(super) const END: i64 = 2;
+/// The token that a text begins with: `<s>`.
+pub(super) const BEGIN: i64 = 0;
+/// What shorter texts of a batch are filled up with.
+pub(super) const PAD: i64 = 1;
+
+/// The name of the encoder's graphs among those of the model.
+const GRAPHS: &str = "sources";
+/// More sources keep a GPU busy for longer than the encoder takes to launch, and filling them up would cost more than
+/// it brings: large's 12 layers are about 150 launches, and 190 GFLOP for each source.
+const GRAPHED_SOURCES_MAX: i64 = 4;
+
+/// The networks and the tokenizer: what a snapshot is, without how it is used.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) tower: Tower,
+    pub(super) projector: Projector,
+    pub(super) bart: Bart,
+    pub(super) codec: TextCodec,
+    /// How many tokens an image becomes.
+    pub(super) image_tokens: i64,
+    /// How many positions encoder and decoder each have.
+    pub(super) positions: i64,
+    /// Whether sources are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    pub(super) pads_sources: bool,
+}
+
+/// Images and their prompts as the encoder gives them.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// [rows, positions, width].
+    pub(super) state: Tensor,
+    /// What is added to attention logits where the rows are padded: [1, 1, 1, positions].
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Network {
+    /// The ids of a question with its `<s>` and `</s>`, without those of the image.
+    pub(super) fn prompt(&self, question: &str) -> Result<Vec<i64>, ModelError> {
+        let ids = self.codec.encode(&format!("<s>{question}</s>"))?;
+        let (count, room) = (ids.len(), self.positions - self.image_tokens);
+        if i64::try_from(count).is_ok_and(|count| count <= room) {
+            return Ok(ids);
+        }
+        Err(ModelError::Unsupported(format!(
+            "the prompt has {count} tokens: {room} have room beside the image"
+        )))
+    }
+
+    /// A text as the decoder sees it before it goes on: start token, `<s>`, the text's tokens.
+    pub(super) fn decoder_prefix(&self, text: &str) -> Result<Vec<i64>, ModelError> {
+        let mut ids = vec![END, BEGIN];
+        ids.extend(self.codec.encode(text)?);
+        if i64::try_from(ids.len()).is_ok_and(|count| count <= self.positions) {
+            return Ok(ids);
+        }
+        let message = format!("{text:?} has more tokens than the decoder's {} positions", self.positions);
+        Err(ModelError::Unsupported(message))
+    }
+
+    /// [batch, 3, height, width] → [batch, image tokens, width].
+    pub(super) fn image_features(&self, pixels: &Tensor) -> Tensor {
+        self.projector.forward(&self.tower.forward(&pixels.to_kind(self.bart.kind())))
+    }
+
+    /// Image features [rows, image tokens, width] and prompt ids [rows, count] or [1, count] → the encoder's states,
+    /// each [rows, image tokens + count, width].
+    pub(super) fn encoder_states(&self, features: &Tensor, prompts: &Tensor) -> Vec<Tensor> {
+        self.bart.encode(&self.embed(features, prompts), None)
+    }
+
+    fn embed(&self, features: &Tensor, prompts: &Tensor) -> Tensor {
+        let prompts = self.bart.embed(prompts).expand([features.size()[0], -1, -1], false);
+        Tensor::cat(&[features, &prompts], 1)
+    }
+
+    /// The encoder's last state for the same arguments, padded where sources are.
+    pub(super) fn source(&self, features: &Tensor, prompts: &Tensor) -> Source {
+        let (embedded, bias) = self.padded(features, prompts);
+        Source { state: self.encoded(&embedded, bias.as_ref()), bias }
+    }
+
+    /// What the encoder is given for them, and its bias where sources are padded.
+    fn padded(&self, features: &Tensor, prompts: &Tensor) -> (Tensor, Option<Tensor>) {
+        let embedded = self.embed(features, prompts);
+        let length = embedded.size()[1];
+        let padded = if self.pads_sources { padded_length(length).min(self.positions) } else { length };
+        let bias = self.pads_sources.then(|| {
+            let options = (self.bart.kind(), self.bart.device());
+            let padding = Tensor::full([1, 1, 1, padded - length], f64::NEG_INFINITY, options);
+            Tensor::cat(&[Tensor::zeros([1, 1, 1, length], options), padding], -1)
+        });
+        (embedded.constant_pad_nd([0, 0, 0, padded - length]), bias)
+    }
+
+    fn encoded(&self, embedded: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let mut states = self.bart.encode(embedded, bias);
+        states.pop().unwrap_or_else(|| embedded.shallow_clone())
+    }
+
+    /// What the decoder looks at, for rows as of [`Network::encoder_states`]; by a graph where there are graphs and few
+    /// rows.
+    pub(super) fn memory(
+        &self,
+        replays: &Replays,
+        features: &Tensor,
+        prompts: &Tensor,
+    ) -> Result<Memory, ModelError> {
+        let (embedded, bias) = self.padded(features, prompts);
+        if embedded.size()[0] > GRAPHED_SOURCES_MAX {
+            let state = self.encoded(&embedded, bias.as_ref());
+            return Ok(self.bart.memory(&state, bias.as_ref()));
+        }
+        let shared: Vec<&Tensor> = bias.iter().collect();
+        let encode = |inputs: &[Tensor]| vec![self.encoded(&inputs[0], inputs.get(1))];
+        let outputs = replays.run_as(GRAPHS, &[&embedded], &shared, encode)?;
+        let state = outputs.first().ok_or(ModelError::NotPrepared)?;
+        Ok(self.bart.memory(state, bias.as_ref()))
+    }
+
+    /// Rows of ids of one length, [rows, length], where the networks are.
+    pub(super) fn ids(&self, rows: &[&[i64]]) -> Result<Tensor, ModelError> {
+        let count = i64::try_from(rows.len()).unwrap_or(0);
+        Ok(Tensor::f_from_slice(&rows.concat())?.f_view([count, -1])?.f_to_device(self.bart.device())?)
+    }
+}

@@ -1,0 +1,10 @@
+//! The architectures: each a folder that loads one family of snapshots as a [`Model`](crate::Model).
+//!
+//! Nothing below knows one of them by name.
+
+pub(crate) mod dinov3;
+pub(crate) mod florence2;
+pub(crate) mod memory;
+pub(crate) mod molmo2;
+pub(crate) mod siglip2;
+pub(crate) mod torchscript;

@@ -1,0 +1,164 @@
+//! How probable the answers that stand for a task's labels are, after a prompt.
+
+use std::collections::BTreeSet;
+
+use tch::{Device, Kind, Tensor};
+
+use super::prompt::Prompter;
+use super::text::TextModel;
+use crate::ModelError;
+use crate::generation::kv_cache::KvCache;
+
+/// The answers of one task, as tokens.
+#[derive(Debug)]
+pub(super) enum Answers {
+    /// Each is one token: for each label this token and those of the other ways to write it, \[variants\].
+    Tokens(Vec<Tensor>),
+    /// Some are longer.
+    Texts(Box<Texts>),
+}
+
+/// Answers of several tokens. All that follow a first token are laid one after the other, so that one pass over
+/// one copy of the prompt's keys and values is enough for all labels.
+#[derive(Debug)]
+pub(super) struct Texts {
+    /// The first token of each, \[labels\].
+    first: Tensor,
+    /// How many tokens each has, \[labels\], fp32.
+    lengths: Tensor,
+    /// All tokens but the last of each answer, [1, tokens].
+    read: Tensor,
+    /// What follows each of these, the label that it belongs to, and how many of the answer's tokens are before it,
+    /// \[tokens\] each.
+    follows: Tensor,
+    label: Tensor,
+    before: Tensor,
+    /// Whether one of these tokens may look at another: the same answer's, and none after it, [tokens, tokens].
+    allowed: Tensor,
+}
+
+impl Answers {
+    /// In the order of the labels. `end` is what ends a longer answer: without it, one that another begins with could
+    /// only be the more probable one.
+    pub(super) fn new(
+        prompter: &Prompter,
+        answers: &[String],
+        end: Option<i64>,
+        vocabulary: i64,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let mut texts: Vec<Vec<i64>> =
+            answers.iter().map(|answer| prompter.encode(answer)).collect::<Result<_, _>>()?;
+        for (answer, tokens) in answers.iter().zip(&texts) {
+            if tokens.is_empty() || tokens.iter().any(|&token| token >= vocabulary) {
+                return Err(ModelError::Unsupported(format!(
+                    "{answer:?} is no answer that could be written"
+                )));
+            }
+        }
+        let variants = answers.iter().map(|answer| single_tokens(prompter, answer, vocabulary));
+        let variants: Vec<BTreeSet<i64>> = variants.collect::<Result<_, _>>()?;
+        let all: BTreeSet<i64> = variants.iter().flatten().copied().collect();
+        let distinct = all.len() == variants.iter().map(BTreeSet::len).sum::<usize>();
+        if distinct && texts.iter().all(|tokens| tokens.len() == 1) {
+            let on_device = |tokens: BTreeSet<i64>| integers(&Vec::from_iter(tokens), device);
+            return Ok(Self::Tokens(variants.into_iter().map(on_device).collect()));
+        }
+        for tokens in &mut texts {
+            tokens.extend(end);
+        }
+        Ok(Self::Texts(Box::new(Texts::new(&texts, device))))
+    }
+
+    /// Whether [`Self::logits`] reads the keys and values of the prompt.
+    pub(super) fn reads_cache(&self) -> bool {
+        matches!(self, Self::Texts(texts) if texts.read.numel() > 0)
+    }
+
+    /// One logit for each label, [rows, labels], fp32: the logarithm of the probability that the next token is the
+    /// answer in any way to write it, or for longer answers the mean log-probability of their tokens and the end. `next` is
+    /// [rows, vocabulary], fp32.
+    pub(super) fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut KvCache) -> Tensor {
+        let next = next.log_softmax(-1, Kind::Float);
+        match self {
+            Self::Tokens(labels) => {
+                let any = |tokens: &Tensor| next.index_select(1, tokens).logsumexp([-1].as_slice(), false);
+                Tensor::stack(&labels.iter().map(any).collect::<Vec<_>>(), 1)
+            }
+            Self::Texts(texts) => texts.logits(model, &next, cache),
+        }
+    }
+}
+
+/// The ways to write an answer that are a single token: as given, in lower case, in upper case, capitalised, each
+/// also after a space.
+fn single_tokens(prompter: &Prompter, answer: &str, vocabulary: i64) -> Result<BTreeSet<i64>, ModelError> {
+    let lower = answer.to_lowercase();
+    let mut rest = lower.chars();
+    let capitalised: String = rest.next().into_iter().flat_map(char::to_uppercase).chain(rest).collect();
+    let mut tokens = BTreeSet::new();
+    for text in [answer.to_owned(), answer.to_uppercase(), lower.clone(), capitalised] {
+        for text in [format!(" {text}"), text] {
+            if let [token] = prompter.encode(&text)?[..] {
+                tokens.extend((token < vocabulary).then_some(token));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+fn integers(values: &[i64], device: Device) -> Tensor {
+    Tensor::from_slice(values).to_device(device)
+}
+
+impl Texts {
+    fn new(texts: &[Vec<i64>], device: Device) -> Self {
+        let (mut read, mut follows, mut label, mut before) = (vec![], vec![], vec![], vec![]);
+        for (index, tokens) in (0..).zip(texts) {
+            for (count, pair) in (0..).zip(tokens.windows(2)) {
+                read.push(pair[0]);
+                follows.push(pair[1]);
+                label.push(index);
+                before.push(count);
+            }
+        }
+        let (label, before) = (integers(&label, device), integers(&before, device));
+        let pairs = |of: &Tensor| (of.unsqueeze(1), of.unsqueeze(0));
+        let ((label_of, label_at), (count_of, count_at)) = (pairs(&label), pairs(&before));
+        let allowed = label_of.eq_tensor(&label_at).logical_and(&count_at.le_tensor(&count_of));
+        let first: Vec<i64> = texts.iter().filter_map(|tokens| tokens.first().copied()).collect();
+        let lengths: Vec<f32> = texts.iter().map(|tokens| tokens.len() as f32).collect();
+        Self {
+            first: integers(&first, device),
+            lengths: Tensor::from_slice(&lengths).to_device(device),
+            read: integers(&read, device).unsqueeze(0),
+            follows: integers(&follows, device),
+            label,
+            before,
+            allowed,
+        }
+    }
+
+    /// The mean log-probability of each answer's tokens, [rows, labels]; `next` are the log-probabilities of what
+    /// follows the prompt.
+    fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut KvCache) -> Tensor {
+        let sums = next.index_select(1, &self.first);
+        if self.read.numel() == 0 {
+            return sums / &self.lengths;
+        }
+        let (rows, prompt) = (next.size()[0], cache.positions());
+        let past = Tensor::ones([self.before.size()[0], prompt], (Kind::Bool, self.allowed.device()));
+        let bias = model.bias(&Tensor::cat(&[&past, &self.allowed], 1));
+        let embeddings = model.embed(&self.read).repeat([rows, 1, 1]);
+        let positions = &self.before + prompt;
+        let state = model.forward(embeddings, &positions, Some(&bias), Some(cache), None, &mut |_| {});
+        let outputs = model.output(&state);
+        // Row by row: over a vocabulary of 150,000, the logits of all rows would take gigabytes.
+        let each = (0..rows).map(|row| {
+            let logits = model.logits(&outputs.select(0, row)).to_kind(Kind::Float);
+            logits.log_softmax(-1, Kind::Float).gather(1, &self.follows.unsqueeze(1), false).squeeze_dim(1)
+        });
+        let rest = Tensor::stack(&each.collect::<Vec<_>>(), 0);
+        sums.index_add(1, &self.label, &rest) / &self.lengths
+    }
+}

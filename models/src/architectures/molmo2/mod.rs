@@ -1,0 +1,374 @@
+//! Molmo 2: an image tower over overlapping crops, and a language model that is asked about them.
+//!
+//! Clark et al., "Molmo2", 2025; tensors and numerics as in transformers' `modeling_molmo2.py`.
+
+mod adapter;
+mod answers;
+mod config;
+mod images;
+mod parity;
+mod parts;
+mod prompt;
+mod step;
+#[cfg(test)]
+mod tests;
+mod text;
+mod tiling;
+mod vision;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+use tch::{Kind, Tensor};
+
+use crate::generation::greedy::{Greedy, Kept, KeptShape, Written};
+use crate::generation::kv_cache::{Cache, KvCache};
+use crate::generation::static_cache::{capacity_for, padded_length};
+use crate::generation::text_stream::TextStream;
+use crate::image::preprocess::{Pixels, Preprocessor};
+use crate::inspect::bench_target::Part;
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::nn::layers::scores;
+use crate::parity::Fixture;
+use crate::runtime::cuda_graphs::Replays;
+use crate::snapshot::folder::Snapshot;
+use crate::{GenerateRequest, Generated, Generator, ModelError};
+use adapter::Adapter;
+use answers::Answers;
+use config::Config;
+use images::{ImageSide, Images, tiles_of};
+use prompt::{Prompt, Prompter};
+use step::{Step, Writing};
+use text::TextModel;
+pub use tiling::Tiles;
+pub(crate) use tiling::Tiling;
+use vision::VisionTower;
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "molmo2",
+    model_types: &["molmo2"],
+    options: &[],
+    fp8: &["model.vision_backbone.image_vit.transformer.resblocks.", "model.transformer.blocks."],
+    load,
+};
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    Ok(Box::new(Molmo2::load(snapshot, options, place)?))
+}
+
+impl Molmo2 {
+    fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
+        let config: Config = snapshot.json("config.json")?;
+        let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+        config.check().map_err(malformed)?;
+        let preprocessor = Preprocessor::load(snapshot)?;
+        config.check_preprocessor(&preprocessor).map_err(malformed)?;
+        let prompter = Prompter::load(snapshot, &config)?;
+
+        let mut weights = snapshot.weights(place)?;
+        let text = TextModel::load(&mut weights, &config.text_config, place.device).map_err(malformed)?;
+        let images = ImageSide {
+            tower: VisionTower::load(&mut weights, "model.vision_backbone.image_vit", &config),
+            adapter: Adapter::load(&mut weights, "model.vision_backbone", &config),
+            device: place.device,
+        };
+        Ok(Self {
+            text,
+            images,
+            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
+            ends: prompter.ends(snapshot)?,
+            prompter,
+            config,
+            tasks: HashMap::new(),
+            pads_prompts: place.device.is_cuda(),
+            writings: Kept::new(),
+            replays: Replays::of(options, place),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Molmo2 {
+    config: Config,
+    text: TextModel,
+    images: ImageSide,
+    loaded: Loaded,
+    prompter: Prompter,
+    /// The tokens that end a text.
+    ends: Vec<i64>,
+    tasks: HashMap<TaskId, Task>,
+    /// Whether prompts are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    pads_prompts: bool,
+    /// The buffers of texts.
+    writings: Kept<Writing>,
+    /// Of the image side, and of prompts that are read for votes.
+    replays: Replays,
+}
+
+/// A prompt as the text model reads it, all of it on the device. Padded, it goes on to the right with embeddings of
+/// zeros, which nothing before them looks at.
+#[derive(Debug)]
+struct Reading {
+    /// [rows, padded length, hidden].
+    embeddings: Tensor,
+    /// Which positions see each other in both directions, \[padded length\].
+    of_images: Tensor,
+    /// The last position of the prompt itself, \[1\].
+    last: Tensor,
+}
+
+/// All of a task that is the same for every image.
+#[derive(Debug)]
+struct Task {
+    prompt: Prompt,
+    answers: Answers,
+}
+
+impl Molmo2 {
+    /// [tokens, hidden].
+    fn image_features(&self, images: &Images) -> Result<Tensor, ModelError> {
+        self.images.features(images, &self.replays)
+    }
+
+    /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
+    /// of the images added where they belong.
+    fn embed(&self, ids: &[i64], rows: i64, features: Option<&Tensor>) -> Tensor {
+        let embeddings = self.text.embed(&self.integers(ids).unsqueeze(0)).repeat([rows, 1, 1]);
+        let Some(features) = features else {
+            return embeddings;
+        };
+        let patches = (0..).zip(ids).filter(|(_, id)| self.prompter.is_patch(**id));
+        let places: Vec<i64> = patches.map(|(place, _)| place).collect();
+        let features = features.view([rows, places.len() as i64, -1]);
+        embeddings.index_add(1, &self.integers(&places), &features)
+    }
+
+    fn integers(&self, values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_device(self.loaded.placement.device)
+    }
+
+    /// A prompt and its embeddings, to be read.
+    fn reading(&self, ids: &[i64], embeddings: &Tensor) -> Reading {
+        let mut of_images: Vec<bool> = ids.iter().map(|&id| self.prompter.is_image(id)).collect();
+        let length = ids.len() as i64;
+        let padded = if self.pads_prompts { padded_length(length) } else { length };
+        of_images.resize(usize::try_from(padded).unwrap_or(0), false);
+        Reading {
+            embeddings: embeddings.constant_pad_nd([0, 0, 0, padded - length]),
+            of_images: Tensor::from_slice(&of_images).to_device(self.loaded.placement.device),
+            last: self.integers(&[length - 1]),
+        }
+    }
+
+    /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm, or where `only` says
+    /// so that of one place, [rows, 1, hidden]. Text sees what is before it, the tokens of images see each other as
+    /// well. Like a [`DecodeStep`], it waits for nothing and its shapes are those of its arguments, so that a CUDA graph
+    /// can hold it where these keep their addresses.
+    ///
+    /// [`DecodeStep`]: crate::generation::greedy::DecodeStep
+    fn read(
+        &self,
+        reading: &Reading,
+        cache: Option<&mut dyn Cache>,
+        only: Option<&Tensor>,
+        keep: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
+        let Reading { embeddings, of_images, .. } = reading;
+        let count = of_images.size()[0];
+        let before = Tensor::ones([count, count], (Kind::Bool, self.loaded.placement.device)).tril(0);
+        let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
+        let positions = Tensor::arange(count, (Kind::Int64, self.loaded.placement.device));
+        let bias = self.text.bias(&allowed);
+        self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, only, keep)
+    }
+
+    /// The same as far as the logits of what follows, [rows, vocabulary], fp32.
+    fn read_to_end(&self, reading: &Reading, cache: Option<&mut dyn Cache>) -> Tensor {
+        self.text.next_logits(&self.read(reading, cache, Some(&reading.last), &mut |_| {}))
+    }
+
+    /// The logits of what follows a prompt, [rows, vocabulary], fp32, of which nothing else is kept.
+    fn next_logits(&self, reading: &Reading) -> Result<Tensor, ModelError> {
+        let Reading { embeddings, of_images, last } = reading;
+        let forward = |inputs: &[Tensor]| {
+            let [embeddings, of_images, last] = [0, 1, 2].map(|index| inputs[index].shallow_clone());
+            let reading = Reading { embeddings, of_images, last };
+            vec![self.read_to_end(&reading, None)]
+        };
+        let outputs = self.replays.run(&[embeddings], &[of_images, last], forward)?;
+        outputs.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
+    /// The logits of the labels, [images, labels], for images whose prompts are of one layout.
+    fn label_logits(&self, task: &Task, grid: [i64; 4], images: &[&Pixels]) -> Result<Tensor, ModelError> {
+        let ids = self.prompter.lay_out(&task.prompt, &[grid]);
+        self.check_length(ids.len())?;
+        let features = self.image_features(&Images::new(images)?)?;
+        let reading = self.reading(&ids, &self.embed(&ids, images.len() as i64, Some(&features)));
+        if !task.answers.reads_cache() {
+            let next = self.next_logits(&reading)?;
+            return Ok(task.answers.logits(&self.text, &next, &mut KvCache::new(0)));
+        }
+        let mut cache = KvCache::new(self.text.sizes().layers);
+        let next = self.read_to_end(&reading, Some(&mut cache));
+        cache.truncate(ids.len() as i64);
+        Ok(task.answers.logits(&self.text, &next, &mut cache))
+    }
+
+    /// Writes what follows a prompt of `length` tokens.
+    fn write(
+        &self,
+        reading: &Reading,
+        length: usize,
+        greedy: &Greedy<'_>,
+        on_token: &mut dyn FnMut(&[i64]) -> ControlFlow<()>,
+    ) -> Result<Written, ModelError> {
+        let positions = reading.of_images.size()[0].max((length + greedy.max_new_tokens) as i64);
+        let shape = KeptShape { capacity: capacity_for(positions), source: 0 };
+        let new = || Writing::new(&self.text, shape.capacity, greedy.graphs);
+        self.writings.with(shape, new, |writing| {
+            let buffers = &writing.buffers;
+            buffers.cache.clear();
+            let next = self.read_to_end(reading, Some(&mut buffers.cache.prompt()));
+            let length = length as i64;
+            buffers.begin(length, &next)?;
+            greedy.run(&Step { model: &self.text, writing }, length, on_token)
+        })
+    }
+
+    /// How many tokens may follow a prompt of this length.
+    fn check_length(&self, prompt: usize) -> Result<usize, ModelError> {
+        let longest = usize::try_from(self.config.text_config.max_position_embeddings).unwrap_or(usize::MAX);
+        longest.checked_sub(prompt).ok_or_else(|| {
+            ModelError::Unsupported(format!(
+                "the prompt has {prompt} tokens, more than the model's {longest}"
+            ))
+        })
+    }
+
+    fn task(&self, task: &TaskLabels) -> Result<Task, ModelError> {
+        if task.answers.len() != task.labels.len() {
+            return Err(ModelError::Unsupported("each label needs an answer".to_owned()));
+        }
+        let prompt = self.prompter.prompt(&question(task), 1)?;
+        let vocabulary = self.config.text_config.vocab_size;
+        let end = self.ends.first().copied();
+        let answers =
+            Answers::new(&self.prompter, &task.answers, end, vocabulary, self.loaded.placement.device)?;
+        Ok(Task { prompt, answers })
+    }
+}
+
+/// What is asked: the task's question, and in which words to answer it.
+fn question(task: &TaskLabels) -> String {
+    format!("{} Answer with one of: {}.", task.question, task.answers.join(", "))
+}
+
+impl Model for Molmo2 {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        let prepared = self
+            .task(task)
+            .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })?;
+        self.tasks.insert(id, prepared);
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+    }
+
+    /// Images whose prompts are of one layout, those of similar proportions, run together.
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        let task = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
+        let mut groups = BTreeMap::<[i64; 4], Vec<usize>>::new();
+        for (index, image) in images.iter().enumerate() {
+            groups.entry(tiles_of(image)?.grid).or_default().push(index);
+        }
+        let mut all: Vec<Scores> = images.iter().map(|_| Scores::default()).collect();
+        for (grid, indices) in groups {
+            let members: Vec<&Pixels> = indices.iter().map(|&index| images[index]).collect();
+            let answers = scores(&self.label_logits(task, grid, &members)?)?;
+            for (index, answer) in indices.into_iter().zip(answers) {
+                all[index] = answer;
+            }
+        }
+        Ok(all)
+    }
+
+    fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
+        let _scores = self.classify(id, images)?;
+        if self.replays.is_on() {
+            self.text.compile_step();
+        }
+        match self.loaded.preprocessor.tiling() {
+            Some(tiling) if images.len() == 1 && self.replays.is_on() => {
+                self.images.warm_up(tiling, &self.replays)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn generator(&self) -> Option<&dyn Generator> {
+        Some(self)
+    }
+
+    fn parts(&self, images: &[&Pixels], new_tokens: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        parts::parts(self, images, new_tokens)
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        parity::reproduce(self, fixture)
+    }
+}
+
+impl Generator for Molmo2 {
+    fn generate(
+        &self,
+        image: &Pixels,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        let prompt = self.prompter.prompt(&request.prompt, 1)?;
+        let ids = self.prompter.lay_out(&prompt, &[tiles_of(image)?.grid]);
+        let new_tokens_max = request.max_new_tokens.min(self.check_length(ids.len())?);
+        let features = self.image_features(&Images::new(&[image])?)?;
+        let reading = self.reading(&ids, &self.embed(&ids, 1, Some(&features)));
+
+        let (mut stream, mut stopped, mut failure) = (TextStream::default(), false, None);
+        let greedy = Greedy {
+            ends: &self.ends,
+            max_new_tokens: new_tokens_max,
+            steps_per_read: 1,
+            graphs: self.replays.is_on(),
+        };
+        let written = self.write(&reading, ids.len(), &greedy, &mut |tokens| {
+            let flow = match self.prompter.decode(tokens) {
+                Ok(text) => stream.advance(&text, on_text),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            };
+            stopped = flow.is_break();
+            flow
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let text = self.prompter.decode(&written.tokens)?;
+        if !stopped {
+            stream.finish(&text, on_text);
+        }
+        Ok(Generated {
+            text,
+            regions: Vec::new(),
+            prompt_tokens: ids.len(),
+            new_tokens: written.tokens.len(),
+            finished: written.ended,
+        })
+    }
+}

@@ -1,0 +1,61 @@
+//! The image side and the decoder, each by itself.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::{Images, Molmo2, tiles_of};
+use crate::generation::greedy::Greedy;
+use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
+use crate::{ModelError, Pixels};
+
+/// A question about a picture of 640 × 480 pixels has nearly as many.
+const PROMPT_TOKENS: usize = 800;
+/// Any token of a text.
+const TEXT: i64 = 0;
+
+/// The layout of the first image is that of all rows; what the text says does not matter to the time that it takes.
+pub(super) fn parts<'a>(
+    model: &'a Molmo2,
+    images: &[&Pixels],
+    new_tokens: usize,
+) -> Result<Vec<Part<'a>>, ModelError> {
+    let Some(first) = images.first() else { return Ok(Vec::new()) };
+    let (rows, device) = (images.len() as i64, model.loaded.placement.device);
+    let input = Images::new(images)?;
+    let input =
+        Images { patches: input.patches.f_to_device(device)?, pooling: input.pooling.f_to_device(device)? };
+
+    let mut ids = Vec::new();
+    model.prompter.extend_with_image(&mut ids, tiles_of(first)?.grid);
+    let room = model.check_length(0)?.saturating_sub(new_tokens);
+    ids.resize(PROMPT_TOKENS.min(room).max(ids.len()), TEXT);
+    model.check_length(ids.len() + new_tokens)?;
+    let prompt_tokens = Some(ids.len());
+    let (length, reading) = (ids.len(), model.reading(&ids, &model.embed(&ids, rows, None)));
+    let reading = Rc::new(reading);
+    let same = Rc::clone(&reading);
+    let prefill = move || model.next_logits(&same);
+    let write = move || {
+        // Each token is looked at, as one who shows a text must; none ends it.
+        let greedy = Greedy {
+            ends: &[],
+            max_new_tokens: new_tokens,
+            steps_per_read: 1,
+            graphs: model.replays.is_on(),
+        };
+        let written = model.write(&reading, length, &greedy, &mut |_| ControlFlow::Continue(()))?;
+        Ok(Tensor::from_slice(&written.tokens))
+    };
+    let mut parts = vec![
+        Part::new(IMAGE_FEATURES, move || model.image_features(&input)),
+        Part { prompt_tokens, ..Part::new("decoder: prefill", prefill) },
+    ];
+    // A text is written for one reader.
+    if rows == 1 {
+        let work = format!("decoder: prefill and {new_tokens} tokens greedy");
+        parts.push(Part { prompt_tokens, new_tokens: Some(new_tokens), ..Part::new(work, write) });
+    }
+    Ok(parts)
+}

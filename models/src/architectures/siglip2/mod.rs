@@ -1,0 +1,204 @@
+//! SigLIP 2: an image tower and a text tower in one space, answering tasks zero-shot by prompts.
+//!
+//! Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786); tensors and numerics as in transformers'
+//! `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).
+
+mod text;
+mod vision;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+use crate::image::preprocess::{Pixels, Preprocessor};
+use crate::inspect::bench_target::{POOLED, Part};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::nn::encoder::Names;
+use crate::nn::layers::{scores, unit_rows};
+use crate::parity::Fixture;
+use crate::runtime::cuda_graphs::Replays;
+use crate::snapshot::folder::Snapshot;
+use text::{TextConfig, TextTower};
+use vision::{VisionBatch, VisionConfig, VisionTower};
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "siglip2",
+    model_types: &["siglip", "siglip2"],
+    options: &["lowercase"],
+    fp8: &["vision_model.encoder.layers."],
+    load,
+};
+
+/// How both towers call the parts of a layer.
+const NAMES: Names = Names {
+    layers: "layers",
+    norm1: "layer_norm1",
+    query: "self_attn.q_proj",
+    key: "self_attn.k_proj",
+    value: "self_attn.v_proj",
+    output: "self_attn.out_proj",
+    norm2: "layer_norm2",
+    up: "mlp.fc1",
+    down: "mlp.fc2",
+};
+
+/// `config.json`.
+#[derive(Debug, Deserialize)]
+struct Config {
+    model_type: String,
+    #[serde(default)]
+    text_config: TextConfig,
+    #[serde(default)]
+    vision_config: VisionConfig,
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    let config: Config = snapshot.json("config.json")?;
+    let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
+    config.text_config.check().map_err(malformed)?;
+    config.vision_config.check().map_err(malformed)?;
+    let preprocessor = Preprocessor::load(snapshot)?;
+    let naflex = config.model_type == "siglip2";
+    config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
+
+    let mut weights = snapshot.weights(place)?;
+    // Prompts are embedded once, and all images are compared with them.
+    let text = weights
+        .without_fp8(|weights| TextTower::load(weights, snapshot, &config.text_config, options.lowercase))?;
+    let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
+    let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
+    let parameters = weights.finish()?;
+    Ok(Box::new(Siglip2 {
+        text,
+        vision,
+        logit_scale,
+        logit_bias,
+        loaded: Loaded { parameters, preprocessor, placement: place },
+        labels: HashMap::new(),
+        replays: Replays::of(options, place),
+    }))
+}
+
+#[derive(Debug)]
+struct Siglip2 {
+    text: TextTower,
+    vision: VisionTower,
+    /// The logarithm of the scale, one value.
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    loaded: Loaded,
+    /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
+    /// after the towers: half precision would round the scaled cosines to tenths.
+    labels: HashMap<TaskId, Tensor>,
+    /// Of the image tower.
+    replays: Replays,
+}
+
+impl Siglip2 {
+    /// [batch, width], unit rows.
+    fn image_embeddings(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
+        Ok(unit_rows(&self.pooled(batch)?.to_kind(Kind::Float)))
+    }
+
+    /// What the image tower says, [batch, width]. Images of one size have graphs; others are of any proportions.
+    fn pooled(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
+        let pool = |batch: &VisionBatch| self.vision.pool(&self.vision.output(batch), batch);
+        let VisionBatch::Fixed(pixels) = batch else { return Ok(pool(batch)) };
+        let forward = |inputs: &[Tensor]| vec![pool(&VisionBatch::Fixed(inputs[0].shallow_clone()))];
+        self.replays.run(&[pixels], &[], forward)?.into_iter().next().ok_or(ModelError::NotPrepared)
+    }
+
+    /// The mean of a label's prompt embeddings, brought back to length 1.
+    fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
+        let ids = self.text.tokenize(prompts, self.loaded.placement.device)?;
+        let pooled = self.text.pool(&self.text.output(&self.text.hidden_states(&ids)));
+        let embeddings = unit_rows(&pooled.to_kind(Kind::Float));
+        Ok(unit_rows(&embeddings.mean_dim([0].as_slice(), false, None::<Kind>)))
+    }
+}
+
+impl Model for Siglip2 {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        let embeddings: Vec<Tensor> =
+            task.labels.iter().map(|(_, prompts)| self.label_embedding(prompts)).collect::<Result<_, _>>()?;
+        self.labels.insert(id, Tensor::stack(&embeddings, 0));
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.labels.remove(&id);
+    }
+
+    /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
+    /// labels does not see it.
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        let labels = self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch =
+            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
+        let cosines = self.image_embeddings(&batch)?.matmul(&labels.tr());
+        Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
+    }
+
+    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+        let batch =
+            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
+        Ok(vec![Part::new(POOLED, move || self.pooled(&batch))])
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let names: &[&str] = match self.loaded.preprocessor.max_patches() {
+            Some(_) => &["landscape", "portrait", "banner"],
+            None => &["landscape", "portrait"],
+        };
+        let images = fixture.images(names, &self.loaded.preprocessor)?;
+        let ours = VisionBatch::stack(
+            &images.iter().collect::<Vec<_>>(),
+            self.loaded.preprocessor.max_patches(),
+            Device::Cpu,
+        );
+        let mut outputs = ours.named();
+        outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
+
+        // From the reference's own inputs on, so that an error shows where it is made.
+        let batch = VisionBatch::of_fixture(fixture, self.loaded.placement.device)?;
+        let vision_states = self.vision.hidden_states(&batch);
+        let vision_last = self.vision.output(&batch);
+        let vision_pooled = self.pooled(&batch)?;
+        let text_states =
+            self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.loaded.placement.device));
+        let text_last = self.text.output(&text_states);
+        let text_pooled = self.text.pool(&text_last);
+        let (image_embeds, text_embeds) = (unit_rows(&vision_pooled), unit_rows(&text_pooled));
+        let logits = image_embeds.matmul(&text_embeds.tr()) * self.logit_scale.exp() + &self.logit_bias;
+
+        if batch.is_naflex() {
+            outputs.insert("vision.embeddings".to_owned(), vision_states[0].shallow_clone());
+        }
+        for (tower, states) in [("vision", vision_states), ("text", text_states)] {
+            for (index, state) in states.into_iter().enumerate() {
+                outputs.insert(format!("{tower}.hidden_states.{index}"), state);
+            }
+        }
+        let named = [
+            ("vision.last_hidden_state", vision_last),
+            ("vision.pooler_output", vision_pooled),
+            ("text.last_hidden_state", text_last),
+            ("text.pooler_output", text_pooled),
+            ("image_embeds", image_embeds),
+            ("text_embeds", text_embeds),
+            ("probs", logits.to_kind(Kind::Float).sigmoid()),
+            ("logits_per_image", logits),
+        ];
+        outputs.extend(named.map(|(name, tensor)| (name.to_owned(), tensor)));
+        Ok(outputs)
+    }
+}

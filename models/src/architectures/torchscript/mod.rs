@@ -1,0 +1,118 @@
+//! A module that its user has traced or scripted with `torch.jit`: the folder holds `model.pt`, and the configuration says
+//! what goes in and what comes out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use tch::{CModule, Kind, Tensor};
+
+use crate::ModelError;
+use crate::image::preprocess::{Pixels, Preprocessor, stack};
+use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::nn::layers::scores;
+use crate::parity::Fixture;
+use crate::snapshot::folder::Snapshot;
+
+pub(crate) const ARCHITECTURE: Architecture =
+    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], fp8: &[], load };
+
+/// The one file of the folder.
+pub(crate) const FILE: &str = "model.pt";
+/// What a module may give, as the configuration calls it.
+pub const OUTPUTS: [&str; 2] = ["logits", "probabilities"];
+/// A probability of 0 has no logarithm.
+const PROBABILITY_MIN: f64 = 1e-9;
+
+/// `input = { … }` of a torchscript model: what is made of an image. Red, green and blue in the range 0–1, resized with
+/// antialiasing, less `mean`, divided by `std`: [batch, 3, height, width].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct InputOptions {
+    /// In pixels.
+    pub height: i64,
+    /// In pixels.
+    pub width: i64,
+    /// `bilinear` or `bicubic`.
+    pub filter: String,
+    /// Of red, green and blue.
+    pub mean: [f64; 3],
+    /// Of red, green and blue.
+    pub std: [f64; 3],
+}
+
+/// What the models of torchvision take.
+impl Default for InputOptions {
+    fn default() -> Self {
+        Self {
+            height: 224,
+            width: 224,
+            filter: "bilinear".to_owned(),
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+        }
+    }
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    let path = snapshot.path(FILE);
+    let preprocessor =
+        Preprocessor::of_input(&options.input).map_err(|message| ModelError::malformed(&path, message))?;
+    if !path.is_file() {
+        return Err(ModelError::file(&path, std::io::ErrorKind::NotFound.into()));
+    }
+    let mut module = CModule::load_on_device(&path, place.device)?;
+    module.f_set_eval()?;
+    module.to(place.device, place.kind, false);
+    let gives_probabilities = options.output == OUTPUTS[1];
+    let tensors = module.named_parameters().unwrap_or_default();
+    let parameters =
+        tensors.iter().map(|(_, tensor)| i64::try_from(tensor.numel()).unwrap_or(i64::MAX)).sum();
+    let loaded = Loaded { preprocessor, parameters, placement: place };
+    Ok(Box::new(TorchScript { module, loaded, gives_probabilities, labels: HashMap::new() }))
+}
+
+#[derive(Debug)]
+struct TorchScript {
+    module: CModule,
+    loaded: Loaded,
+    gives_probabilities: bool,
+    /// How many labels each prepared task has.
+    labels: HashMap<TaskId, usize>,
+}
+
+impl Model for TorchScript {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+        self.labels.insert(id, task.labels.len());
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.labels.remove(&id);
+    }
+
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        let labels = *self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pixels = stack(images, self.loaded.placement.device).to_kind(self.loaded.placement.kind);
+        let output = tch::no_grad(|| self.module.forward_ts(&[pixels]))?;
+        let expected = [images.len() as i64, labels as i64];
+        if output.size() != expected {
+            let found = output.size();
+            let message =
+                format!("the module gives {found:?}, but {expected:?} were expected: a value for each label");
+            return Err(ModelError::Unsupported(message));
+        }
+        let output = output.to_kind(Kind::Float);
+        Ok(scores(&if self.gives_probabilities { output.clamp_min(PROBABILITY_MIN).log() } else { output })?)
+    }
+
+    fn reproduce(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        Err(ModelError::Unsupported("a TorchScript module has no reference but itself".to_owned()))
+    }
+}

@@ -1,0 +1,8 @@
+//! Generation of text, token by token, with any decoder; knows no architecture.
+
+pub(crate) mod api;
+pub(crate) mod beam;
+pub(crate) mod greedy;
+pub(crate) mod kv_cache;
+pub(crate) mod static_cache;
+pub(crate) mod text_stream;

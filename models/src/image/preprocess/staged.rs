@@ -1,0 +1,164 @@
+//! Pictures whose resizing and normalising is left to the GPU: their bytes, in page-locked memory until then, are copied
+//! on the model's stream without anyone waiting.
+//!
+//! The recipes are those of the CPU, in fp32. What the CPU computes in bytes rounds between the passes along rows and
+//! columns, so that this does as well: what is left is one level in few pixels, where weights in whole numbers round
+//! otherwise. The same code runs on the CPU in tests.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::image::RgbImage;
+use tch::{Device, Kind, Tensor};
+
+use super::{Filter, Pixels, Preprocessor, Recipe};
+use crate::libtorch::{LibtorchError, pinned};
+
+/// Of one picture: 16 megapixels. On the GPU it takes five times as much for a moment.
+const PICTURE_BYTES_MAX: u64 = 48 << 20;
+/// Of all pictures that wait or run. They may be as many as all queues hold, and page-locked memory is lost to others.
+const PINNED_BYTES_MAX: u64 = 1 << 30;
+/// A side that shrinks to less than this part of it has too many weights for the kernel's shared memory: at about 46
+/// times it refuses.
+const SHRINK_MAX: i64 = 16;
+
+/// What is held of [`PINNED_BYTES_MAX`].
+static PINNED_BYTES: AtomicU64 = AtomicU64::new(0);
+static REFUSED: Once = Once::new();
+
+/// What is still to be done with a picture's bytes.
+#[derive(Debug)]
+pub(super) struct Rest {
+    preprocessor: Preprocessor,
+    _share: Share,
+}
+
+/// A part of the page-locked memory that there may be; given up on drop.
+#[derive(Debug)]
+pub(super) struct Share(u64);
+
+impl Share {
+    /// `None` where so much more would be too much.
+    pub(super) fn take(bytes: u64) -> Option<Self> {
+        // So libtorch rounds.
+        let bytes = bytes.checked_next_power_of_two()?;
+        let more = |held: u64| held.checked_add(bytes).filter(|&held| held <= PINNED_BYTES_MAX);
+        PINNED_BYTES.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self(bytes))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        PINNED_BYTES.fetch_sub(self.0, Ordering::AcqRel);
+    }
+}
+
+impl Preprocessor {
+    /// The image's bytes, for [`finish`] to do the rest on `device`; `None` where the CPU has to do it all: where this
+    /// recipe is not among those that the device agrees about, or the picture is too large.
+    pub(super) fn stage(&self, image: &RgbImage, image_size: [u32; 2], device: Device) -> Option<Pixels> {
+        let (height, width, _) = self.resizing()?;
+        let sides = [i64::from(image.height()), i64::from(image.width())];
+        let fits = |(side, to): (&i64, i64)| (1..=to * SHRINK_MAX).contains(side);
+        let bytes = image.as_raw().len() as u64;
+        if bytes > PICTURE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
+            return None;
+        }
+        let share = Share::take(bytes)?;
+        match pinned(image.as_raw(), &[sides[0], sides[1], 3], device) {
+            Ok(values) => {
+                let rest = Rest { preprocessor: self.clone(), _share: share };
+                Some(Pixels { values, grid: None, tiles: None, image_size, rest: Some(Box::new(rest)) })
+            }
+            Err(error) => {
+                tell_once(&error);
+                None
+            }
+        }
+    }
+
+    /// Height, width and filter of the recipes that a device has as well.
+    fn resizing(&self) -> Option<(i64, i64, Filter)> {
+        match self.recipe {
+            Recipe::ResizeFloat { height, width, filter } | Recipe::ResizeBytes { height, width, filter } => {
+                Some((height, width, filter))
+            }
+            Recipe::NaFlex { .. } | Recipe::Tiles(_) | Recipe::Bytes => None,
+        }
+    }
+
+    /// [height, width, 3] of bytes, on the host → [1, 3, height, width] of the model's size on the device, fp32, not yet
+    /// normalised. Waits for nothing.
+    fn resized_on(&self, bytes: &Tensor, device: Device) -> Tensor {
+        let Some((height, width, filter)) = self.resizing() else { return bytes.to_device(device) };
+        let there = bytes.internal_to_copy((Kind::Uint8, device), true);
+        // While they are bytes: the kernel wants one channel after the other, and would make its own copy.
+        let mut x = there.permute([2, 0, 1]).unsqueeze(0).contiguous().to_kind(Kind::Float);
+        drop(there);
+        if matches!(self.recipe, Recipe::ResizeFloat { .. }) {
+            let _same = x.g_mul_scalar_(self.rescale);
+            return filter.resize(&x, height, width);
+        }
+        let rows = x.size()[2];
+        // Halves go up, as in the CPU's whole numbers; `round` takes them to even ones.
+        let levels = |x: &Tensor| (x + 0.5).floor().clamp(0.0, 255.0);
+        levels(&filter.resize(&levels(&filter.resize(&x, rows, width)), height, width))
+    }
+
+    /// In place, [images, 3, height, width] as [`resized_on`](Self::resized_on) gives it. With a number for each
+    /// channel: a tensor of them would have to be copied to the device, which waits.
+    fn normalise_in_place(&self, x: &Tensor) {
+        let rescale = if matches!(self.recipe, Recipe::ResizeFloat { .. }) { 1.0 } else { self.rescale };
+        for (channel, (mean, std)) in (0..).zip(self.mean.into_iter().zip(self.std)) {
+            let mut plane = x.select(1, channel);
+            let _same = plane.g_sub_scalar_(mean / rescale).g_div_scalar_(std / rescale);
+        }
+    }
+}
+
+impl Filter {
+    /// With antialiasing, [1, 3, …] → [1, 3, height, width].
+    fn resize(self, x: &Tensor, height: i64, width: i64) -> Tensor {
+        match self {
+            Self::Bilinear => {
+                x.internal_upsample_bilinear2d_aa([height, width], false, None::<f64>, None::<f64>)
+            }
+            Self::Bicubic => {
+                x.internal_upsample_bicubic2d_aa([height, width], false, None::<f64>, None::<f64>)
+            }
+        }
+    }
+}
+
+/// [images, 3, height, width] on the device, fp32: each image as it is, or with the rest done. `None` where nothing is
+/// left to do for any of them.
+pub(super) fn finish(images: &[&Pixels], device: Device) -> Option<Tensor> {
+    let rests = || images.iter().filter_map(|image| image.rest.as_ref().map(|rest| (rest, &image.values)));
+    let (first, _) = rests().next()?;
+    // All of one model, hence of one recipe.
+    let resized: Vec<Tensor> =
+        rests().map(|(rest, bytes)| rest.preprocessor.resized_on(bytes, device)).collect();
+    let finished = Tensor::cat(&resized, 0);
+    first.preprocessor.normalise_in_place(&finished);
+    if resized.len() == images.len() {
+        return Some(finished);
+    }
+    let mut next = 0;
+    let rows: Vec<Tensor> = images
+        .iter()
+        .map(|image| match image.rest {
+            Some(_) => {
+                next += 1;
+                finished.get(next - 1)
+            }
+            None => image.values.to_device(device),
+        })
+        .collect();
+    Some(Tensor::stack(&rows, 0))
+}
+
+fn tell_once(error: &LibtorchError) {
+    REFUSED.call_once(|| {
+        tracing::warn!(%error, "no page-locked memory: pictures are made ready on the CPU");
+    });
+}

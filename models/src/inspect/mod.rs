@@ -1,0 +1,3 @@
+//! What benchmarks and parity checks read from a model; knows no architecture.
+
+pub(crate) mod bench_target;

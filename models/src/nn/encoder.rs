@@ -1,0 +1,194 @@
+//! The transformer that image and text towers are made of: pre-norm, with or without rotary positions and layer scale.
+
+use tch::Tensor;
+
+use crate::kernels::{Before, Norm, add_norm, rotate};
+use crate::nn::blocks::Mlp;
+use crate::nn::layers::{Activation, LayerNorm, Linear, attention, check_transformer, split_heads};
+use crate::nn::quantized_linear::{Product, Rows};
+use crate::snapshot::weights::WeightLoader;
+
+/// How a snapshot calls the parts of a layer; without biases and weights, relative to the layer's own name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names {
+    /// Before a layer's index.
+    pub(crate) layers: &'static str,
+    pub(crate) norm1: &'static str,
+    pub(crate) query: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) value: &'static str,
+    pub(crate) output: &'static str,
+    pub(crate) norm2: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+}
+
+/// The sizes of one tower.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) hidden: i64,
+    pub(crate) intermediate: i64,
+    pub(crate) layers: i64,
+    pub(crate) heads: i64,
+    pub(crate) activation: Activation,
+    pub(crate) eps: f64,
+}
+
+impl Sizes {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        check_transformer(self.hidden, self.intermediate, self.layers, self.heads, self.eps, 1)
+    }
+
+    /// The MLP of these sizes whose linear maps are called so.
+    pub(crate) fn mlp(&self, weights: &mut WeightLoader, up: &str, down: &str) -> Mlp {
+        let (hidden, inner) = (self.hidden, self.intermediate);
+        let mut product = |name, inputs, outputs| {
+            let linear = Linear::load(weights, name, inputs, outputs, true);
+            Product::of(linear, weights)
+        };
+        Mlp {
+            gate: None,
+            up: product(up, hidden, inner),
+            down: product(down, inner, hidden),
+            activation: self.activation,
+        }
+    }
+}
+
+/// All layers of a tower, without embeddings and final norm.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) heads: i64,
+}
+
+/// What all layers are told beside their input.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Surroundings<'a> {
+    /// Cosines and sines of the last positions, [positions, head width] each; those before have none.
+    pub(crate) rope: Option<(&'a Tensor, &'a Tensor)>,
+    /// Where attention may look; everywhere where absent.
+    pub(crate) allowed: Option<&'a Tensor>,
+}
+
+impl Encoder {
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, names: &Names, sizes: &Sizes) -> Self {
+        let layer = |index| Layer::load(weights, &format!("{name}.{}.{index}", names.layers), names, sizes);
+        Self { layers: (0..sizes.layers).map(layer).collect(), heads: sizes.heads }
+    }
+
+    /// `embeddings` and each layer's output, all [batch, sequence, hidden].
+    pub(crate) fn hidden_states(&self, embeddings: Tensor, around: Surroundings<'_>) -> Vec<Tensor> {
+        let mut states = Vec::new();
+        let _last = self.run(embeddings, around, None, &mut |state| states.push(state.shallow_clone()));
+        states
+    }
+
+    /// The last hidden state after the final norm.
+    pub(crate) fn output(&self, embeddings: Tensor, around: Surroundings<'_>, norm: &LayerNorm) -> Tensor {
+        self.run(embeddings, around, Some(norm), &mut |_| {})
+    }
+
+    /// Those of the [`Self::hidden_states`] with these indices, in this order; the others are not kept.
+    pub(crate) fn some_hidden_states(&self, embeddings: Tensor, indices: &[usize]) -> Vec<Tensor> {
+        let mut kept: Vec<Option<Tensor>> = indices.iter().map(|_| None).collect();
+        let mut index = 0;
+        let _last = self.run(embeddings, Surroundings::default(), None, &mut |state| {
+            for (slot, _) in kept.iter_mut().zip(indices).filter(|(_, wanted)| **wanted == index) {
+                *slot = Some(state.shallow_clone());
+            }
+            index += 1;
+        });
+        kept.into_iter().flatten().collect()
+    }
+
+    /// The last hidden state, after the norm where there is one. Each residual is added in one pass with the norm that
+    /// comes after it. `keep` sees every hidden state.
+    fn run(
+        &self,
+        embeddings: Tensor,
+        around: Surroundings<'_>,
+        last: Option<&LayerNorm>,
+        keep: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
+        keep(&embeddings);
+        let Some(first) = self.layers.first() else {
+            return last.map_or_else(|| embeddings.shallow_clone(), |norm| norm.forward(&embeddings));
+        };
+        let mut normed = first.inputs.rows(first.norm1.forward(&embeddings), Before::Nothing);
+        let mut state = embeddings;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let attended = layer.attend(&normed, self.heads, around);
+            let (projection, mlp) = (&layer.projection, &layer.mlp);
+            let (scale1, scale2) = (layer.scale1.as_ref(), layer.scale2.as_ref());
+            let (sum, rows) = projection.forward_add_norm(&attended, &state, scale1, &mlp.up, &layer.norm2);
+            let inner = mlp.inner_rows(&rows);
+            match (self.layers.get(index + 1), last) {
+                (Some(next), _) => {
+                    (state, normed) =
+                        mlp.down.forward_add_norm(&inner, &sum, scale2, &next.inputs, &next.norm1);
+                }
+                (None, Some(last)) => {
+                    let (state, normed) =
+                        add_norm(&sum, &mlp.down.forward(&inner), scale2, Norm::Layer(last));
+                    keep(&state);
+                    return normed;
+                }
+                (None, None) => state = layer.scaled(&sum, &mlp.down.forward(&inner)),
+            }
+            keep(&state);
+        }
+        state
+    }
+}
+
+/// A pre-norm layer: norm, attention, scale; norm, MLP, scale; each time with a residual.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) norm1: LayerNorm,
+    /// Queries, keys and values, side by side.
+    pub(crate) inputs: Product,
+    pub(crate) projection: Product,
+    /// \[hidden\] each, where the layer has them.
+    pub(crate) scale1: Option<Tensor>,
+    pub(crate) norm2: LayerNorm,
+    pub(crate) mlp: Mlp,
+    pub(crate) scale2: Option<Tensor>,
+}
+
+impl Layer {
+    fn load(weights: &mut WeightLoader, name: &str, names: &Names, sizes: &Sizes) -> Self {
+        let mut linear =
+            |part: &str| Linear::load(weights, &format!("{name}.{part}"), sizes.hidden, sizes.hidden, true);
+        let inputs = Linear::concatenated(&[names.query, names.key, names.value].map(&mut linear));
+        let projection = linear(names.output);
+        Self {
+            inputs: Product::of(inputs, weights),
+            projection: Product::of(projection, weights),
+            norm1: LayerNorm::load(weights, &format!("{name}.{}", names.norm1), sizes.hidden, sizes.eps),
+            scale1: None,
+            norm2: LayerNorm::load(weights, &format!("{name}.{}", names.norm2), sizes.hidden, sizes.eps),
+            mlp: sizes.mlp(weights, &format!("{name}.{}", names.up), &format!("{name}.{}", names.down)),
+            scale2: None,
+        }
+    }
+
+    /// What the projection is to be given.
+    fn attend(&self, normed: &Rows, heads: i64, around: Surroundings<'_>) -> Rows {
+        let joined = self.inputs.forward(normed);
+        if let Some(angles) = around.rope {
+            rotate(&joined, 2 * heads, angles);
+        }
+        let parts = joined.chunk(3, -1);
+        let [query, key, value] = [0, 1, 2].map(|index| split_heads(&parts[index], heads));
+        let attended = attention(&query, &key, &value, around.allowed);
+        self.projection.rows(attended, Before::Nothing)
+    }
+
+    fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        match &self.scale2 {
+            Some(scale) => residual + x * scale,
+            None => residual + x,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The layers that the architectures share, and how their parameters are named in snapshots.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use crate::Scores;
+use crate::kernels::step::RowWeights;
+use crate::nn::attention::scaled_dot_product;
+use crate::nn::linear::{Then, linear, linear_then};
+use crate::snapshot::weights::WeightLoader;
+
+/// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
+/// be allocated for before the tensors are seen to be missing.
+pub(crate) const LAYERS_MAX: i64 = 1024;
+pub(crate) const WIDTH_MAX: i64 = 65_536;
+pub(crate) const PATCH_MAX: i64 = 1024;
+pub(crate) const VOCABULARY_MAX: i64 = 10_000_000;
+
+/// Says which size of a configuration is out of its range.
+pub(crate) fn in_range(name: &str, value: i64, range: RangeInclusive<i64>) -> Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{name} {value} is out of range: must be from {} to {}", range.start(), range.end()))
+}
+
+/// The sizes that every transformer has: a hidden state of whole heads, each a multiple of `head_multiple`.
+pub(crate) fn check_transformer(
+    hidden: i64,
+    intermediate: i64,
+    layers: i64,
+    heads: i64,
+    eps: f64,
+    head_multiple: i64,
+) -> Result<(), String> {
+    in_range("hidden_size", hidden, 1..=WIDTH_MAX)?;
+    in_range("intermediate_size", intermediate, 1..=WIDTH_MAX)?;
+    in_range("num_hidden_layers", layers, 1..=LAYERS_MAX)?;
+    in_range("num_attention_heads", heads, 1..=hidden)?;
+    if hidden % (head_multiple * heads) != 0 {
+        let times = if head_multiple == 1 { String::new() } else { format!("{head_multiple} × ") };
+        return Err(format!("hidden_size {hidden} is not a multiple of {times}num_attention_heads {heads}"));
+    }
+    if !(eps > 0.0 && eps.is_finite()) {
+        return Err(format!("layer_norm_eps {eps} must be greater than 0"));
+    }
+    Ok(())
+}
+
+/// An affine map of the last dimension, `torch.nn.Linear`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `{name}.weight` of [outputs, inputs], and `{name}.bias` where the layer has one.
+    pub(crate) fn load(
+        weights: &mut WeightLoader,
+        name: &str,
+        inputs: i64,
+        outputs: i64,
+        bias: bool,
+    ) -> Self {
+        Self {
+            weight: weights.tensor(&format!("{name}.weight"), &[outputs, inputs]),
+            bias: bias.then(|| weights.tensor(&format!("{name}.bias"), &[outputs])),
+        }
+    }
+
+    /// From tensors of \[outputs, inputs\] and \[outputs\].
+    pub(crate) fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// Several maps of the same input as one, their outputs side by side.
+    pub(crate) fn concatenated(parts: &[Self]) -> Self {
+        let all = |tensors: Vec<&Tensor>| {
+            // An empty tensor stands for a faulty one, which `finish` will report.
+            let faulty = tensors.iter().find(|tensor| tensor.numel() == 0);
+            faulty.map_or_else(|| Tensor::cat(&tensors, 0), |tensor| tensor.shallow_clone())
+        };
+        let weight = all(parts.iter().map(|part| &part.weight).collect());
+        if parts.iter().all(|part| part.bias.is_none()) {
+            return Self { weight, bias: None };
+        }
+        let bias = |part: &Self| match &part.bias {
+            Some(bias) => bias.shallow_clone(),
+            None => Tensor::zeros([part.outputs()], (part.weight.kind(), part.weight.device())),
+        };
+        let biases: Vec<Tensor> = parts.iter().map(bias).collect();
+        Self { weight, bias: Some(all(biases.iter().collect())) }
+    }
+
+    /// [outputs, inputs].
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// \[outputs\], where it has one.
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The same.
+    pub(crate) fn into_bias(self) -> Option<Tensor> {
+        self.bias
+    }
+
+    /// How many outputs it has.
+    pub(crate) fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// What a single row is multiplied by.
+    pub(crate) fn row_weights(&self) -> RowWeights<'_> {
+        RowWeights { values: &self.weight, scales: None, bias: self.bias.as_ref() }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// The same, and what comes behind it.
+    pub(crate) fn forward_then(&self, x: &Tensor, then: Then<'_>) -> Tensor {
+        linear_then(x, &self.weight, self.bias.as_ref(), then)
+    }
+}
+
+/// `torch.nn.LayerNorm` over the last dimension.
+#[derive(Debug)]
+pub(crate) struct LayerNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
+        Self {
+            weight: weights.tensor(&format!("{name}.weight"), &[width]),
+            bias: weights.tensor(&format!("{name}.bias"), &[width]),
+            eps,
+        }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// An activation by its name in `config.json` (`hidden_act`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Activation {
+    #[serde(rename = "gelu")]
+    Gelu,
+    #[serde(rename = "gelu_pytorch_tanh")]
+    GeluTanh,
+    #[serde(rename = "silu")]
+    Silu,
+}
+
+impl Activation {
+    pub(crate) fn forward(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Gelu => x.gelu("none"),
+            Self::GeluTanh => x.gelu("tanh"),
+            Self::Silu => x.silu(),
+        }
+    }
+}
+
+/// A convolution whose stride is its kernel, as the matrix product that it is.
+///
+/// Exact in fp32 on CUDA too, where a convolution would by default use TF32.
+#[derive(Debug)]
+pub(crate) struct PatchEmbedding {
+    projection: Linear,
+    patch: i64,
+}
+
+impl PatchEmbedding {
+    /// `{name}.weight` of [width, 3, patch, patch] and `{name}.bias`.
+    pub(crate) fn load(weights: &mut WeightLoader, name: &str, patch: i64, width: i64) -> Self {
+        let weight = weights.tensor(&format!("{name}.weight"), &[width, 3, patch, patch]);
+        let bias = weights.tensor(&format!("{name}.bias"), &[width]);
+        // An empty tensor stands for a faulty one, which `finish` will report.
+        let weight = if weight.numel() == 0 { weight } else { weight.flatten(1, -1) };
+        Self { projection: Linear::from_tensors(weight, Some(bias)), patch }
+    }
+
+    /// [batch, 3, height, width] → [batch, rows·columns, hidden]. Pixels beyond the last whole patch
+    /// are left out, as a convolution leaves them out.
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
+        let (batch, channels, height, width) = size4(pixels);
+        let (rows, columns) = (height / self.patch, width / self.patch);
+        let whole = pixels.narrow(2, 0, rows * self.patch).narrow(3, 0, columns * self.patch);
+        let patches = whole
+            .reshape([batch, channels, rows, self.patch, columns, self.patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, rows * columns, channels * self.patch * self.patch]);
+        self.projection.forward(&patches)
+    }
+}
+
+/// The four sizes of an image batch.
+pub(crate) fn size4(x: &Tensor) -> (i64, i64, i64, i64) {
+    let size = x.size();
+    assert!(size.len() == 4, "expected a tensor of four dimensions, got {size:?}");
+    (size[0], size[1], size[2], size[3])
+}
+
+/// [batch, sequence, hidden] → [batch, heads, sequence, hidden / heads].
+pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
+    let size = x.size();
+    x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
+}
+
+/// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `allowed` is true where a query
+/// may look, and broadcasts to [batch, heads, queries, keys].
+pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: Option<&Tensor>) -> Tensor {
+    scaled_dot_product(query, key, value, allowed, false).transpose(1, 2).flatten(2, 3)
+}
+
+/// Each row divided by its Euclidean length.
+pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2.0, [-1], true)
+}
+
+/// The logits [images, labels] as the answers that they are.
+pub(crate) fn scores(logits: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
+    Ok(rows(logits)?.into_iter().map(Scores::from).collect())
+}
+
+/// The same with what they were made of, [images, width]: copied to the CPU together, as a GPU is waited for once then.
+pub(crate) fn scores_with_features(logits: &Tensor, features: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
+    let labels = usize::try_from(logits.size().last().copied().unwrap_or_default()).unwrap_or_default();
+    let both = Tensor::f_cat(&[logits, features], -1)?;
+    let scores = |mut row: Vec<f32>| {
+        let feature = Some(row.split_off(labels));
+        Scores { feature, ..Scores::from(row) }
+    };
+    Ok(rows(&both)?.into_iter().map(scores).collect())
+}
+
+fn rows(values: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
+    Vec::try_from(&values.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)
+}

@@ -1,0 +1,5 @@
+//! Where and how computation runs: devices, CUDA graphs and autotuning; knows no layer and no model.
+
+pub(crate) mod autotune;
+pub(crate) mod cuda_graphs;
+pub(crate) mod device;
