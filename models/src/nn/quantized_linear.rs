@@ -65,7 +65,7 @@ impl Product {
                 (sum, Rows::Fp8(normed))
             }
             Self::Plain(_) => {
-                let (sum, normed) = fused::add_norm(residual, x, scale, norm);
+                let (sum, normed) = kernels::add_norm(residual, x, scale, norm);
                 (sum, Rows::Values(normed))
             }
         }
