@@ -12,7 +12,7 @@ use super::{say, warn};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A folder holds a snapshot, images and the tensors that transformers computed from them,\n\
-    as make_parity_fixtures.py writes it. A folder of such folders may be given too.\n\
+    as models/tests/reference/make_parity_fixtures.py writes it. A folder of such folders may be given too.\n\
     Exit status: 0 when everything agrees, 1 when a tensor does not or a folder cannot be read."
 )]
 pub struct ParityArgs {

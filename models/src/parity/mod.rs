@@ -1,5 +1,5 @@
 //! Numeric agreement with Hugging Face transformers, on folders with a snapshot and the tensors that
-//! the reference computed from it (the format of `make_parity_fixtures.py`).
+//! the reference computed from it (the format of `models/tests/reference/make_parity_fixtures.py`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
