@@ -13,34 +13,37 @@ pub mod libtorch;
 mod model;
 mod network;
 mod nn;
+mod options;
+mod output;
 pub mod parity;
 mod runtime;
 mod snapshot;
+mod task;
 
 pub use crate::image::decode::{DecodeError, decode, decode_at, jpeg_size};
 pub use crate::image::decoded::{DECODES, Picture, Scale};
-pub use crate::image::preprocess::{FILTERS, Pixels, Preprocessor};
+pub use crate::image::preprocess::{FILTERS, InputOptions, OUTPUTS, Pixels, Preprocessor, Tiles};
 pub use ::image::RgbImage;
+pub use architectures::architecture::Architecture;
 pub use architectures::florence2::MODES;
 pub use architectures::memory::{MemoryEstimate, free_host_memory};
-pub use architectures::molmo2::Tiles;
-pub use architectures::torchscript::{InputOptions, OUTPUTS};
+pub use architectures::registry::{ARCHITECTURES, load_model, load_random};
 pub use error::{ModelError, is_out_of_memory};
-pub use generation::api::{GenerateRequest, Generated, Generator, Region, Shape};
+pub use generation::api::{GenerateRequest, Generated, Generator};
 pub use head::{
     Epoch, FeatureKind, FeatureSet, FeatureSource, HeadKind, HeadTraining, SNAPSHOT_NOTE, TrainedHead,
     check_head_folder, head_snapshot, train_head,
 };
 pub use inspect::bench_target::{Part, PartOutput};
 pub use libtorch::cache_folder;
-pub use model::{
-    ARCHITECTURES, Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels,
-    load_model, load_random,
-};
+pub use model::{Loaded, Model};
 pub use network::{Dense, Example, Goal, ImageFusion, Network, Training, train};
+pub use options::ModelOptions;
+pub use output::{Region, Scores, Shape};
 pub use runtime::cuda_graphs::graph_fallbacks;
 pub use runtime::device::{
-    DEVICES, DTYPES, DeviceWish, device_name, dtype_name, is_device_name, set_cpu_threads,
+    DEVICES, DTYPES, DeviceWish, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,
 };
 pub use snapshot::digest::{head_digest, snapshot_digest};
 pub use snapshot::presets;
+pub use task::{TaskId, TaskLabels};

@@ -7,12 +7,12 @@ use serde_json::Value;
 use tch::Kind;
 
 use crate::ModelError;
-use crate::architectures::torchscript;
+use crate::architectures::architecture::Architecture;
 use crate::image::preprocess::{Pixels, Preprocessor};
-use crate::model::{Architecture, ModelOptions};
-use crate::nn::fp8::{self, computed_in};
-use crate::runtime::device::parse_dtype;
-use crate::snapshot::folder::Snapshot;
+use crate::kernels::fp8;
+use crate::options::ModelOptions;
+use crate::runtime::device::{computed_in, parse_dtype};
+use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
 use crate::snapshot::weights::SafetensorsFile;
 
 /// So many values as wide as the widest layer are alive at once for each token: that layer's output before and after
@@ -92,7 +92,7 @@ struct Layout {
 
 impl Layout {
     fn add(&mut self, path: &Path, kind: Kind) -> Result<(), ModelError> {
-        if path.file_name().is_some_and(|name| name == torchscript::FILE) {
+        if path.file_name().is_some_and(|name| name == TORCHSCRIPT_FILE) {
             return self.add_module(path);
         }
         for (name, shape, stored) in SafetensorsFile::open(path)?.layout() {
@@ -133,10 +133,10 @@ fn size_of_kind(kind: Kind) -> u64 {
 
 /// How many places the model computes at for one image, found by making one ready.
 fn tokens_of_an_image(snapshot: &Snapshot, options: &ModelOptions) -> Result<u64, ModelError> {
-    let is_module = snapshot.path(torchscript::FILE).is_file();
+    let is_module = snapshot.path(TORCHSCRIPT_FILE).is_file();
     let (preprocessor, patch) = if is_module {
         let preprocessor = Preprocessor::of_input(&options.input)
-            .map_err(|message| ModelError::malformed(&snapshot.path(torchscript::FILE), message))?;
+            .map_err(|message| ModelError::malformed(&snapshot.path(TORCHSCRIPT_FILE), message))?;
         (preprocessor, PATCH)
     } else {
         let config = snapshot.json("config.json")?;

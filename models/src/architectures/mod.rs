@@ -2,9 +2,11 @@
 //!
 //! Nothing below knows one of them by name.
 
+pub(crate) mod architecture;
 pub(crate) mod dinov3;
 pub(crate) mod florence2;
 pub(crate) mod memory;
 pub(crate) mod molmo2;
+pub(crate) mod registry;
 pub(crate) mod siglip2;
 pub(crate) mod torchscript;

@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::generation::kv_cache::Decoder;
+use crate::generation::decoder::Decoder;
 
 /// What stands for the score of a text that does not exist, or may not be taken.
 const NOTHING: f32 = -1.0e9;
@@ -264,7 +264,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::{BeamSettings, Beams, Candidate, beam_search, repeating};
-    use crate::generation::kv_cache::Decoder;
+    use crate::generation::decoder::Decoder;
 
     const END: i64 = 2;
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod beam;
+pub(crate) mod decoder;
 pub(crate) mod greedy;
-pub(crate) mod kv_cache;
 pub(crate) mod static_cache;
 pub(crate) mod text_stream;

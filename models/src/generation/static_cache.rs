@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::generation::kv_cache::Cache;
+use crate::nn::kv_cache::Cache;
 
 /// The smallest capacity. Each further one is twice as large: few shapes, so few graphs, and what a step reads in
 /// vain is little beside the weights (Molmo2-8B: at most 150 MB of 2048 positions, and 16 GB of weights).

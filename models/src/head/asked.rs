@@ -8,8 +8,9 @@ use super::dropout::McDropout;
 use super::file::dropout_of;
 use super::{Features, Head};
 use crate::ModelError;
-use crate::model::{Placement, Scores, TaskLabels};
-use crate::nn::layers::scores_with_features;
+use crate::output::{Scores, scores_with_features};
+use crate::runtime::device::Placement;
+use crate::task::TaskLabels;
 
 /// A task's head, and its dropout where it is asked with it.
 #[derive(Debug)]

@@ -8,8 +8,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Features, Head};
-use crate::Scores;
-use crate::nn::layers::scores_with_features;
+use crate::output::{Scores, scores_with_features};
 
 /// What the masks follow from: any text, but the same on every machine.
 const SEED: &[u8] = b"concord monte-carlo dropout 1";

@@ -5,8 +5,8 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::model::Placement;
 use crate::nn::layers::Linear;
+use crate::runtime::device::Placement;
 use crate::snapshot::weights::{SafetensorsFile, WeightLoader};
 
 /// The final-norm output of a backbone.

@@ -12,8 +12,10 @@ use super::network::MLP_LAYERS;
 use super::set::positions;
 use super::{FeatureKind, FeatureSet, Features, Head, TaskHead};
 use crate::ModelError;
-use crate::model::{DRAWING, Placement, Scores};
 use crate::nn::layers::Linear;
+use crate::output::Scores;
+use crate::runtime::device::Placement;
+use crate::runtime::rng::RNG;
 
 /// Added to standard deviations, so that a feature that hardly varies is not blown up.
 const DEVIATION_MIN: f64 = 1e-4;
@@ -121,7 +123,7 @@ pub fn train_head(
 ) -> Result<TrainedHead, ModelError> {
     let device = place.device;
     // Whoever else draws numbers would change the ones that are drawn here.
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _drawing = RNG.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(options.seed.cast_signed());
     let store = nn::VarStore::new(device);
     let network = Network::new(&store, set, training, options);

@@ -4,7 +4,9 @@
 //! had, and for shapes that they do not take. Results differ by rounding: the kernels round once, the twins after
 //! every operation.
 
+pub(crate) mod fp8;
 mod loaded;
+pub(crate) mod norm;
 mod quantise;
 pub(crate) mod step;
 #[cfg(test)]
@@ -15,11 +17,9 @@ use std::sync::LazyLock;
 use tch::{Kind, Tensor};
 
 use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError};
-use crate::nn::blocks::RmsNorm;
-use crate::nn::fp8::Fp8Rows;
-use crate::nn::layers::LayerNorm;
-use crate::nn::rotary::rotate as rotate_eagerly;
+use fp8::Fp8Rows;
 use loaded::{PerDevice, compile_for};
+pub(crate) use norm::{LayerNorm, Norm, RmsNorm};
 pub(crate) use quantise::{Before, add_norm_quantised, quantised};
 
 const SOURCE: &str = include_str!("fused.cu");
@@ -84,30 +84,6 @@ fn grid(blocks: i64, threads: i64) -> KernelLaunch {
 
 fn int(value: i64) -> Argument<'static> {
     Argument::Int(i32::try_from(value).unwrap_or(i32::MAX))
-}
-
-/// A norm over the last dimension.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Norm<'a> {
-    Layer(&'a LayerNorm),
-    Rms(&'a RmsNorm),
-}
-
-impl Norm<'_> {
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        match self {
-            Self::Layer(norm) => norm.forward(x),
-            Self::Rms(norm) => norm.forward(x),
-        }
-    }
-
-    /// Weight, bias, the number that keeps the root from zero, and whether the mean is taken off.
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, f64, bool) {
-        match self {
-            Self::Layer(norm) => (&norm.weight, Some(&norm.bias), norm.eps, true),
-            Self::Rms(norm) => (&norm.weight, None, norm.eps, false),
-        }
-    }
 }
 
 /// residual + x · scale, and its norm; `scale` is \[width\], the others [.., width].
@@ -201,6 +177,14 @@ pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) 
     let by_head = part.view([batch, positions, heads, width]);
     let turned = rotate_eagerly(&by_head.transpose(1, 2), cos, sin).transpose(1, 2);
     by_head.shallow_clone().copy_(&turned);
+}
+
+/// `x` · cos + (the halves of `x` exchanged, the new first one negated) · sin; the last two dimensions are
+/// [positions, width].
+pub(crate) fn rotate_eagerly(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let halves = x.chunk(2, -1);
+    let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
+    x * cos + turned * sin
 }
 
 /// RMS norm of each head of queries and keys, and rotation, in place in contiguous rows [batch, tokens, values], which

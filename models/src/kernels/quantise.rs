@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Gelu, Norm, NormedTo, THREADS_MAX, add_norm, gelu, grid, in_packs, int, kernels, launch_add_norm, pack,
 };
+use crate::kernels::fp8::Fp8Rows;
 use crate::libtorch::Argument;
-use crate::nn::fp8::Fp8Rows;
 
 /// A kernel's thread keeps so many packs of its row.
 const KEPT_PACKS: i64 = 4;

@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use tch::{Kind, Tensor};
 
 use super::loaded::{PerDevice, compile_for};
+use super::norm::RmsNorm;
 use super::{in_packs, int, pack, small};
 use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError, compute_capability, multiprocessors};
-use crate::nn::blocks::RmsNorm;
 
 #[cfg(test)]
 mod tests;

@@ -2,11 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Gelu, Norm, add_norm, gelu, norm_rotate, rotate, silu_gated};
+use super::{
+    Gelu, LayerNorm, Norm, RmsNorm, add_norm, gelu, norm_rotate, rotate, rotate_eagerly, silu_gated,
+};
 use crate::libtorch::{Graph, Stream, cuda_devices};
-use crate::nn::blocks::RmsNorm;
-use crate::nn::layers::LayerNorm;
-use crate::nn::rotary::rotate as rotate_eagerly;
 use crate::runtime::cuda_graphs::Replays;
 
 pub(crate) fn devices() -> Vec<Device> {

@@ -4,9 +4,9 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use crate::generation::kv_cache::Cache;
-use crate::kernels::{Before, Gelu, norm_rotate, rotate, silu_gated};
+use crate::kernels::{Before, Gelu, RmsNorm, norm_rotate, rotate, silu_gated};
 use crate::nn::attention::scaled_dot_product;
+use crate::nn::kv_cache::Cache;
 use crate::nn::layers::{Activation, attention, split_heads};
 use crate::nn::quantized_linear::{Product, Rows};
 use crate::snapshot::weights::WeightLoader;
@@ -62,24 +62,6 @@ impl FusedMlp {
             self.activation.forward(&halves[1]) * &halves[0]
         };
         self.down.forward(&self.down.rows(inner, Before::Nothing))
-    }
-}
-
-/// x / √(mean(x²) + eps) · weight over the last dimension, computed in fp32.
-#[derive(Debug)]
-pub(crate) struct RmsNorm {
-    pub(crate) weight: Tensor,
-    pub(crate) eps: f64,
-}
-
-impl RmsNorm {
-    /// `{name}.weight` of \[width\].
-    pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
-        Self { weight: weights.tensor(&format!("{name}.weight"), &[width]), eps }
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
     }
 }
 

@@ -4,8 +4,10 @@ use tch::Tensor;
 
 use crate::kernels::{Before, Norm, add_norm, rotate};
 use crate::nn::blocks::Mlp;
-use crate::nn::layers::{Activation, LayerNorm, Linear, attention, check_transformer, split_heads};
+use crate::nn::layers::{Activation, Linear, attention, split_heads};
+use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::{Product, Rows};
+use crate::snapshot::limits::check_transformer;
 use crate::snapshot::weights::WeightLoader;
 
 /// How a snapshot calls the parts of a layer; without biases and weights, relative to the layer's own name.

@@ -1,53 +1,12 @@
 //! The layers that the architectures share, and how their parameters are named in snapshots.
 
-use std::ops::RangeInclusive;
-
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use crate::Scores;
 use crate::kernels::step::RowWeights;
 use crate::nn::attention::scaled_dot_product;
 use crate::nn::linear::{Then, linear, linear_then};
 use crate::snapshot::weights::WeightLoader;
-
-/// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
-/// be allocated for before the tensors are seen to be missing.
-pub(crate) const LAYERS_MAX: i64 = 1024;
-pub(crate) const WIDTH_MAX: i64 = 65_536;
-pub(crate) const PATCH_MAX: i64 = 1024;
-pub(crate) const VOCABULARY_MAX: i64 = 10_000_000;
-
-/// Says which size of a configuration is out of its range.
-pub(crate) fn in_range(name: &str, value: i64, range: RangeInclusive<i64>) -> Result<(), String> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    Err(format!("{name} {value} is out of range: must be from {} to {}", range.start(), range.end()))
-}
-
-/// The sizes that every transformer has: a hidden state of whole heads, each a multiple of `head_multiple`.
-pub(crate) fn check_transformer(
-    hidden: i64,
-    intermediate: i64,
-    layers: i64,
-    heads: i64,
-    eps: f64,
-    head_multiple: i64,
-) -> Result<(), String> {
-    in_range("hidden_size", hidden, 1..=WIDTH_MAX)?;
-    in_range("intermediate_size", intermediate, 1..=WIDTH_MAX)?;
-    in_range("num_hidden_layers", layers, 1..=LAYERS_MAX)?;
-    in_range("num_attention_heads", heads, 1..=hidden)?;
-    if hidden % (head_multiple * heads) != 0 {
-        let times = if head_multiple == 1 { String::new() } else { format!("{head_multiple} × ") };
-        return Err(format!("hidden_size {hidden} is not a multiple of {times}num_attention_heads {heads}"));
-    }
-    if !(eps > 0.0 && eps.is_finite()) {
-        return Err(format!("layer_norm_eps {eps} must be greater than 0"));
-    }
-    Ok(())
-}
 
 /// An affine map of the last dimension, `torch.nn.Linear`.
 #[derive(Debug)]
@@ -130,28 +89,6 @@ impl Linear {
     }
 }
 
-/// `torch.nn.LayerNorm` over the last dimension.
-#[derive(Debug)]
-pub(crate) struct LayerNorm {
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Tensor,
-    pub(crate) eps: f64,
-}
-
-impl LayerNorm {
-    pub(crate) fn load(weights: &mut WeightLoader, name: &str, width: i64, eps: f64) -> Self {
-        Self {
-            weight: weights.tensor(&format!("{name}.weight"), &[width]),
-            bias: weights.tensor(&format!("{name}.bias"), &[width]),
-            eps,
-        }
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
-    }
-}
-
 /// An activation by its name in `config.json` (`hidden_act`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) enum Activation {
@@ -228,24 +165,4 @@ pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: O
 /// Each row divided by its Euclidean length.
 pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2.0, [-1], true)
-}
-
-/// The logits [images, labels] as the answers that they are.
-pub(crate) fn scores(logits: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
-    Ok(rows(logits)?.into_iter().map(Scores::from).collect())
-}
-
-/// The same with what they were made of, [images, width]: copied to the CPU together, as a GPU is waited for once then.
-pub(crate) fn scores_with_features(logits: &Tensor, features: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
-    let labels = usize::try_from(logits.size().last().copied().unwrap_or_default()).unwrap_or_default();
-    let both = Tensor::f_cat(&[logits, features], -1)?;
-    let scores = |mut row: Vec<f32>| {
-        let feature = Some(row.split_off(labels));
-        Scores { feature, ..Scores::from(row) }
-    };
-    Ok(rows(&both)?.into_iter().map(scores).collect())
-}
-
-fn rows(values: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {
-    Vec::try_from(&values.f_to_device_(tch::Device::Cpu, Kind::Float, false, false)?)
 }

@@ -3,8 +3,9 @@
 pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod encoder;
-pub(crate) mod fp8;
+pub(crate) mod kv_cache;
 pub(crate) mod layers;
 pub(crate) mod linear;
+pub(crate) mod norm;
 pub(crate) mod quantized_linear;
 pub(crate) mod rotary;

@@ -2,11 +2,13 @@
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::fp8::{Fp8Rows, Fp8Weights};
 use crate::kernels::step::RowWeights;
 use crate::kernels::{self, Before, Gelu, Norm, add_norm_quantised, gelu, quantised};
-use crate::nn::fp8::{COMPUTED_IN, Fp8Rows, Fp8Weights};
-use crate::nn::layers::{LayerNorm, Linear};
+use crate::nn::layers::Linear;
 use crate::nn::linear::Then;
+use crate::nn::norm::LayerNorm;
+use crate::runtime::device::FP8_COMPUTED_IN;
 use crate::snapshot::weights::WeightLoader;
 
 /// Of fewer values, the kernel that adds and normalises at once is faster: it is bound by its launch, not by memory.
@@ -124,7 +126,7 @@ impl Product {
     pub(crate) fn forward(&self, rows: &Rows) -> Tensor {
         match (self, rows) {
             (Self::Plain(linear), Rows::Values(x)) => linear.forward(x),
-            (Self::Plain(linear), Rows::Fp8(x)) => linear.forward(&x.widened().to_kind(COMPUTED_IN)),
+            (Self::Plain(linear), Rows::Fp8(x)) => linear.forward(&x.widened().to_kind(FP8_COMPUTED_IN)),
             (Self::Fp8 { weights, bias }, Rows::Fp8(x)) => weights.multiply(x, bias.as_ref()),
             (Self::Fp8 { weights, bias }, Rows::Values(x)) => {
                 weights.multiply(&quantised(x.shallow_clone(), Before::Nothing), bias.as_ref())

@@ -4,14 +4,6 @@
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-/// `x` · cos + (the halves of `x` exchanged, the new first one negated) · sin; the last two dimensions are
-/// [positions, width].
-pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let halves = x.chunk(2, -1);
-    let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
-    x * cos + turned * sin
-}
-
 /// `rope_parameters` or `rope_scaling` of a `config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]

@@ -7,7 +7,6 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::libtorch::{Graph, LibtorchError, release_unused_memory};
-use crate::model::{ModelOptions, Placement};
 use crate::runtime::autotune::warming_up;
 
 /// Recorded shapes of one function: all buckets of a few sizes. Others run as they are.
@@ -93,9 +92,9 @@ impl Replays {
         Self { is_on, sizes: Vec::new(), has_told: Cell::default(), recorded: RefCell::default() }
     }
 
-    /// As the configuration has it for a model that is there.
-    pub(crate) fn of(options: &ModelOptions, place: Placement) -> Self {
-        Self { sizes: options.graph_batches.clone(), ..Self::new(options.has_graphs(place)) }
+    /// With batches filled up to these sizes, ascending; none: powers of two.
+    pub(crate) fn with_sizes(is_on: bool, sizes: Vec<usize>) -> Self {
+        Self { sizes, ..Self::new(is_on) }
     }
 
     pub(crate) fn is_on(&self) -> bool {

@@ -3,15 +3,35 @@
 use tch::{Device, Kind};
 
 use crate::ModelError;
-use crate::libtorch::{compute_capability, cuda_devices};
-use crate::model::{Architecture, Placement};
+use crate::libtorch::cuda_devices;
 
 /// The number formats that a model may be loaded in, with their names in `ensemble.toml`.
 pub const DTYPES: [(&str, Kind); 4] =
     [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half), ("fp8", Kind::Float8e4m3fn)];
 
-/// The oldest GPUs whose tensor cores multiply fp8 (Ada), by compute capability.
-const FP8_CAPABILITY_MIN: u32 = 89;
+/// What fp8 products give, and what is added to them.
+pub(crate) const FP8_COMPUTED_IN: Kind = Kind::BFloat16;
+
+/// Where a model is, and in which number format.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Placement {
+    /// CPU or one GPU.
+    pub device: Device,
+    /// Of weights and computation; `Float8e4m3fn` is that of products only (see [`Self::computed_in`]).
+    pub kind: Kind,
+}
+
+impl Placement {
+    /// The number format of everything but the products within layers, which may be of less precision.
+    pub fn computed_in(&self) -> Kind {
+        computed_in(self.kind)
+    }
+}
+
+/// The number format of everything but products, of a model that is in `kind`.
+pub(crate) fn computed_in(kind: Kind) -> Kind {
+    if kind == Kind::Float8e4m3fn { FP8_COMPUTED_IN } else { kind }
+}
 
 /// What names a device, for messages.
 pub const DEVICES: &str = "auto, cpu, cuda or cuda:N";
@@ -82,34 +102,6 @@ pub(crate) fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
     DTYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
         ModelError::Unsupported(format!("dtype {text}: expected {}", DTYPES.map(|(name, _)| name).join(", ")))
     })
-}
-
-/// Whether a model of this number format can be there: some architectures have fp8, on some GPUs.
-///
-/// # Errors
-/// When it cannot; the message says what to choose.
-pub(crate) fn check_placement(architecture: &Architecture, place: Placement) -> Result<(), ModelError> {
-    if place.kind != Kind::Float8e4m3fn {
-        return Ok(());
-    }
-    if !architecture.has_fp8() {
-        return Err(ModelError::Unsupported(format!(
-            "dtype = \"fp8\" is not for architecture {}: choose \"bf16\"",
-            architecture.name
-        )));
-    }
-    let can = match place.device {
-        Device::Cuda(index) => compute_capability(index)? >= FP8_CAPABILITY_MIN,
-        _ => false,
-    };
-    if can {
-        return Ok(());
-    }
-    Err(ModelError::Unsupported(format!(
-        "dtype = \"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this model is on {}: \
-         choose \"bf16\"",
-        device_name(place.device)
-    )))
 }
 
 /// The name under which people know a device.

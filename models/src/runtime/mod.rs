@@ -3,3 +3,4 @@
 pub(crate) mod autotune;
 pub(crate) mod cuda_graphs;
 pub(crate) mod device;
+pub(crate) mod rng;

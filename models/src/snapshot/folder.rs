@@ -7,11 +7,12 @@ use serde::de::DeserializeOwned;
 use tch::Kind;
 
 use crate::ModelError;
-use crate::architectures::torchscript;
-use crate::model::Placement;
+use crate::runtime::device::Placement;
 use crate::snapshot::presets::{random_name, snapshot_folder};
 use crate::snapshot::weights::{WeightLoader, WeightSource};
 
+/// The one file of a folder with a TorchScript module.
+pub(crate) const TORCHSCRIPT_FILE: &str = "model.pt";
 /// What configured random weights follow from: any number, but the same for all replicas of a model.
 const SEED: i64 = 0;
 
@@ -29,7 +30,7 @@ impl Snapshot {
     /// When the folder has neither `config.json` nor a TorchScript module.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
         let config = folder.join("config.json");
-        if folder.join(torchscript::FILE).is_file() {
+        if folder.join(TORCHSCRIPT_FILE).is_file() {
             return Ok(Self { folder: folder.to_owned(), source: WeightSource::Files });
         }
         match fs::metadata(&config) {
@@ -118,7 +119,7 @@ impl Snapshot {
         if self.is_random() {
             return Ok(Vec::new());
         }
-        let module = self.path(torchscript::FILE);
+        let module = self.path(TORCHSCRIPT_FILE);
         if module.is_file() {
             return Ok(vec![module]);
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod digest;
 pub(crate) mod folder;
+pub(crate) mod limits;
 pub mod presets;
 pub(crate) mod tokenizer;
 pub(crate) mod weights;

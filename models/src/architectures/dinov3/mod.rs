@@ -11,20 +11,25 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::architectures::architecture::Architecture;
 use crate::head::{FeatureKind, FeatureSource, Features, Head, TaskHead};
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::bench_target::{POOLED, Part};
-use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
 use crate::nn::blocks::Mlp;
 use crate::nn::encoder::{Encoder, Layer, Surroundings};
-use crate::nn::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, check_transformer, in_range, size4,
-};
+use crate::nn::layers::{Activation, Linear, PatchEmbedding, size4};
+use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::Product;
-use crate::parity::Fixture;
+use crate::options::ModelOptions;
+use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::snapshot::limits::{PATCH_MAX, WIDTH_MAX, check_transformer, in_range};
 use crate::snapshot::weights::WeightLoader;
+use crate::task::{TaskId, TaskLabels};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "dinov3",
@@ -117,7 +122,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
         mc_dropout_passes: options.mc_dropout_passes,
-        replays: Replays::of(options, place),
+        replays: options.cuda_graphs(place),
     }))
 }
 

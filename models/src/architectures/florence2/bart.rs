@@ -7,9 +7,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::blocks::{DecoderLayer, EncoderLayer};
 use super::config::{EPS, TextConfig};
-use crate::generation::kv_cache::{Cache, KvCache};
 use crate::generation::static_cache::DecoderSizes;
-use crate::nn::layers::{LayerNorm, Linear};
+use crate::nn::kv_cache::{Cache, KvCache};
+use crate::nn::layers::Linear;
+use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
 /// BART leaves the first rows of its position tables to padding.

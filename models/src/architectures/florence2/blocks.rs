@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use super::config::{EPS, TextConfig};
-use crate::generation::kv_cache::Cache;
-use crate::nn::layers::{Activation, LayerNorm, Linear, attention, split_heads};
+use crate::nn::kv_cache::Cache;
+use crate::nn::layers::{Activation, Linear, attention, split_heads};
+use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
 /// The maps of queries, keys, values and what was attended, as snapshots have them.

@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
-use crate::nn::layers::{
-    Activation, LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
+use crate::nn::layers::Activation;
+use crate::snapshot::limits::{
+    LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
 };
 
 /// All norms have PyTorch's default; no configuration names another.

@@ -6,7 +6,8 @@
 use tch::{Kind, Tensor};
 
 use super::config::{EPS, StageSizes, VisionConfig};
-use crate::nn::layers::{Activation, LayerNorm, Linear, attention, size4, split_heads};
+use crate::nn::layers::{Activation, Linear, attention, size4, split_heads};
+use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
 #[derive(Debug)]

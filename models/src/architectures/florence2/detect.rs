@@ -9,9 +9,9 @@ use super::prompt::{self, DETECTION};
 use super::regions::{boxes, without_doubles};
 use super::text::BINS;
 use super::writer::Writer;
-use crate::generation::kv_cache::Decoder;
-use crate::model::TaskLabels;
+use crate::generation::decoder::Decoder;
 use crate::runtime::cuda_graphs::Replays;
+use crate::task::TaskLabels;
 use crate::{ModelError, Pixels, Region, Scores, Shape};
 
 /// The most searches, each of one phrase in one image, that run together: encoder states are held for each.

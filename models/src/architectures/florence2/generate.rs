@@ -14,8 +14,8 @@ use crate::generation::beam::{BeamSettings, beam_search};
 use crate::generation::greedy::{Greedy, KeptShape, Written};
 use crate::generation::static_cache::capacity_for;
 use crate::image::preprocess::stack;
-use crate::nn::layers::in_range;
 use crate::snapshot::folder::Snapshot;
+use crate::snapshot::limits::in_range;
 use crate::{GenerateRequest, Generated, Generator, ModelError, Pixels};
 
 const FILE: &str = "generation_config.json";

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 use super::bart::Memory;
 use super::network::{END, Network, PAD};
 use super::prompt::{self, CAPTION};
-use crate::model::TaskLabels;
 use crate::runtime::cuda_graphs::Replays;
+use crate::task::TaskLabels;
 use crate::{ModelError, Scores};
 
 /// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.

@@ -25,14 +25,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use tch::Tensor;
 
+use crate::architectures::architecture::Architecture;
 use crate::generation::beam::BeamSettings;
 use crate::generation::greedy::Kept;
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
-use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
-use crate::parity::Fixture;
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
+use crate::options::ModelOptions;
+use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
 use crate::{Generator, ModelError};
 use bart::Bart;
 use config::Config;
@@ -106,7 +111,7 @@ impl Florence2 {
             loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
             tasks: HashMap::new(),
             writings: Kept::new(),
-            replays: Replays::of(options, place),
+            replays: options.cuda_graphs(place),
         })
     }
 }

@@ -5,7 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::config::{EPS, VisionConfig};
 use super::names::MICROSOFT_PROJECTION;
-use crate::nn::layers::{LayerNorm, Linear, size4};
+use crate::nn::layers::{Linear, size4};
+use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
 const NAME: &str = "model.multi_modal_projector";

@@ -12,7 +12,7 @@ use crate::ModelError;
 use crate::generation::beam::beam_search;
 use crate::generation::greedy::Greedy;
 use crate::image::preprocess::stack;
-use crate::parity::Fixture;
+use crate::inspect::fixture::Fixture;
 
 /// How many tokens the fixture script lets a text have when it is not told.
 const USUAL_TOKENS: usize = 16;

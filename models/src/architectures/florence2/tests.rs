@@ -10,11 +10,14 @@ use super::network::{END, Source};
 use super::writer::{Step, Writer, Writing};
 use super::{Florence2, prompt};
 use crate::generation::beam::beam_search;
+use crate::generation::decoder::Decoder;
 use crate::generation::greedy::{DecodeStep, Greedy};
-use crate::generation::kv_cache::Decoder;
 use crate::image::preprocess::stack;
-use crate::model::{Model, ModelOptions, Placement, TaskId, TaskLabels};
+use crate::model::Model;
+use crate::options::ModelOptions;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
 use crate::{GenerateRequest, Generator, Pixels, decode};
 
 const SNAPSHOTS: [&str; 2] = ["nano/florence2", "tests/fixtures/parity/florence2/snapshot"];

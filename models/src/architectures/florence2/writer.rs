@@ -4,8 +4,9 @@ use tch::{Kind, Tensor};
 
 use super::bart::{Bart, Memory};
 use crate::ModelError;
+use crate::generation::decoder::Decoder;
 use crate::generation::greedy::{DecodeBuffers, DecodeStep};
-use crate::generation::kv_cache::{Decoder, KvCache};
+use crate::nn::kv_cache::KvCache;
 
 /// A decoder in the middle of its texts.
 #[derive(Debug)]

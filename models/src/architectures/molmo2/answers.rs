@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::prompt::Prompter;
 use super::text::TextModel;
 use crate::ModelError;
-use crate::generation::kv_cache::KvCache;
+use crate::nn::kv_cache::KvCache;
 
 /// The answers of one task, as tokens.
 #[derive(Debug)]

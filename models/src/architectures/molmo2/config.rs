@@ -5,10 +5,11 @@ use serde::Deserialize;
 use crate::image::preprocess::Preprocessor;
 use crate::nn::blocks::QkNorm;
 use crate::nn::encoder::Sizes;
-use crate::nn::layers::{
-    Activation, LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
-};
+use crate::nn::layers::Activation;
 use crate::nn::rotary::{RopeParameters, Yarn};
+use crate::snapshot::limits::{
+    LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
+};
 
 /// A larger one would be a slip: published models take 65,536 positions.
 const POSITIONS_MAX: i64 = 10_000_000;

@@ -3,10 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::adapter::Adapter;
-use super::tiling::{Tiles, Tiling};
 use super::vision::VisionTower;
 use crate::ModelError;
-use crate::image::preprocess::Pixels;
+use crate::image::preprocess::{Pixels, Tiles, Tiling};
 use crate::runtime::cuda_graphs::Replays;
 
 /// The name of this side's graphs among those of the model.

@@ -13,7 +13,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod text;
-mod tiling;
 mod vision;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,17 +20,21 @@ use std::ops::ControlFlow;
 
 use tch::{Kind, Tensor};
 
+use crate::architectures::architecture::Architecture;
 use crate::generation::greedy::{Greedy, Kept, KeptShape, Written};
-use crate::generation::kv_cache::{Cache, KvCache};
 use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::generation::text_stream::TextStream;
 use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::inspect::bench_target::Part;
-use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
-use crate::nn::layers::scores;
-use crate::parity::Fixture;
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
+use crate::nn::kv_cache::{Cache, KvCache};
+use crate::options::ModelOptions;
+use crate::output::{Scores, scores};
 use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
 use crate::{GenerateRequest, Generated, Generator, ModelError};
 use adapter::Adapter;
 use answers::Answers;
@@ -40,8 +43,6 @@ use images::{ImageSide, Images, tiles_of};
 use prompt::{Prompt, Prompter};
 use step::{Step, Writing};
 use text::TextModel;
-pub use tiling::Tiles;
-pub(crate) use tiling::Tiling;
 use vision::VisionTower;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
@@ -82,7 +83,7 @@ impl Molmo2 {
             tasks: HashMap::new(),
             pads_prompts: place.device.is_cuda(),
             writings: Kept::new(),
-            replays: Replays::of(options, place),
+            replays: options.cuda_graphs(place),
         })
     }
 }

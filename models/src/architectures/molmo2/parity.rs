@@ -11,7 +11,7 @@ use crate::ModelError;
 use crate::generation::greedy::{DecodeStep, Greedy, Written};
 use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::image::preprocess::Pixels;
-use crate::parity::Fixture;
+use crate::inspect::fixture::Fixture;
 
 /// The first image of each case, and the second.
 const IMAGES: [&str; 2] = ["landscape", "portrait"];

@@ -9,11 +9,13 @@ use super::parity::write_recorded;
 use super::{Images, Molmo2, Reading, tiles_of};
 use crate::ModelOptions;
 use crate::architectures::molmo2::step::{Step, Writing};
-use crate::generation::kv_cache::KvCache;
 use crate::generation::static_cache::capacity_for;
 use crate::libtorch::{Stream, cuda_devices};
-use crate::model::{Model, Placement, TaskId, TaskLabels};
+use crate::model::Model;
+use crate::nn::kv_cache::KvCache;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
 use crate::{GenerateRequest, Generator, Pixels, decode};
 
 /// The trained snapshot, and fixtures: with grouped keys, and with YaRN and norms after the layers.

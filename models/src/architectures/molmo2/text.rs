@@ -3,11 +3,12 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::TextConfig;
-use crate::generation::kv_cache::Cache;
 use crate::generation::static_cache::DecoderSizes;
 use crate::kernels::{Before, Norm};
-use crate::nn::blocks::{FusedMlp, GroupedAttention, QkNorm, RmsNorm};
+use crate::nn::blocks::{FusedMlp, GroupedAttention, QkNorm};
+use crate::nn::kv_cache::Cache;
 use crate::nn::layers::Linear;
+use crate::nn::norm::RmsNorm;
 use crate::nn::quantized_linear::{Product, Rows};
 use crate::nn::rotary::Rotary;
 use crate::snapshot::weights::WeightLoader;

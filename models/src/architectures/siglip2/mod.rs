@@ -12,14 +12,19 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::architectures::architecture::Architecture;
 use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::inspect::bench_target::{POOLED, Part};
-use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
 use crate::nn::encoder::Names;
-use crate::nn::layers::{scores, unit_rows};
-use crate::parity::Fixture;
+use crate::nn::layers::unit_rows;
+use crate::options::ModelOptions;
+use crate::output::{Scores, scores};
 use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
 
@@ -77,7 +82,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         logit_bias,
         loaded: Loaded { parameters, preprocessor, placement: place },
         labels: HashMap::new(),
-        replays: Replays::of(options, place),
+        replays: options.cuda_graphs(place),
     }))
 }
 

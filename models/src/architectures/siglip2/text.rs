@@ -6,8 +6,10 @@ use tch::{Device, Tensor};
 use super::NAMES;
 use crate::ModelError;
 use crate::nn::encoder::{Encoder, Sizes, Surroundings};
-use crate::nn::layers::{Activation, LayerNorm, Linear, VOCABULARY_MAX, WIDTH_MAX, in_range};
+use crate::nn::layers::{Activation, Linear};
+use crate::nn::norm::LayerNorm;
 use crate::snapshot::folder::Snapshot;
+use crate::snapshot::limits::{VOCABULARY_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::tokenizer::PaddingTokenizer;
 use crate::snapshot::weights::WeightLoader;
 

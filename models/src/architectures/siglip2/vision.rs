@@ -8,12 +8,12 @@ use tch::{Device, Kind, Tensor};
 use super::NAMES;
 use crate::ModelError;
 use crate::image::preprocess::{Pixels, Preprocessor};
+use crate::inspect::fixture::Fixture;
 use crate::nn::blocks::Mlp;
 use crate::nn::encoder::{Encoder, Sizes, Surroundings};
-use crate::nn::layers::{
-    Activation, LayerNorm, Linear, PATCH_MAX, PatchEmbedding, WIDTH_MAX, attention, in_range, split_heads,
-};
-use crate::parity::Fixture;
+use crate::nn::layers::{Activation, Linear, PatchEmbedding, attention, split_heads};
+use crate::nn::norm::LayerNorm;
+use crate::snapshot::limits::{PATCH_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::weights::WeightLoader;
 
 /// `vision_config`; the defaults are those of transformers' `SiglipVisionConfig` and, for

@@ -3,58 +3,27 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Deserialize;
 use tch::{CModule, Kind, Tensor};
 
 use crate::ModelError;
-use crate::image::preprocess::{Pixels, Preprocessor, stack};
-use crate::model::{Architecture, Loaded, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels};
-use crate::nn::layers::scores;
-use crate::parity::Fixture;
-use crate::snapshot::folder::Snapshot;
+use crate::architectures::architecture::Architecture;
+use crate::image::preprocess::{OUTPUTS, Pixels, Preprocessor, stack};
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
+use crate::options::ModelOptions;
+use crate::output::{Scores, scores};
+use crate::runtime::device::Placement;
+use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
+use crate::task::{TaskId, TaskLabels};
 
 pub(crate) const ARCHITECTURE: Architecture =
     Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], fp8: &[], load };
 
-/// The one file of the folder.
-pub(crate) const FILE: &str = "model.pt";
-/// What a module may give, as the configuration calls it.
-pub const OUTPUTS: [&str; 2] = ["logits", "probabilities"];
 /// A probability of 0 has no logarithm.
 const PROBABILITY_MIN: f64 = 1e-9;
 
-/// `input = { … }` of a torchscript model: what is made of an image. Red, green and blue in the range 0–1, resized with
-/// antialiasing, less `mean`, divided by `std`: [batch, 3, height, width].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct InputOptions {
-    /// In pixels.
-    pub height: i64,
-    /// In pixels.
-    pub width: i64,
-    /// `bilinear` or `bicubic`.
-    pub filter: String,
-    /// Of red, green and blue.
-    pub mean: [f64; 3],
-    /// Of red, green and blue.
-    pub std: [f64; 3],
-}
-
-/// What the models of torchvision take.
-impl Default for InputOptions {
-    fn default() -> Self {
-        Self {
-            height: 224,
-            width: 224,
-            filter: "bilinear".to_owned(),
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
-        }
-    }
-}
-
 fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
-    let path = snapshot.path(FILE);
+    let path = snapshot.path(TORCHSCRIPT_FILE);
     let preprocessor =
         Preprocessor::of_input(&options.input).map_err(|message| ModelError::malformed(&path, message))?;
     if !path.is_file() {

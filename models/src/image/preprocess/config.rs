@@ -5,10 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::Device;
 
-use super::{FILTERS, Filter, Preprocessor, Recipe};
+use super::{FILTERS, Filter, InputOptions, Preprocessor, Recipe, Tiling};
 use crate::ModelError;
-use crate::architectures::molmo2::Tiling;
-use crate::architectures::torchscript::InputOptions;
 use crate::snapshot::folder::Snapshot;
 
 /// `preprocessor_config.json`, the part that is used.

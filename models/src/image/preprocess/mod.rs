@@ -4,18 +4,22 @@
 //! resizing before or after the change to floating point differs in more than a tenth of the pixels.
 
 mod config;
+mod input_options;
 mod resize;
 mod staged;
 #[cfg(test)]
 mod tests;
+mod tiling;
 
 use ::image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
+pub use self::input_options::{InputOptions, OUTPUTS};
 use self::resize::{naflex_size, resize, resize_rounded};
 use self::staged::Rest;
+pub use self::tiling::Tiles;
+pub(crate) use self::tiling::Tiling;
 use crate::ModelError;
-use crate::architectures::molmo2::{Tiles, Tiling};
 use crate::image::decoded::{Picture, Scale};
 
 /// One image, ready for a model.

@@ -3,12 +3,11 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{AttendRow, AttendScratch, AttendSizes, RowTo, RowWeights, StepKernels};
+use crate::kernels::fp8::Fp8Weights;
 use crate::kernels::tests::{assert_close, devices, random};
+use crate::kernels::{RmsNorm, rotate_eagerly as rotate};
 use crate::libtorch::Stream;
-use crate::nn::blocks::RmsNorm;
-use crate::nn::fp8::Fp8Weights;
 use crate::nn::layers::attention;
-use crate::nn::rotary::rotate;
 
 /// How far results may lie apart that were rounded in other places.
 const PLACES: [(Kind, f64); 3] = [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2), (Kind::Half, 2e-3)];

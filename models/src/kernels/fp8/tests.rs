@@ -6,16 +6,23 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Fp8Rows, Fp8Weights, LARGEST, fits};
 use crate::ModelError;
+use crate::architectures::architecture::Architecture;
 use crate::architectures::memory::MemoryEstimate;
+use crate::architectures::registry::load_model;
 use crate::image::decode::decode;
 use crate::kernels::tests::{assert_close, devices, random};
 use crate::kernels::{Before, Gelu, Norm, add_norm, add_norm_quantised, gelu, quantised};
 use crate::libtorch::Stream;
-use crate::model::{Architecture, Model, ModelOptions, Placement, Scores, TaskId, TaskLabels, load_model};
-use crate::nn::layers::{LayerNorm, Linear};
+use crate::model::Model;
+use crate::nn::layers::Linear;
+use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::Product;
+use crate::options::ModelOptions;
+use crate::output::Scores;
+use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::snapshot::weights::WeightLoader;
+use crate::task::{TaskId, TaskLabels};
 
 const COMPUTED_IN: [(Kind, f64); 3] = [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-2), (Kind::Half, 2e-3)];
 const ON_CPU: Placement = Placement { device: Device::Cpu, kind: Kind::Float8e4m3fn };
@@ -25,8 +32,8 @@ fn places() -> Vec<Placement> {
     let dinov3 = Architecture::by_name("dinov3").unwrap();
     let here = |device| Placement { device, ..ON_CPU };
     let can = |place: &Placement| {
-        let can =
-            place.device == Device::Cpu || crate::runtime::device::check_placement(dinov3, *place).is_ok();
+        let can = place.device == Device::Cpu
+            || crate::architectures::registry::check_placement(dinov3, *place).is_ok();
         if !can {
             eprintln!("skipped on {:?}: it has no fp8", place.device);
         }

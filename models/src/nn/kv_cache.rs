@@ -1,4 +1,4 @@
-//! What the autoregressive decoders share: keys and values that are kept, and steps for several texts at once.
+//! Keys and values that the attention of autoregressive decoders keeps.
 
 use tch::Tensor;
 
@@ -53,13 +53,4 @@ impl Cache for KvCache {
         self.layers[layer] = Some((keys.shallow_clone(), values.shallow_clone()));
         (keys, values)
     }
-}
-
-/// A decoder in the middle of one or several texts, with all that it keeps of what came before.
-pub(crate) trait Decoder {
-    /// The logits [rows, vocabulary], fp32, of what follows the new tokens [rows, count].
-    fn step(&mut self, tokens: &Tensor) -> Tensor;
-
-    /// Keeps these of its rows, in this order.
-    fn select(&mut self, rows: &Tensor);
 }

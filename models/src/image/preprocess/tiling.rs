@@ -3,7 +3,7 @@
 
 use tch::{TchError, Tensor};
 
-use crate::nn::layers::{PATCH_MAX, in_range};
+use crate::snapshot::limits::{PATCH_MAX, in_range};
 
 /// Published models have crops of 378 pixels …
 const CROP_MAX: i64 = 2048;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Kind, Tensor};
 
 use crate::kernels::step::RowWeights;
+use crate::runtime::device::FP8_COMPUTED_IN;
 
 /// The greatest value of e4m3, which the greatest one of a row becomes.
 const LARGEST: f64 = 448.0;
@@ -18,15 +19,8 @@ const LARGEST: f64 = 448.0;
 const ROW_MAX_MIN: f64 = 1e-12;
 /// Tensor cores take whole packs of so many values.
 const MULTIPLE: i64 = 16;
-/// What products give, and what is added to them.
-pub(crate) const COMPUTED_IN: Kind = Kind::BFloat16;
 /// Sums of a few products each are rounded to fewer bits than fp32 has: Hopper is half as fast otherwise.
 const ADDS_UP_FAST: bool = true;
-
-/// The number format of everything but products, of a model that is in `kind`.
-pub(crate) fn computed_in(kind: Kind) -> Kind {
-    if kind == Kind::Float8e4m3fn { COMPUTED_IN } else { kind }
-}
 
 /// How many bytes weights of this shape take.
 pub(crate) fn weight_bytes(shape: &[i64]) -> u64 {
@@ -109,7 +103,7 @@ impl Fp8Weights {
         } else {
             let bias = bias.map(|bias| bias.to_kind(Kind::Float));
             let rows = Fp8Rows { values: rows, scales: x.scales.shallow_clone() };
-            rows.widened().linear(&self.0.widened(), bias.as_ref()).to_kind(COMPUTED_IN)
+            rows.widened().linear(&self.0.widened(), bias.as_ref()).to_kind(FP8_COMPUTED_IN)
         };
         product.view(size.as_slice())
     }
@@ -117,7 +111,15 @@ impl Fp8Weights {
     fn multiply_scaled(&self, rows: &Tensor, scales: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let (weights, weight_scales) = (self.0.values.tr(), self.0.scales.tr());
         let multiply = |bias: Option<&Tensor>| {
-            rows.f_internal_scaled_mm(&weights, scales, &weight_scales, bias, None, COMPUTED_IN, ADDS_UP_FAST)
+            rows.f_internal_scaled_mm(
+                &weights,
+                scales,
+                &weight_scales,
+                bias,
+                None,
+                FP8_COMPUTED_IN,
+                ADDS_UP_FAST,
+            )
         };
         let together =
             bias.filter(|_| !BIAS_IS_REFUSED.load(Ordering::Relaxed)).map(|bias| multiply(Some(bias)));
@@ -133,7 +135,7 @@ impl Fp8Weights {
             &weight_scales,
             None::<&Tensor>,
             None,
-            COMPUTED_IN,
+            FP8_COMPUTED_IN,
             ADDS_UP_FAST,
         );
         if let Some(error) = refusal {
