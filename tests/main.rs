@@ -15,6 +15,7 @@ mod generate;
 mod gtsrb;
 mod harness;
 mod head;
+mod layers;
 mod learned;
 mod memory;
 mod random;

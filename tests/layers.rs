@@ -1,0 +1,360 @@
+//! The order of layers in each crate: no folder imports what lies above it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A crate's layers, the lowest first.
+///
+/// A layer is a list of rooms that do not know each other; a room is a folder or a file without its ending, relative to
+/// the crate's `src`. `a + b` is a room of several that import each other in a circle, which is still to be cut.
+struct Crate {
+    src: &'static str,
+    layers: &'static [&'static [&'static str]],
+}
+
+const CRATES: [Crate; 3] = [
+    Crate {
+        src: "models/src",
+        layers: &[
+            &["libtorch"],
+            &["error", "task", "output"],
+            &["runtime"],
+            &["kernels", "snapshot", "network"],
+            &["image", "nn"],
+            &["generation", "head", "inspect", "options"],
+            &["model"],
+            &["architectures/architecture"],
+            &[
+                "architectures/dinov3",
+                "architectures/florence2",
+                "architectures/molmo2",
+                "architectures/siglip2",
+                "architectures/torchscript",
+            ],
+            &["architectures/registry"],
+            &["architectures/memory", "parity"],
+        ],
+    },
+    Crate {
+        src: "actors/src",
+        layers: &[
+            &["breaker", "fatal", "metrics", "policy", "pool", "startup", "ticket", "trace"],
+            &["cache + cloud + digest + model + voter", "spread"],
+            &["engine + loading + plan + router"],
+        ],
+    },
+    Crate {
+        src: "src",
+        layers: &[
+            &["telemetry", "inputs", "problem"],
+            &["config", "evaluate", "verdict"],
+            &["fit", "http"],
+            &["serve", "head"],
+            &["commands"],
+        ],
+    },
+];
+
+/// How many files may lie at the top of `models/src`: more than a page of them shows no order.
+const TOP_FILES_MAX: usize = 8;
+
+#[test]
+fn no_import_runs_up() {
+    let mut report = String::new();
+    for one in &CRATES {
+        let sources = Sources::read(Path::new(one.src));
+        for violation in sources.violations(one.layers) {
+            writeln!(report, "{}/{violation}", one.src).unwrap();
+        }
+    }
+    assert!(report.is_empty(), "imports against the order of tests/layers.rs:\n{report}");
+}
+
+#[test]
+fn every_folder_says_what_it_is() {
+    let mut silent = Vec::new();
+    for one in &CRATES {
+        for (module, text) in &Sources::read(Path::new(one.src)).files {
+            let opens_folder = module.ends_with("/mod") || module == "lib";
+            if opens_folder && !text.starts_with("//! ") {
+                silent.push(format!("{}/{module}.rs", one.src));
+            }
+        }
+    }
+    assert!(silent.is_empty(), "must begin with a sentence after `//!`: {silent:?}");
+}
+
+#[test]
+fn the_top_of_models_is_short() {
+    let top = fs::read_dir("models/src").unwrap().filter(|entry| entry.as_ref().unwrap().path().is_file());
+    let count = top.count();
+    assert!(
+        count <= TOP_FILES_MAX,
+        "{count} files in models/src: at most {TOP_FILES_MAX}, put one into a folder"
+    );
+}
+
+/// The source files of a crate by their module (`nn/mod` for `nn/mod.rs`), without those of tests.
+struct Sources {
+    files: BTreeMap<String, String>,
+    /// Every module and folder (`nn`, `nn/blocks`).
+    modules: BTreeSet<String>,
+    /// Where the names lie that `lib.rs` exports.
+    exports: BTreeMap<String, Vec<String>>,
+}
+
+impl Sources {
+    fn read(src: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(src.join(&folder)).unwrap() {
+                let name = folder.join(entry.as_ref().unwrap().file_name());
+                if entry.unwrap().path().is_dir() {
+                    folders.push(name);
+                } else if name.extension().is_some_and(|ending| ending == "rs") {
+                    let module = name.with_extension("").display().to_string();
+                    files.insert(module, fs::read_to_string(src.join(name)).unwrap());
+                }
+            }
+        }
+        Self::of(files)
+    }
+
+    fn of(mut files: BTreeMap<String, String>) -> Self {
+        // Tests may look at any layer.
+        files.retain(|module, _| !module.split('/').any(|part| part == "tests"));
+        let mut modules = BTreeSet::new();
+        for module in files.keys().filter(|module| !is_top(module)) {
+            let parts = module_path(module);
+            modules.extend((1..=parts.len()).map(|length| parts[..length].join("/")));
+        }
+        let mut exports = BTreeMap::new();
+        for (_, path) in files.get("lib").map(|text| paths(&code_of(text), &["use "])).unwrap_or_default() {
+            let path: Vec<String> = path.into_iter().filter(|part| part != "crate").collect();
+            if let [first, .., last] = &path[..]
+                && modules.contains(first)
+            {
+                exports.insert(last.clone(), path);
+            }
+        }
+        Self { files, modules, exports }
+    }
+
+    /// What is wrong with the imports of this crate, a line each.
+    fn violations(&self, layers: &[&[&str]]) -> Vec<String> {
+        let mut violations = Vec::new();
+        for (module, text) in &self.files {
+            let from = module_path(module);
+            // A file above several rooms (`lib.rs`, or the `mod.rs` over a folder's own rooms) is above their layers.
+            if is_top(module) || holds_rooms(layers, &from.join("/")) {
+                continue;
+            }
+            let Some((from_layer, from_room)) = layer_of(layers, &from.join("/")) else {
+                violations.push(format!("{module}.rs: is of no layer: declare it in tests/layers.rs"));
+                continue;
+            };
+            for (line, path) in paths(&code_of(text), &["crate::", "super::", "self::"]) {
+                let Some(target) = self.target(&from, &path) else { continue };
+                let Some((to_layer, to_room)) = layer_of(layers, &target) else { continue };
+                if from_room != to_room && from_layer <= to_layer {
+                    violations.push(format!(
+                        "{module}.rs:{line}: {} is of layer {to_layer} ({to_room}), which layer {from_layer} \
+                         ({from_room}) must not import",
+                        path.join("::")
+                    ));
+                }
+            }
+        }
+        violations
+    }
+
+    /// The module that a path in the module `from` leads to.
+    fn target(&self, from: &[String], path: &[String]) -> Option<String> {
+        let mut start = from.to_vec();
+        let mut rest = path;
+        while let [first, others @ ..] = rest {
+            match first.as_str() {
+                "crate" => start.clear(),
+                "super" => drop(start.pop()),
+                "self" => {}
+                _ => break,
+            }
+            rest = others;
+        }
+        let mut full: Vec<String> = start.into_iter().chain(rest.iter().cloned()).collect();
+        if let Some(exported) = full.first().and_then(|name| self.exports.get(name))
+            && !self.modules.contains(&full[0])
+        {
+            full.clone_from(exported);
+        }
+        (1..=full.len()).rev().map(|length| full[..length].join("/")).find(|name| self.modules.contains(name))
+    }
+}
+
+fn is_top(module: &str) -> bool {
+    matches!(module, "lib" | "main")
+}
+
+fn module_path(module: &str) -> Vec<String> {
+    let name = if is_top(module) { "" } else { module.strip_suffix("/mod").unwrap_or(module) };
+    name.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+/// The layer, counted from 1, and the room that a module is in.
+fn layer_of<'a>(layers: &[&[&'a str]], module: &str) -> Option<(usize, &'a str)> {
+    for (index, layer) in layers.iter().enumerate() {
+        for room in *layer {
+            let is_in = |part: &str| module == part || module.starts_with(&format!("{part}/"));
+            if room.split(" + ").any(is_in) {
+                return Some((index + 1, room));
+            }
+        }
+    }
+    None
+}
+
+/// Whether rooms are declared within this folder.
+fn holds_rooms(layers: &[&[&str]], folder: &str) -> bool {
+    let within = format!("{folder}/");
+    layers
+        .iter()
+        .flat_map(|layer| *layer)
+        .flat_map(|room| room.split(" + "))
+        .any(|part| part.starts_with(&within))
+}
+
+/// A file's text without comments and without the tests at its end; the lines stay where they are.
+fn code_of(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let next = lines.peek().map_or("", |next| next.trim_end());
+        if line.trim() == "#[cfg(test)]" && next.contains("mod ") && next.ends_with('{') {
+            break;
+        }
+        code.push_str(line.split("//").next().unwrap_or_default());
+        code.push('\n');
+    }
+    code
+}
+
+/// Every path in `code` that begins with one of `starts`, with its line; groups in braces are spread out.
+fn paths(code: &str, starts: &[&str]) -> Vec<(usize, Vec<String>)> {
+    let mut found = Vec::new();
+    for start in starts {
+        for (place, _) in code.match_indices(start) {
+            let before = code[..place].chars().next_back().unwrap_or(' ');
+            if before.is_alphanumeric() || "_$:".contains(before) {
+                continue;
+            }
+            let line = code[..place].matches('\n').count() + 1;
+            let path = &code[if start.ends_with(' ') { place + start.len() } else { place }..];
+            found.extend(spread(path).0.into_iter().map(|path| (line, path)));
+        }
+    }
+    found
+}
+
+/// The paths of a `use` tree at the beginning of `text`, and what comes after it.
+fn spread(text: &str) -> (Vec<Vec<String>>, &str) {
+    if let Some(mut rest) = text.strip_prefix('{') {
+        let mut all = Vec::new();
+        loop {
+            rest = rest.trim_start_matches([' ', '\n', ',']);
+            if rest.is_empty() || rest.starts_with('}') {
+                return (all, rest.strip_prefix('}').unwrap_or(rest));
+            }
+            let (paths, after) = spread(rest);
+            all.extend(paths);
+            // `as NAME`.
+            rest = &after[after.find([',', '}']).unwrap_or(after.len())..];
+        }
+    }
+    let end = text.find(|char: char| !char.is_alphanumeric() && char != '_').unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let (mut paths, rest) = match rest.strip_prefix("::") {
+        Some(rest) => spread(rest),
+        None => (vec![Vec::new()], rest),
+    };
+    if !name.is_empty() {
+        paths.iter_mut().for_each(|path| path.insert(0, name.to_owned()));
+    }
+    (paths, rest)
+}
+
+const ORDER: &[&[&str]] = &[&["low"], &["middle", "aside"], &["top/a", "top/b"], &["high + loop"]];
+
+fn found(files: &[(&str, &str)]) -> Vec<String> {
+    let known = ["lib", "low/mod", "middle", "aside", "top/mod", "top/a", "top/b", "high", "loop"];
+    let mut all: BTreeMap<String, String> = known.map(|module| (module.to_owned(), String::new())).into();
+    all.extend(files.iter().map(|(module, text)| ((*module).to_owned(), (*text).to_owned())));
+    Sources::of(all).violations(ORDER)
+}
+
+#[test]
+fn imports_that_run_down_or_stay_are_fine() {
+    for (module, text) in [
+        ("middle", "use crate::low::Thing;"),
+        ("low/deep/file", "use crate::low::other::Thing; use super::file;"),
+        ("high", "use crate::{middle::X, low, top::{a, b as c}};"),
+        ("loop", "use crate::high::X;"),
+        ("lib", "use low::X; pub use high::Y;"),
+        ("low/file", "// use crate::high::X;\nfn f() {}"),
+        ("low/file", "#[cfg(test)]\nmod tests {\n    use crate::high::X;\n}"),
+        ("low/tests", "use crate::high::X;"),
+        ("low/file", "macro!($crate::high::X); let x = other_crate::high::X;"),
+    ] {
+        assert_eq!(found(&[(module, text)]), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn an_import_that_runs_up_is_found_with_its_line_and_both_layers() {
+    let cases = [
+        (
+            "low/mod",
+            "\nuse crate::middle::X;",
+            "low/mod.rs:2: crate::middle::X is of layer 2 (middle), which layer 1 (low)",
+        ),
+        (
+            "low/file",
+            "use std::fs;\nuse crate::{\n    low::Y,\n    high::{X, Z},\n};",
+            "low/file.rs:2: crate::high::X",
+        ),
+        (
+            "low/file",
+            "fn f() -> crate::loop::X {}",
+            "low/file.rs:1: crate::loop::X is of layer 4 (high + loop)",
+        ),
+        ("low/file", "use super::super::middle;", "low/file.rs:1: super::super::middle is of layer 2"),
+        (
+            "middle",
+            "use crate::aside::X;",
+            "middle.rs:1: crate::aside::X is of layer 2 (aside), which layer 2 (middle)",
+        ),
+        ("top/a", "use super::b::X;", "top/a.rs:1: super::b::X is of layer 3 (top/b), which layer 3 (top/a)"),
+        ("top/a", "use self::super::super::high;", "top/a.rs:1: self::super::super::high"),
+    ];
+    for (module, text, expected) in cases {
+        let found = found(&[(module, text)]);
+        assert!(found.first().is_some_and(|line| line.starts_with(expected)), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn a_name_that_the_crate_exports_is_followed_to_its_file() {
+    let lib = ("lib", "mod high;\npub use high::{Engine, Other as Another};\npub use serde::Serialize;");
+    let up = found(&[lib, ("low/file", "use crate::{Engine, Unknown};")]);
+    assert_eq!(up.len(), 1);
+    assert!(up[0].starts_with("low/file.rs:1: crate::Engine is of layer 4 (high + loop)"), "{up:?}");
+}
+
+#[test]
+fn a_file_of_no_layer_is_found() {
+    let undeclared = ["new.rs: is of no layer: declare it in tests/layers.rs"];
+    assert_eq!(found(&[("new", "")]), undeclared);
+    assert_eq!(found(&[("top/c", "")]), ["top/c.rs: is of no layer: declare it in tests/layers.rs"]);
+}
