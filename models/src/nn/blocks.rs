@@ -9,7 +9,6 @@ use crate::nn::attention::scaled_dot_product;
 use crate::nn::kv_cache::Cache;
 use crate::nn::layers::{Activation, attention, split_heads};
 use crate::nn::quantized_linear::{Product, Rows};
-use crate::snapshot::weights::WeightLoader;
 
 /// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
 #[derive(Debug)]

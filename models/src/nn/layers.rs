@@ -1,7 +1,7 @@
 //! The layers that the architectures share, and how their parameters are named in snapshots.
 
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::kernels::step::RowWeights;
 use crate::nn::attention::scaled_dot_product;
