@@ -1,23 +1,23 @@
-//! File arguments → the pictures that they mean.
+//! Expands file arguments into the images that they name.
 
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// What a folder's files must end in to be taken for pictures; a file that is named itself is always taken.
+/// The extensions by which a folder's files are taken for images; a file that is named itself is always taken.
 const EXTENSIONS: [&str; 7] = ["bmp", "gif", "jpeg", "jpg", "jfif", "png", "webp"];
 
-/// One picture, or an argument that means none.
+/// One image, or an argument that names none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input {
-    /// The file as it is to be named.
+    /// The file, as it is shown.
     pub path: PathBuf,
-    /// Why there is no picture.
+    /// The reason why there is no image.
     pub fault: Option<String>,
 }
 
-/// The pictures in the order of the arguments: a file is itself, a folder all pictures below it by name,
-/// and what is neither is taken for a glob pattern.
+/// Returns the images in the order of the arguments. A file stands for itself, a folder for all images below it in the
+/// order of their names, and anything else is taken for a glob pattern.
 pub fn expand(arguments: &[PathBuf]) -> Vec<Input> {
     arguments.iter().flat_map(|argument| expand_one(argument)).collect()
 }
@@ -25,8 +25,8 @@ pub fn expand(arguments: &[PathBuf]) -> Vec<Input> {
 fn expand_one(argument: &Path) -> Vec<Input> {
     let fault = |fault: &str| vec![Input { path: argument.to_owned(), fault: Some(fault.to_owned()) }];
     if argument.is_dir() {
-        let pictures = pictures_below(argument);
-        return if pictures.is_empty() { fault("the folder has no pictures") } else { pictures };
+        let images = images_below(argument);
+        return if images.is_empty() { fault("the folder has no images") } else { images };
     }
     let text = argument.to_string_lossy();
     if argument.exists() || !text.contains(['*', '?', '[']) {
@@ -45,12 +45,12 @@ fn expand_one(argument: &Path) -> Vec<Input> {
     }
 }
 
-fn pictures_below(folder: &Path) -> Vec<Input> {
+fn images_below(folder: &Path) -> Vec<Input> {
     WalkDir::new(folder)
         .sort_by_file_name()
         .into_iter()
         .filter_map(|entry| match entry {
-            Ok(entry) if entry.file_type().is_file() && is_picture(entry.path()) => {
+            Ok(entry) if entry.file_type().is_file() && is_image(entry.path()) => {
                 Some(Input { path: entry.into_path(), fault: None })
             }
             Ok(_) => None,
@@ -62,7 +62,7 @@ fn pictures_below(folder: &Path) -> Vec<Input> {
         .collect()
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_image(path: &Path) -> bool {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::builder::RangedU64ValueParser;
 
 use super::labelled::{LabelledArgs, ShiftArgs, Voted};
-use super::{EXIT_UNUSABLE, say, warn};
+use super::{EXIT_UNUSABLE, print_line, warn};
 use crate::config::Ensemble;
 use crate::evaluate::{
     Corruption, Resampling, Shifted, Shown, Worsening, compare, compare_in_brief, json, print, print_shifts,
@@ -82,12 +82,12 @@ fn report(
         if !shifted.is_empty() {
             report["shifts"] = shifts_json(&shifted, voted.policy, unit);
         }
-        say(&report);
+        print_line(&report);
     } else {
-        say(&format!("{}\n", voted.describe()));
-        say(&print(&comparison, voted.policy, unit));
+        print_line(&format!("{}\n", voted.describe()));
+        print_line(&print(&comparison, voted.policy, unit));
         if !shifted.is_empty() {
-            say(&print_shifts(&shifted, voted.policy, unit));
+            print_line(&print_shifts(&shifted, voted.policy, unit));
         }
     }
     let shown = Shown {

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use clap::builder::RangedU64ValueParser;
 use concord_actors::policy::{Calibration, Policy, Stage};
 
-use super::classify::spinner;
+use super::output::spinner;
 use super::labelled::{LabelledArgs, ShiftArgs, Voted};
-use super::{EXIT_UNUSABLE, say, warn};
+use super::{EXIT_UNUSABLE, print_line, warn};
 use crate::config::Ensemble;
 use crate::evaluate::{Goal, dealt, one_of};
 use crate::fit::{
@@ -111,7 +111,7 @@ pub fn run(args: &FitArgs) -> ExitCode {
 fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -> Voted<'a> {
     let mut told = voted.describe();
     if worse.is_empty() {
-        say(&format!("{told}\n"));
+        print_line(&format!("{told}\n"));
         return voted;
     }
     let count: usize = worse.iter().map(|worse| worse.pictures.len()).sum();
@@ -122,7 +122,7 @@ fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -
     };
     told.push_str(&format!(", and {copies}, made worse by {}", one_of(&args.shift.corruptions())));
     worse.into_iter().for_each(|worse| voted.append(worse));
-    say(&format!("{told}\n"));
+    print_line(&format!("{told}\n"));
     voted
 }
 
@@ -132,11 +132,11 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.options());
     working.finish_and_clear();
     let fit = fit.ok_or("there are fewer groups of pictures than are needed to fit")?;
-    say(&print(&fit, voted.policy, args.options(), args.labelled.cost_unit()));
+    print_line(&print(&fit, voted.policy, args.options(), args.labelled.cost_unit()));
     let path = &args.labelled.pictures.ensemble.ensemble;
     let learned = learned_file(args, &fit, voted, ensemble)?;
     if learned.is_none() && voted.policy.learned().is_some() {
-        say(
+        print_line(
             &"The configured networks were fitted beside other temperatures and weights, and count for nothing in what is told \
               here as fitted, where no networks are used: take learned, gate and min_weight out of the task, and \
               choose another method of fusion.\n",
@@ -148,18 +148,18 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     let after = edited(&before, voted.task, &change)?;
     let shown = difference(&before, &after, &path.display().to_string());
     if shown.is_empty() {
-        say(&"Nothing is to be gained: the file stays as it is.");
+        print_line(&"Nothing is to be gained: the file stays as it is.");
     } else {
-        say(&shown);
+        print_line(&shown);
         if args.dry_run {
-            say(&"Nothing is written (--dry-run).");
+            print_line(&"Nothing is written (--dry-run).");
         } else {
             if let Some((name, bytes)) = &learned {
                 write_learned_file(ensemble.folder(), name, bytes)?;
-                say(&format!("Networks: {}", ensemble.folder().join(name).display()));
+                print_line(&format!("Networks: {}", ensemble.folder().join(name).display()));
             }
             let backup = write_with_backup(path, &before, &after)?;
-            say(&format!("Written; the old file is {}.", backup.display()));
+            print_line(&format!("Written; the old file is {}.", backup.display()));
         }
     }
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -17,10 +17,10 @@ use concord_models::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::classify::progress_bar;
+use super::output::progress_bar;
 use super::fit::positive;
 use super::pictures::{PictureArgs, bytes_of};
-use super::{EXIT_UNUSABLE, contained, say, warn};
+use super::{EXIT_UNUSABLE, contained, print_line, warn};
 use crate::config::{Ensemble, needs_heads};
 use crate::fit::{TaskChange, difference, edited, with_head, write_with_backup};
 use crate::head::{
@@ -171,7 +171,7 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
         snapshot_digest(ensemble.folder(), &options.snapshot).map_err(|error| error.to_string())?;
     let mut labelled = args.labelled(&ensemble, labels, &*model, (&options, &snapshot))?;
     let division = divide(&labelled.groups, &labelled.labels, labels, args.seed)?;
-    say(&describe(&labelled, &division, labels));
+    print_line(&describe(&labelled, &division, labels));
 
     let shape = source_of(&*model, &args.model)?.feature_shape(training.kind.features());
     let values = std::mem::take(&mut labelled.values);
@@ -181,13 +181,13 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     // As the model will ask it.
     let scores = contained(|| head.scores(&set, &division.validation, options.mc_dropout_passes))?;
     let judgement = Judgement::of(&scores, &labelled, &division, labels.len(), args.seed)?;
-    say(&print(&judgement, &head, &division));
+    print_line(&print(&judgement, &head, &division));
 
     let mut notes = facts(&judgement, &labelled, &division, &Digest::from(snapshot).to_string());
     // What the figures and the temperature are of.
     notes.insert("mc_dropout_passes".to_owned(), options.mc_dropout_passes.to_string());
     let file = head.write(&folder, &task, labels, notes).map_err(|error| error.to_string())?;
-    say(&format!("Written: {}", folder.join(&file).display()));
+    print_line(&format!("Written: {}", folder.join(&file).display()));
     args.put_to_use(&task, &file, judgement.temperature)?;
     Ok(if labelled.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -309,16 +309,16 @@ impl TrainArgs {
         let after =
             with_head(&before, model, task, &file).and_then(|text| edited(&text, task, &calibration))?;
         if !self.use_it {
-            say(&format!(
+            print_line(&format!(
                 "It serves once {} says so (--use writes that):\n  [models.{model}]   heads.{task} = {file:?}\n  \
                  [tasks.{task}]   calibration.{model} = {temperature:.4}",
                 path.display()
             ));
             return Ok(());
         }
-        say(&difference(&before, &after, &path.display().to_string()));
+        print_line(&difference(&before, &after, &path.display().to_string()));
         let backup = write_with_backup(path, &before, &after)?;
-        say(&format!("Written; the old file is {}.", backup.display()));
+        print_line(&format!("Written; the old file is {}.", backup.display()));
         Ok(())
     }
 }
@@ -380,7 +380,7 @@ fn trained(
     progress.finish_and_clear();
     let head = trained?;
     let seconds = started.elapsed().as_secs_f64();
-    say(&format!("Trained in {seconds:.1} s."));
+    print_line(&format!("Trained in {seconds:.1} s."));
     Ok(head)
 }
 

@@ -12,7 +12,7 @@ use concord_actors::Digest;
 use concord_actors::policy::Policy;
 use concord_models::cache_folder;
 
-use super::classify::progress_bar;
+use super::output::progress_bar;
 use super::pictures::PictureArgs;
 use super::{warn, with_tasks};
 use crate::config::Ensemble;

@@ -6,7 +6,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use concord_actors::policy::Policy;
 use serde_json::json;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn, with_engine};
+use super::{EXIT_UNUSABLE, EnsembleArgs, print_line, warn, with_engine};
 use crate::config::Ensemble;
 
 /// List the configured models, loaded: where they are, how large, for which tasks.
@@ -56,7 +56,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             .map(|(task, _)| task.as_str())
             .collect();
         if as_json {
-            say(&json!({
+            print_line(&json!({
                 "model": name, "architecture": options.architecture, "snapshot": options.snapshot,
                 "device": model.device(), "dtype": model.dtype, "parameters": model.parameters,
                 "replicas": model.devices, "tasks": tasks, "estimated_bytes": model.memory.map(|memory| json!({
@@ -78,7 +78,7 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         ]);
     }
     if !as_json {
-        say(&table);
+        print_line(&table);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use concord_models::parity::{Comparison, Unit, check};
 
-use super::{say, warn};
+use super::{print_line, warn};
 
 /// Compare this implementation with Hugging Face transformers, tensor by tensor.
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ fn fixtures_in(folder: &PathBuf) -> Vec<PathBuf> {
 fn print_comparisons(title: &str, comparisons: &[Comparison], brief: bool) {
     let passed = comparisons.iter().filter(|comparison| comparison.passes()).count();
     let verdict = if passed == comparisons.len() { "agrees" } else { "DIFFERS" };
-    say(&format!("{title}: {verdict}, {passed} of {} comparisons within tolerance", comparisons.len()));
+    print_line(&format!("{title}: {verdict}, {passed} of {} comparisons within tolerance", comparisons.len()));
     let mut shown: Vec<&Comparison> = comparisons.iter().collect();
     if brief {
         shown.retain(|comparison| !comparison.passes());
@@ -85,7 +85,7 @@ fn print_comparisons(title: &str, comparisons: &[Comparison], brief: bool) {
             Cell::new(mark),
         ]);
     }
-    say(&format!("{table}\n"));
+    print_line(&format!("{table}\n"));
 }
 
 /// 1 at the tolerance.

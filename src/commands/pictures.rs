@@ -7,7 +7,7 @@ use concord_actors::Digest;
 use regex::Regex;
 
 use super::EnsembleArgs;
-use super::classify::{choose_task, read_at_most};
+use super::arguments::{choose_task, read_at_most};
 use crate::config::Ensemble;
 use crate::evaluate::{Dataset, Example, Labelling};
 

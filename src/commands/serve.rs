@@ -6,7 +6,7 @@ use std::sync::Arc;
 use concord_models::load_model;
 use tokio::sync::Notify;
 
-use super::{EXIT_UNUSABLE, EnsembleArgs, say, warn};
+use super::{EXIT_UNUSABLE, EnsembleArgs, print_line, warn};
 use crate::config::Ensemble;
 use crate::serve::{ServeError, ServeOptions, serve};
 use crate::telemetry::Telemetry;
@@ -67,7 +67,7 @@ async fn answer(args: &ServeArgs, ensemble: Ensemble, telemetry: &Telemetry) -> 
     };
     serve(options, |address, engine| {
         let models = engine.models().len();
-        say(&format!("ready at {scheme}://{address} ({models} models; tasks: {tasks})"));
+        print_line(&format!("ready at {scheme}://{address} ({models} models; tasks: {tasks})"));
     })
     .await
 }

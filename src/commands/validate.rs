@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{EnsembleArgs, say, warn, with_engine};
+use super::{EnsembleArgs, print_line, warn, with_engine};
 
 /// Check the configuration, and that its snapshots and heads load.
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub fn run(args: &ValidateArgs) -> ExitCode {
     match checked {
         Ok((models, tasks)) => {
             let what = if args.no_load { "no faults" } else { "no faults, and all models load" };
-            say(&format!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display()));
+            print_line(&format!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display()));
             ExitCode::SUCCESS
         }
         Err(message) => {

@@ -13,43 +13,43 @@ pub struct Change {
     /// The tasks to answer from now on.
     pub tasks: BTreeMap<String, Policy>,
     /// What needs a restart, in words; it stays as it was.
-    pub left_alone: Vec<String>,
+    pub needs_restart: Vec<String>,
 }
 
 /// Compares a changed configuration with the one that the process was started with. `current` are the tasks as they
 /// are answered now: a task that asks a model which does not run stays as it is there.
 pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &Ensemble) -> Change {
-    let mut left_alone = Vec::new();
+    let mut needs_restart = Vec::new();
     for (section, differs) in [
         ("[server]", started.server() != changed.server()),
         ("[cache]", started.cache() != changed.cache()),
         ("[telemetry]", started.telemetry() != changed.telemetry()),
     ] {
         if differs {
-            left_alone.push(format!("{section} has changed"));
+            needs_restart.push(format!("{section} has changed"));
         }
     }
     for (name, options) in changed.models() {
         match started.models().get(name) {
-            None => left_alone.push(format!("[models.{name}] is new")),
+            None => needs_restart.push(format!("[models.{name}] is new")),
             Some(running) if !same_but_for_heads(running, options) => {
-                left_alone.push(format!("[models.{name}] has changed in more than its heads"));
+                needs_restart.push(format!("[models.{name}] has changed in more than its heads"));
             }
             Some(_) => {}
         }
     }
     for (name, cloud) in changed.clouds() {
         match started.clouds().get(name) {
-            None => left_alone.push(format!("[models.{name}] is new")),
-            Some(running) if running != cloud => left_alone.push(format!("[models.{name}] has changed")),
+            None => needs_restart.push(format!("[models.{name}] is new")),
+            Some(running) if running != cloud => needs_restart.push(format!("[models.{name}] has changed")),
             Some(_) => {}
         }
     }
     for name in started.clouds().keys().filter(|name| !changed.clouds().contains_key(*name)) {
-        left_alone.push(format!("[models.{name}] is gone"));
+        needs_restart.push(format!("[models.{name}] is gone"));
     }
     for name in started.models().keys().filter(|name| !changed.models().contains_key(*name)) {
-        left_alone.push(format!("[models.{name}] is gone"));
+        needs_restart.push(format!("[models.{name}] is gone"));
     }
     let runs = |name: &str| started.models().contains_key(name) || started.clouds().contains_key(name);
     let mut tasks = BTreeMap::new();
@@ -58,12 +58,12 @@ pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &
             None => _ = tasks.insert(name.clone(), policy.clone()),
             Some(member) => {
                 let model = member.model();
-                left_alone.push(format!("[tasks.{name}] asks model {model}, which does not run yet"));
+                needs_restart.push(format!("[tasks.{name}] asks model {model}, which does not run yet"));
                 tasks.extend(current.get(name).map(|policy| (name.clone(), policy.clone())));
             }
         }
     }
-    Change { tasks, left_alone }
+    Change { tasks, needs_restart }
 }
 
 fn same_but_for_heads(running: &ModelOptions, changed: &ModelOptions) -> bool {

@@ -10,7 +10,6 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::generate::Writ;
 use crate::problem::{Problem, ProblemKind};
 
 /// The part of a form that holds the image.
@@ -18,16 +17,28 @@ const PART: &str = "image";
 /// What a JSON body or a form may have around the image.
 const WRAPPING_BYTES_MAX: u64 = 16 * 1024;
 
+/// The parameters of a generated text: in the query, or beside the image in a JSON body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct GenerateParams {
+    /// A question, or a task such as `<CAPTION>` where the model has those.
+    pub(super) prompt: Option<String>,
+    /// The most tokens that are generated; 128 where absent.
+    pub(super) max_new_tokens: Option<usize>,
+    /// Whether the text is streamed, as server-sent events.
+    pub(super) stream: Option<bool>,
+}
+
 /// A JSON body.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ImageRequest {
     /// The encoded image in base64, or as a data URL: `data:image/png;base64,…`.
     pub image: String,
-    /// For texts: what to write.
+    /// For texts: what to paramse.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// For texts: at most so many tokens are written.
+    /// For texts: at most so many tokens are paramsten.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
     /// For texts: whether they are sent piece by piece.
@@ -91,8 +102,8 @@ pub(super) async fn image(
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
 ) -> Result<Bytes, Problem> {
-    let (image, besides) = image_with(headers, payload, limit).await?;
-    if besides == Writ::default() {
+    let (image, besides) = image_with_params(headers, payload, limit).await?;
+    if besides == GenerateParams::default() {
         return Ok(image);
     }
     let detail = "prompt, max_new_tokens and stream are for /v1/models/{model}/generate";
@@ -100,12 +111,12 @@ pub(super) async fn image(
 }
 
 /// The same, with what a JSON body says besides.
-pub(super) async fn image_with(
+pub(super) async fn image_with_params(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
-) -> Result<(Bytes, Writ), Problem> {
-    let mut writ = Writ::default();
+) -> Result<(Bytes, GenerateParams), Problem> {
+    let mut params = GenerateParams::default();
     let kind = BodyKind::of(headers)?;
     let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > kind.body_limit(limit)) {
@@ -121,11 +132,11 @@ pub(super) async fn image_with(
                 ProblemKind::TooLarge => Problem::too_many_bytes(limit),
                 _ => problem,
             })?)?;
-            writ = besides;
+            params = besides;
             image
         }
     };
-    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, writ)) }
+    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, params)) }
 }
 
 /// The bytes of a stream, if there are at most `limit`. `declared` is what the sender says that there will be.
@@ -176,7 +187,7 @@ async fn from_form(
 }
 
 /// The image of a JSON body, and what it says besides.
-fn from_json(body: &[u8]) -> Result<(Bytes, Writ), Problem> {
+fn from_json(body: &[u8]) -> Result<(Bytes, GenerateParams), Problem> {
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
     let request: ImageRequest = serde_json::from_slice(body)
         .map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
@@ -192,7 +203,7 @@ fn from_json(body: &[u8]) -> Result<(Bytes, Writ), Problem> {
     };
     let bytes = STANDARD.decode(text).map_err(|error| bad(format!("image: not base64: {error}")))?;
     let ImageRequest { prompt, max_new_tokens, stream, .. } = request;
-    Ok((Bytes::from(bytes), Writ { prompt, max_new_tokens, stream }))
+    Ok((Bytes::from(bytes), GenerateParams { prompt, max_new_tokens, stream }))
 }
 
 fn incomplete(error: &PayloadError) -> Problem {

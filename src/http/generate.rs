@@ -1,161 +1,145 @@
-//! `POST /v1/models/{model}/generate`: a text about an image, whole or piece by piece.
-
-use std::time::Instant;
+//! `POST /v1/models/{model}/generate`: generates a text about an image, returned whole or streamed.
 
 use actix_web::web::{Bytes, Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use concord_actors::{TextEvent, Write, Writing, Written};
 use concord_models::{GenerateRequest, Region};
 use futures::Stream;
-use serde::{Deserialize, Serialize};
-use tokio::time::timeout_at;
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::Authorized;
-use super::respond::{ProblemBody, Refusal, Reply};
-use super::{Worker, body};
+use super::body::{self, GenerateParams};
+use super::incoming::Incoming;
+use super::respond::{ProblemBody, Refusal};
+use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::RequestContext;
 use crate::verdict::in_milliseconds;
 
-/// Where it is served.
+/// The path that it is served at.
 pub(super) const PATH: &str = "/v1/models/{model}/generate";
-/// What its span is called.
+/// The name of the request's span.
 const SPAN: &str = "POST /v1/models/{model}/generate";
-/// A few sentences.
+/// Tokens where the request names no number: a few sentences.
 const NEW_TOKENS: usize = 128;
-/// A model writes for one reader at a time, and votes for nobody meanwhile.
+/// A model generates one text at a time, and casts no votes meanwhile.
 const NEW_TOKENS_MAX: usize = 1024;
-/// Longer than any question about a picture.
+/// Longer than any question about an image.
 const PROMPT_BYTES_MAX: usize = 8 * 1024;
 
-/// What to write: in the address, or beside the image in a JSON body.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(super) struct Writ {
-    /// A question, or a task such as `<CAPTION>` where the model has those.
-    pub(super) prompt: Option<String>,
-    /// At most so many tokens are written; 128 where absent.
-    pub(super) max_new_tokens: Option<usize>,
-    /// Whether the text is sent piece by piece, as server-sent events.
-    pub(super) stream: Option<bool>,
-}
-
-/// What a model wrote.
+/// A text that a model generated.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TextReport {
-    /// The request, as logs and spans call it: a UUIDv7.
+    /// The identifier of the request in logs and spans: a UUIDv7.
     request_id: String,
-    /// The request's trace, as Jaeger calls it.
+    /// The identifier of the request's trace, as Jaeger shows it.
     trace_id: String,
     /// The model's name.
     model: String,
     /// The text, without special tokens.
     text: String,
-    /// What it says about parts of the image, in pixels: each with a `box` (left, top, right, bottom) or a `quad`.
+    /// The regions of the image that the text names, in pixels: each with a `box` (left, top, right, bottom) or a `quad`.
     #[schema(value_type = Vec<Object>)]
     regions: Vec<Region>,
-    /// How many tokens were read, those of the image included.
+    /// The number of tokens in the prompt, those of the image included.
     prompt_tokens: usize,
-    /// How many tokens were written.
+    /// The number of generated tokens.
     new_tokens: usize,
-    /// Whether the text ended by itself.
+    /// Whether the model ended the text by itself, rather than at `max_new_tokens`.
     finished: bool,
-    /// Where the time went.
+    /// The time that each step took.
     milliseconds: TextMilliseconds,
 }
 
-/// What a text took, in milliseconds.
+/// The time that a text took, in milliseconds.
 #[derive(Debug, Serialize, ToSchema)]
 struct TextMilliseconds {
-    /// Ready, and waiting for the model.
+    /// Waiting for the model.
     queue: f64,
     /// In the model.
     model: f64,
 }
 
-/// Writes a text about the image in the body.
+/// Generates a text about the image in the body.
 #[utoipa::path(
     post, path = "/v1/models/{model}/generate", tag = "models",
-    params(("model" = String, Path, description = "The model's name in ensemble.toml"),
+    params(("model" = String, Path, description = "The name of the model in ensemble.toml"),
         ("prompt" = Option<String>, Query, description = "A question, or a task such as `<CAPTION>`"),
-        ("max_new_tokens" = Option<usize>, Query, description = "At most so many tokens are written; 128 where absent"),
-        ("stream" = Option<bool>, Query, description = "Whether the text is sent piece by piece")),
+        ("max_new_tokens" = Option<usize>, Query, description = "The most tokens that are generated; 128 where absent"),
+        ("stream" = Option<bool>, Query, description = "Whether the text is streamed, as server-sent events")),
     request_body(content(
         (Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (Vec<u8> = "multipart/form-data"),
         (body::ImageRequest = "application/json"))),
     responses(
-        (status = 200, description = "The text; with `stream`, events whose data are {\"text\": …}, and at the end the event \
-            `done` with the whole or `error` with the problem", body = TextReport),
-        (status = 400, description = "Not an image, or no prompt that the model understands", body = ProblemBody,
+        (status = 200, description = "The text; with `stream`, events whose data are {\"text\": …}, and at the end an event \
+            `done` with the whole text or `error` with the problem", body = TextReport),
+        (status = 400, description = "The body holds no image, or the model does not understand the prompt", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 404, description = "No such model, or it writes no texts", body = ProblemBody,
+        (status = 404, description = "There is no such model, or it generates no texts", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 429, description = "Busy", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Not ready, or the model failed", body = ProblemBody,
+        (status = 429, description = "Too many requests; Retry-After says when to try again", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The server is not ready, or the model failed", body = ProblemBody,
             content_type = "application/problem+json"),
-        (status = 504, description = "Not ended in time", body = ProblemBody, content_type = "application/problem+json")))]
+        (status = 504, description = "The text did not end within request_timeout_ms", body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn generate(
     request: HttpRequest,
     _authorized: Authorized,
     model: Path<String>,
-    writ: Query<Writ>,
+    query: Query<GenerateParams>,
     payload: Payload,
     worker: Data<Worker>,
 ) -> Result<HttpResponse, Refusal> {
-    let arrived = Instant::now();
-    let context = worker.context(&request, SPAN);
-    let reply = Reply::new(&request, &context, &worker.draining);
+    let incoming = Incoming::new(&request, &worker, SPAN);
     let model = model.into_inner();
-    let begun = begin(&request, &model, writ.into_inner(), payload, &worker, &context, arrived).await;
-    let (mut writing, streams) = match begun {
+    let (mut writing, is_streamed) = match begin(&incoming, &model, query.into_inner(), payload).await {
         Ok(begun) => begun,
-        Err(problem) => return Ok(reply.problem(&problem)),
+        Err(problem) => return Ok(incoming.reply().problem(&problem)),
     };
-    if streams {
-        return Ok(reply.events(pieces(writing, model, context.clone())));
+    if is_streamed {
+        return Ok(incoming.reply().events(pieces(writing, model, incoming.context.clone())));
     }
     Ok(match end(&mut writing).await {
-        Ok(written) => reply.json(&report(&context, model, written)),
-        Err(problem) => reply.problem(&problem),
+        Ok(written) => incoming.reply().json(&report(&incoming.context, model, written)),
+        Err(problem) => incoming.reply().problem(&problem),
     })
 }
 
-/// Reads the request and has the model begin. Whether the text is to be sent piece by piece comes with it.
+/// Reads the request and has the model begin. Returns the text's events, and whether the client wants them streamed.
 async fn begin(
-    request: &HttpRequest,
+    incoming: &Incoming<'_>,
     model: &str,
-    writ: Writ,
+    query: GenerateParams,
     payload: Payload,
-    worker: &Worker,
-    context: &RequestContext,
-    arrived: Instant,
 ) -> Result<(Writing, bool), Problem> {
-    let section = &worker.options.section;
-    let deadline = arrived + section.request_timeout();
-    let read = body::image_with(request.headers(), payload, section.max_body_bytes);
-    let (image, in_body): (Bytes, Writ) =
-        timeout_at(deadline.into(), read).await.map_err(|_| body::too_slow(section.request_timeout_ms))??;
+    let read = body::image_with_params(incoming.headers(), payload, incoming.max_body_bytes());
+    let (image, in_body) = incoming.in_time(read).await?;
+    let is_streamed = in_body.stream.or(query.stream).unwrap_or(false);
+    let request = generate_request(&query, in_body)?;
+    let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
+    let write = Write { model: model.to_owned(), image, request, deadline, trace };
+    let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
+    Ok((incoming.worker.router.send(write).await.map_err(lost)??, is_streamed))
+}
+
+/// Checks the parameters; those in the body take precedence over those in the query.
+fn generate_request(query: &GenerateParams, in_body: GenerateParams) -> Result<GenerateRequest, Problem> {
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
-    let prompt = in_body.prompt.or(writ.prompt).unwrap_or_default();
+    let prompt = in_body.prompt.or_else(|| query.prompt.clone()).unwrap_or_default();
     if prompt.trim().is_empty() {
         return Err(bad("prompt: is missing: what should be written about the image?".to_owned()));
     }
     if prompt.len() > PROMPT_BYTES_MAX {
         return Err(bad(format!("prompt: has more than {PROMPT_BYTES_MAX} bytes")));
     }
-    let max_new_tokens = in_body.max_new_tokens.or(writ.max_new_tokens).unwrap_or(NEW_TOKENS);
+    let max_new_tokens = in_body.max_new_tokens.or(query.max_new_tokens).unwrap_or(NEW_TOKENS);
     if !(1..=NEW_TOKENS_MAX).contains(&max_new_tokens) {
         return Err(bad(format!("max_new_tokens: {max_new_tokens} is out of range: 1 to {NEW_TOKENS_MAX}")));
     }
-    let streams = in_body.stream.or(writ.stream).unwrap_or(false);
-    let request = GenerateRequest { prompt, max_new_tokens };
-    let write = Write { model: model.to_owned(), image, request, deadline, trace: context.trace.clone() };
-    let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
-    Ok((worker.router.send(write).await.map_err(lost)??, streams))
+    Ok(GenerateRequest { prompt, max_new_tokens })
 }
 
-/// Waits for the whole text.
+/// Waits for the end of the text.
 async fn end(writing: &mut Writing) -> Result<Written, Problem> {
     while let Some(event) = writing.next().await {
         if let TextEvent::Done(outcome) = event {
@@ -165,7 +149,7 @@ async fn end(writing: &mut Writing) -> Result<Written, Problem> {
     Err(Problem::new(ProblemKind::Internal, "the text ended without an end"))
 }
 
-/// The text as server-sent events.
+/// Returns the text as server-sent events.
 fn pieces(
     writing: Writing,
     model: String,

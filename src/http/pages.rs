@@ -6,9 +6,9 @@ use concord_actors::policy::{AcceptRule, Probability, Stage, Temperature};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Worker;
 use super::auth::Authorized;
 use super::respond::Refusal;
+use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
 
 /// A task as it is answered now.

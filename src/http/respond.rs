@@ -7,7 +7,7 @@ use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Draining, Worker};
+use super::worker::{Draining, Worker};
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
 use crate::verdict::Verdict;

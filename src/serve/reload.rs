@@ -128,7 +128,7 @@ impl Follower {
     }
 
     fn apply(&mut self, change: &Change, ensemble: &Ensemble) -> bool {
-        for what in &change.left_alone {
+        for what in &change.needs_restart {
             tracing::warn!(what, "needs a restart, and stays as it was");
         }
         match self.engine.apply(&change.tasks, ensemble.models()) {

@@ -1,4 +1,4 @@
-//! Runs a work again and again, and what its times say.
+//! Repeats a workload, and computes statistics of its times.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use concord_models::ModelError;
 use concord_models::libtorch::{Event, Stream};
 use serde::Serialize;
 
-use super::work::{Done, Work};
+use super::workload::{WorkOutput, Workload};
 use crate::commands::contained;
 
-/// When it is enough.
+/// The number of iterations, or the time that they may take in all.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) iterations: Option<usize>,
@@ -17,11 +17,11 @@ pub(super) struct Limits {
     pub(super) warmup: usize,
 }
 
-/// Without a count that was asked for: fewer say nothing, more are not needed.
+/// The bounds where no number of iterations is given: fewer say nothing, more are not needed.
 const ITERATIONS_MIN: usize = 5;
 const ITERATIONS_MAX: usize = 10_000;
 
-/// Milliseconds of one iteration.
+/// Statistics of the milliseconds of one iteration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Times {
     pub(super) p50: f64,
@@ -31,11 +31,11 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// Of at least one time.
+    /// Returns the statistics of at least one time, and `None` for none.
     fn of(mut milliseconds: Vec<f64>) -> Option<Self> {
         milliseconds.sort_by(f64::total_cmp);
         let count = milliseconds.len();
-        // The smallest that so large a share of all does not exceed.
+        // The nearest-rank percentile: the smallest time that so large a share does not exceed.
         let rank =
             |share: f64| milliseconds.get((share * count as f64).ceil().max(1.0) as usize - 1).copied();
         Some(Self {
@@ -47,45 +47,48 @@ impl Times {
     }
 }
 
-/// What was measured of one work.
+/// The measured times of one workload.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Timing {
     pub(super) iterations: usize,
-    /// Until the caller has the result.
+    /// The time until the caller has the result.
     pub(super) latency: Times,
-    /// Between two events of the stream, where there is one.
+    /// The time between two events of the stream; `None` on the CPU.
     pub(super) device: Option<Times>,
     pub(super) images_per_s: f64,
     pub(super) prompt_tokens: Option<usize>,
     pub(super) new_tokens: Option<usize>,
 }
 
-/// Measures a work on the stream that is this thread's current one.
-pub(super) fn measure(stream: &Stream, limits: &Limits, work: &Work, on_gpu: bool) -> Result<Timing, String> {
-    contained(|| run(stream, limits, work, on_gpu)).and_then(|timing| timing)
+/// Measures a workload on `stream`, which is this thread's current one.
+///
+/// # Errors
+/// Returns the reason if an iteration fails, or returns values that are not finite.
+pub(super) fn measure(stream: &Stream, limits: &Limits, workload: &Workload, on_gpu: bool) -> Result<Timing, String> {
+    contained(|| run(stream, limits, workload, on_gpu)).and_then(|timing| timing)
 }
 
 fn run(
     stream: &Stream,
     limits: &Limits,
-    work: &Work,
+    workload: &Workload,
     on_gpu: bool,
 ) -> Result<Result<Timing, String>, ModelError> {
-    let done = warm_up(stream, limits, work)?;
-    if !done.is_finite()? {
-        return Ok(Err("gives values that are no numbers".to_owned()));
+    let output = warm_up(stream, limits, workload)?;
+    if !output.is_finite()? {
+        return Ok(Err("returns values that are not finite".to_owned()));
     }
     let (mut latencies, mut on_device) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     while wants_more(limits, latencies.len(), begun.elapsed()) {
         let start = Instant::now();
         let before = Event::record(stream)?;
-        let done = (work.run)()?;
+        let output = (workload.run)()?;
         let after = Event::record(stream)?;
         stream.synchronize()?;
         latencies.push(start.elapsed().as_secs_f64() * 1e3);
         on_device.push(before.elapsed_ms(&after)?);
-        drop(done);
+        drop(output);
     }
     let iterations = latencies.len();
     let Some(latency) = Times::of(latencies) else { return Ok(Err("no iteration ran".to_owned())) };
@@ -93,24 +96,24 @@ fn run(
         iterations,
         latency,
         device: if on_gpu { Times::of(on_device) } else { None },
-        images_per_s: work.images as f64 * 1e3 / latency.mean,
-        prompt_tokens: done.prompt_tokens,
-        new_tokens: done.new_tokens,
+        images_per_s: workload.images as f64 * 1e3 / latency.mean,
+        prompt_tokens: output.prompt_tokens,
+        new_tokens: output.new_tokens,
     }))
 }
 
-/// At least once, and no longer than what is measured.
-pub(super) fn warm_up(stream: &Stream, limits: &Limits, work: &Work) -> Result<Done, ModelError> {
+/// Runs the workload at least once, and for no longer than it will be measured.
+pub(super) fn warm_up(stream: &Stream, limits: &Limits, workload: &Workload) -> Result<WorkOutput, ModelError> {
     let begun = Instant::now();
-    let mut done = (work.run)()?;
+    let mut output = (workload.run)()?;
     for _ in 1..limits.warmup {
         if limits.iterations.is_none() && begun.elapsed().as_secs_f64() > limits.seconds {
             break;
         }
-        done = (work.run)()?;
+        output = (workload.run)()?;
     }
     stream.synchronize()?;
-    Ok(done)
+    Ok(output)
 }
 
 fn wants_more(limits: &Limits, ran: usize, elapsed: Duration) -> bool {

@@ -1,4 +1,4 @@
-//! What was measured, as tables and as JSON.
+//! The report of one call, as tables and as JSON.
 
 use std::path::Path;
 
@@ -7,54 +7,76 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Timing;
-use super::together::{Alone, Together};
-use crate::commands::say;
+use crate::commands::print_line;
 
-/// Everything that one call measured.
+/// The measurements of one call.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    pub(super) models: Vec<Loaded>,
-    pub(super) results: Vec<Measured>,
-    /// Two models at once.
-    pub(super) together: Vec<Together>,
-    /// Models of which nothing could be measured.
+    pub(super) models: Vec<LoadedReport>,
+    pub(super) results: Vec<Measurement>,
+    /// Pairs of models that ran at once.
+    pub(super) together: Vec<PairRun>,
+    /// Models that could not be measured, and why.
     pub(super) failures: Vec<String>,
 }
 
-/// A model, and what loading it took.
+/// A loaded model, and the time and memory that loading it took.
 #[derive(Debug, Serialize)]
-pub(super) struct Loaded {
+pub(super) struct LoadedReport {
     pub(super) model: String,
     pub(super) architecture: String,
-    /// `random`, or the snapshot's folder.
+    /// `random`, or the folder of the snapshot.
     pub(super) source: String,
     pub(super) parameters: i64,
     pub(super) dtype: String,
     pub(super) device: String,
     pub(super) graphs: bool,
     pub(super) load_s: f64,
-    /// Resident in main memory at most, libtorch included.
+    /// The peak of resident main memory, libtorch included.
     pub(super) host_peak_bytes: Option<u64>,
-    /// On the GPU after loading, and at most meanwhile; with what earlier models left there.
+    /// Memory of the GPU after loading, and the peak while loading, with what earlier models left there.
     pub(super) device_bytes: Option<u64>,
     pub(super) device_peak_bytes: Option<u64>,
 }
 
-/// One work of one model, and what came of measuring it.
+/// One workload of one model, and its times or its failure.
 #[derive(Debug)]
-pub(super) struct Measured {
+pub(super) struct Measurement {
     pub(super) model: String,
     pub(super) work: String,
     pub(super) batch: usize,
     pub(super) dtype: String,
     pub(super) device: String,
     pub(super) graphs: bool,
-    /// On the GPU, weights included.
+    /// The peak of GPU memory, weights included.
     pub(super) peak_device_bytes: Option<u64>,
     pub(super) outcome: Result<Timing, String>,
 }
 
-impl Measured {
+/// The measurement of two models that run at once.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct PairRun {
+    pub(super) batch: usize,
+    pub(super) dtype: String,
+    pub(super) graphs: bool,
+    pub(super) models: [SoloRun; 2],
+    /// The time from the start of both until the end of the later one.
+    pub(super) together_s: f64,
+    /// That time as a share of the sum of the times alone.
+    pub(super) ratio: f64,
+}
+
+/// The same iterations of one of the two models, while it had the device for itself.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct SoloRun {
+    pub(super) model: String,
+    pub(super) work: String,
+    pub(super) device: String,
+    pub(super) iterations: usize,
+    pub(super) alone_s: f64,
+}
+
+impl Measurement {
     fn json(&self) -> Value {
         let timing = self.outcome.as_ref().ok();
         json!({
@@ -73,27 +95,30 @@ impl Measured {
 }
 
 impl Report {
-    /// Whether nothing failed.
+    /// Returns whether nothing failed.
     pub(super) fn is_complete(&self) -> bool {
         self.failures.is_empty() && self.results.iter().all(|measured| measured.outcome.is_ok())
     }
 
-    /// JSON to standard output for `-`; otherwise the tables, and JSON to the file where there is one.
+    /// Prints the tables, and writes JSON to a file if one is named; for `-`, prints only JSON.
+    ///
+    /// # Errors
+    /// Returns the reason if the file cannot be written.
     pub(super) fn write(&self, json_to: Option<&Path>) -> Result<(), String> {
-        let results: Vec<Value> = self.results.iter().map(Measured::json).collect();
+        let results: Vec<Value> = self.results.iter().map(Measurement::json).collect();
         let json = json!({
             "program": "concord", "version": env!("CARGO_PKG_VERSION"),
             "models": self.models, "results": results, "together": self.together, "failures": self.failures,
         });
         if json_to == Some(Path::new("-")) {
-            say(&json);
+            print_line(&json);
             return Ok(());
         }
         if self.together.is_empty() {
-            say(&self.models_table());
-            say(&self.results_table());
+            print_line(&self.models_table());
+            print_line(&self.results_table());
         } else {
-            say(&self.together_table());
+            print_line(&self.together_table());
         }
         match json_to {
             Some(path) => std::fs::write(path, format!("{json:#}\n"))
@@ -132,8 +157,8 @@ impl Report {
         let table = table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(["models", "work", "dtype", "graphs", "batch", "alone", "together", "ratio"]);
         for together in &self.together {
-            let lines = |line: fn(&Alone) -> String| together.models.each_ref().map(line).join("\n");
-            let alone = |alone: &Alone| format!("{:.3} s: {} times", alone.alone_s, alone.iterations);
+            let lines = |line: fn(&SoloRun) -> String| together.models.each_ref().map(line).join("\n");
+            let alone = |alone: &SoloRun| format!("{:.3} s: {} times", alone.alone_s, alone.iterations);
             table.add_row([
                 Cell::new(lines(|alone| alone.model.clone())),
                 Cell::new(lines(|alone| alone.work.clone())),

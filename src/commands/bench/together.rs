@@ -1,4 +1,4 @@
-//! Two models at once, each on a thread and stream of its own, beside the same work one after the other.
+//! Runs two models at once, each on a thread and stream of its own, and the same work one after the other.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -6,54 +6,29 @@ use std::time::{Duration, Instant};
 
 use concord_models::libtorch::Stream;
 use concord_models::{Model, device_name};
-use serde::Serialize;
 
-use super::BenchArgs;
-use super::measure::Limits;
-use super::report::Report;
-use super::subject::{Subject, Variant, pair};
-use super::work::{self, Work};
+use super::args::BenchArgs;
+use super::measure::{Limits, warm_up};
+use super::report::{PairRun, Report, SoloRun};
+use super::bench_model::{BenchModel, Variant, pair};
+use super::workload::{self, VOTE, Workload};
 use crate::commands::{contained, warn};
 
-/// The machine is not as quick from one moment to the next: the middle one of so many rounds counts.
+/// The number of rounds, of which the median counts: a machine's speed varies from one moment to the next.
 const ROUNDS: usize = 3;
-/// Iterations after which it is known how many take as long as is asked for.
+/// The number of iterations from which the number for a round is estimated.
 const TRIAL: usize = 5;
-/// Where models vote, this is what they are for.
-const VOTE: &str = "classify yes/no";
-/// The one device that has no graphs.
+/// The only device without CUDA graphs.
 const CPU: &str = "cpu";
 
-/// What was measured of two models.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Together {
-    pub(super) batch: usize,
-    pub(super) dtype: String,
-    pub(super) graphs: bool,
-    pub(super) models: [Alone; 2],
-    /// From the begin of both until the end of the later one.
-    pub(super) together_s: f64,
-    /// Of the sum of the times alone.
-    pub(super) ratio: f64,
-}
-
-/// What one of them did in that time, when it had the device for itself.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Alone {
-    pub(super) model: String,
-    pub(super) work: String,
-    pub(super) device: String,
-    pub(super) iterations: usize,
-    pub(super) alone_s: f64,
-}
-
-/// Measures the two that `--together` names. What fails is in the report; the rest goes on.
+/// Measures the two models that `--together` names. Failures are entered into the report; the other variants are still
+/// measured.
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), String> {
-    let subjects = pair(args)?;
-    let [first, second] = &subjects;
+    let bench_models = pair(args)?;
+    let [first, second] = &bench_models;
     for variants in first.variants(args).into_iter().zip(second.variants(args)) {
         for &batch in &args.batch {
-            match measure(args, &subjects, &[variants.0.clone(), variants.1.clone()], batch) {
+            match measure(args, &bench_models, &[variants.0.clone(), variants.1.clone()], batch) {
                 Ok(together) => report.together.push(together),
                 Err(message) => {
                     let message = format!("{} and {}: {message}", first.name, second.name);
@@ -68,22 +43,22 @@ pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), String> {
 
 fn measure(
     args: &BenchArgs,
-    subjects: &[Subject; 2],
+    bench_models: &[BenchModel; 2],
     variants: &[Variant; 2],
     batch: usize,
-) -> Result<Together, String> {
+) -> Result<PairRun, String> {
     thread::scope(|scope| {
         let start = |index: usize| {
-            let (subject, variant) = (&subjects[index], &variants[index]);
-            let ((orders, ordered), (done, results)) = (channel(), channel());
+            let (bench_model, variant) = (&bench_models[index], &variants[index]);
+            let ((requests, requested), (done, results)) = (channel(), channel());
             scope.spawn(move || {
-                if let Err(message) = follow(args, subject, variant, batch, &ordered, &done) {
-                    // Nobody listens where the other one failed.
-                    let _unheard = done.send(Err(format!("{}: {message}", subject.name)));
+                if let Err(message) = run_lane(args, bench_model, variant, batch, &requested, &done) {
+                    // Nobody receives it where the other model failed.
+                    let _unreceived = done.send(Err(format!("{}: {message}", bench_model.name)));
                 }
             });
-            let lane = Lane { orders, results };
-            // One after the other: what the first captures must not be disturbed by the second's loading.
+            let lane = Lane { requests, results };
+            // One after the other: the loading of the second must not disturb the graph capture of the first.
             let few = iterations(args, TRIAL, lane.run(TRIAL)?.took).div_ceil(TRIAL);
             let trial = lane.run(few)?;
             let iterations = iterations(args, few, trial.took);
@@ -96,14 +71,14 @@ fn measure(
         }
         rounds.sort_by(|one, other| one.ratio().total_cmp(&other.ratio()));
         let Round { alone, together } = rounds[ROUNDS / 2];
-        let model = |index: usize| Alone {
-            model: subjects[index].name.clone(),
+        let model = |index: usize| SoloRun {
+            model: bench_models[index].name.clone(),
             work: started[index].work.clone(),
             device: started[index].device.clone(),
             iterations: started[index].iterations,
             alone_s: alone[index].as_secs_f64(),
         };
-        Ok(Together {
+        Ok(PairRun {
             batch,
             dtype: variants[0].options.dtype.clone(),
             graphs: variants[0].options.graphs && started.iter().all(|one| one.device != CPU),
@@ -114,13 +89,14 @@ fn measure(
     })
 }
 
-/// So many that either model takes as long as the other: what one does while the other has ended says nothing.
+/// Returns the number of iterations that take `--seconds`. Both models have to take equally long: what one does after
+/// the other has ended says nothing.
 fn iterations(args: &BenchArgs, ran: usize, took: Duration) -> usize {
     let each = took.as_secs_f64() / ran as f64;
     args.iterations.unwrap_or_else(|| ((args.seconds / each.max(1e-6)) as usize).max(TRIAL))
 }
 
-/// Each alone, then both.
+/// The times of both models in one round: each alone, then both at once.
 #[derive(Debug, Clone, Copy)]
 struct Round {
     alone: [Duration; 2],
@@ -136,20 +112,20 @@ impl Round {
 fn round([first, second]: &[Started; 2]) -> Result<Round, String> {
     let alone = [first.lane.run(first.iterations)?.took, second.lane.run(second.iterations)?.took];
     let begun = Instant::now();
-    first.lane.order(first.iterations)?;
-    second.lane.order(second.iterations)?;
+    first.lane.request(first.iterations)?;
+    second.lane.request(second.iterations)?;
     first.lane.result()?;
     second.lane.result()?;
     Ok(Round { alone, together: begun.elapsed() })
 }
 
-/// A thread with a model, from outside.
+/// The channels to a thread that has a model and runs iterations on request.
 struct Lane {
-    orders: Sender<usize>,
-    results: Receiver<Result<Told, String>>,
+    requests: Sender<usize>,
+    results: Receiver<Result<LaneReport, String>>,
 }
 
-/// A model that is ready to be measured, and how often its work is done in one round.
+/// A model that is ready to be measured, and its number of iterations in a round.
 struct Started {
     lane: Lane,
     iterations: usize,
@@ -157,73 +133,75 @@ struct Started {
     device: String,
 }
 
-/// What a thread tells when it has done what was ordered.
-struct Told {
+/// The report of a thread that has run the requested iterations.
+struct LaneReport {
     work: String,
     device: String,
     took: Duration,
 }
 
 impl Lane {
-    fn run(&self, iterations: usize) -> Result<Told, String> {
-        self.order(iterations)?;
+    fn run(&self, iterations: usize) -> Result<LaneReport, String> {
+        self.request(iterations)?;
         self.result()
     }
 
-    fn order(&self, iterations: usize) -> Result<(), String> {
-        self.orders.send(iterations).map_err(|_| "its thread has ended".to_owned())
+    fn request(&self, iterations: usize) -> Result<(), String> {
+        self.requests.send(iterations).map_err(|_| "its thread has ended".to_owned())
     }
 
-    fn result(&self) -> Result<Told, String> {
+    fn result(&self) -> Result<LaneReport, String> {
         self.results.recv().map_err(|_| "its thread has ended".to_owned())?
     }
 }
 
-/// The thread: loads the model, and does what is ordered until nobody orders any more.
-fn follow(
+/// Runs on the thread: loads the model, and runs iterations until its channel is closed.
+fn run_lane(
     args: &BenchArgs,
-    subject: &Subject,
+    bench_model: &BenchModel,
     variant: &Variant,
     batch: usize,
-    orders: &Receiver<usize>,
-    done: &Sender<Result<Told, String>>,
+    requests: &Receiver<usize>,
+    done: &Sender<Result<LaneReport, String>>,
 ) -> Result<(), String> {
-    let say = |text: &str| eprintln!("{} {}: {text}", subject.name, variant.options.dtype);
-    say("loading");
-    let mut model = subject.load(variant, args.seed)?;
-    let place = model.loaded().placement;
-    let stream = Stream::new(place.device).map_err(|error| error.to_string())?;
+    let progress = |text: &str| eprintln!("{} {}: {text}", bench_model.name, variant.options.dtype);
+    progress("loading");
+    let mut model = bench_model.load(variant, args.seed)?;
+    let placement = model.loaded().placement;
+    let stream = Stream::new(placement.device).map_err(|error| error.to_string())?;
     let _current = stream.enter().map_err(|error| error.to_string())?;
-    let task = work::prepare(model.as_mut(), &subject.tasks, &say);
+    let task = workload::prepare(model.as_mut(), &bench_model.tasks, &progress);
     let model: &dyn Model = model.as_ref();
-    let images = contained(|| work::images(model, batch))?;
-    let work = chosen(contained(|| work::works(model, &images, task, args.tokens))?, args.only.as_deref())?;
-    say(&format!("batch {batch}: {}", work.name));
+    let images = contained(|| workload::images(model, batch))?;
+    let workloads = contained(|| workload::workloads(model, &images, task, args.tokens))?;
+    let workload = chosen(workloads, args.only.as_deref())?;
+    progress(&format!("batch {batch}: {}", workload.name));
     let limits = Limits { iterations: args.iterations, seconds: args.seconds, warmup: args.warmup };
-    contained(|| super::measure::warm_up(&stream, &limits, &work))?;
-    while let Ok(iterations) = orders.recv() {
+    contained(|| warm_up(&stream, &limits, &workload))?;
+    while let Ok(iterations) = requests.recv() {
         let took = contained(|| {
             let begun = Instant::now();
             for _ in 0..iterations {
-                drop((work.run)()?);
+                drop((workload.run)()?);
                 stream.synchronize()?;
             }
             Ok(begun.elapsed())
         })?;
-        let told = Told { work: work.name.clone(), device: device_name(place.device), took };
-        if done.send(Ok(told)).is_err() {
+        let report = LaneReport { work: workload.name.clone(), device: device_name(placement.device), took };
+        if done.send(Ok(report)).is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// The one that `--only` names first; otherwise the vote, or what the model does where it does not vote.
-fn chosen<'a>(works: Vec<Work<'a>>, only: Option<&str>) -> Result<Work<'a>, String> {
-    let wanted = |work: &Work| work.name.contains(only.unwrap_or(VOTE));
-    let names: Vec<String> = works.iter().map(|work| work.name.clone()).collect();
-    let place = works.iter().position(wanted).or(if only.is_none() { Some(0) } else { None });
-    place.and_then(|place| works.into_iter().nth(place)).ok_or_else(|| {
-        format!("nothing of {:?} to measure: must be of {}", only.unwrap_or(VOTE), names.join(", "))
+/// Returns the first workload whose name contains `--only`; without it the vote, or the first workload of a model that
+/// does not vote.
+fn chosen<'a>(workloads: Vec<Workload<'a>>, only: Option<&str>) -> Result<Workload<'a>, String> {
+    let names: Vec<String> = workloads.iter().map(|workload| workload.name.clone()).collect();
+    let found = names.iter().position(|name| name.contains(only.unwrap_or(VOTE)));
+    let index = found.or(if only.is_none() { Some(0) } else { None });
+    index.and_then(|index| workloads.into_iter().nth(index)).ok_or_else(|| {
+        format!("no workload is called {:?}: must be one of {}", only.unwrap_or(VOTE), names.join(", "))
     })
 }

@@ -1,4 +1,4 @@
-//! Verdicts as a table that reads without explanation.
+//! Prints verdicts as a table that reads without explanation.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,16 +6,17 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use concord_actors::policy::{AcceptRule, Policy, Reason};
 
-use super::{Outcome, say};
+use super::outcome::Outcome;
+use crate::commands::print_line;
 use crate::verdict::{FallbackReport, Verdict};
 
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration) {
-    say(&format!("{task}: {}\n", policy.question()));
+    print_line(&format!("{task}: {}\n", policy.question()));
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     let models: Vec<&str> = policy.members().map(|member| member.model().as_ref()).collect();
     let mut header: Vec<String> =
-        ["picture", "verdict", "confidence", "stopped", "why"].map(str::to_owned).into();
+        ["image", "verdict", "confidence", "stopped", "why"].map(str::to_owned).into();
     header.extend(models.iter().map(|model| (*model).to_owned()));
     header.push("ms".to_owned());
     let columns = header.len();
@@ -32,15 +33,15 @@ pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: 
             }
         });
     }
-    say(&table);
-    say(&format!("\n{}", summary(policy, outcomes, elapsed)));
+    print_line(&table);
+    print_line(&format!("\n{}", summary(policy, outcomes, elapsed)));
 }
 
-/// A picture of many is told apart by its path, one of a few by its name.
-fn short_name(file: &str, pictures: usize) -> String {
+/// Returns the file's name where there are few images, and its path where there are many, to tell them apart.
+fn short_name(file: &str, images: usize) -> String {
     const FEW: usize = 50;
     let name = Path::new(file).file_name().map(|name| name.to_string_lossy().into_owned());
-    name.filter(|_| pictures <= FEW).unwrap_or_else(|| file.to_owned())
+    name.filter(|_| images <= FEW).unwrap_or_else(|| file.to_owned())
 }
 
 fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]) -> Vec<Cell> {
@@ -60,18 +61,18 @@ fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]
 
 fn why(verdict: &Verdict, policy: &Policy) -> String {
     let rule = policy.stages()[verdict.stage - 1].accept();
-    // What counted: the gate where it could be read.
+    // The gate decided where it could be evaluated, and the confidence otherwise.
     let (what, found, least) = match (rule.and_then(AcceptRule::gate), verdict.gate) {
         (Some(least), Some(gate)) => ("right with ", gate, least.get()),
         _ => ("", verdict.confidence, rule.map_or(0.0, |rule| rule.confidence().get())),
     };
-    let least_told = percent(least);
+    let least_percent = percent(least);
     let mut text = match (verdict.reason, rule) {
         (Reason::Accepted, Some(rule)) if rule.needs_agreement() => {
-            format!("all agree, {what}at least {least_told}")
+            format!("all agree, {what}at least {least_percent}")
         }
-        (Reason::Accepted, Some(_)) => format!("{what}at least {least_told}"),
-        (_, Some(_)) if found < least => format!("last stage, {what}under {least_told}"),
+        (Reason::Accepted, Some(_)) => format!("{what}at least {least_percent}"),
+        (_, Some(_)) if found < least => format!("last stage, {what}under {least_percent}"),
         (_, Some(_)) => "last stage, models disagree".to_owned(),
         (_, None) => "last stage".to_owned(),
     };
@@ -110,14 +111,14 @@ fn summary(policy: &Policy, outcomes: &[Outcome], elapsed: Duration) -> String {
     let failed = outcomes.len() - verdicts.len();
     let each = elapsed.as_secs_f64() * 1e3 / outcomes.len().max(1) as f64;
     format!(
-        "{} pictures in {:.2} s, {each:.1} ms each: {} decided, {failed} failed",
+        "{} images in {:.2} s, {each:.1} ms each: {} decided, {failed} failed",
         outcomes.len(),
         elapsed.as_secs_f64(),
         stages.join(", ")
     )
 }
 
-/// With as many decimals as keep a near certainty from reading as one.
+/// Formats a probability with enough decimals to keep a near certainty from reading as certainty.
 fn percent(probability: f64) -> String {
     let percent = probability * 100.0;
     if percent > 99.9 {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::classify::read_at_most;
+use super::super::arguments::read_at_most;
 use super::super::labelled::Voted;
 use crate::config::ServerSection;
 use crate::evaluate::{Example, Pictures, Shown, charts, page, samples, sheets};

@@ -14,7 +14,7 @@ use futures::future::join;
 use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;
 
-use super::super::classify::TIME_LIMIT;
+use super::super::arguments::TIME_LIMIT;
 use super::reading::{Digests, Limits, Picture, read_all, read_at_once};
 use crate::evaluate::{Dataset, StoredVote, VoteStore, Worsening};
 use crate::telemetry::Sampling;

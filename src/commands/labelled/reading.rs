@@ -8,7 +8,7 @@ use concord_actors::Digest;
 use futures::stream::{self, StreamExt};
 use tokio::task::spawn_blocking;
 
-use super::super::classify::read_at_most;
+use super::super::arguments::read_at_most;
 use crate::evaluate::{Example, Worsening};
 
 /// So many pictures are read for each core before models are asked: the cores wait for the slowest of them once, not for

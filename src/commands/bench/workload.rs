@@ -1,4 +1,4 @@
-//! What a model is made to do.
+//! The workloads of a model: its network alone, a vote, a text.
 
 use std::ops::ControlFlow;
 
@@ -8,25 +8,27 @@ use concord_models::{
 
 use crate::commands::contained;
 
+/// The name of the workload in which a model votes.
+pub(super) const VOTE: &str = "classify yes/no";
 const TASK: TaskId = TaskId(1);
-/// Of the picture that everything is done with; Molmo2 cuts it into a whole view and four crops.
+/// The size of the image that all workloads use; Molmo2 cuts it into a whole view and four crops.
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 480;
-/// For writers that are not asked questions, and for those that are.
+/// The prompts for generative models that take no questions, and for those that do.
 const CAPTION: &str = "<CAPTION>";
 const QUESTION: &str = "Is there active road construction in this image?";
 
-/// One thing to measure.
-pub(super) struct Work<'a> {
+/// One workload to measure.
+pub(super) struct Workload<'a> {
     pub(super) name: String,
-    /// How many images go through.
+    /// The number of images in one iteration.
     pub(super) images: usize,
-    pub(super) run: Box<dyn Fn() -> Result<Done, ModelError> + 'a>,
+    pub(super) run: Box<dyn Fn() -> Result<WorkOutput, ModelError> + 'a>,
 }
 
-/// What came of it.
+/// The output of one iteration.
 #[derive(Debug)]
-pub(super) struct Done {
+pub(super) struct WorkOutput {
     value: Value,
     pub(super) prompt_tokens: Option<usize>,
     pub(super) new_tokens: Option<usize>,
@@ -39,8 +41,8 @@ enum Value {
     Text,
 }
 
-impl Done {
-    /// Whether all values are numbers.
+impl WorkOutput {
+    /// Returns whether all values are finite.
     pub(super) fn is_finite(&self) -> Result<bool, ModelError> {
         match &self.value {
             Value::Tensor(output) => output.is_finite(),
@@ -60,53 +62,53 @@ impl Done {
     }
 }
 
-/// Makes ready the first of the tasks that the model can be asked.
-pub(super) fn prepare(model: &mut dyn Model, tasks: &[TaskLabels], say: &dyn Fn(&str)) -> Option<TaskId> {
+/// Prepares the first of the tasks that the model can vote on.
+pub(super) fn prepare(model: &mut dyn Model, tasks: &[TaskLabels], progress: &dyn Fn(&str)) -> Option<TaskId> {
     for task in tasks {
         match contained(|| model.prepare(TASK, task)) {
             Ok(()) => return Some(TASK),
-            Err(error) => say(&format!("not asked to vote: {error}")),
+            Err(error) => progress(&format!("does not vote: {error}")),
         }
     }
     None
 }
 
-/// The same picture so many times, on the model's device.
+/// Returns the same image `batch` times, preprocessed, on the model's device.
 pub(super) fn images(model: &dyn Model, batch: usize) -> Result<Vec<Pixels>, ModelError> {
-    let picture = RgbImage::from_fn(WIDTH, HEIGHT, |x, y| {
+    let image = RgbImage::from_fn(WIDTH, HEIGHT, |x, y| {
         let byte = |value: u32| u8::try_from(value % 256).unwrap_or(0);
         [byte(x), byte(y), byte(x * y / 64)].into()
     });
     let device = model.loaded().placement.device;
-    (0..batch).map(|_| model.loaded().preprocessor.apply(&picture)?.on(device)).collect()
+    (0..batch).map(|_| model.loaded().preprocessor.apply(&image)?.on(device)).collect()
 }
 
-/// All that a model does with these images.
-pub(super) fn works<'a>(
+/// Returns all workloads of a model on these images.
+pub(super) fn workloads<'a>(
     model: &'a dyn Model,
     images: &'a [Pixels],
     task: Option<TaskId>,
     new_tokens: usize,
-) -> Result<Vec<Work<'a>>, ModelError> {
+) -> Result<Vec<Workload<'a>>, ModelError> {
     let batch: Vec<&Pixels> = images.iter().collect();
     let count = images.len();
-    let mut works = Vec::new();
+    let mut workloads = Vec::new();
     for part in model.parts(&batch, new_tokens)? {
         let name = part.work.clone();
         let run = Box::new(move || {
             let (prompt_tokens, new_tokens) = (part.prompt_tokens, part.new_tokens);
-            Ok(Done { value: Value::Tensor(part.run()?), prompt_tokens, new_tokens })
+            Ok(WorkOutput { value: Value::Tensor(part.run()?), prompt_tokens, new_tokens })
         });
-        works.push(Work { name, images: count, run });
+        workloads.push(Workload { name, images: count, run });
     }
     if let Some(task) = task {
         let run = Box::new(move || {
             let value = Value::Votes(model.classify(task, &batch)?);
-            Ok(Done { value, prompt_tokens: None, new_tokens: None })
+            Ok(WorkOutput { value, prompt_tokens: None, new_tokens: None })
         });
-        works.push(Work { name: "classify yes/no".to_owned(), images: count, run });
+        workloads.push(Workload { name: VOTE.to_owned(), images: count, run });
     }
-    // Texts are written about one image at a time.
+    // Texts are generated about one image at a time.
     if let (Some(generator), [image]) = (model.generator(), images) {
         let prompt = if generator.takes_questions() { QUESTION } else { CAPTION };
         let request = GenerateRequest { prompt: prompt.to_owned(), max_new_tokens: new_tokens };
@@ -116,9 +118,9 @@ pub(super) fn works<'a>(
         };
         let run = Box::new(move || {
             let generated = generator.generate(image, &request, &mut |_| ControlFlow::Continue(()))?;
-            Ok(Done::text(&generated))
+            Ok(WorkOutput::text(&generated))
         });
-        works.push(Work { name, images: 1, run });
+        workloads.push(Workload { name, images: 1, run });
     }
-    Ok(works)
+    Ok(workloads)
 }

@@ -1,4 +1,4 @@
-//! Which models are measured, and how each is loaded.
+//! The models to measure, and the loading of each.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,57 +11,63 @@ use concord_models::{
 };
 use tempfile::TempDir;
 
-use super::BenchArgs;
+use super::args::BenchArgs;
 use crate::commands::contained;
 use crate::config::Ensemble;
 
 /// A model to measure.
 #[derive(Debug)]
-pub(super) struct Subject {
+pub(super) struct BenchModel {
     pub(super) name: String,
     options: ModelOptions,
-    /// Where a relative snapshot path starts.
+    /// The folder from which a relative snapshot path starts.
     base: PathBuf,
-    /// The first that the model can be asked is the one that it votes on.
+    /// The model votes on the first of these that it can be prepared for.
     pub(super) tasks: Vec<TaskLabels>,
-    /// Where a preset's files are, until all is measured.
+    /// The files of a preset, which are deleted when this is dropped.
     random: Option<TempDir>,
 }
 
-/// One way to run it.
+/// The options of one run of a model.
 #[derive(Debug, Clone)]
 pub(super) struct Variant {
     pub(super) options: ModelOptions,
 }
 
-/// The models that the arguments name, or all of the ensemble.
-pub(super) fn subjects(args: &BenchArgs) -> Result<Vec<Subject>, String> {
+/// Returns the models that the arguments name, or all of the ensemble.
+///
+/// # Errors
+/// Returns the reason if an argument or the configuration cannot be used.
+pub(super) fn bench_models(args: &BenchArgs) -> Result<Vec<BenchModel>, String> {
     check(args)?;
-    let mut subjects = Vec::new();
+    let mut models = Vec::new();
     for name in &args.random {
-        subjects.push(of_preset(name)?);
+        models.push(of_preset(name)?);
     }
     if let (Some(folder), Some(architecture)) = (&args.snapshot, &args.architecture) {
-        subjects.push(of_snapshot(folder, architecture)?);
+        models.push(of_snapshot(folder, architecture)?);
     }
-    if subjects.is_empty() || !args.models.is_empty() {
-        subjects.extend(of_ensemble(args, &args.models)?);
+    if models.is_empty() || !args.models.is_empty() {
+        models.extend(of_ensemble(args, &args.models)?);
     }
-    Ok(subjects)
+    Ok(models)
 }
 
-/// The two that `--together` names: models of the ensemble, or `random:PRESET`.
-pub(super) fn pair(args: &BenchArgs) -> Result<[Subject; 2], String> {
+/// Returns the two that `--together` names: models of the ensemble, or `random:PRESET`.
+///
+/// # Errors
+/// Returns the reason if an argument or the configuration cannot be used.
+pub(super) fn pair(args: &BenchArgs) -> Result<[BenchModel; 2], String> {
     check(args)?;
-    let subject = |name: &String| match random_name(name.as_ref()) {
+    let bench_model = |name: &String| match random_name(name.as_ref()) {
         Some(preset) => of_preset(preset),
         None => {
             let named = of_ensemble(args, std::slice::from_ref(name))?;
             named.into_iter().next().ok_or_else(|| format!("no model {name:?}"))
         }
     };
-    let subjects: Vec<Subject> = args.together.iter().map(subject).collect::<Result<_, _>>()?;
-    subjects.try_into().map_err(|_| "--together: must name two models".to_owned())
+    let bench_models: Vec<BenchModel> = args.together.iter().map(bench_model).collect::<Result<_, _>>()?;
+    bench_models.try_into().map_err(|_| "--together: must name two models".to_owned())
 }
 
 fn check(args: &BenchArgs) -> Result<(), String> {
@@ -81,12 +87,12 @@ fn not_one_of<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>)
     format!("{what} {given:?}: must be one of {}", known.collect::<Vec<_>>().join(", "))
 }
 
-fn of_preset(name: &str) -> Result<Subject, String> {
+fn of_preset(name: &str) -> Result<BenchModel, String> {
     let known = || PRESETS.iter().map(|preset| preset.name);
     let preset = Preset::by_name(name).ok_or_else(|| not_one_of("--random", name, known()))?;
     let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
     preset.write(folder.path()).map_err(|error| error.to_string())?;
-    Ok(Subject {
+    Ok(BenchModel {
         name: preset.name.to_owned(),
         options: unconfigured(preset.architecture, folder.path()),
         base: PathBuf::new(),
@@ -95,12 +101,12 @@ fn of_preset(name: &str) -> Result<Subject, String> {
     })
 }
 
-fn of_snapshot(folder: &Path, architecture: &str) -> Result<Subject, String> {
+fn of_snapshot(folder: &Path, architecture: &str) -> Result<BenchModel, String> {
     if Architecture::by_name(architecture).is_none() {
         let known = ARCHITECTURES.iter().map(|architecture| architecture.name);
         return Err(not_one_of("--architecture", architecture, known));
     }
-    Ok(Subject {
+    Ok(BenchModel {
         name: folder.display().to_string(),
         options: unconfigured(architecture, folder),
         base: PathBuf::new(),
@@ -118,34 +124,34 @@ fn unconfigured(architecture: &str, snapshot: &Path) -> ModelOptions {
     }
 }
 
-fn of_ensemble(args: &BenchArgs, names: &[String]) -> Result<Vec<Subject>, String> {
+fn of_ensemble(args: &BenchArgs, names: &[String]) -> Result<Vec<BenchModel>, String> {
     let ensemble = args.ensemble.read()?;
     let mut models: BTreeMap<String, ModelOptions> = ensemble.models().clone();
     if let Some(unknown) = names.iter().find(|name| !models.contains_key(*name)) {
         return Err(not_one_of("model", unknown, models.keys().map(String::as_str)));
     }
     models.retain(|name, _| names.is_empty() || names.contains(name));
-    let subject = |(name, options): (String, ModelOptions)| Subject {
+    let bench_model = |(name, options): (String, ModelOptions)| BenchModel {
         tasks: tasks_of(&name, &options, &ensemble),
         name,
         options,
         base: ensemble.folder().to_owned(),
         random: None,
     };
-    Ok(models.into_iter().map(subject).collect())
+    Ok(models.into_iter().map(bench_model).collect())
 }
 
-/// Those that ask the model.
+/// Returns the tasks that the model is a member of.
 fn tasks_of(name: &str, options: &ModelOptions, ensemble: &Ensemble) -> Vec<TaskLabels> {
-    let asked = ensemble
+    let tasks = ensemble
         .tasks()
         .iter()
         .filter(|(_, policy)| policy.members().any(|member| member.model().as_ref() == name));
-    asked.map(|(task, policy)| task_labels(task, policy, options.heads.get(task).cloned())).collect()
+    tasks.map(|(task, policy)| task_labels(task, policy, options.heads.get(task).cloned())).collect()
 }
 
-impl Subject {
-    /// Each number format, with and without graphs as asked for.
+impl BenchModel {
+    /// Returns a variant for each number format, with and without graphs as `--graphs` says.
     pub(super) fn variants(&self, args: &BenchArgs) -> Vec<Variant> {
         let configured = [self.options.dtype.clone()];
         let dtypes = if args.dtype.is_empty() { configured.as_slice() } else { &args.dtype };
@@ -160,7 +166,7 @@ impl Subject {
         variants
     }
 
-    /// Where its weights come from.
+    /// Returns the source of its weights: `random`, or the folder of the snapshot.
     pub(super) fn source(&self) -> String {
         match self.random {
             Some(_) => "random".to_owned(),

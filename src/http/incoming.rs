@@ -1,0 +1,57 @@
+//! A request that is being answered: its trace, its deadline, and its body in time.
+
+use std::time::Instant;
+
+use actix_web::HttpRequest;
+use actix_web::http::header::HeaderMap;
+use tokio::time::timeout_at;
+
+use super::body;
+use super::respond::Reply;
+use super::worker::Worker;
+use crate::problem::Problem;
+use crate::telemetry::RequestContext;
+
+/// A request that has arrived at a handler. Its deadline is `request_timeout_ms` after that.
+pub(super) struct Incoming<'a> {
+    request: &'a HttpRequest,
+    pub(super) worker: &'a Worker,
+    pub(super) context: RequestContext,
+    pub(super) deadline: Instant,
+}
+
+impl<'a> Incoming<'a> {
+    /// Starts the request's span, called `span`, and its time.
+    pub(super) fn new(request: &'a HttpRequest, worker: &'a Worker, span: &'static str) -> Self {
+        let deadline = Instant::now() + worker.options.section.request_timeout();
+        Self { request, worker, context: worker.context(request, span), deadline }
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// Returns the most bytes that the encoded image may have.
+    pub(super) fn max_body_bytes(&self) -> u64 {
+        self.worker.options.section.max_body_bytes
+    }
+
+    /// Awaits the reading of the body, until the deadline at most.
+    ///
+    /// # Errors
+    /// Returns the problem of `read`, or one that says that the body was too slow.
+    pub(super) async fn in_time<T>(
+        &self,
+        read: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        match timeout_at(self.deadline.into(), read).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(body::too_slow(self.worker.options.section.request_timeout_ms)),
+        }
+    }
+
+    /// Returns what the response to this request is made with.
+    pub(super) fn reply(&self) -> Reply<'_> {
+        Reply::new(self.request, &self.context, &self.worker.draining)
+    }
+}
