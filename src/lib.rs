@@ -1,4 +1,7 @@
-//! Concord: the command line, the endpoint, and the configuration behind them.
+//! The program `concord`: its commands, its HTTP endpoint, and the configuration behind both.
+//!
+//! Modules use only modules above them: `inputs` and `problem` know nothing of the others; `telemetry`; `config`; the
+//! response (`verdict`); `http`; `serve`; and `commands` on top, with their offline tools (`evaluate`, `fit`, `head`).
 
 pub mod commands;
 pub mod config;

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use concord::commands::{bench, classify, evaluate, fit, head, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
 
-/// Requests allocate and free many small things on several threads at once: with the system's allocator a server answers
-/// a fifth fewer of them out of its cache (`make bench`).
+/// The allocator. Requests allocate and free many small objects on several threads at once: with the system's allocator,
+/// a server answers a fifth fewer of them out of its cache (`make bench`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,16 +34,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // libtorch's exceptions are panics, contained where models run: a line in the log, not a backtrace.
+    // libtorch's exceptions are panics, caught where models run: they are a line in the log, not a backtrace.
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.to_string();
         tracing::error!("{}", text.lines().take(2).collect::<Vec<_>>().join(": "));
     }));
-    // Before the first tensor, or libtorch takes this for a machine without a GPU.
+    // Before the first tensor: otherwise libtorch takes this for a machine without a GPU.
     if let Err(error) = concord_models::libtorch::load_cuda() {
         tracing::debug!(%error, "computing on the CPU");
     }
-    // For every TLS connection of this process; fails only when there is one already.
+    // For every TLS connection of this process. It fails only if a provider is installed already.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let command = Cli::parse().command;
     if !matches!(command, Command::Serve(_)) {

@@ -1,4 +1,4 @@
-//! Why a request got no verdict, with a type that programs can rely on. The one place that maps failures to statuses.
+//! The failures of a request, with a kind that programs can rely on. Only this file maps failures to HTTP statuses.
 
 use concord_actors::RouteError;
 use concord_actors::policy::{FailureKind, VoteFailure};
@@ -6,13 +6,13 @@ use concord_models::DecodeError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A request that failed. The type is stable, the detail is for people.
+/// The failure of a request. The kind is stable, the detail is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// What kind of failure it is.
+    /// The kind of failure.
     #[serde(rename = "type")]
     pub kind: ProblemKind,
-    /// What happened to this request, and what to do about it.
+    /// The failure of this request, and what to do about it.
     pub detail: String,
 }
 
@@ -22,44 +22,44 @@ pub struct Problem {
 pub enum ProblemKind {
     /// The file is missing or cannot be read (command line only).
     Unreadable,
-    /// There are no bytes.
+    /// The image has no bytes.
     Empty,
-    /// The bytes are no image of a known format.
+    /// The bytes are not an image of a known format.
     NotAnImage,
-    /// It begins as an image and is broken.
+    /// The bytes begin like an image and are broken.
     BrokenImage,
-    /// More bytes or pixels than the configuration allows.
+    /// The image has more bytes or pixels than the configuration allows.
     TooLarge,
     /// The body is not what its content type says, or lacks the image.
     BadRequest,
     /// The body is compressed, or of a type that holds no image.
     UnsupportedMediaType,
-    /// The body took longer to arrive than a request may.
+    /// The body took longer to arrive than a request may take.
     SlowBody,
-    /// No API key, or a wrong one.
+    /// The API key is missing or wrong.
     Unauthorized,
-    /// No task of that name.
+    /// No task has that name.
     UnknownTask,
-    /// No model of that name that writes texts.
+    /// No model of that name generates texts.
     UnknownModel,
-    /// Nothing is served there.
+    /// Nothing is served at that path.
     NotFound,
-    /// Something is served there, by another method.
+    /// The path does not support the method.
     MethodNotAllowed,
-    /// As much is being done as may be.
+    /// A queue or the number of requests in flight is at its limit.
     Busy,
-    /// A model that the policy requires gave no vote, or the one that was asked for a text wrote none.
+    /// A model that the policy requires cast no vote, or a model generated no text.
     ModelFailed,
-    /// The models are being loaded, or the process is about to end.
+    /// The models are being loaded, or the process is shutting down.
     NotReady,
-    /// No answer within the time limit.
+    /// The time limit was exceeded.
     TimedOut,
-    /// A fault in Concord.
+    /// A bug in Concord.
     Internal,
 }
 
 impl ProblemKind {
-    /// The HTTP status.
+    /// Returns the HTTP status.
     pub fn status(self) -> u16 {
         match self {
             Self::Empty | Self::NotAnImage | Self::BrokenImage | Self::BadRequest => 400,
@@ -76,7 +76,7 @@ impl ProblemKind {
         }
     }
 
-    /// The kind in words, the same for every problem of that kind.
+    /// Returns the kind in words, which are the same for every problem of that kind.
     pub fn title(self) -> &'static str {
         match self {
             Self::Unreadable => "the file cannot be read",
@@ -90,24 +90,24 @@ impl ProblemKind {
             Self::Unauthorized => "an API key is needed",
             Self::UnknownTask => "no such task",
             Self::UnknownModel => "no such model",
-            Self::NotFound => "nothing is served here",
-            Self::MethodNotAllowed => "not by this method",
+            Self::NotFound => "nothing is served at this path",
+            Self::MethodNotAllowed => "method not supported",
             Self::Busy => "too many requests",
-            Self::ModelFailed => "a required model gave no answer",
+            Self::ModelFailed => "a required model failed",
             Self::NotReady => "not ready",
-            Self::TimedOut => "no answer in time",
-            Self::Internal => "a fault in Concord",
+            Self::TimedOut => "time limit exceeded",
+            Self::Internal => "internal error",
         }
     }
 }
 
 impl Problem {
-    /// A problem of this kind.
+    /// Returns a problem of this kind.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into() }
     }
 
-    /// A model that was asked for a text and wrote none.
+    /// Returns the problem of a model that failed to generate a text.
     pub fn of_vote(failure: &VoteFailure) -> Self {
         let kind = match failure.kind() {
             FailureKind::Expired => ProblemKind::TimedOut,
@@ -118,12 +118,12 @@ impl Problem {
         Self::new(kind, failure.to_string())
     }
 
-    /// A file that cannot be read.
+    /// Returns the problem of a file that cannot be read.
     pub fn unreadable(error: &impl ToString) -> Self {
         Self::new(ProblemKind::Unreadable, error.to_string())
     }
 
-    /// An encoded image of more bytes than allowed.
+    /// Returns the problem of an encoded image of more than `limit` bytes.
     pub fn too_many_bytes(limit: u64) -> Self {
         Self::new(
             ProblemKind::TooLarge,

@@ -1,4 +1,4 @@
-//! `concord models`: which models the configuration names, and whether they load.
+//! `concord models`: loads the configured models, and lists them.
 
 use std::process::ExitCode;
 
@@ -9,12 +9,12 @@ use serde_json::json;
 use super::{EXIT_UNUSABLE, EnsembleArgs, print_line, warn, with_engine};
 use crate::config::Ensemble;
 
-/// List the configured models, loaded: where they are, how large, for which tasks.
+/// Load the configured models and list them: device, size, memory and tasks.
 #[derive(Debug, clap::Args)]
 pub struct ModelsArgs {
     #[command(flatten)]
     ensemble: EnsembleArgs,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -48,11 +48,11 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
     for model in models {
         let (name, options) = (model.name.as_str(), &model.options);
         let memory = model.memory.map(|memory| memory.total());
-        let asked = |policy: &Policy| policy.members().any(|member| member.model().as_ref() == name);
+        let has_member = |policy: &Policy| policy.members().any(|member| member.model().as_ref() == name);
         let tasks: Vec<&str> = ensemble
             .tasks()
             .iter()
-            .filter(|(_, policy)| asked(policy))
+            .filter(|(_, policy)| has_member(policy))
             .map(|(task, _)| task.as_str())
             .collect();
         if as_json {
@@ -87,7 +87,7 @@ fn millions(parameters: i64) -> String {
     format!("{:.1} M", parameters as f64 / 1e6)
 }
 
-/// An estimate, so rounded.
+/// Formats an estimate, which is rounded for that reason.
 fn megabytes(bytes: u64) -> String {
     format!("{:.0} MB", bytes as f64 / 1e6)
 }

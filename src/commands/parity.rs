@@ -1,4 +1,4 @@
-//! `concord parity`: does our arithmetic agree with the reference implementation's?
+//! `concord parity`: compares this implementation's tensors with those of the reference implementation.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,21 +13,21 @@ use super::{print_line, warn};
 #[command(
     after_help = "A folder holds a snapshot, images and the tensors that transformers computed from them,\n\
     as models/tests/reference/make_parity_fixtures.py writes it. A folder of such folders may be given too.\n\
-    Exit status: 0 when everything agrees, 1 when a tensor does not or a folder cannot be read."
+    Exit status: 0 when all tensors agree, 1 when one does not or a folder cannot be read."
 )]
 pub struct ParityArgs {
     /// Fixture folders, or folders of fixture folders
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// The device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Print only the tensor of each folder that is nearest to its tolerance
+    /// Print only the tensors outside their tolerance, or else the one nearest to it
     #[arg(long)]
     brief: bool,
 }
 
-/// Runs every folder and prints a table for each.
+/// Checks every folder, and prints a table for each.
 pub fn run(args: &ParityArgs) -> ExitCode {
     let mut all_agree = true;
     for folder in args.folders.iter().flat_map(fixtures_in) {
@@ -45,7 +45,7 @@ pub fn run(args: &ParityArgs) -> ExitCode {
     if all_agree { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The folder itself, or the fixture folders right inside it.
+/// Returns the folder itself if it is a fixture, or else the fixtures directly inside it.
 fn fixtures_in(folder: &PathBuf) -> Vec<PathBuf> {
     if folder.join("meta.json").exists() {
         return vec![folder.clone()];
@@ -53,7 +53,7 @@ fn fixtures_in(folder: &PathBuf) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut inside: Vec<PathBuf> = entries.filter(|path| path.join("meta.json").exists()).collect();
     inside.sort();
-    // A folder without fixtures is tried as one, which says what is missing.
+    // A folder without fixtures is tried as one: the error names the missing file.
     if inside.is_empty() { vec![folder.clone()] } else { inside }
 }
 
@@ -88,7 +88,7 @@ fn print_comparisons(title: &str, comparisons: &[Comparison], brief: bool) {
     print_line(&format!("{table}\n"));
 }
 
-/// 1 at the tolerance.
+/// Returns the error as a share of the tolerance.
 fn nearness(comparison: &Comparison) -> f64 {
     if comparison.tolerance > 0.0 { comparison.error / comparison.tolerance } else { 0.0 }
 }

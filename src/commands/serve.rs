@@ -1,4 +1,4 @@
-//! `concord serve`: the endpoint, until the process is told to end.
+//! `concord serve`: runs the HTTP endpoint until the process is asked to shut down.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use crate::telemetry::Telemetry;
 /// Serve the tasks over HTTP.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "POST an image to /v1/tasks/TASK/classify; /openapi.json describes the rest.\n\
-    The configuration is followed: policies, prompts, calibration and heads apply as soon as they are saved.\n\
-    SIGTERM and SIGINT end it after what is in flight has been answered.\n\
-    Exit status: 0 when it was told to end, 1 when it could not go on, 2 when it could not start.")]
+    Changes of the configuration are followed: policies, prompts, calibration and heads apply as soon as they are saved.\n\
+    SIGTERM and SIGINT shut it down after the requests in flight have been answered.\n\
+    Exit status: 0 after a shutdown, 1 when it could not go on, 2 when it could not start.")]
 pub struct ServeArgs {
     #[command(flatten)]
     ensemble: EnsembleArgs,
     /// The address to listen on, instead of the one in the configuration; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Do not follow changes of the configuration
+    /// Ignore changes of the configuration
     #[arg(long)]
     no_reload: bool,
 }
 
-/// Serves until the process is told to end.
+/// Serves until the process is asked to shut down.
 pub fn run(args: &ServeArgs) -> ExitCode {
     let unusable = |message: String| {
         warn(&message);

@@ -1,4 +1,4 @@
-//! `concord validate`: every fault of a configuration at once, before it is run.
+//! `concord validate`: reports all faults of a configuration before it is used.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use super::{EnsembleArgs, print_line, warn, with_engine};
 
 /// Check the configuration, and that its snapshots and heads load.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "All faults are named at once, each with its line.\n\
+#[command(after_help = "All faults are reported at once, each with its line.\n\
     Exit status: 0 when the configuration can be used, 1 when it cannot.")]
 pub struct ValidateArgs {
     #[command(flatten)]
@@ -16,7 +16,7 @@ pub struct ValidateArgs {
     no_load: bool,
 }
 
-/// Checks form and meaning, then loads the models.
+/// Validates the file, then loads the models.
 pub fn run(args: &ValidateArgs) -> ExitCode {
     let checked = args.ensemble.read().and_then(|ensemble| {
         if !args.no_load {

@@ -1,4 +1,4 @@
-//! What of a changed configuration applies at once, and what a running process leaves alone.
+//! The parts of a changed configuration that apply at once, and those that need a restart.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use concord_models::ModelOptions;
 
 use super::Ensemble;
 
-/// What a running process makes of a changed file.
+/// The consequences of a changed file for a running process.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// The tasks to answer from now on.
+    /// The tasks that apply from now on.
     pub tasks: BTreeMap<String, Policy>,
-    /// What needs a restart, in words; it stays as it was.
+    /// The changes that need a restart, in words; until then, the old values apply.
     pub needs_restart: Vec<String>,
 }
 
-/// Compares a changed configuration with the one that the process was started with. `current` are the tasks as they
-/// are answered now: a task that asks a model which does not run stays as it is there.
+/// Compares a changed configuration with the one that the process was started with. `current` are the tasks that apply
+/// now: a changed task that has a model which is not running stays as it is there.
 pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &Ensemble) -> Change {
     let mut needs_restart = Vec::new();
     for (section, differs) in [
@@ -46,10 +46,10 @@ pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &
         }
     }
     for name in started.clouds().keys().filter(|name| !changed.clouds().contains_key(*name)) {
-        needs_restart.push(format!("[models.{name}] is gone"));
+        needs_restart.push(format!("[models.{name}] was removed"));
     }
     for name in started.models().keys().filter(|name| !changed.models().contains_key(*name)) {
-        needs_restart.push(format!("[models.{name}] is gone"));
+        needs_restart.push(format!("[models.{name}] was removed"));
     }
     let runs = |name: &str| started.models().contains_key(name) || started.clouds().contains_key(name);
     let mut tasks = BTreeMap::new();
@@ -58,7 +58,7 @@ pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &
             None => _ = tasks.insert(name.clone(), policy.clone()),
             Some(member) => {
                 let model = member.model();
-                needs_restart.push(format!("[tasks.{name}] asks model {model}, which does not run yet"));
+                needs_restart.push(format!("[tasks.{name}] has model {model}, which is not running"));
                 tasks.extend(current.get(name).map(|policy| (name.clone(), policy.clone())));
             }
         }

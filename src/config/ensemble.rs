@@ -1,4 +1,4 @@
-//! The whole of `ensemble.toml`, validated.
+//! The validated configuration as a whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::server::ServerSection;
 use super::source::Source;
 use crate::telemetry::TelemetrySection;
 
-/// A configuration without faults: every name in it refers to something, every number is in its range.
+/// A configuration without faults: every name in it refers to something, and every number is in its range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ensemble {
     folder: PathBuf,
@@ -24,7 +24,7 @@ impl Ensemble {
     /// Reads a file, overridden by the `CONCORD__SECTION__KEY` variables of this process.
     ///
     /// # Errors
-    /// When the file cannot be read, or has faults: then all of them.
+    /// Returns an error if the file cannot be read, or all of its faults if it has any.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -34,11 +34,11 @@ impl Ensemble {
         Ok(Self::parse(&text, &path.display().to_string(), folder, variables)?)
     }
 
-    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`, and the files
-    /// of what was learned for its tasks.
+    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`, and the
+    /// learned files of its tasks.
     ///
     /// # Errors
-    /// All the faults, in the order of the lines.
+    /// Returns all faults, in the order of the lines.
     pub fn parse(
         text: &str,
         name: &str,
@@ -58,12 +58,12 @@ impl Ensemble {
         }
     }
 
-    /// The folder of the file, from which relative paths of snapshots and learned files start.
+    /// Returns the folder of the file, from which relative paths of snapshots and learned files start.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What the actors of all its models are started with.
+    /// Returns the options to start the actors of all models with.
     pub fn engine_options(&self) -> EngineOptions {
         let server = self.server();
         EngineOptions {
@@ -77,32 +77,32 @@ impl Ensemble {
         }
     }
 
-    /// `[server]`.
+    /// Returns the section `[server]`.
     pub fn server(&self) -> &ServerSection {
         &self.sections.server
     }
 
-    /// `[cache]`.
+    /// Returns the section `[cache]`.
     pub fn cache(&self) -> &CacheSection {
         &self.sections.cache
     }
 
-    /// `[telemetry]`.
+    /// Returns the section `[telemetry]`.
     pub fn telemetry(&self) -> &TelemetrySection {
         &self.sections.telemetry
     }
 
-    /// `[models.NAME]` of those that run here, by name.
+    /// Returns the sections `[models.NAME]` of the models that run on this machine, by name.
     pub fn models(&self) -> &BTreeMap<String, ModelOptions> {
         &self.sections.models
     }
 
-    /// `[models.NAME]` of those behind a server, by name.
+    /// Returns the sections `[models.NAME]` of the models behind a server, by name.
     pub fn clouds(&self) -> &BTreeMap<String, CloudSection> {
         &self.sections.clouds
     }
 
-    /// `[tasks.NAME]`, by name; at least one.
+    /// Returns the policies of the sections `[tasks.NAME]`, by name; there is at least one.
     pub fn tasks(&self) -> &BTreeMap<String, Policy> {
         &self.sections.tasks
     }

@@ -1,4 +1,4 @@
-//! How the faults of a configuration are told.
+//! The faults of a configuration, with the place of each, and their text.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,15 +13,15 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file or the environment says what it must not.
+    /// The file or the environment has faults.
     #[error(transparent)]
     Faults(#[from] Faults),
 }
 
-/// All the faults of one configuration, in the order of the file's lines; never empty. Its text is a line for
+/// All faults of one configuration, in the order of the file's lines; there is at least one. The text has a line for
 /// each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Faults {
@@ -37,12 +37,12 @@ impl Faults {
         Self { file: file.to_owned(), faults }
     }
 
-    /// The file, as it was named.
+    /// Returns the name of the file, as it was given.
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// The faults, in the order of the file's lines, those of the environment last.
+    /// Returns the faults, in the order of the file's lines; those of the environment come last.
     pub fn faults(&self) -> &[Located] {
         &self.faults
     }
@@ -65,29 +65,29 @@ impl fmt::Display for Faults {
     }
 }
 
-/// A fault, and where a person can mend it.
+/// A fault, and the place where it can be mended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// Where it is written.
+    /// The place of the fault.
     pub location: Location,
-    /// What is wrong, with a path from the top of the file.
+    /// The fault, with a path from the top of the file.
     pub fault: Fault,
 }
 
-/// Where something in the configuration is written.
+/// A place in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Location {
-    /// Somewhere in the file.
+    /// The file as a whole.
     File,
-    /// A line of the file, from 1. For a key that is missing, the line of its table.
+    /// A line of the file, counted from 1; for a missing key, the line of its table.
     Line(usize),
-    /// A place in the file where it is not TOML.
+    /// A position in the file at which it is not TOML.
     Column {
-        /// From 1.
+        /// The line, counted from 1.
         line: usize,
-        /// In characters, from 1.
+        /// The column in characters, counted from 1.
         column: usize,
     },
-    /// The environment variable of this name.
+    /// The environment variable with this name.
     Variable(String),
 }

@@ -1,19 +1,19 @@
-//! Which keys a table may have, asked of the type that reads it, so that no second list can differ from it.
+//! The keys that a table may have, taken from the type that reads it, so that no second list can differ from it.
 
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// The names of the fields of `T`, a struct that derives `Deserialize`; empty for any other type.
+/// Returns the names of the fields of `T`, a struct that derives `Deserialize`; none for any other type.
 pub(super) fn fields_of<T: DeserializeOwned>() -> &'static [&'static str] {
     let mut fields: &'static [&'static str] = &[];
-    // Always an error: the question is only what `T` asks the deserializer for.
+    // Always an error: only the fields that `T` asks the deserializer for are of interest.
     let _ = T::deserialize(FieldNames(&mut fields));
     fields
 }
 
-/// A deserializer that has nothing to read and remembers which fields it was asked for.
+/// A deserializer that has nothing to read, and records the fields that it is asked for.
 struct FieldNames<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for FieldNames<'_> {

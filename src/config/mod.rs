@@ -1,6 +1,7 @@
-//! `ensemble.toml`: read, overridden by `CONCORD__SECTION__KEY` variables, and validated as a whole.
+//! The configuration `ensemble.toml`: read, overridden by `CONCORD__SECTION__KEY` variables, and validated as a whole. It
+//! loads no model and knows nothing of HTTP.
 //!
-//! What comes out is an [`Ensemble`] without faults, or all the faults there are, each with its line.
+//! The result is an [`Ensemble`] without faults, or all its faults, each with its line.
 
 mod changes;
 mod ensemble;

@@ -1,4 +1,4 @@
-//! From the file's values to its validated sections.
+//! Reads the values of the file into its sections, and validates them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,10 +19,10 @@ use super::section::{Section, flat_keys, unknown_key};
 use super::server::ServerSection;
 use crate::telemetry::TelemetrySection;
 
-/// The tables at the top of the file.
+/// The names of the tables at the top of the file.
 const SECTIONS: [&str; 5] = ["server", "cache", "telemetry", "models", "tasks"];
 
-/// What the file's tables hold; whole only where there are no faults.
+/// The contents of the file's tables; complete only if there are no faults.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sections {
     pub(super) server: ServerSection,
@@ -55,14 +55,14 @@ pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (S
     (Sections { server, cache, telemetry, models, clouds, tasks }, reader.faults)
 }
 
-/// Reads one kind of section after the other and collects what is wrong.
+/// A reader of one kind of section after the other that collects their faults.
 struct Reader<'a> {
     folder: &'a Path,
     faults: Vec<Fault>,
 }
 
 impl Reader<'_> {
-    /// A section without tables in it; what is wrong with its values, `check` says.
+    /// Reads a section without tables inside; `check` returns the faults of its values.
     fn flat<T: DeserializeOwned + Default>(
         &mut self,
         name: &str,
@@ -74,7 +74,7 @@ impl Reader<'_> {
         self.finish(&[name.into()], section, semantic).unwrap_or_default()
     }
 
-    /// The tables in `[models]` or `[tasks]`, of which there must be one, by names that must be in order.
+    /// Reads the tables in `[models]` or `[tasks]` by name. There must be at least one, and the names must be valid.
     fn named_tables(&mut self, kind: &str, value: Value) -> BTreeMap<String, Value> {
         let section = Section::<BTreeMap<String, Value>>::read(value, |_| &[]);
         let mut semantic = Vec::new();
@@ -89,7 +89,7 @@ impl Reader<'_> {
         self.finish(&[kind.into()], section, semantic).unwrap_or_default()
     }
 
-    /// The models that could be read in full, whatever else is wrong with them.
+    /// Reads the models. Returns those that could be read in full, whatever other faults they have.
     fn models(
         &mut self,
         tables: BTreeMap<String, Value>,
@@ -112,7 +112,7 @@ impl Reader<'_> {
         models
     }
 
-    /// The models behind a server that could be read in full.
+    /// Reads the models behind a server. Returns those that could be read in full.
     fn clouds(&mut self, tables: BTreeMap<String, Value>) -> BTreeMap<String, CloudSection> {
         let mut clouds = BTreeMap::new();
         for (name, value) in tables {
@@ -125,8 +125,8 @@ impl Reader<'_> {
         clouds
     }
 
-    /// The tasks without faults. `model_names` are all models, also those that could not be read: that is no
-    /// fault of a task.
+    /// Reads the tasks. Returns those without faults. `model_names` are all models, including those that could not be read:
+    /// that is no fault of a task.
     fn tasks(
         &mut self,
         tables: BTreeMap<String, Value>,
@@ -157,7 +157,7 @@ impl Reader<'_> {
         tasks
     }
 
-    /// What was learned for a task, and what is wrong with that.
+    /// Reads the learned file of a task. Returns its networks and its faults.
     fn learned(
         &self,
         task: &TaskSection,
@@ -175,7 +175,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes over a section's faults, which is at `path`, and gives its content.
+    /// Adds the faults of the section at `path` to the others, and returns its content.
     fn finish<T: DeserializeOwned>(
         &mut self,
         path: &[PathPart],
@@ -188,7 +188,7 @@ impl Reader<'_> {
     }
 }
 
-/// The value of a section; an empty table where the section is absent.
+/// Removes and returns the value of a section; an empty table if the section is absent.
 fn take(values: &mut Map<String, Value>, key: &str) -> Value {
     values.shift_remove(key).unwrap_or_else(|| Value::Object(Map::new()))
 }
@@ -198,7 +198,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(is_allowed)
 }
 
-/// The keys of the table at `path` in `[models.NAME]`.
+/// Returns the keys of the table at `path` in `[models.NAME]`.
 fn model_keys(path: &[PathPart]) -> &'static [&'static str] {
     match path {
         [] => fields_of::<ModelOptions>(),
@@ -207,7 +207,7 @@ fn model_keys(path: &[PathPart]) -> &'static [&'static str] {
     }
 }
 
-/// The keys of the table at `path` in `[tasks.NAME]`.
+/// Returns the keys of the table at `path` in `[tasks.NAME]`.
 fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
     let key = |part: &PathPart, name: &str| *part == PathPart::from(name);
     match path {
@@ -220,7 +220,7 @@ fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
     }
 }
 
-/// The places where a task asks a model that has no head for it.
+/// Returns a fault for each member of a task that has no head for it.
 fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, ModelOptions>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (stage, section) in task.stages.iter().enumerate() {

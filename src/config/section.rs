@@ -1,7 +1,7 @@
 //! Reads one section so that no fault hides another.
 //!
-//! serde stops at the first value of a wrong type. So that value is taken out and the section is read again,
-//! until what is left fits; every field has a default for this reason.
+//! serde stops at the first value of a wrong type. That value is therefore removed and the section is read again, until
+//! what is left fits. Every field has a default for this reason.
 
 use concord_actors::policy::{Fault, PathPart, nearest};
 use serde::de::DeserializeOwned;
@@ -10,17 +10,17 @@ use serde_path_to_error::{Segment, Track};
 
 use super::keys::fields_of;
 
-/// A section as far as it could be read.
+/// A section, as far as it could be read.
 pub(super) struct Section<T> {
-    /// `None` when it is not even a table.
+    /// The content; `None` if the section is not even a table.
     pub(super) content: Option<T>,
     /// Wrong types and unknown keys, with paths that start inside the section.
     faults: Vec<Fault>,
-    /// Where values of a wrong type were taken out, in the original's numbering.
+    /// The paths of the values of a wrong type that were removed, in the numbering of the original.
     removed: Vec<Vec<PathPart>>,
 }
 
-/// The keys of the table at this path inside a section; empty where any key is allowed.
+/// A function that returns the keys of the table at a path inside a section; empty where any key is allowed.
 pub(super) type KnownKeys = fn(&[PathPart]) -> &'static [&'static str];
 
 /// The [`KnownKeys`] of a section without tables inside.
@@ -29,7 +29,7 @@ pub(super) fn flat_keys<T: DeserializeOwned>(path: &[PathPart]) -> &'static [&'s
 }
 
 impl<T: DeserializeOwned> Section<T> {
-    /// Reads `value`, and tells what in it is not as `T` has it.
+    /// Reads `value`, and records where it does not fit `T`.
     pub(super) fn read(mut value: Value, known_keys: KnownKeys) -> Self {
         let mut section = Self { content: None, faults: Vec::new(), removed: Vec::new() };
         loop {
@@ -52,7 +52,7 @@ impl<T: DeserializeOwned> Section<T> {
         }
     }
 
-    /// Whether nothing had to be taken out.
+    /// Returns whether no value had to be removed.
     pub(super) fn is_intact(&self) -> bool {
         self.removed.is_empty()
     }
@@ -65,8 +65,8 @@ impl<T: DeserializeOwned> Section<T> {
         }
     }
 
-    /// All faults, where `semantic` are those found in the content. A fault about a value that was taken out, or
-    /// about the table that it was taken out of, is a consequence and left out.
+    /// Returns all faults, where `semantic` are those found in the content. A fault of a removed value, or of the table that
+    /// it was removed from, is only a consequence and is left out.
     pub(super) fn faults_with(mut self, semantic: Vec<Fault>) -> Vec<Fault> {
         for fault in semantic {
             let path = self.original(&fault.path);
@@ -77,8 +77,8 @@ impl<T: DeserializeOwned> Section<T> {
         self.faults
     }
 
-    /// A path in what is left of the section as a path in the section as it was written: the indices of list
-    /// entries move back up by those that were taken out before them.
+    /// Converts a path in what is left of the section into one in the section as it was written: the indices of list entries
+    /// move back up by the number of entries that were removed before them.
     fn original(&self, path: &[PathPart]) -> Vec<PathPart> {
         let mut original: Vec<PathPart> = Vec::with_capacity(path.len());
         for part in path {
@@ -105,7 +105,7 @@ impl<T: DeserializeOwned> Section<T> {
     }
 }
 
-/// The message for a key that nothing reads.
+/// Returns the message for a key that nothing reads.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     let suggestion = nearest(key, known.iter().copied())
         .map(|meant| format!(" (did you mean {meant:?}?)"))
@@ -115,7 +115,8 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     format!("unknown key{suggestion}{allowed}")
 }
 
-/// The content, or the path and the message of the first wrong type; `unknown` gets the keys that nothing reads.
+/// Returns the content, or the path and the message of the first wrong type; keys that nothing reads are added to
+/// `unknown`.
 fn read_once<T: DeserializeOwned>(
     value: &Value,
     known_keys: KnownKeys,
@@ -140,7 +141,7 @@ fn read_once<T: DeserializeOwned>(
     })
 }
 
-/// The path of a list where a table belongs. serde would take it for the table's values in their order.
+/// Returns the path of a list where a table belongs. serde would take the list for the table's values in their order.
 fn list_for_table(value: &Value, path: &mut Vec<PathPart>, known_keys: KnownKeys) -> Option<Vec<PathPart>> {
     let children: Vec<(PathPart, &Value)> = match value {
         Value::Array(_) if !known_keys(path).is_empty() => return Some(path.clone()),
@@ -174,7 +175,7 @@ fn ignored_path(path: &serde_ignored::Path<'_>) -> Vec<PathPart> {
     parts
 }
 
-/// serde's `invalid type: FOUND, expected WANTED` in the words of TOML instead of Rust.
+/// Translates serde's `invalid type: FOUND, expected WANTED` from the words of Rust into those of TOML.
 fn in_plain_words(message: &str) -> String {
     let parts = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
     let Some((found, wanted)) = parts.and_then(|parts| parts.rsplit_once(", expected ")) else {
@@ -201,7 +202,7 @@ fn in_plain_words(message: &str) -> String {
     format!("{found} is of the wrong type: must be {wanted}")
 }
 
-/// Takes out what is at `path`; whether there was anything.
+/// Removes the value at `path`, and returns whether there was one.
 fn remove(value: &mut Value, path: &[PathPart]) -> bool {
     let Some((last, parents)) = path.split_last() else { return false };
     let mut parent = value;
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_type_is_found_in_its_original_place() {
+    fn every_wrong_type_is_reported_at_its_original_path() {
         let value = json!({
             "size": -1, "ratio": "much", "flag": [], "table": { "a": true, "b": 1 },
             "names": [1, "good", 2.5, {}],
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consequence_of_a_wrong_type_is_not_told() {
+    fn a_consequence_of_a_wrong_type_is_not_reported() {
         let section = Section::<Sample>::read(json!({ "names": [1, "good"] }), flat_keys::<Sample>);
         let semantic = ["names[0]", "names", "size"].map(|path| {
             let path = match path {
@@ -281,7 +282,7 @@ mod tests {
         let found = texts(&section.faults_with(semantic.into()));
         let expected = [
             "names[0]: 1 is of the wrong type: must be a text in quotes",
-            // The entry that is the first after the reading was the second before.
+            // The first entry after reading was the second one before.
             "names[1]: semantic",
             "size: semantic",
         ];
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_with_what_was_meant() {
+    fn an_unknown_key_is_reported_with_a_suggestion() {
         let section = Section::<Sample>::read(json!({ "sise": 1, "size": 2 }), flat_keys::<Sample>);
         let expected =
             "sise: unknown key (did you mean \"size\"?): must be one of size, ratio, flag, names, table";
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_that_is_no_table_has_no_content() {
+    fn a_section_that_is_not_a_table_has_no_content() {
         for (value, found) in [(json!(3), "3"), (json!([1, 0.5, true]), "a list")] {
             let section = Section::<Sample>::read(value, flat_keys::<Sample>);
             assert!(section.content.is_none(), "{found}");

@@ -1,4 +1,4 @@
-//! `[server]`: where Concord listens, and what one process may use.
+//! The section `[server]`: the address to listen on, and the limits of one process.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -7,64 +7,65 @@ use std::time::Duration;
 use concord_actors::policy::Fault;
 use serde::Deserialize;
 
-/// Up to a gigapixel, whose RGB bytes alone take 3 GB.
+/// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
 const MAX_PIXELS: RangeInclusive<u64> = 1..=1_000_000_000;
-/// From what the smallest real image needs, up to 1 GiB: a body is held in memory as a whole.
+/// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held in memory as
+/// a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
-/// No machine that Concord is made for has more, so a larger number is a slip.
+/// The range of thread counts. No machine that Concord is made for has more, so that a larger number is a mistake.
 const THREADS: RangeInclusive<u64> = 0..=1024;
-/// Routers hold as many messages as this, and some more.
+/// The range of `max_in_flight`. The routers' mailboxes hold this many messages, and some more.
 const MAX_IN_FLIGHT: RangeInclusive<u64> = 1..=50_000;
-/// More than a process may have files open.
+/// The range of `max_connections`: up to more than a process may have files open.
 const MAX_CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
-/// Up to an hour.
+/// The range of `request_timeout_ms`: up to an hour.
 const REQUEST_TIMEOUT_MS: RangeInclusive<u64> = 1..=3_600_000;
+/// The range of `shutdown_timeout_s`: up to an hour.
 const SHUTDOWN_TIMEOUT_S: RangeInclusive<u64> = 1..=3600;
 
-/// `[server]` in `ensemble.toml`.
+/// The section `[server]` of `ensemble.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ServerSection {
-    /// The address and port of the endpoint; port 0 takes a free one.
+    /// The address and port to listen on; port 0 takes a free one.
     pub listen: String,
-    /// How many threads serve HTTP, each with a router; 0: one for each core.
+    /// The number of threads that serve HTTP, each with a router; 0 for one per core.
     pub workers: usize,
-    /// The most connections that one of those threads holds; more wait to be accepted.
+    /// The most connections of each of these threads; more wait to be accepted.
     pub max_connections: u64,
-    /// The most requests that are answered at once; the next are refused with 429.
+    /// The most requests in flight; further ones are refused with 429.
     pub max_in_flight: u64,
-    /// A request that has no answer after this long is refused with 504.
+    /// The time after which a request is refused with 504.
     pub request_timeout_ms: u64,
-    /// How long requests may still take when the process is told to end.
+    /// The time that requests in flight are given when the process shuts down.
     pub shutdown_timeout_s: u64,
-    /// The most pixels that an image may have, told from its header before it is decoded.
+    /// The most pixels of an image, checked in its header before it is decoded.
     pub max_pixels: u64,
-    /// The most bytes that an encoded image may have.
+    /// The most bytes of an encoded image.
     pub max_body_bytes: u64,
-    /// How many cores are computed on; 0: all. Models on the CPU share them, and half as many threads decode.
+    /// The number of cores to compute on; 0 for all. Models on the CPU share them, and half as many threads decode.
     pub cpu_threads: usize,
-    /// The environment variable that holds the API keys, with commas between them. Where it is not given, none is
-    /// asked for.
+    /// The environment variable that holds the API keys, separated by commas; without it, none is required.
     pub api_keys_env: Option<String>,
-    /// A PEM file with the certificate chain, for TLS.
+    /// The PEM file of the certificate chain, for TLS.
     pub tls_certificate: Option<PathBuf>,
-    /// A PEM file with its private key.
+    /// The PEM file of its private key.
     pub tls_key: Option<PathBuf>,
 }
 
 impl Default for ServerSection {
     fn default() -> Self {
         Self {
-            // Not reachable from elsewhere until someone says so.
+            // Not reachable from other machines unless configured.
             listen: "127.0.0.1:8080".to_owned(),
             workers: 0,
             max_connections: 10_000,
-            // Four queues of models of their default size.
+            // Four times the default capacity of a model's queue.
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are above what phones take: 192 MB when decoded, and 1.3 GB at the peak of a process that
-            // resizes one for DINOv3, in fp32 as the reference does.
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process that resizes it for
+            // DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
             max_pixels: 64_000_000,
             max_body_bytes: 32 * 1024 * 1024,
             cpu_threads: 0,
@@ -76,12 +77,12 @@ impl Default for ServerSection {
 }
 
 impl ServerSection {
-    /// How long a request may take.
+    /// Returns the time that a request may take.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
     }
 
-    /// The fields that cannot be used.
+    /// Returns a diagnostic for each field that cannot be used.
     pub(super) fn check(&self) -> Vec<Fault> {
         let fields = [
             ("workers", self.workers as u64, THREADS),
@@ -95,7 +96,7 @@ impl ServerSection {
         ];
         let mut faults = out_of_range(fields);
         let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
-        // Only its form: a name may be known on the machine where it will be used.
+        // Only the form is checked: the host may be known only on the machine that it is for.
         if self
             .listen
             .rsplit_once(':')
@@ -116,7 +117,7 @@ impl ServerSection {
     }
 }
 
-/// A fault for each number that is out of its range.
+/// Returns a diagnostic for each number that is out of its range.
 pub(super) fn out_of_range<'a>(
     fields: impl IntoIterator<Item = (&'a str, u64, RangeInclusive<u64>)>,
 ) -> Vec<Fault> {

@@ -1,4 +1,4 @@
-//! The file and the environment as one tree of values, and where each of them was written.
+//! The file and the environment as one tree of values, and the place of each value.
 
 use std::collections::BTreeMap;
 
@@ -9,26 +9,27 @@ use toml_edit::{Document, Item};
 
 use super::error::{Located, Location};
 
-/// What the variables that override the file begin with, and what stands between their keys.
+/// The prefix of the variables that override the file.
 const PREFIX: &str = "CONCORD";
+/// The separator between their keys.
 const SEPARATOR: &str = "__";
 
-/// A configuration before anything about its meaning is known.
+/// A configuration before its meaning is checked.
 pub(super) struct Source {
-    /// What the file says, with what the variables say put over it.
+    /// The values of the file, overridden by those of the variables.
     pub(super) values: Map<String, Value>,
-    /// Variables that look like overrides and cannot be.
+    /// The faults of variables that look like overrides and cannot be used.
     pub(super) refused: Vec<Located>,
     document: Document<String>,
-    /// The variables that override the file: from the path of keys to the variable's name.
+    /// The names of the variables that override the file, by the path of keys.
     variables: BTreeMap<Vec<PathPart>, String>,
 }
 
 impl Source {
-    /// Parses `text`, and puts over it those of `variables` that are called `CONCORD__SECTION__KEY`.
+    /// Parses `text`, and overrides it by those of `variables` that are called `CONCORD__SECTION__KEY`.
     ///
     /// # Errors
-    /// When `text` is not TOML.
+    /// Returns a fault if `text` is not TOML.
     pub(super) fn parse(
         text: &str,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -42,7 +43,7 @@ impl Source {
         let mut overrides = config::Map::new();
         for (name, value) in variables {
             let Some(path) = overridden_path(&name) else { continue };
-            if let Some(message) = why_not_overridable(&path) {
+            if let Some(message) = override_refusal(&path) {
                 let fault = Fault::new(path, message);
                 source.refused.push(Located { location: Location::Variable(name), fault });
             } else {
@@ -57,8 +58,8 @@ impl Source {
         Ok(source)
     }
 
-    /// Where a person would mend what is at `path`: the variable that set it, otherwise its line, otherwise the
-    /// line of the table that lacks it.
+    /// Returns the place to mend the value at `path`: the variable that set it, or else its line, or else the line of the
+    /// table that lacks it.
     pub(super) fn locate(&self, path: &[PathPart]) -> Location {
         let (depth, line) = self.nearest_in_file(path);
         // The value, or a table around it, came from a variable; or the file lacks a table that variables made.
@@ -70,7 +71,7 @@ impl Source {
             .map_or(Location::Line(line), |(_, name)| Location::Variable(name.clone()))
     }
 
-    /// How many parts of `path` exist in the file, and the line of the last of them.
+    /// Returns the number of parts of `path` that exist in the file, and the line of the last of them.
     fn nearest_in_file(&self, path: &[PathPart]) -> (usize, usize) {
         let mut item = self.document.as_item();
         let mut offset = 0;
@@ -87,7 +88,7 @@ impl Source {
     }
 }
 
-/// What `part` of `item` is, and the offset at which it is written (a table's key rather than its content).
+/// Returns `part` of `item`, and the offset at which it is written (of a table's key rather than its content).
 fn child_of<'a>(item: &'a Item, part: &PathPart) -> Option<(&'a Item, Option<usize>)> {
     match part {
         PathPart::Key(name) => {
@@ -111,16 +112,16 @@ fn column_of(text: &str, offset: usize) -> Location {
     Location::Column { line: line_of(text, offset), column }
 }
 
-/// `[server, max_pixels]` for `CONCORD__SERVER__MAX_PIXELS`; `None` for variables that are not meant for us.
+/// Returns `[server, max_pixels]` for `CONCORD__SERVER__MAX_PIXELS`, and `None` for variables that are no overrides.
 ///
-/// In lower case, as `config` reads it and as all our keys are.
+/// The path is in lower case, as `config` reads variables and as all keys are.
 fn overridden_path(variable: &str) -> Option<Vec<PathPart>> {
     let variable = variable.to_lowercase();
     let keys = variable.strip_prefix(&PREFIX.to_lowercase())?.strip_prefix(SEPARATOR)?;
     Some(keys.split(SEPARATOR).map(PathPart::from).collect())
 }
 
-fn why_not_overridable(path: &[PathPart]) -> Option<&'static str> {
+fn override_refusal(path: &[PathPart]) -> Option<&'static str> {
     let is_key = |key: &str| {
         !key.is_empty() && key.chars().all(|char| char.is_ascii_alphanumeric() || "_-".contains(char))
     };
@@ -136,7 +137,7 @@ fn why_not_overridable(path: &[PathPart]) -> Option<&'static str> {
     }
 }
 
-/// Numbers and booleans among the overrides are taken as such.
+/// Merges the overrides into the file; those that are numbers or booleans are read as such.
 fn merge(
     text: &str,
     overrides: config::Map<String, String>,
@@ -153,9 +154,9 @@ fn merge(
     Ok(merged.collect()?.into_iter().map(|(key, value)| (key, to_json(value))).collect())
 }
 
-/// The value with its type: `config` itself would read `"3"` as a number, and a number as a text.
+/// Converts a value and keeps its type: `config` itself would read `"3"` as a number, and a number as a text.
 fn to_json(value: config::Value) -> Value {
-    // JSON has no infinity and no NaN; as a text they are a wrong type wherever a number is wanted.
+    // JSON has no infinity and no NaN; as a text they are a wrong type wherever a number is expected.
     let number = |number: Option<Number>, text: String| number.map_or(Value::String(text), Value::Number);
     match value.kind {
         ValueKind::Nil => Value::Null,

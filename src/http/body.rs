@@ -1,4 +1,4 @@
-//! The encoded image out of a request's body: the body itself, a part of a form, or base64 in JSON.
+//! Reads the encoded image out of a request's body: the body itself, a part of a form, or base64 in JSON.
 
 use actix_multipart::{Multipart, MultipartError};
 use actix_web::error::PayloadError;
@@ -12,9 +12,9 @@ use utoipa::ToSchema;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// The part of a form that holds the image.
+/// The name of the form part that holds the image.
 const PART: &str = "image";
-/// What a JSON body or a form may have around the image.
+/// The bytes that a JSON body or a form may have besides the image.
 const WRAPPING_BYTES_MAX: u64 = 16 * 1024;
 
 /// The parameters of a generated text: in the query, or beside the image in a JSON body.
@@ -35,27 +35,27 @@ pub(super) struct GenerateParams {
 pub(super) struct ImageRequest {
     /// The encoded image in base64, or as a data URL: `data:image/png;base64,…`.
     pub image: String,
-    /// For texts: what to paramse.
+    /// For generated texts: the prompt.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// For texts: at most so many tokens are paramsten.
+    /// For generated texts: the most tokens that are generated.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
-    /// For texts: whether they are sent piece by piece.
+    /// For generated texts: whether the text is streamed.
     #[serde(default)]
     pub stream: Option<bool>,
 }
 
-/// The body took longer to arrive than a request may take.
+/// Returns the problem of a body that arrived too slowly.
 pub(super) fn too_slow(limit_ms: u64) -> Problem {
     let detail = format!("the body did not arrive within {limit_ms} ms (request_timeout_ms)");
     Problem::new(ProblemKind::SlowBody, detail)
 }
 
-/// How a body holds its image.
+/// The form in which a body holds its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyKind {
-    /// It is the image.
+    /// The body is the image.
     Raw,
     /// `multipart/form-data`.
     Form,
@@ -64,11 +64,11 @@ pub(super) enum BodyKind {
 }
 
 impl BodyKind {
-    /// By the headers.
+    /// Returns the kind that the headers declare.
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = |detail: String| Problem::new(ProblemKind::UnsupportedMediaType, detail);
         if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
-            return Err(unsupported(format!("content-encoding {encoding:?}: images are sent as they are")));
+            return Err(unsupported(format!("content-encoding {encoding:?}: must be absent: images are sent uncompressed")));
         }
         let content_type = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
         let Some(content_type) = content_type else { return Ok(Self::Raw) };
@@ -76,7 +76,7 @@ impl BodyKind {
         match essence.as_str() {
             "application/json" => Ok(Self::Json),
             "multipart/form-data" => Ok(Self::Form),
-            // What curl sends with --data-binary when it is told nothing else.
+            // The content type that curl sends by default with --data-binary.
             "application/octet-stream" | "application/x-www-form-urlencoded" | "" => Ok(Self::Raw),
             other if other.starts_with("image/") => Ok(Self::Raw),
             other => Err(unsupported(format!(
@@ -85,32 +85,32 @@ impl BodyKind {
         }
     }
 
-    /// How many bytes a body may have that holds an image of `limit` bytes.
+    /// Returns the most bytes that a body with an image of `limit` bytes may have.
     fn body_limit(self, limit: u64) -> u64 {
         match self {
             Self::Raw => limit,
             Self::Form => limit.saturating_add(WRAPPING_BYTES_MAX),
-            // Four characters for three bytes.
+            // Base64 has four characters for three bytes.
             Self::Json => limit.div_ceil(3).saturating_mul(4).saturating_add(WRAPPING_BYTES_MAX),
         }
     }
 }
 
-/// Reads the image, of at most `limit` bytes.
+/// Reads the image, of at most `limit` bytes, from a request that takes no parameters in its body.
 pub(super) async fn image(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
 ) -> Result<Bytes, Problem> {
-    let (image, besides) = image_with_params(headers, payload, limit).await?;
-    if besides == GenerateParams::default() {
+    let (image, params) = image_with_params(headers, payload, limit).await?;
+    if params == GenerateParams::default() {
         return Ok(image);
     }
     let detail = "prompt, max_new_tokens and stream are for /v1/models/{model}/generate";
     Err(Problem::new(ProblemKind::BadRequest, detail))
 }
 
-/// The same, with what a JSON body says besides.
+/// Reads the image, of at most `limit` bytes, and the parameters that a JSON body has beside it.
 pub(super) async fn image_with_params(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
@@ -126,20 +126,20 @@ pub(super) async fn image_with_params(
         BodyKind::Raw => collect(payload, declared, limit).await?,
         BodyKind::Form => from_form(headers, payload, limit).await?,
         BodyKind::Json => {
-            // The limit is the image's, and told as such.
+            // The error names the limit of the image, not that of the JSON around it.
             let body = collect(payload, declared, kind.body_limit(limit)).await;
-            let (image, besides) = from_json(&body.map_err(|problem| match problem.kind {
+            let (image, in_body) = from_json(&body.map_err(|problem| match problem.kind {
                 ProblemKind::TooLarge => Problem::too_many_bytes(limit),
                 _ => problem,
             })?)?;
-            params = besides;
+            params = in_body;
             image
         }
     };
     if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, params)) }
 }
 
-/// The bytes of a stream, if there are at most `limit`. `declared` is what the sender says that there will be.
+/// Returns the bytes of a stream, of which there may be at most `limit`. `declared` is the sender's `content-length`.
 async fn collect(
     mut stream: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
     declared: Option<u64>,
@@ -166,7 +166,7 @@ async fn from_form(
         other => Problem::new(ProblemKind::BadRequest, format!("the form cannot be read: {other}")),
     };
     let mut form = Multipart::new(headers, payload);
-    // Of the whole body, so that parts which nobody reads are counted too.
+    // The bytes left of the whole body's limit, so that parts which nobody reads are counted too.
     let mut left = BodyKind::Form.body_limit(limit);
     while let Some(part) = form.next().await {
         let mut part = part.map_err(unreadable)?;
@@ -186,11 +186,11 @@ async fn from_form(
     Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}")))
 }
 
-/// The image of a JSON body, and what it says besides.
+/// Returns the image of a JSON body, and the parameters beside it.
 fn from_json(body: &[u8]) -> Result<(Bytes, GenerateParams), Problem> {
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
     let request: ImageRequest = serde_json::from_slice(body)
-        .map_err(|error| bad(format!("the body is not the JSON expected: {error}")))?;
+        .map_err(|error| bad(format!("the body is not the expected JSON: {error}")))?;
     let text = request.image.trim();
     let text = match text.strip_prefix("data:") {
         Some(url) => {
@@ -207,5 +207,5 @@ fn from_json(body: &[u8]) -> Result<(Bytes, GenerateParams), Problem> {
 }
 
 fn incomplete(error: &PayloadError) -> Problem {
-    Problem::new(ProblemKind::BadRequest, format!("the body did not arrive whole: {error}"))
+    Problem::new(ProblemKind::BadRequest, format!("the body is incomplete: {error}"))
 }

@@ -1,4 +1,4 @@
-//! The door of the fuzzer: the reader of bodies without a server around it.
+//! The entry point of the fuzzer: the reader of bodies, without a server around it.
 
 use actix_web::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use actix_web::web::Bytes;
@@ -8,7 +8,10 @@ use futures::stream;
 use super::body;
 use crate::problem::Problem;
 
-/// The image in a body of this type, which arrives in two pieces.
+/// Returns the image in a body of this content type, which arrives in two pieces.
+///
+/// # Errors
+/// Returns the problem that a client would get.
 pub fn image(content_type: &'static str, body: &[u8], limit: u64) -> Result<Bytes, Problem> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

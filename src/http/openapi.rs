@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the endpoint's description for programs.
+//! `GET /openapi.json`: the description of the endpoint for programs.
 
 use actix_web::HttpResponse;
 use utoipa::OpenApi;
@@ -25,7 +25,7 @@ use crate::verdict::Verdict;
 )]
 struct Description;
 
-/// This description.
+/// Returns this description.
 #[utoipa::path(get, path = "/openapi.json", tag = "operations", responses((status = 200, body = String, content_type = "application/json")))]
 pub(super) async fn page() -> HttpResponse {
     HttpResponse::Ok().json(Description::openapi())

@@ -1,4 +1,4 @@
-//! What the endpoint tells about itself.
+//! The pages about the server itself: its tasks, its models, its health and its metrics.
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -11,118 +11,118 @@ use super::respond::Refusal;
 use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
 
-/// A task as it is answered now.
+/// A task under its current policy.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TaskPage {
-    /// Its name.
+    /// The name of the task.
     task: String,
     /// The question about an image.
     question: String,
-    /// The possible answers.
+    /// The labels to choose from.
     labels: Vec<String>,
-    /// How votes are fused.
+    /// The method by which votes are fused.
     fusion: &'static str,
-    /// The stages, in the order in which they are asked.
+    /// The stages, in the order in which they run.
     stages: Vec<StagePage>,
 }
 
 /// A stage of a task.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct StagePage {
-    /// The models that are asked together.
+    /// The models that run together.
     models: Vec<MemberPage>,
-    /// The least confidence with which the cascade stops here.
+    /// The least confidence at which the cascade stops here.
     #[serde(skip_serializing_if = "Option::is_none")]
     confidence: Option<f64>,
-    /// How likely the answer must be right, by the learned gate, where that can be read.
+    /// The least output of the learned gate at which the cascade stops here, where the gate can be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<f64>,
-    /// Whether all votes so far must name the same label as well.
+    /// Whether, besides, all votes so far must have the same label.
     agreement: bool,
-    /// The share of the answer, more than which one of its models must have to be worth asking.
+    /// The share of the verdict above which the learned weight of one of its models must be for the stage to run.
     #[serde(skip_serializing_if = "Option::is_none")]
     min_weight: Option<f64>,
 }
 
-/// A model's part in a task.
+/// A model as a member of a task.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct MemberPage {
-    /// Its name.
+    /// The name of the model.
     model: String,
-    /// Whether there is no answer without its vote.
+    /// Whether there is no verdict without its vote.
     required: bool,
-    /// How much its vote counts beside the others.
+    /// The weight of its vote, relative to the others.
     weight: f64,
-    /// What its logits are divided by, unless it has scales and biases.
+    /// The temperature that its logits are divided by, unless it has scales and biases.
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64>,
-    /// What is done with each label's log-probability in place of that.
+    /// The scales and biases that are applied instead of a temperature.
     #[serde(skip_serializing_if = "Option::is_none")]
     scaling: Option<ScalingPage>,
 }
 
-/// Vector scaling: a number for each label, in their order.
+/// Vector scaling: a scale and a bias for each label, in the order of the labels.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ScalingPage {
-    /// What its log-probability is multiplied by.
+    /// The factors of the log-probabilities.
     scale: Vec<f64>,
-    /// What is added then.
+    /// The terms that are added after that.
     bias: Vec<f64>,
 }
 
 /// A running model.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelPage {
-    /// Its name.
+    /// The name of the model.
     model: String,
-    /// Which implementation runs it.
+    /// The architecture, which is the implementation that runs it.
     architecture: String,
-    /// Where it computes: the devices of its replicas, with commas between them.
+    /// The devices of its replicas, separated by commas.
     device: String,
-    /// Its copies, each with a queue of its own.
+    /// The replicas, each with a queue of its own.
     replicas: Vec<ReplicaPage>,
-    /// What each copy was estimated to take of its device before it was loaded.
+    /// The memory that each replica was estimated to take on its device before it was loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     estimated_bytes: Option<MemoryPage>,
     /// The number format.
     dtype: &'static str,
-    /// How many parameters it has.
+    /// The number of parameters.
     parameters: i64,
-    /// The tasks that ask it.
+    /// The tasks that it is a member of.
     tasks: Vec<String>,
     /// The BLAKE3 digest of its snapshot.
     digest: String,
 }
 
-/// A copy of a model.
+/// A replica of a model.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ReplicaPage {
-    /// Its number, as metrics and traces call it.
+    /// The number of the replica in metrics and traces.
     replica: usize,
-    /// Where it computes.
+    /// The device that it runs on.
     device: String,
 }
 
 /// An estimate of memory, in bytes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct MemoryPage {
-    /// Of the parameters in the number format.
+    /// The parameters in the number format.
     parameters: u64,
-    /// A reserve for batches of `max_batch` images.
+    /// The reserve for batches of `max_batch` images.
     activations: u64,
 }
 
-/// Whether requests are answered.
+/// The status of the server.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct StatusPage {
     /// `ok`, `ready`, `loading`, `warming up`, `draining` or `failed`.
     status: &'static str,
-    /// Why, where it failed; how far it is, where it starts.
+    /// The error if it failed, and the progress while it starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
 
-/// The tasks and their policies, as they are answered now.
+/// Returns the tasks with their current policies.
 #[utoipa::path(get, path = "/v1/tasks", tag = "tasks", responses((status = 200, body = Vec<TaskPage>)))]
 pub(super) async fn tasks(_authorized: Authorized, worker: Data<Worker>) -> HttpResponse {
     let plan = worker.engine.plan();
@@ -159,17 +159,17 @@ fn stage_page(stage: &Stage) -> StagePage {
     }
 }
 
-/// The running models.
+/// Returns the running models.
 #[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = Vec<ModelPage>)))]
 pub(super) async fn models(_authorized: Authorized, worker: Data<Worker>) -> HttpResponse {
     let plan = worker.engine.plan();
-    let asks = |task: &concord_actors::TaskPlan, model: &str| {
+    let has_member = |task: &concord_actors::TaskPlan, model: &str| {
         task.policy().members().any(|member| &**member.model() == model)
     };
     let page = |model: concord_actors::ModelInfo| ModelPage {
         tasks: plan
             .tasks()
-            .filter(|task| asks(task, &model.name))
+            .filter(|task| has_member(task, &model.name))
             .map(|task| task.name().to_owned())
             .collect(),
         device: model.device(),
@@ -187,13 +187,13 @@ pub(super) async fn models(_authorized: Authorized, worker: Data<Worker>) -> Htt
     HttpResponse::Ok().json(worker.engine.models().into_iter().map(page).collect::<Vec<_>>())
 }
 
-/// Whether the process is alive; what it says does not depend on its models.
+/// Returns 200 while the process is alive, whatever the state of its models.
 #[utoipa::path(get, path = "/healthz", tag = "operations", responses((status = 200, body = StatusPage)))]
 pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(StatusPage { status: "ok", detail: None })
 }
 
-/// Whether requests are answered: after the models have been loaded and warmed up, until the process is told to end.
+/// Returns 200 while requests are answered: once the models are loaded and warmed up, until the process shuts down.
 #[utoipa::path(get, path = "/readyz", tag = "operations",
     responses((status = 200, body = StatusPage), (status = 503, body = StatusPage)))]
 pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {
@@ -210,7 +210,7 @@ pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {
     }
 }
 
-/// What is counted, for Prometheus.
+/// Returns the metrics in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(request: HttpRequest, worker: Data<Worker>) -> Result<HttpResponse, Refusal> {
     let text = worker.engine.metrics().text().map_err(|error| {
@@ -220,12 +220,12 @@ pub(super) async fn metrics(request: HttpRequest, worker: Data<Worker>) -> Resul
 }
 
 pub(super) async fn not_found(request: HttpRequest) -> HttpResponse {
-    let detail = format!("nothing is served at {}: /openapi.json lists what is", request.path());
+    let detail = format!("nothing is served at {}: see /openapi.json", request.path());
     Refusal::of(&request, Problem::new(ProblemKind::NotFound, detail)).respond()
 }
 
 pub(super) async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
     let detail =
-        format!("{} is not served by {}: /openapi.json says by what", request.path(), request.method());
+        format!("{} does not support {}: see /openapi.json", request.path(), request.method());
     Refusal::of(&request, Problem::new(ProblemKind::MethodNotAllowed, detail)).respond()
 }

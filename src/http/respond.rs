@@ -1,4 +1,4 @@
-//! What goes back: a verdict, or a problem in the form of RFC 9457, each with the request's id and trace.
+//! Responses: a verdict, or a problem in the form of RFC 9457, each with the request's id and trace.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -14,32 +14,32 @@ use crate::verdict::Verdict;
 
 const REQUEST_ID: &str = "x-request-id";
 const PROBLEM_JSON: &str = "application/problem+json";
-/// Queues that are full now have been worked off by then.
+/// The seconds after which queues that are full now have been worked off.
 const RETRY_AFTER_S: &str = "1";
 
-/// Why a request got no verdict: RFC 9457, "Problem Details for HTTP APIs".
+/// The body of a response without a verdict: RFC 9457, "Problem Details for HTTP APIs".
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct ProblemBody<'a> {
-    /// What kind of failure it is; stable, for programs.
+    /// The kind of failure; stable, for programs.
     #[serde(rename = "type")]
     kind: ProblemKind,
-    /// The kind in words.
+    /// The kind in words, for people.
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// What happened to this request, and what to do about it.
+    /// The failure of this request, and what to do about it.
     detail: &'a str,
-    /// The request, as logs and spans call it: a UUIDv7.
+    /// The identifier of the request in logs and spans: a UUIDv7.
     request_id: String,
-    /// The request's trace, as Jaeger calls it.
+    /// The identifier of the request's trace, as Jaeger shows it.
     trace_id: &'a str,
 }
 
-/// The answer to one request.
+/// The response to one request, which it makes, records in the trace, and logs.
 pub(super) struct Reply<'a> {
     context: &'a RequestContext,
-    /// What was asked for, for the log.
+    /// The requested path, for the log.
     path: &'a str,
     close: bool,
 }
@@ -61,7 +61,7 @@ impl<'a> Reply<'a> {
         self.builder(StatusCode::OK).json(page)
     }
 
-    /// Server-sent events.
+    /// Streams server-sent events.
     pub(super) fn events(
         &self,
         events: impl Stream<Item = Result<web::Bytes, actix_web::Error>> + 'static,
@@ -129,7 +129,7 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// A request that is refused before it has a context.
+/// A request that is refused before it has a context. It gets an id of its own.
 #[derive(Debug)]
 pub(super) struct Refusal {
     problem: Problem,

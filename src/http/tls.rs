@@ -1,4 +1,4 @@
-//! TLS, where a certificate is configured.
+//! TLS from the configured certificate.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::ServerSection;
 
-/// `None` where no certificate is configured.
+/// Returns the configuration of TLS, or `None` where no certificate is configured.
+///
+/// # Errors
+/// Returns an error that names the file if the certificate or its key cannot be used.
 pub(super) fn config(section: &ServerSection) -> io::Result<Option<ServerConfig>> {
     let (Some(certificate), Some(key)) = (&section.tls_certificate, &section.tls_key) else {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! `concord serve` from start to end: bind, load, answer, follow the configuration, drain.
+//! The life of a server from start to end: it binds, loads, answers, follows the configuration, and drains. It knows
+//! neither what a request is nor how it is answered.
 
 mod reload;
 
@@ -21,59 +22,59 @@ use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
 use crate::telemetry::Sampling;
 use reload::Reloader;
 
-/// How long a process that is told to end, and says so at `/readyz`, goes on as before.
+/// The time for which a process that shuts down, and says so at `/readyz`, still accepts connections.
 const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
-/// How long it then answers what comes over the connections that there are, each answer with the end of its connection. A
-/// connection that is closed while its client is just sending the next request would lose that one; a client that has
-/// been quiet for this long is not just sending.
+/// The time for which it then answers requests on open connections, closing each connection with the response. Closing a
+/// connection while its client is sending the next request would lose that request; a client that has been quiet for
+/// this long is not sending one.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
-/// What a server is started with.
+/// The options of a server.
 pub struct ServeOptions {
     /// The configuration.
     pub ensemble: Ensemble,
-    /// Where to listen, instead of where the configuration says.
+    /// The address to listen on, instead of the configured one.
     pub listen: Option<String>,
-    /// The file that it came from, to be followed; `None`: it stays as it is.
+    /// The file of the configuration, to be followed; `None` if changes are to be ignored.
     pub file: Option<PathBuf>,
-    /// Which requests have their trace exported.
+    /// The choice of requests whose trace is exported.
     pub sampling: Sampling,
-    /// How models are loaded.
+    /// The function that loads a model.
     pub loader: Arc<Loader>,
-    /// Ends the server when it is notified, as SIGTERM does.
+    /// Shuts the server down when it is notified, as SIGTERM does.
     pub stop: Arc<Notify>,
 }
 
-/// Why a server could not start, or could not go on.
+/// The reason why a server could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be had, or the certificate cannot be used.
+    /// The address cannot be bound, or the certificate cannot be used.
     #[error("{listen}: {source}")]
     Listen {
-        /// As it is configured.
+        /// The configured address.
         listen: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// No API keys where some are asked for.
+    /// API keys are required and none are set.
     #[error(transparent)]
     Keys(#[from] ApiKeysError),
-    /// No threads.
+    /// Threads could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Models that do not load.
+    /// A model does not load.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Something that this process cannot go on after, such as a lost GPU.
+    /// A failure that this process cannot recover from, such as a lost GPU.
     #[error("{0}")]
     Fatal(String),
 }
 
-/// Serves until the process is told to end, and then until what is in flight has been answered. `on_ready` is told the
-/// address once the models are loaded. Must be called where an actix system runs.
+/// Serves until the process is asked to shut down, and then until the requests in flight have been answered. `on_ready` is
+/// called with the address once the models are loaded. Must be called inside an actix system.
 ///
 /// # Errors
-/// When it cannot start, or cannot go on.
+/// Returns an error if it cannot start, or cannot go on.
 pub async fn serve(
     options: ServeOptions,
     on_ready: impl FnOnce(SocketAddr, &Arc<Engine>),
@@ -95,44 +96,44 @@ pub async fn serve(
     let mut serving = actix::spawn(server);
 
     let loading = load(&engine, options.ensemble.tasks().clone(), Arc::clone(&options.loader));
-    // One future for the whole time, so that no signal falls between two of them.
+    // One future for the whole time, so that no signal is lost between two of them.
     let stop = Arc::clone(&options.stop);
     let mut end = std::pin::pin!(end_of(&engine, &stop));
     let ended = tokio::select! {
         loaded = loading => {
             loaded.map_err(|_| ServeError::Fatal("loading the models panicked".to_owned()))??;
-            // Before anybody is told that it is ready, and may edit the file because of it.
+            // Before anybody learns that it is ready, and edits the file because of that.
             let _reloader = options.file.map(|file| Reloader::start(file, options.ensemble, &engine));
             on_ready(address, &engine);
             end.as_mut().await
         }
         ended = &mut end => ended,
-        _ = &mut serving => Ended::Asked("the endpoint ended"),
+        _ = &mut serving => Ended::ShutDown("the endpoint ended"),
     };
     match &ended {
-        Ended::Asked(why) => tracing::info!(why, "ending: what is in flight is answered first"),
-        Ended::Failed(message) => tracing::error!(message, "ending"),
+        Ended::ShutDown(reason) => tracing::info!(reason, "shutting down: requests in flight are answered first"),
+        Ended::Failed(message) => tracing::error!(message, "shutting down"),
     }
     draining.begin();
-    if matches!(ended, Ended::Asked(_)) {
+    if matches!(ended, Ended::ShutDown(_)) {
         sleep(LAST_CONNECTIONS).await;
-        // What connects from now on is refused, rather than accepted and lost: actix would stop listening only
+        // New connections are refused from now on, rather than accepted and lost: actix would stop listening only
         // together with everything else.
         if let Err(error) = SockRef::from(&listener).shutdown(Shutdown::Read) {
-            tracing::warn!(%error, "the socket still listens");
+            tracing::warn!(%error, "the socket still listens: connections made now may be lost");
         }
         draining.close_connections();
         sleep(LAST_ANSWERS).await;
     }
     handle.stop(true).await;
-    tracing::info!("ended");
+    tracing::info!("shut down");
     match ended {
-        Ended::Asked(_) => Ok(()),
+        Ended::ShutDown(_) => Ok(()),
         Ended::Failed(message) => Err(ServeError::Fatal(message)),
     }
 }
 
-/// Loads the models on a thread of its own, which a process that is told to end meanwhile does not wait for.
+/// Loads the models on a thread of its own, which a process that is shut down meanwhile does not wait for.
 fn load(
     engine: &Arc<Engine>,
     tasks: BTreeMap<String, Policy>,
@@ -142,19 +143,19 @@ fn load(
     let engine = Arc::clone(engine);
     std::thread::spawn(move || {
         let log = |name: &str, took: Duration| tracing::info!(model = name, ?took, "loaded");
-        // Nobody waits where the process ends meanwhile.
+        // Nobody receives it if the process is shut down meanwhile.
         let _ending = loaded.send(engine.load(&tasks, &*loader, log));
     });
     loading
 }
 
-/// Why a server ends.
+/// The reason why a server ends.
 enum Ended {
-    Asked(&'static str),
+    ShutDown(&'static str),
     Failed(String),
 }
 
-/// Resolves when the server is to end.
+/// Resolves when the server has to end.
 async fn end_of(engine: &Engine, stop: &Notify) -> Ended {
     let terminate = async {
         match signal(SignalKind::terminate()) {
@@ -163,9 +164,9 @@ async fn end_of(engine: &Engine, stop: &Notify) -> Ended {
         }
     };
     tokio::select! {
-        _ = terminate => Ended::Asked("SIGTERM"),
-        _ = tokio::signal::ctrl_c() => Ended::Asked("SIGINT"),
-        () = stop.notified() => Ended::Asked("told to"),
+        _ = terminate => Ended::ShutDown("SIGTERM"),
+        _ = tokio::signal::ctrl_c() => Ended::ShutDown("SIGINT"),
+        () = stop.notified() => Ended::ShutDown("stop requested"),
         message = engine.fatal().raised() => Ended::Failed(message),
     }
 }

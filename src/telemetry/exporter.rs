@@ -1,5 +1,5 @@
-//! Gives every actor a service of its own: spans are sorted by the service that they name, and each service has an
-//! exporter with that name.
+//! Exports the spans of every actor under a service of its own: spans are sorted by the service that they name, and each
+//! service has an exporter with that name.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,22 +17,26 @@ use tokio::sync::Mutex;
 const SERVICE: &str = "concord.service";
 /// The service of spans that name none.
 const DEFAULT_SERVICE: &str = "concord";
-/// A receiver that has not taken a batch after this long does not get it.
+/// The time after which a batch that the receiver has not accepted is dropped.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// There are as many services as actors; a number that grows beyond this would be a fault.
+/// The most services: there are as many as actors, and more than this would be a bug.
 const SERVICES_MAX: usize = 256;
 
-/// An exporter for each service, made when its first span comes.
+/// An exporter for each service, created on its first span.
 #[derive(Debug)]
 pub(super) struct ServiceExporter {
     endpoint: String,
     client: reqwest::blocking::Client,
-    /// Behind a lock because an exporter is shared; only one batch is exported at a time.
+    /// Behind a lock because an exporter is shared; it never contends, since one batch is exported at a time.
     services: Mutex<HashMap<String, OtlpExporter>>,
 }
 
 impl ServiceExporter {
-    /// To the receiver at `base`, for instance `http://localhost:4318`. Must not be called where an async runtime runs.
+    /// Returns an exporter to the receiver at `base`, for instance `http://localhost:4318`. Must not be called inside an
+    /// async runtime.
+    ///
+    /// # Errors
+    /// Returns an error if the HTTP client cannot be created.
     pub(super) fn new(base: &str) -> Result<Self, reqwest::Error> {
         Ok(Self {
             endpoint: format!("{}/v1/traces", base.trim_end_matches('/')),
@@ -70,7 +74,7 @@ impl SpanExporter for ServiceExporter {
                 services.insert(service.clone(), self.exporter(&service).map_err(failed)?);
             }
             if let Some(exporter) = services.get(&service) {
-                // One service's failure must not cost the spans of the others.
+                // A failure of one service must not lose the spans of the others.
                 result = result.and(exporter.export(spans).await);
             }
         }
@@ -78,7 +82,7 @@ impl SpanExporter for ServiceExporter {
     }
 }
 
-/// The service that a span names, which is then no attribute of it any more.
+/// Removes and returns the service that a span names.
 fn take_service(span: &mut SpanData) -> String {
     let index = span.attributes.iter().position(|attribute| attribute.key.as_str() == SERVICE);
     match index.map(|index| span.attributes.swap_remove(index).value) {

@@ -1,4 +1,4 @@
-//! Logs and traces of a process.
+//! The logs and traces of a process. It knows nothing of models, policies or HTTP.
 
 mod exporter;
 mod request;
@@ -17,17 +17,17 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use exporter::ServiceExporter;
 
-/// What `RUST_LOG` asks for, otherwise `level`.
+/// Returns the filter that `RUST_LOG` sets, or otherwise one from `level` up.
 fn filter(level: &str) -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level))
 }
 
-/// Logs for people, on standard error, from warnings up.
+/// Sets up logs for people, on standard error, from warnings up.
 pub fn log_warnings() {
     tracing_subscriber::fmt().with_env_filter(filter("warn")).with_writer(std::io::stderr).init();
 }
 
-/// The exporter of a server's traces; what is left is sent when it is shut down.
+/// The exporter of a server's traces; spans that are left are sent at shutdown.
 #[derive(Debug)]
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
@@ -35,11 +35,11 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Sets up the logs of a server and, where a receiver is configured, its traces. Must be called once, where no async
-    /// runtime runs.
+    /// Sets up the logs of a server and, where a receiver is configured, its traces. Must be called once, outside any async
+    /// runtime.
     ///
     /// # Errors
-    /// When the exporter's HTTP client cannot be made.
+    /// Returns an error if the exporter's HTTP client cannot be created.
     pub fn start(section: &TelemetrySection) -> Result<Self, reqwest::Error> {
         let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let logs: Box<dyn Layer<Registry> + Send + Sync> = match section.log_format.as_str() {
@@ -52,7 +52,7 @@ impl Telemetry {
             tracing_subscriber::registry().with(logs).init();
             return Ok(Self { provider: None, sampling: Sampling::none() });
         };
-        // Every span that gets here is exported: which requests have some is decided when they arrive.
+        // Every span that gets here is exported: requests are sampled when they arrive.
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(ServiceExporter::new(endpoint)?).build();
         let spans = tracing_opentelemetry::layer()
@@ -66,15 +66,15 @@ impl Telemetry {
         Ok(Self { provider: Some(provider), sampling: Sampling::new(section.sample_ratio) })
     }
 
-    /// Which requests have their trace exported.
+    /// Returns the choice of requests whose trace is exported.
     pub fn sampling(&self) -> Sampling {
         self.sampling
     }
 
-    /// Sends what is left, within a few seconds.
+    /// Sends the spans that are left, within a few seconds.
     pub fn shutdown(&self) {
         if let Some(Err(error)) = self.provider.as_ref().map(SdkTracerProvider::shutdown) {
-            tracing::warn!(%error, "the last traces may be lost");
+            tracing::warn!(%error, "the last traces may be lost: check otlp_endpoint in [telemetry]");
         }
     }
 }

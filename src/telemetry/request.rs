@@ -1,4 +1,4 @@
-//! A request's identity: its id, its trace, and whether that trace is exported.
+//! The identity of a request: its id, its trace, and whether that trace is exported.
 
 use concord_actors::{TRACE_TARGET, Trace};
 use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceId};
@@ -9,42 +9,42 @@ use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
-/// The header of the W3C recommendation "Trace Context".
+/// The header of the W3C recommendation ["Trace Context"](https://www.w3.org/TR/trace-context/).
 pub const TRACEPARENT: &str = "traceparent";
 
-/// What a request is called in answers, logs and spans.
+/// The identity of a request in responses, logs and spans.
 #[derive(Debug, Clone)]
 pub struct RequestContext {
-    /// A UUIDv7.
+    /// The identifier of the request: a UUIDv7.
     pub id: Uuid,
-    /// The request's span, under which all actors put theirs.
+    /// The request's span, which is the parent of all actors' spans.
     pub trace: Trace,
-    /// In hexadecimal digits.
+    /// The identifier of the trace, in hexadecimal digits.
     pub trace_id: String,
-    /// The context that goes back to the caller.
+    /// The `traceparent` header of the response.
     pub traceparent: String,
 }
 
-/// Decides which requests have their trace exported.
+/// The choice of requests whose trace is exported.
 #[derive(Debug, Clone, Copy)]
 pub struct Sampling {
-    /// 0 where there is no receiver.
+    /// The share of requests; 0 where there is no receiver.
     ratio: f64,
 }
 
 impl Sampling {
-    /// This share of them; none where no receiver is configured.
+    /// Samples this share of the requests.
     pub(crate) fn new(ratio: f64) -> Self {
         Self { ratio }
     }
 
-    /// None of them.
+    /// Samples none of the requests.
     pub fn none() -> Self {
         Self { ratio: 0.0 }
     }
 
-    /// A request to `route` arrives, with the `traceparent` of its caller where it has one. A caller who has decided
-    /// is followed, except that nothing is exported where there is no receiver.
+    /// Returns the identity of a request to `route` that has just arrived, as a child of the caller's `traceparent` if there
+    /// is one. The caller's sampling decision is followed, except that nothing is exported without a receiver.
     pub fn request(self, route: &'static str, traceparent: Option<&str>) -> RequestContext {
         let id = Uuid::now_v7();
         let parent = traceparent.and_then(parse);
@@ -56,9 +56,9 @@ impl Sampling {
         if sampled { exported(id, route, parent) } else { unexported(id, route, trace_id) }
     }
 
-    /// By the lower half of the trace id, as `TraceIdRatioBased` of the OpenTelemetry specification.
+    /// Decides by the lower half of the trace id, as `TraceIdRatioBased` of the OpenTelemetry specification does.
     fn chooses(self, trace_id: TraceId) -> bool {
-        // 63 bits of it, as the specification has it.
+        // The specification uses 63 bits of it.
         let low = u128::from_be_bytes(trace_id.to_bytes()) as u64 >> 1;
         (low as f64) < self.ratio * (1_u64 << 63) as f64
     }
@@ -86,7 +86,7 @@ fn exported(id: Uuid, route: &'static str, parent: Option<SpanContext>) -> Reque
     }
 }
 
-/// A span for the log only.
+/// Returns the context of a request whose span is for the log only.
 fn unexported(id: Uuid, route: &'static str, trace_id: TraceId) -> RequestContext {
     let span: Span = tracing::info_span!(target: "concord::request", parent: None, "request", route,
         request_id = %id, trace_id = %trace_id);
@@ -103,7 +103,10 @@ fn format(trace_id: TraceId, span_id: SpanId, flags: TraceFlags) -> String {
     format!("00-{trace_id}-{span_id}-{flags:02x}")
 }
 
-/// `00-TRACE-PARENT-FLAGS`; `None` for what is not of that form, which starts a new trace, as the recommendation asks.
+/// Parses `00-TRACE-PARENT-FLAGS`. Returns `None` for anything else, which starts a new trace, as the recommendation asks.
+///
+/// `opentelemetry_sdk`'s `TraceContextPropagator` (0.33) is not used because it does not check the lengths of the parts, so
+/// that a malformed header would become a parent.
 fn parse(text: &str) -> Option<SpanContext> {
     let mut parts = text.trim().split('-');
     let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -111,7 +114,7 @@ fn parse(text: &str) -> Option<SpanContext> {
         text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     let has_form = is_hex(version, 2) && is_hex(trace_id, 32) && is_hex(span_id, 16) && is_hex(flags, 2);
-    // A version that is not known may add parts; version 0 has none.
+    // Unknown versions may have more parts; version 0 has exactly four.
     if !has_form || version == "ff" || (version == "00" && parts.next().is_some()) {
         return None;
     }
@@ -133,7 +136,7 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn a_callers_context_is_read_and_anything_else_is_not() {
+    fn a_valid_traceparent_is_parsed_and_a_malformed_one_is_ignored() {
         let context = parse(PARENT).unwrap();
         assert_eq!(context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert!(context.is_sampled() && context.is_remote());
@@ -147,13 +150,15 @@ mod tests {
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7-b7ad6b7169203331-01",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ] {
             assert!(parse(malformed).is_none(), "{malformed:?}");
         }
     }
 
     #[test]
-    fn the_trace_goes_on_in_the_answer_and_the_ratio_decides_where_nobody_has() {
+    fn a_callers_trace_is_continued_and_otherwise_the_ratio_samples() {
         let request = Sampling::none().request("test", Some(PARENT));
         assert_eq!(request.trace_id, "0af7651916cd43dd8448eb211c80319c");
         assert!(request.traceparent.starts_with("00-0af7651916cd43dd8448eb211c80319c-"));
