@@ -1,4 +1,4 @@
-//! Every bad request to its status, in the form of RFC 9457, and the server answers the next one.
+//! Bad requests: each has its status, in the form of RFC 9457, and the server answers the next one.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use crate::harness::{edited_ensemble, replace, root, two_models};
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 
-/// A chunk of a PNG.
+/// Returns a chunk of a PNG.
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let mut checksum = flate2::Crc::new();
     checksum.update(kind);
@@ -18,7 +18,7 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     [&length, &kind[..], data, &checksum.sum().to_be_bytes()].concat()
 }
 
-/// A grey PNG that says it is so large, with this as its compressed pixels.
+/// Returns a grey PNG that declares a size, with `pixels` as its compressed data.
 fn png(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
     [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", pixels), &chunk(b"IEND", &[])]
@@ -59,7 +59,7 @@ fn every_bad_body_has_its_status() {
     let (app_json, multipart) = ("application/json", "multipart/form-data; boundary=b");
     let cases: Vec<(&str, &str, Vec<u8>, u16, &str)> = vec![
         ("empty", "image/png", Vec::new(), 400, "empty"),
-        ("text", "image/png", json("this is no picture"), 400, "not-an-image"),
+        ("text", "image/png", json("this is not an image"), 400, "not-an-image"),
         ("a zip bomb", "image/png", zip, 400, "not-an-image"),
         ("truncated", "image/png", png_bytes[..png_bytes.len() / 2].to_vec(), 400, "broken-image"),
         ("damaged so that the decoder panics", "image/jpeg", damaged, 400, "broken-image"),
@@ -68,8 +68,8 @@ fn every_bad_body_has_its_status() {
         ("a PNG that unpacks to less", "image/png", png(7000, 7000, &zeros(1000)), 400, "broken-image"),
         ("oversized", "image/png", vec![0; 2_000_001], 413, "too-large"),
         ("wrong type", "text/html", good.clone(), 415, "unsupported-media-type"),
-        ("no JSON", app_json, json("{\"image\": "), 400, "bad-request"),
-        ("JSON without an image", app_json, json("{\"picture\": \"\"}"), 400, "bad-request"),
+        ("broken JSON", app_json, json("{\"image\": "), 400, "bad-request"),
+        ("JSON without an image", app_json, json("{\"photo\": \"\"}"), 400, "bad-request"),
         ("JSON of another form", app_json, json("[1, 2]"), 400, "bad-request"),
         ("a prompt for a task", app_json, json("{\"image\": \"\", \"prompt\": \"x\"}"), 400, "bad-request"),
         ("bad base64", app_json, json("{\"image\": \"???\"}"), 400, "bad-request"),
@@ -84,8 +84,8 @@ fn every_bad_body_has_its_status() {
         ("base64 of nothing", app_json, json("{\"image\": \"\"}"), 400, "empty"),
         ("oversized JSON", app_json, vec![b' '; 3_000_000], 413, "too-large"),
         ("a form without an image", multipart, form("other"), 400, "bad-request"),
-        ("a form with no image in it", multipart, form("image"), 400, "not-an-image"),
-        ("no form", multipart, json("nothing of the kind"), 400, "bad-request"),
+        ("a form whose part is not an image", multipart, form("image"), 400, "not-an-image"),
+        ("broken form", multipart, json("nothing of the kind"), 400, "bad-request"),
     ];
     for (what, content_type, body, status, kind) in cases {
         let answer = server
@@ -117,23 +117,23 @@ fn every_bad_body_has_its_status() {
 }
 
 #[test]
-fn unusual_pictures_are_judged_as_what_they_show() {
+fn unusual_image_formats_get_the_label_of_their_content() {
     let server = Server::start(&two_models());
     let folder = root().join("models/tests/fixtures/images");
     for name in ["grey16.png", "cmyk.jpg", "orientation_6.jpg", "palette.png", "rgba.png", "bilevel.png"] {
         let judge = |name: &str| {
             server.client.classify_fresh("traffic_sign", &std::fs::read(folder.join(name)).unwrap())
         };
-        // Beside each lies what Pillow makes of it: upright, 8-bit RGB.
+        // Beside each is Pillow's conversion of it: upright, 8-bit RGB.
         let (stored, plain) = (judge(name), judge(&format!("{name}.rgb.png")));
         assert_eq!((stored.status, plain.status), (200, 200), "{name}: {stored:?}");
         assert_eq!(stored.body["label"], plain.body["label"], "{name}");
     }
 }
 
-/// A body that trickles in holds nothing but its connection, and not for ever.
+/// A body that trickles in occupies only its connection, and not for ever.
 #[test]
-fn a_slow_body_is_given_up() {
+fn a_slow_body_is_refused_at_the_deadline() {
     let (_folder, file) =
         edited_ensemble(|text| replace(&text, "request_timeout_ms = 10_000", "request_timeout_ms = 500"));
     let server = Server::start(&file);
@@ -148,12 +148,12 @@ fn a_slow_body_is_given_up() {
     let _closed_or_reset = slow.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("slow-body"), "{answer:?}");
     assert!(started.elapsed() >= Duration::from_millis(400));
-    // One that never comes whole.
+    // This one is never completed.
     let mut broken = TcpStream::connect(address).unwrap();
     broken.write_all(head.as_bytes()).unwrap();
     drop(broken);
     server
         .client
-        .wait_until("it is forgotten", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
+        .wait_until("no request is in flight", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
     assert_eq!(server.client.classify("roadwork", &photograph(0)).status, 200);
 }

@@ -1,10 +1,10 @@
-//! `concord bench`: what it measures, and what it says of that.
+//! `concord bench`: its workloads, its numbers and its errors.
 
 use serde_json::Value;
 
 use crate::harness::{Run, concord};
 
-/// The JSON of a run that measured everything.
+/// Returns the JSON of a run that measured everything.
 fn measured(arguments: &[&str]) -> Value {
     let run = concord(&[&["bench", "--iterations", "2", "--warmup", "1", "--json"], arguments].concat());
     assert_eq!(run.status, 0, "{run:?}");
@@ -20,7 +20,7 @@ fn rows(json: &Value) -> Vec<(&str, &str, u64)> {
     results.iter().map(row).collect()
 }
 
-/// Every number that a CPU has is there, and is one.
+/// Checks that every number that is measured on a CPU is there, and is plausible.
 fn check_numbers(json: &Value) {
     for model in json["models"].as_array().unwrap() {
         assert!(model["load_s"].as_f64().unwrap() > 0.0, "{model}");
@@ -55,7 +55,7 @@ fn a_preset_is_measured_at_every_batch_size() {
 }
 
 #[test]
-fn every_architecture_has_a_preset_that_votes_and_writers_write_all_tokens() {
+fn every_architecture_has_a_preset_that_votes_and_generates_all_tokens() {
     let presets = ["siglip2-tiny", "florence2-tiny", "molmo2-tiny"];
     let mut arguments = vec!["--tokens", "4", "--dtype", "fp32,bf16", "--device", "cpu"];
     arguments.extend(presets.iter().flat_map(|preset| ["--random", preset]));
@@ -66,11 +66,11 @@ fn every_architecture_has_a_preset_that_votes_and_writers_write_all_tokens() {
         let votes = rows.iter().filter(|row| row.0 == preset && row.1 == "classify yes/no");
         assert_eq!(votes.count(), 2, "{preset}: {rows:?}");
     }
-    let written = json["results"].as_array().unwrap().iter().filter(|row| row["new_tokens"] != Value::Null);
-    let written: Vec<(&Value, &Value)> = written.map(|row| (&row["work"], &row["new_tokens"])).collect();
-    assert_eq!(written.len(), 6, "{written:?}");
-    assert!(written.iter().all(|(_, tokens)| **tokens == 4), "{written:?}");
-    // As long as what its peers read.
+    let generated = json["results"].as_array().unwrap().iter().filter(|row| row["new_tokens"] != Value::Null);
+    let generated: Vec<(&Value, &Value)> = generated.map(|row| (&row["work"], &row["new_tokens"])).collect();
+    assert_eq!(generated.len(), 6, "{generated:?}");
+    assert!(generated.iter().all(|(_, tokens)| **tokens == 4), "{generated:?}");
+    // The prompt is as long as the one that its peers are measured with.
     let prefill = json["results"].as_array().unwrap().iter().find(|row| row["work"] == "decoder: prefill");
     assert_eq!(prefill.unwrap()["prompt_tokens"], 800);
 }
@@ -93,7 +93,7 @@ fn models_of_the_ensemble_and_single_snapshots_are_measured() {
 }
 
 #[test]
-fn two_models_at_once_are_compared_with_one_after_the_other() {
+fn two_models_at_once_are_compared_with_each_alone() {
     let pair = ["--together", "random:dinov3-tiny", "siglip2", "--batch", "1,2", "--device", "cpu"];
     let json = measured(&pair);
     let together = json["together"].as_array().unwrap();
@@ -111,15 +111,15 @@ fn two_models_at_once_are_compared_with_one_after_the_other() {
     let table =
         concord(&[&["bench", "--iterations", "1"], &pair[..2], &["random:siglip2-tiny"]].concat()[..]);
     assert!(table.status == 0 && table.stdout.contains("ratio"), "{table:?}");
-    // One of two fails, and nobody waits for the other.
+    // If one of the two fails, nobody waits for the other.
     let only = [&["bench", "--only", "decoder"], pair.as_slice()].concat();
     let run = concord(&only);
     assert_eq!(run.status, 1, "{run:?}");
-    assert!(run.stderr.contains("nothing of \"decoder\" to measure: must be of pixels"), "{run:?}");
+    assert!(run.stderr.contains("no workload is called \"decoder\": must be one of pixels"), "{run:?}");
 }
 
 #[test]
-fn tables_and_a_file_of_json_come_together() {
+fn tables_are_printed_beside_a_file_of_json() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bench.json");
     let json = format!("--json={}", file.display());
@@ -132,7 +132,7 @@ fn tables_and_a_file_of_json_come_together() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_said_with_what_can() {
+fn a_wrong_argument_is_refused_with_the_known_values() {
     let refused = |arguments: &[&str]| -> Run {
         let run = concord(&[&["bench"], arguments].concat());
         assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{run:?}");

@@ -1,4 +1,4 @@
-//! `concord classify` on real photographs, composed ones, and everything that is no picture.
+//! `concord classify` on real photographs, composed ones, and files that are not images.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ fn classify(task: &str, files: &[&str]) -> Run {
     concord(&[&["classify", "--json", "--task", task], files].concat())
 }
 
-/// The pictures of `assets/` with their truth, as its SOURCES.md says.
+/// The images of `assets/` with their truth, as its SOURCES.md says.
 const EXAMPLES: [(&str, &str); 9] = [
     ("camera.png", "no road work"),
     ("caution.jpg", "no road work"),
@@ -24,7 +24,7 @@ const EXAMPLES: [(&str, &str); 9] = [
 ];
 
 #[test]
-fn the_examples_get_true_verdicts_at_both_stages() {
+fn the_examples_get_correct_verdicts_at_both_stages() {
     let run = classify("roadwork", &["assets"]);
     assert_eq!(run.status, 0, "{run:?}");
     let verdicts = run.json_lines();
@@ -44,7 +44,7 @@ fn the_examples_get_true_verdicts_at_both_stages() {
 }
 
 #[test]
-fn a_verdict_says_what_it_was_made_of() {
+fn a_verdict_contains_its_votes_weights_and_times() {
     let verdicts = classify("roadwork", &["assets/road-work-far.jpg", "assets/coffee.png"]).json_lines();
     let [escalated, accepted] = verdicts.as_slice() else { panic!("{verdicts:?}") };
     for verdict in &verdicts {
@@ -76,9 +76,9 @@ fn a_verdict_says_what_it_was_made_of() {
     assert!((fused - escalated["probability"].as_f64().unwrap()).abs() < 1e-9, "{escalated}");
 }
 
-/// Each model alone at temperature 1 against probabilities that transformers computed from the same files.
+/// Each model alone, at temperature 1, is compared with probabilities that transformers computed from the same files.
 #[test]
-fn the_nano_models_say_what_the_reference_says_of_them() {
+fn the_nano_models_agree_with_the_reference() {
     let expected = fs::read_to_string(root().join("tests/fixtures/nano/expected.json")).unwrap();
     let expected: Value = serde_json::from_str(&expected).unwrap();
     for (task, model) in [
@@ -87,38 +87,38 @@ fn the_nano_models_say_what_the_reference_says_of_them() {
         ("traffic_sign", "dinov3"),
         ("traffic_sign", "siglip2"),
     ] {
-        // Asking every stage, uncalibrated, shows each model's own vote.
+        // Without accept rules and calibration, every model votes, and its vote is its own output.
         let (_folder, file) = edited_ensemble(|text| {
             let text =
                 text.lines().filter(|line| !line.starts_with("accept") && !line.starts_with("calibration"));
             text.collect::<Vec<_>>().join("\n")
         });
-        let pictures: Vec<&String> = expected[task][model].as_object().unwrap().keys().collect();
-        assert_eq!(pictures.len(), 3);
-        let files: Vec<String> = pictures.iter().map(|name| format!("assets/{name}")).collect();
+        let images: Vec<&String> = expected[task][model].as_object().unwrap().keys().collect();
+        assert_eq!(images.len(), 3);
+        let files: Vec<String> = images.iter().map(|name| format!("assets/{name}")).collect();
         let mut arguments = vec!["classify", "--json", "--task", task, "--ensemble", file.to_str().unwrap()];
         arguments.extend(files.iter().map(String::as_str));
-        for (picture, verdict) in pictures.iter().zip(concord(&arguments).json_lines()) {
+        for (image, verdict) in images.iter().zip(concord(&arguments).json_lines()) {
             let votes = verdict["votes"].as_array().unwrap();
             let vote = votes.iter().find(|vote| vote["model"] == model).unwrap();
             let ours = vote["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap());
             let theirs =
-                expected[task][model][*picture].as_array().unwrap().iter().map(|p| p.as_f64().unwrap());
+                expected[task][model][*image].as_array().unwrap().iter().map(|p| p.as_f64().unwrap());
             let largest = ours.zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(largest < 1e-3, "{task} {model} {picture}: differs by {largest}");
+            assert!(largest < 1e-3, "{task} {model} {image}: differs by {largest}");
         }
     }
 }
 
 #[test]
-fn what_is_no_picture_is_told_and_loses_nothing() {
+fn a_file_that_is_not_an_image_is_reported_and_the_others_get_verdicts() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let picture = fs::read(root().join("assets/coffee.png")).unwrap();
+    let image = fs::read(root().join("assets/coffee.png")).unwrap();
     fs::write(path("empty.png"), "").unwrap();
-    fs::write(path("text.jpg"), "this is no picture").unwrap();
-    fs::write(path("half.png"), &picture[..picture.len() / 2]).unwrap();
-    fs::write(path("good.png"), &picture).unwrap();
+    fs::write(path("text.jpg"), "this is not an image").unwrap();
+    fs::write(path("half.png"), &image[..image.len() / 2]).unwrap();
+    fs::write(path("good.png"), &image).unwrap();
     fs::create_dir(path("nothing")).unwrap();
     let files =
         ["empty.png", "good.png", "text.jpg", "missing.png", "half.png", "nothing", "no-*.png", "good.png"]
@@ -126,7 +126,7 @@ fn what_is_no_picture_is_told_and_loses_nothing() {
     let run = classify("roadwork", &files.each_ref().map(String::as_str));
     assert_eq!(run.status, 1, "{run:?}");
     let outcomes = run.json_lines();
-    let told: Vec<&str> = outcomes
+    let found: Vec<&str> = outcomes
         .iter()
         .map(|outcome| outcome["error"]["type"].as_str().or(outcome["label"].as_str()).unwrap())
         .collect();
@@ -140,7 +140,7 @@ fn what_is_no_picture_is_told_and_loses_nothing() {
         "unreadable",
         "no road work",
     ];
-    assert_eq!(told, expected, "{outcomes:#?}");
+    assert_eq!(found, expected, "{outcomes:#?}");
     for (outcome, file) in outcomes.iter().zip(&files) {
         assert_eq!(outcome["file"], *file);
     }
@@ -180,7 +180,7 @@ fn a_file_without_an_end_is_read_no_further_than_the_limit() {
 }
 
 #[test]
-fn folders_and_patterns_mean_their_pictures_in_order() {
+fn folders_and_patterns_expand_to_their_images_in_order() {
     let names = |run: Run| -> Vec<String> {
         run.json_lines().iter().map(|outcome| outcome["file"].as_str().unwrap().to_owned()).collect()
     };
@@ -190,13 +190,13 @@ fn folders_and_patterns_mean_their_pictures_in_order() {
 }
 
 #[test]
-fn pictures_of_every_kind_get_a_verdict() {
+fn images_of_every_format_get_a_verdict() {
     let folder = root().join("models/tests/fixtures/images");
     let run = classify("traffic_sign", &[folder.to_str().unwrap()]);
     assert_eq!(run.status, 0, "{}", run.stdout);
     assert!(run.json_lines().len() >= 40);
-    // The eight orientations are the same scene, stored differently: upright, they are told apart from each
-    // other, so only what Pillow makes upright of a file must get the same answer as the file.
+    // The eight orientations are the same scene, stored differently. Upright, their pixels still differ from each other, so
+    // that a file is compared only with Pillow's upright version of the same file.
     let label = |file: String| classify("traffic_sign", &[&file]).json_lines()[0]["label"].clone();
     for orientation in [3, 6, 8] {
         let stored = folder.join(format!("orientation_{orientation}.jpg"));
@@ -209,8 +209,8 @@ fn pictures_of_every_kind_get_a_verdict() {
     }
 }
 
-/// A SigLIP2 that overflows in half precision on red pictures, and not on the black one that it is tried with
-/// at loading: its first filter is red minus blue, 64 pixels times 2000.
+/// Writes a SigLIP2 that overflows in half precision on red images, but not on the black one that it is tried with at
+/// loading: its first filter is red minus blue, 64 pixels times 2000.
 fn siglip2_that_fails_on_red() -> tempfile::TempDir {
     const PLUS_2000: [u8; 2] = 0x67d0_u16.to_le_bytes();
     const MINUS_2000: [u8; 2] = 0xe7d0_u16.to_le_bytes();
@@ -232,7 +232,7 @@ fn siglip2_that_fails_on_red() -> tempfile::TempDir {
     folder
 }
 
-/// A failed vote is fatal where the model is required, and told where it is optional.
+/// A failed vote fails the request if the model is required, and is only reported if the model is optional.
 #[test]
 fn a_failed_vote_is_never_counted() {
     let broken = siglip2_that_fails_on_red();
@@ -286,13 +286,13 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 #[test]
-fn what_cannot_begin_says_what_to_do() {
+fn a_command_that_cannot_begin_says_what_to_do() {
     for (arguments, expected) in [
         (
             ["--task", "potholes", "assets"].as_slice(),
-            "no task \"potholes\" is configured: there is roadwork, traffic_sign",
+            "no task \"potholes\" is configured: must be one of roadwork, traffic_sign",
         ),
-        (&["assets"], "which task? name one with --task: roadwork, traffic_sign"),
+        (&["assets"], "several tasks are configured: name one with --task: roadwork, traffic_sign"),
         (
             &["--task", "roadwork", "--ensemble", "nowhere.toml", "assets"],
             "name the configuration with --ensemble FILE",

@@ -1,4 +1,4 @@
-//! The cloud model: asked when the others are unsure or busy, paid for within limits, and never a reason to fail.
+//! The cloud model: it is asked when the others are unsure or busy, within a budget, and its failures fail no request.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::redis::Redis;
-use crate::harness::scripted::{Action, Asked, Scripted};
+use crate::harness::scripted::{Action, ReceivedRequest, ScriptedServer};
 use crate::harness::server::{Answer, Endpoint, Server, photograph};
-use crate::harness::troubled::TroubledServer;
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{concord, edited_ensemble, replace};
 
 const KEY: &str = "sk-this-is-nobodys-business";
 pub(crate) const WITH_KEY: (&str, &str) = ("CONCORD_TEST_CLOUD_KEY", KEY);
 
-/// The shipped ensemble, whose local models are never sure enough, with a cloud model behind them.
+/// Returns an ensemble whose local models are never sure enough, with a cloud model as its last stage.
 pub(crate) fn ensemble(base_url: &str, options: &str) -> (TempDir, PathBuf) {
     edited_ensemble(|text| {
         let text = replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }");
@@ -39,7 +39,7 @@ pub(crate) fn ensemble(base_url: &str, options: &str) -> (TempDir, PathBuf) {
     })
 }
 
-/// In the shape that vLLM documents: the first token with the likeliest others.
+/// Returns a response in the format that vLLM documents: the first token with its likeliest alternatives.
 fn by_tokens(yes: f64) -> Value {
     let candidate = |token: &str, p: f64| json!({ "token": token, "logprob": p.ln(), "bytes": [] });
     let no = 1.0 - yes;
@@ -67,8 +67,8 @@ pub(crate) fn close(value: &Value, expected: f64) -> bool {
 }
 
 #[test]
-fn an_unsure_ensemble_asks_the_cloud_and_believes_its_token_probabilities() {
-    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
+fn an_unsure_ensemble_asks_the_cloud_and_uses_its_token_probabilities() {
+    let cloud = ScriptedServer::start(|_| Action::Answer(200, by_tokens(0.9)));
     let (_folder, file) = ensemble(&cloud.address, "");
     let server = Server::start_with(&file, &[WITH_KEY]);
     let answer = server.client.classify("roadwork", &photograph(1));
@@ -76,28 +76,28 @@ fn an_unsure_ensemble_asks_the_cloud_and_believes_its_token_probabilities() {
     assert!(vote["label"] == "road work" && close(&vote["probability"], 0.9), "{vote}");
     assert_eq!((&answer.body["stage"], &answer.body["reason"]), (&3.into(), &"exhausted".into()));
 
-    let asked: Vec<Asked> = cloud.asked();
-    assert_eq!((asked.len(), asked[0].path.as_str()), (1, "/v1/chat/completions"));
-    assert_eq!(asked[0].headers["authorization"], format!("Bearer {KEY}"));
-    let content = &asked[0].body["messages"][0]["content"];
+    let requests: Vec<ReceivedRequest> = cloud.requests();
+    assert_eq!((requests.len(), requests[0].path.as_str()), (1, "/v1/chat/completions"));
+    assert_eq!(requests[0].headers["authorization"], format!("Bearer {KEY}"));
+    let content = &requests[0].body["messages"][0]["content"];
     let question = content[1]["text"].as_str().unwrap();
     assert!(question.contains("road construction") && question.contains("NO, YES"), "{question}");
     let (_, image) = content[0]["image_url"]["url"].as_str().unwrap().split_once("base64,").unwrap();
     let jpeg = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, image).unwrap();
     let (width, height) = concord_models::decode(&jpeg, 1 << 20).unwrap().dimensions();
-    assert_eq!(width.max(height), 100, "it is made smaller before it is sent");
+    assert_eq!(width.max(height), 100, "it is scaled down before it is sent");
 
-    // The same again costs nothing, and the key is nowhere.
+    // A repeated image costs nothing, and the key is not leaked.
     assert_eq!(server.client.classify("roadwork", &photograph(1)).label_and_cache().1, "verdict");
-    assert_eq!(cloud.asked().len(), 1);
-    let told = format!("{} {} {:?}", server.log(), server.client.get("/metrics").body, answer);
-    assert!(!told.contains(KEY));
+    assert_eq!(cloud.requests().len(), 1);
+    let output = format!("{} {} {:?}", server.log(), server.client.get("/metrics").body, answer);
+    assert!(!output.contains(KEY));
 }
 
 #[test]
 fn a_server_without_token_probabilities_is_asked_for_json_from_then_on() {
-    let cloud = Scripted::start(|asked| {
-        let wants_json = asked.body["logprobs"].is_null();
+    let cloud = ScriptedServer::start(|request| {
+        let wants_json = request.body["logprobs"].is_null();
         Action::Answer(200, by_text(if wants_json { r#"{"answer": "NO", "confidence": 0.8}"# } else { "NO" }))
     });
     let (_folder, file) = ensemble(&cloud.address, "");
@@ -106,13 +106,13 @@ fn a_server_without_token_probabilities_is_asked_for_json_from_then_on() {
         let answer = server.client.classify("roadwork", &photograph(number));
         let vote = hosted(&answer);
         assert!(vote["label"] == "no road work" && close(&vote["probability"], 0.8), "{vote}");
-        assert_eq!(cloud.asked().len(), requests);
+        assert_eq!(cloud.requests().len(), requests);
     }
 }
 
 #[test]
-fn what_is_no_answer_is_a_failed_vote_and_the_verdict_is_given_without_it() {
-    let cloud = Scripted::start(|_| Action::Answer(200, by_text("I think there might be some cones.")));
+fn a_bad_cloud_response_is_a_failed_vote_and_the_verdict_is_given_without_it() {
+    let cloud = ScriptedServer::start(|_| Action::Answer(200, by_text("I think there might be some cones.")));
     let (_folder, file) = ensemble(&cloud.address, "max_retries = 0\ntimeout_ms = 300");
     let server = Server::start_with(&file, &[WITH_KEY]);
     let actions = [
@@ -131,43 +131,43 @@ fn what_is_no_answer_is_a_failed_vote_and_the_verdict_is_given_without_it() {
         assert!(vote["error"].as_str().unwrap().contains(words), "{vote}");
         assert_eq!((&answer.body["reason"], &answer.body["complete"]), (&"incomplete".into(), &false.into()));
         assert!(started.elapsed() < Duration::from_secs(10));
-        // Nothing incomplete is kept; the local votes are.
+        // An incomplete verdict is not cached; its local votes are.
         assert_eq!(server.client.classify("roadwork", &photograph(number)).label_and_cache().1, "some_votes");
     }
 }
 
 #[test]
-fn a_storm_of_refusals_is_met_with_few_repetitions_and_then_silence() {
-    let cloud = Scripted::start(|_| Action::AnswerWith(429, "retry-after", "0"));
+fn repeated_refusals_are_retried_and_then_open_the_circuit() {
+    let cloud = ScriptedServer::start(|_| Action::AnswerWith(429, "retry-after", "0"));
     let (_folder, file) = ensemble(&cloud.address, "max_retries = 2");
     let server = Server::start_with(&file, &[WITH_KEY]);
     for number in 0..5 {
         assert_eq!(hosted(&server.client.classify("roadwork", &photograph(number)))["failure"], "failed");
     }
-    assert_eq!(cloud.asked().len(), 5 * 3, "each question is put three times");
+    assert_eq!(cloud.requests().len(), 5 * 3, "each question is sent three times");
     for number in 5..8 {
         assert_eq!(hosted(&server.client.classify("roadwork", &photograph(number)))["failure"], "left_alone");
     }
-    assert_eq!(cloud.asked().len(), 5 * 3, "then the server is left alone");
+    assert_eq!(cloud.requests().len(), 5 * 3, "then the circuit is open");
     assert_eq!(server.client.metric("concord_votes_total", &["hosted", "left_alone"]), 3.0);
 }
 
 #[test]
-fn a_server_that_wants_more_time_than_there_is_is_not_asked_again() {
-    let cloud = Scripted::start(|_| Action::AnswerWith(503, "retry-after", "3600"));
+fn a_retry_after_beyond_the_deadline_is_not_waited_for() {
+    let cloud = ScriptedServer::start(|_| Action::AnswerWith(503, "retry-after", "3600"));
     let (_folder, file) = ensemble(&cloud.address, "");
     let server = Server::start_with(&file, &[WITH_KEY]);
     let started = Instant::now();
     assert_eq!(hosted(&server.client.classify("roadwork", &photograph(1)))["failure"], "failed");
-    assert_eq!(cloud.asked().len(), 1);
+    assert_eq!(cloud.requests().len(), 1);
     assert!(started.elapsed() < Duration::from_secs(4));
 }
 
 #[test]
 fn the_hourly_limit_is_shared_through_redis() {
     let redis = Redis::start();
-    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
-    // 1,000 tokens of $0.10 each thousand: two answers fit.
+    let cloud = ScriptedServer::start(|_| Action::Answer(200, by_tokens(0.9)));
+    // An answer has 1,000 tokens, which cost $0.10: two answers fit into the budget.
     let (_folder, file) =
         ensemble(&cloud.address, "usd_per_million_input_tokens = 100.0\nmax_usd_per_hour = 0.25");
     let url = redis.url();
@@ -180,20 +180,20 @@ fn the_hourly_limit_is_shared_through_redis() {
         assert_eq!(hosted(&answer)["failure"], "over_budget", "{answer:?}");
         assert_eq!(answer.body["reason"], "incomplete");
     }
-    assert_eq!(cloud.asked().len(), 2);
+    assert_eq!(cloud.requests().len(), 2);
     assert!((first.client.metric("concord_cloud_usd_total", &["hosted"]) - 0.1).abs() < 1e-9);
 }
 
 #[test]
 fn a_busy_ensemble_asks_the_cloud_instead() {
-    let cloud = Scripted::start(|_| Action::Answer(200, by_tokens(0.9)));
+    let cloud = ScriptedServer::start(|_| Action::Answer(200, by_tokens(0.9)));
     let (_folder, file) = ensemble(&cloud.address, "");
     let text = std::fs::read_to_string(&file).unwrap();
     let text = replace(&text, "api_key_env = \"CONCORD_TEST_CLOUD_KEY\"\n", "");
     let optional = "optional = [\"hosted\"]";
     std::fs::write(&file, replace(&text, optional, &format!("{optional}\nburst_queue_depth = 2"))).unwrap();
-    let server = TroubledServer::start(&file);
-    server.trouble.hold();
+    let server = FaultyServer::start(&file);
+    server.faults.hold();
     let ask = |number: usize| {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
@@ -204,16 +204,16 @@ fn a_busy_ensemble_asks_the_cloud_instead() {
     let answer = server.client.classify("roadwork", &photograph(4));
     assert!(close(&hosted(&answer)["probability"], 0.9), "{answer:?}");
     assert_eq!((&answer.body["burst"], answer.body["votes"].as_array().unwrap().len()), (&true.into(), 1));
-    server.trouble.release();
-    for asked in patient {
-        assert_eq!(asked.join().unwrap().body["burst"], false);
+    server.faults.release();
+    for client in patient {
+        assert_eq!(client.join().unwrap().body["burst"], false);
     }
-    // What was decided because of a queue is not kept.
+    // A verdict that depends on the length of a queue is not cached.
     assert_eq!(server.client.classify("roadwork", &photograph(4)).label_and_cache().1, "some_votes");
 }
 
 #[test]
-fn without_its_key_the_model_is_off() {
+fn a_cloud_model_without_its_key_is_off() {
     let (_folder, file) = ensemble("https://example.invalid/v1", "");
     let server = Server::start(&file);
     let answer = server.client.classify("roadwork", &photograph(1));
@@ -222,7 +222,7 @@ fn without_its_key_the_model_is_off() {
 }
 
 #[test]
-fn faults_of_a_cloud_model_are_all_named() {
+fn all_faults_of_a_cloud_model_are_reported() {
     let (_folder, file) = ensemble(
         "ftp://user:hunter2@example.com",
         "protocol = \"soap\"\nmax_retries = 99\nusd_per_million_output_tokens = 1.5\nmax_batch = 3",

@@ -13,7 +13,7 @@ fn the_shipped_configuration_has_no_faults_and_loads() {
 }
 
 #[test]
-fn a_file_of_faults_has_them_all_named_with_their_lines() {
+fn all_faults_of_a_file_are_printed_with_their_lines() {
     let run = concord(&["validate", "--ensemble", "tests/fixtures/config/six_faults.toml"]);
     assert_eq!(run.status, 1, "{run:?}");
     let named = run.stderr.lines().filter(|line| line.contains("six_faults.toml:")).count();
@@ -21,7 +21,7 @@ fn a_file_of_faults_has_them_all_named_with_their_lines() {
 }
 
 #[test]
-fn a_snapshot_that_does_not_load_is_a_fault_of_every_model_that_has_one() {
+fn every_model_whose_snapshot_does_not_load_is_reported() {
     let (_folder, file) = edited_ensemble(|text| {
         let text = replace(&text, "\"../../models/nano/siglip2\"", "\"no/such/folder\"");
         replace(&text, "\"../../models/nano/dinov3\"", "\"tests\"")
@@ -46,7 +46,7 @@ fn labels_that_a_head_was_not_trained_for_are_refused() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_told() {
+fn a_missing_device_is_reported() {
     let (_folder, file) = edited_ensemble(|text| text.replace("device = \"auto\"", "device = \"cuda:63\""));
     let run = concord(&["validate", "--ensemble", file.to_str().unwrap()]);
     assert_eq!(run.status, 1, "{run:?}");
@@ -67,7 +67,7 @@ fn models_are_listed_with_their_size_and_tasks() {
 }
 
 #[test]
-fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
+fn parity_succeeds_on_fixtures_and_fails_on_other_folders() {
     let run = concord(&["parity", "--device", "cpu", "models/tests/fixtures/parity"]);
     assert_eq!(run.status, 0, "{run:?}");
     assert_eq!(run.stdout.matches(": agrees").count(), 7, "{run:?}");
@@ -77,7 +77,7 @@ fn parity_succeeds_on_fixtures_and_fails_on_what_is_none() {
 }
 
 #[test]
-fn a_reader_that_leaves_ends_the_program_quietly() {
+fn a_closed_pipe_ends_the_program_quietly() {
     for arguments in
         [["classify", "--task", "roadwork", "assets/coffee.png"].as_slice(), &["models"], &["validate"]]
     {

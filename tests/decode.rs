@@ -1,4 +1,4 @@
-//! `decode = "fast"`: JPEGs decoded no larger than a model needs, beside models that see every pixel.
+//! The option `decode = "fast"`: JPEGs are decoded no larger than a model needs, beside models that see every pixel.
 
 use serde_json::Value;
 
@@ -7,10 +7,10 @@ use crate::harness::{concord_with, edited_ensemble, replace, root};
 
 const DINOV3_FAST: (&str, &str) = ("CONCORD__MODELS__DINOV3__DECODE", "fast");
 const SIGLIP2_FAST: (&str, &str) = ("CONCORD__MODELS__SIGLIP2__DECODE", "fast");
-/// A JPEG of 640 × 427, which models of 64 × 64 want at two eighths.
+/// A JPEG of 640 × 427, which models of 64 × 64 decode at a scale of 2/8.
 const PHOTOGRAPH: &str = "assets/rocket.jpg";
 
-/// Both models are asked about every picture.
+/// Returns an ensemble in which both models vote on every image.
 fn both_stages() -> (tempfile::TempDir, String) {
     let edit =
         |text: String| replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 1.0 }");
@@ -34,13 +34,13 @@ fn p(verdict: &Value, model: &str) -> f64 {
 }
 
 #[test]
-fn each_model_has_the_picture_as_its_own_key_says() {
+fn each_model_gets_the_image_as_its_own_decode_option_says() {
     let exact = verdict(&[]);
     let mixed = verdict(&[SIGLIP2_FAST]);
     let fast = verdict(&[DINOV3_FAST, SIGLIP2_FAST]);
     assert_eq!(p(&mixed, "dinov3"), p(&exact, "dinov3"), "dinov3 sees every pixel");
-    assert_ne!(p(&fast, "dinov3"), p(&exact, "dinov3"), "dinov3 sees a fourth of both sides");
-    assert_eq!(p(&mixed, "siglip2"), p(&fast, "siglip2"), "whatever others have had decoded");
+    assert_ne!(p(&fast, "dinov3"), p(&exact, "dinov3"), "dinov3 sees the image at a fourth of its width and height");
+    assert_eq!(p(&mixed, "siglip2"), p(&fast, "siglip2"), "independent of the scale of other models");
     for model in ["dinov3", "siglip2"] {
         let change = (p(&fast, model) - p(&exact, model)).abs();
         assert!(change < 0.05, "{model} changed by {change}");
@@ -49,7 +49,7 @@ fn each_model_has_the_picture_as_its_own_key_says() {
 }
 
 #[test]
-fn a_picture_is_decoded_once_for_each_scale() {
+fn an_image_is_decoded_once_for_each_scale() {
     let photograph = std::fs::read(root().join(PHOTOGRAPH)).unwrap();
     for (variables, decoded) in [
         (&[][..], 1.0),
@@ -67,7 +67,7 @@ fn a_picture_is_decoded_once_for_each_scale() {
 }
 
 #[test]
-fn what_is_no_picture_is_the_same_fault_either_way() {
+fn a_broken_image_is_the_same_problem_with_either_decode_option() {
     let (_folder, file) = both_stages();
     let server = Server::start_with(file.as_ref(), &[DINOV3_FAST, SIGLIP2_FAST]);
     let photograph = std::fs::read(root().join(PHOTOGRAPH)).unwrap();
@@ -81,6 +81,6 @@ fn what_is_no_picture_is_the_same_fault_either_way() {
         let (found, of) = kind(image);
         assert!(found == status && of.contains(name), "{name}: {found} {of}");
     }
-    // And nothing of it is left behind.
+    // The server still answers.
     assert_eq!(server.client.classify("roadwork", &photograph).status, 200);
 }

@@ -1,4 +1,4 @@
-//! Texts about an image: whole and piece by piece.
+//! Generated texts: whole and streamed.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::server::{Answer, Endpoint, Server, photograph};
-use crate::harness::troubled::TroubledServer;
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{edited_ensemble, replace, root};
 
-/// Two models, and the two that write.
+/// Returns an ensemble of the two models, and the two generative ones.
 fn ensemble() -> (TempDir, PathBuf) {
     edited_ensemble(|text| {
         let model = |name: &str| {
@@ -30,8 +30,8 @@ fn ask(client: &Endpoint, model: &str, body: &Value) -> Answer {
     client.send(client.http().post(url).header("content-type", "application/json").body(body.to_string()))
 }
 
-/// The same ensemble with so much time for a request.
-fn hurried(milliseconds: u32) -> (TempDir, PathBuf) {
+/// Returns that ensemble with a time limit for requests, and molmo2 in place of siglip2.
+fn with_time_limit(milliseconds: u32) -> (TempDir, PathBuf) {
     let (folder, file) = ensemble();
     let text = std::fs::read_to_string(&file).unwrap();
     let text = replace(&text, "request_timeout_ms = 10_000", &format!("request_timeout_ms = {milliseconds}"));
@@ -52,7 +52,7 @@ fn image() -> String {
 }
 
 #[test]
-fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
+fn a_streamed_text_is_the_same_as_the_whole_text() {
     let (_folder, file) = ensemble();
     let server = Server::start(&file);
     for (model, prompt) in [("molmo2", "What is this?"), ("florence2", "<CAPTION>")] {
@@ -63,7 +63,7 @@ fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
         assert!(whole.body["prompt_tokens"].as_u64().unwrap() > 3, "{whole:?}");
         assert!((1..=12).contains(&whole.body["new_tokens"].as_u64().unwrap()), "{whole:?}");
 
-        // The same by a raw body and the address.
+        // The same image as a raw body, with the parameters in the query.
         let prompt = prompt.replace(' ', "%20").replace('<', "%3C").replace('>', "%3E").replace('?', "%3F");
         let query = format!("prompt={prompt}&max_new_tokens=12&stream=true");
         let url = format!("{}/v1/models/{model}/generate?{query}", server.client.address);
@@ -86,7 +86,7 @@ fn a_text_comes_whole_or_in_pieces_that_are_the_whole() {
 }
 
 #[test]
-fn what_cannot_be_written_says_why() {
+fn a_bad_generate_request_has_its_status() {
     let (_folder, file) = ensemble();
     let server = Server::start(&file);
     let cases = [
@@ -108,7 +108,7 @@ fn what_cannot_be_written_says_why() {
 }
 
 #[test]
-fn writers_vote_too() {
+fn generative_models_vote_and_explain() {
     let (_folder, file) = ensemble();
     let text = std::fs::read_to_string(&file).unwrap();
     let text = replace(&text, "models = [\"siglip2\"]", "models = [\"florence2\", \"molmo2\"]")
@@ -122,7 +122,7 @@ fn writers_vote_too() {
     assert_eq!(answer.status, 200, "{answer:?}");
     let votes = answer.body["votes"].as_array().unwrap();
     assert_eq!(votes.len(), 3, "{answer:?}");
-    // Why, in the words of the one that can be asked.
+    // The explanation is by the one that takes questions.
     let url = format!("{}/v1/tasks/roadwork/classify?explain=true", server.client.address);
     let explained = server.client.send(server.client.http().post(url).body(photograph(1)));
     assert_eq!((explained.status, &explained.body["cache"]), (200, &"verdict".into()), "{explained:?}");
@@ -132,10 +132,10 @@ fn writers_vote_too() {
 }
 
 #[test]
-fn a_text_ends_at_its_deadline_whatever_its_model_does() {
-    let (_folder, file) = hurried(1500);
-    let server = TroubledServer::start(&file);
-    server.trouble.writing.hold();
+fn a_text_ends_at_its_deadline_even_if_its_model_hangs() {
+    let (_folder, file) = with_time_limit(1500);
+    let server = FaultyServer::start(&file);
+    server.faults.generating.hold();
     let body = json!({ "image": image(), "prompt": "What is this?" });
     let answer = ask(&server.client, "molmo2", &body);
     assert_eq!((answer.status, &answer.body["type"]), (504, &"timed-out".into()), "{answer:?}");
@@ -146,15 +146,15 @@ fn a_text_ends_at_its_deadline_whatever_its_model_does() {
     let text = events.body.as_str().unwrap();
     assert!(text.contains("event: error") && text.contains("timed-out"), "{events:?}");
 
-    // An answer waits for its explanation no longer than for itself. The model is still at the texts above, whose
-    // votes come after them.
-    server.trouble.writing.release();
+    // A verdict waits for its explanation only until its own deadline. The model is still busy with the texts above, and
+    // votes wait for them.
+    server.faults.generating.release();
     server
         .client
         .wait_until("the model is free", |client| client.metric("concord_queue_depth", &["molmo2"]) == 0.0);
     let voted = server.client.classify("roadwork", &photograph(1));
     assert_eq!(voted.status, 200, "{voted:?}");
-    server.trouble.writing.hold();
+    server.faults.generating.hold();
     let url = format!("{}/v1/tasks/roadwork/classify?explain=true", server.client.address);
     let explained = server.client.send(server.client.http().post(url).body(photograph(1)));
     assert_eq!((explained.status, &explained.body["label"]), (200, &voted.body["label"]), "{explained:?}");
@@ -162,10 +162,10 @@ fn a_text_ends_at_its_deadline_whatever_its_model_does() {
 }
 
 #[test]
-fn a_reader_who_leaves_frees_the_model() {
+fn a_client_that_disconnects_frees_the_model() {
     let (_folder, file) = ensemble();
-    let server = TroubledServer::start(&file);
-    server.trouble.writing.hold();
+    let server = FaultyServer::start(&file);
+    server.faults.generating.hold();
     let url = format!(
         "{}/v1/models/molmo2/generate?prompt=Why&stream=true&max_new_tokens=1024",
         server.client.address
@@ -173,9 +173,9 @@ fn a_reader_who_leaves_frees_the_model() {
     let leaving = server.client.http().post(url).body(photograph(1)).send().unwrap();
     assert_eq!(leaving.status(), 200);
     let waits = |client: &Endpoint| client.metric("concord_queue_depth", &["molmo2"]);
-    server.client.wait_until("it is being written", |client| waits(client) == 1.0);
+    server.client.wait_until("it is being generated", |client| waits(client) == 1.0);
     drop(leaving);
-    server.trouble.writing.release();
+    server.faults.generating.release();
     server.client.wait_until("the model is free", |client| waits(client) == 0.0);
     let answer = ask(&server.client, "molmo2", &json!({ "image": image(), "prompt": "What is this?" }));
     assert_eq!(answer.status, 200, "{answer:?}");

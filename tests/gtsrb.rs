@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use crate::harness::{concord, root};
 
-/// Every so many of the 6,315 photographs of the test archive: enough to notice a broken model.
-const EVERY: usize = 15;
+/// The stride through the 6,315 photographs of the test archive: enough of them to notice a broken model.
+const STRIDE: usize = 15;
 
-/// The test archive, or a message that says why it is not measured.
+/// Returns the test archive, or prints why the test is skipped.
 fn archive() -> Option<PathBuf> {
     let folder =
         std::env::var_os("CONCORD_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
@@ -20,25 +20,25 @@ fn archive() -> Option<PathBuf> {
 }
 
 #[test]
-fn both_stages_decide_and_the_ensemble_is_right_about_road_work() {
+fn both_stages_decide_and_road_work_is_recognised() {
     let Some(archive) = archive() else { return };
-    let pictures = tempfile::tempdir().unwrap();
+    let images = tempfile::tempdir().unwrap();
     let mut opened = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(archive).unwrap()));
     for (index, entry) in opened.entries().unwrap().enumerate() {
         let mut entry = entry.unwrap();
-        if index % EVERY == 0 {
-            entry.unpack_in(pictures.path()).unwrap();
+        if index % STRIDE == 0 {
+            entry.unpack_in(images.path()).unwrap();
         }
     }
-    let run = concord(&["classify", "--json", "--task", "roadwork", pictures.path().to_str().unwrap()]);
+    let run = concord(&["classify", "--json", "--task", "roadwork", images.path().to_str().unwrap()]);
     assert_eq!(run.status, 0, "{}", run.stderr);
     let verdicts = run.json_lines();
     assert!(verdicts.len() > 400, "only {}", verdicts.len());
     let mut counts = [[0.0_f64; 2]; 2];
     for verdict in &verdicts {
         let truth = verdict["file"].as_str().unwrap().contains("25_road_work");
-        let said = verdict["label"] == "road work";
-        counts[usize::from(truth)][usize::from(said)] += 1.0;
+        let predicted = verdict["label"] == "road work";
+        counts[usize::from(truth)][usize::from(predicted)] += 1.0;
     }
     let [[tn, fp], [fn_, tp]] = counts;
     let mcc = (tp * tn - fp * fn_) / ((tp + fp) * (tp + fn_) * (tn + fp) * (tn + fn_)).sqrt();

@@ -12,7 +12,7 @@ use concord_models::{Dense, ImageFusion, Network};
 use serde_json::{Value, json};
 
 use crate::harness::server::{Endpoint, Server, photograph};
-use crate::harness::troubled::TroubledServer;
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{edited_ensemble, replace, root};
 
 /// Of nano DINOv3.
@@ -175,8 +175,8 @@ fn without_the_backbone_what_is_configured_counts_and_the_verdict_says_so() {
     });
     let weighed = [("dinov3", 0.2), ("siglip2", 0.3), ("florence2", 0.5)];
     write(folder.path(), &weighed, &[(&["dinov3"], 0.8)]);
-    let server = TroubledServer::start(&file);
-    server.trouble.panic_in_the_next(1);
+    let server = FaultyServer::start(&file);
+    server.faults.panic_in_next(1);
     let image = photograph(1);
     let failing = server.client.classify("roadwork", &image).body;
     assert_eq!((&failing["votes"][0]["failure"], &failing["complete"]), (&json!("failed"), &json!(false)));

@@ -1,4 +1,4 @@
-//! `snapshot = "random:PRESET"`: models of published sizes whose answers mean nothing, for measuring.
+//! The option `snapshot = "random:PRESET"`: models of published sizes with random weights, for benchmarks.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::harness::server::{Server, photograph};
 
 const HEAD: &str = "heads = { roadwork = \"head.roadwork.safetensors\" }";
 
-/// All four architectures, in three stages of which none is the last by its answers.
+/// Returns an ensemble of all four architectures, in three stages none of which accepts.
 fn ensemble(folder: &tempfile::TempDir) -> PathBuf {
     let model = |name: &str, more: &str| {
         format!(
@@ -34,7 +34,7 @@ fn ensemble(folder: &tempfile::TempDir) -> PathBuf {
 }
 
 #[test]
-fn every_architecture_votes_and_says_that_it_means_nothing() {
+fn every_architecture_votes_with_random_weights_and_warns_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let file = ensemble(&folder);
     let cache = folder.path().join("cache");
@@ -50,7 +50,7 @@ fn every_architecture_votes_and_says_that_it_means_nothing() {
             votes.iter().map(|vote| (vote["model"].clone(), vote["probability"].clone())).collect::<Vec<_>>()
         };
         let first = votes(&answers[0]);
-        // Whichever replica answers.
+        // All replicas return the same votes.
         assert!(answers.iter().all(|answer| votes(answer) == first), "{answers:?}");
         first
     };
@@ -61,7 +61,7 @@ fn every_architecture_votes_and_says_that_it_means_nothing() {
 }
 
 #[test]
-fn the_configuration_and_the_bench_know_them() {
+fn random_presets_are_benchmarked_and_validated() {
     let folder = tempfile::tempdir().unwrap();
     let file = ensemble(&folder);
     let text = std::fs::read_to_string(&file).unwrap();

@@ -1,12 +1,12 @@
-//! Several copies of a model.
+//! Replicas of a model.
 
 use std::thread::JoinHandle;
 
 use crate::harness::server::{Answer, Endpoint, Load, Server, photograph};
-use crate::harness::troubled::TroubledServer;
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{concord, edited_ensemble, replace};
 
-/// The first model three times, with room for `capacity` images in each.
+/// Returns an ensemble in which the first model has three replicas, each with room for `capacity` images.
 fn three_replicas(capacity: usize) -> (tempfile::TempDir, std::path::PathBuf) {
     edited_ensemble(|text| {
         let capacity = format!("replicas = 3\nqueue_capacity = {capacity}");
@@ -21,7 +21,7 @@ fn ask(client: &Endpoint, number: usize) -> JoinHandle<Answer> {
 }
 
 #[test]
-fn replicas_say_the_same_and_share_the_votes_of_the_cache() {
+fn replicas_return_the_same_vote_and_share_cached_verdicts() {
     let (_folder, file) = three_replicas(256);
     let server = Server::start(&file);
     let image = photograph(1);
@@ -39,7 +39,7 @@ fn replicas_say_the_same_and_share_the_votes_of_the_cache() {
     );
     assert_eq!((&models[0]["device"], models[1]["replicas"].as_array().unwrap().len()), (&"cpu".into(), 1));
     assert!(models[0]["estimated_bytes"]["parameters"].as_u64().unwrap() > 1_000_000);
-    // The gauge counts all replicas together, and each replica's limit is shown.
+    // The memory gauge is the sum over all replicas; the batch limit is per replica.
     let listed = concord(&["models", "--json", "--ensemble", file.to_str().unwrap()]).json_lines();
     assert_eq!(listed[0]["replicas"], serde_json::json!(["cpu", "cpu", "cpu"]));
     for replica in ["0", "1", "2"] {
@@ -53,52 +53,52 @@ fn replicas_say_the_same_and_share_the_votes_of_the_cache() {
 }
 
 #[test]
-fn images_go_to_the_least_loaded_replica_and_a_full_one_is_passed_over() {
+fn images_go_to_the_least_loaded_replica_until_all_are_full() {
     let (_folder, file) = three_replicas(2);
-    let server = TroubledServer::start(&file);
+    let server = FaultyServer::start(&file);
     let depth = |client: &Endpoint| client.metric("concord_queue_depth", &["model=\"dinov3\""]);
-    let begun = server.trouble.begun();
-    server.trouble.hold();
+    let begun = server.faults.batches_started();
+    server.faults.hold();
     let first: Vec<_> = (0..3).map(|number| ask(&server.client, number)).collect();
-    server.client.wait_until("each replica has one and runs it", |_| server.trouble.begun() == begun + 3);
+    server.client.wait_until("each replica has one and runs it", |_| server.faults.batches_started() == begun + 3);
     let second: Vec<_> = (3..6).map(|number| ask(&server.client, number)).collect();
     server.client.wait_until("each has another", |client| depth(client) == 6.0);
     let refused = server.client.classify("roadwork", &photograph(99));
     assert_eq!(
         (refused.status, &refused.body["type"]),
         (429, &"busy".into()),
-        "three times two: {refused:?}"
+        "there is room for three times two: {refused:?}"
     );
-    server.trouble.release();
+    server.faults.release();
     for client in first.into_iter().chain(second) {
         assert_eq!(client.join().unwrap().status, 200);
     }
-    server.client.wait_until("no place is lost", |client| depth(client) == 0.0);
+    server.client.wait_until("no permit is lost", |client| depth(client) == 0.0);
 }
 
 #[test]
-fn the_others_go_on_while_one_replica_starts_again() {
+fn the_other_replicas_go_on_while_one_restarts() {
     let (_folder, file) = three_replicas(256);
-    let server = TroubledServer::start(&file);
+    let server = FaultyServer::start(&file);
     let load = Load::start(&server.client, 4);
     for _ in 0..4 {
         std::thread::sleep(std::time::Duration::from_millis(200));
-        server.trouble.panic_in_the_next(1);
+        server.faults.panic_in_next(1);
     }
-    server.client.wait_until("the threads were started again", |client| {
+    server.client.wait_until("the threads were restarted", |client| {
         client.metric("concord_model_restarts_total", &["model=\"dinov3\""]) >= 4.0
     });
     let outcomes = load.finish();
     let failed = outcomes.iter().filter(|outcome| !matches!(outcome, Ok((200, _)))).count();
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok((200 | 503, _)))), "{outcomes:?}");
-    // Four clients, so that no batch is larger; and each panic costs the batch of one replica.
+    // There are four clients, so that no batch is larger, and each panic fails the batch of one replica.
     assert!((1..=16).contains(&failed) && outcomes.len() > 20, "{failed} of {}", outcomes.len());
     assert_eq!(server.client.classify("roadwork", &photograph(7)).status, 200);
-    server.client.wait_until("no place is lost", |client| client.metric("concord_queue_depth", &[]) == 0.0);
+    server.client.wait_until("no permit is lost", |client| client.metric("concord_queue_depth", &[]) == 0.0);
 }
 
 #[test]
-fn the_number_of_replicas_has_limits() {
+fn a_number_of_replicas_out_of_range_is_refused() {
     for (wrong, named) in [("0", "replicas: 0 is out of range"), ("65", "replicas: 65 is out of range")] {
         let (_folder, file) = edited_ensemble(|text| {
             replace(&text, "queue_capacity = 256", &format!("queue_capacity = 256\nreplicas = {wrong}"))

@@ -1,4 +1,4 @@
-//! Whatever dies, every request is answered exactly once.
+//! Every request is answered exactly once, whatever fails.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::harness::redis::Redis;
 use crate::harness::server::{Answer, Endpoint, Load, Outcome, Server, photograph};
-use crate::harness::troubled::TroubledServer;
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{edited_ensemble, replace, two_models};
 
-/// The statuses of a load, and a message where a request had no answer at all.
+/// Returns the statuses of a load; panics if a request had no response at all.
 fn statuses(outcomes: &[Outcome]) -> Vec<u16> {
     outcomes
         .iter()
@@ -33,7 +33,7 @@ fn with_redis(redis: &Redis) -> (Server, String) {
     (server, url)
 }
 
-/// Waits for writes, which nobody else does.
+/// Waits for the writes to Redis, which no request waits for.
 fn wait_for_keys(redis: &Redis, count: usize) {
     let started = Instant::now();
     while redis.keys().len() < count {
@@ -43,7 +43,7 @@ fn wait_for_keys(redis: &Redis, count: usize) {
 }
 
 #[test]
-fn redis_keeps_votes_and_verdicts_for_other_processes() {
+fn redis_shares_votes_and_verdicts_between_processes() {
     let redis = Redis::start();
     let image = photograph(1);
     {
@@ -62,14 +62,14 @@ fn redis_keeps_votes_and_verdicts_for_other_processes() {
 }
 
 #[test]
-fn rubbish_in_redis_is_a_counted_miss() {
+fn a_corrupt_value_in_redis_is_a_counted_miss() {
     let redis = Redis::start();
     let (server, _) = with_redis(&redis);
     let image = photograph(1);
     let first = server.client.classify("roadwork", &image).body;
     wait_for_keys(&redis, 3);
     for key in redis.keys() {
-        assert!(redis.call(&format!("SET {key} rubbish")).starts_with("+OK"));
+        assert!(redis.call(&format!("SET {key} corrupt")).starts_with("+OK"));
     }
     let again = server.client.classify("roadwork", &image);
     assert_eq!(again.label_and_cache().1, "miss");
@@ -78,7 +78,7 @@ fn rubbish_in_redis_is_a_counted_miss() {
 }
 
 #[test]
-fn redis_may_be_slow_die_and_come_back_under_load() {
+fn every_request_succeeds_while_redis_is_slow_dies_and_returns() {
     let mut redis = Redis::start();
     let (server, _) = with_redis(&redis);
     let load = Load::start(&server.client, 3);
@@ -89,18 +89,18 @@ fn redis_may_be_slow_die_and_come_back_under_load() {
     std::thread::sleep(Duration::from_millis(1500));
     let outcomes_so_far = server.client.metric("concord_requests_total", &[]);
     redis.restart();
-    server.client.wait_until("values are kept again", |_| !redis.keys().is_empty());
+    server.client.wait_until("values are stored again", |_| !redis.keys().is_empty());
     let outcomes = load.finish();
     assert!(outcomes_so_far > 20.0);
     assert!(statuses(&outcomes).iter().all(|status| *status == 200), "{outcomes:?}");
-    // Their timeout is 100 ms; nothing has waited for several of them.
+    // The timeout is 100 ms: no lookup has waited for several of them.
     let lookups = |labels: &[&str]| server.client.metric("concord_phase_seconds_bucket", labels);
     let (quick, all) =
         (lookups(&["phase=\"cache_get\"", "le=\"0.5\""]), lookups(&["phase=\"cache_get\"", "le=\"+Inf\""]));
     assert!(all > 20.0 && quick == all, "{quick} of {all} lookups took less than half a second");
-    for why in ["timeout", "refused", "breaker"] {
-        let counted = server.client.metric("concord_cache_errors_total", &[&format!("why=\"{why}\"")]);
-        assert!(counted > 0.0, "{why} was not counted");
+    for reason in ["timeout", "refused", "breaker"] {
+        let counted = server.client.metric("concord_cache_errors_total", &[&format!("why=\"{reason}\"")]);
+        assert!(counted > 0.0, "{reason} was not counted");
     }
 }
 
@@ -112,7 +112,7 @@ fn a_server_starts_and_answers_without_its_redis() {
     let answers: Vec<Answer> =
         (0..6).map(|number| server.client.classify("roadwork", &photograph(number))).collect();
     assert!(answers.iter().all(|answer| answer.status == 200));
-    // Refused at once, and then left alone: the models' time is what is left.
+    // Refused at once, and then skipped by the open circuit: only the models' time is left.
     let cached = server.client.metric("concord_phase_seconds_sum", &["phase=\"cache_get\""]);
     assert!(cached < 6.0 * 0.1 + 0.1, "six lookups may take their timeout and no more: {cached} s");
     server.signal("TERM");
@@ -120,14 +120,14 @@ fn a_server_starts_and_answers_without_its_redis() {
 }
 
 #[test]
-fn a_panic_in_a_forward_costs_its_batch_and_no_more() {
-    let server = TroubledServer::start(&two_models());
+fn a_panic_in_a_forward_pass_fails_only_its_batch() {
+    let server = FaultyServer::start(&two_models());
     let load = Load::start(&server.client, 4);
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(300));
-        server.trouble.panic_in_the_next(1);
+        server.faults.panic_in_next(1);
     }
-    server.client.wait_until("the threads were started again", |client| {
+    server.client.wait_until("the threads were restarted", |client| {
         client.metric("concord_model_restarts_total", &[]) >= 3.0
     });
     std::thread::sleep(Duration::from_millis(300));
@@ -135,18 +135,18 @@ fn a_panic_in_a_forward_costs_its_batch_and_no_more() {
     let statuses = statuses(&outcomes);
     let failed = statuses.iter().filter(|status| **status != 200).count();
     assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
-    // Four clients, so no batch is larger.
+    // There are four clients, so that no batch is larger.
     assert!((1..=12).contains(&failed), "{failed} of {}", statuses.len());
     assert!(statuses.len() > 10, "only {}", statuses.len());
     let after = server.client.classify("roadwork", &photograph(77));
-    assert_eq!(after.label_and_cache().0, "road work", "and the model is back");
-    server.client.wait_until("no place is lost", |client| client.metric("concord_queue_depth", &[]) == 0.0);
+    assert_eq!(after.label_and_cache().0, "road work", "the model is back");
+    server.client.wait_until("no permit is lost", |client| client.metric("concord_queue_depth", &[]) == 0.0);
 }
 
 #[test]
-fn a_model_that_panics_again_and_again_still_answers_every_request() {
-    let server = TroubledServer::start(&two_models());
-    server.trouble.panic_in_the_next(8);
+fn every_request_to_a_model_that_keeps_panicking_is_answered() {
+    let server = FaultyServer::start(&two_models());
+    server.faults.panic_in_next(8);
     for number in 0..8 {
         let answer = server.client.classify("roadwork", &photograph(number));
         assert_eq!((answer.status, &answer.body["type"]), (503, &"model-failed".into()), "{answer:?}");
@@ -154,11 +154,11 @@ fn a_model_that_panics_again_and_again_still_answers_every_request() {
     }
     let started = Instant::now();
     assert_eq!(server.client.classify("roadwork", &photograph(8)).status, 200);
-    assert!(started.elapsed() < Duration::from_secs(20), "a restart waits half a second at most");
+    assert!(started.elapsed() < Duration::from_secs(20), "a restart waits for half a second at most");
 }
 
 #[test]
-fn a_server_that_is_told_to_end_answers_what_it_has_accepted() {
+fn a_server_that_shuts_down_answers_the_requests_it_has_accepted() {
     let mut server = Server::start(&two_models());
     let load = Load::start(&server.client, 6);
     std::thread::sleep(Duration::from_millis(600));
@@ -170,13 +170,13 @@ fn a_server_that_is_told_to_end_answers_what_it_has_accepted() {
     assert!(TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).is_err());
 }
 
-/// More than may be in flight is refused at once, and what was accepted is answered in time.
+/// Ten times the queue's capacity is sent at once; the accepted requests are answered.
 #[test]
-fn ten_times_too_much_is_refused_at_once() {
+fn requests_beyond_the_queue_capacity_are_refused_at_once() {
     let (_folder, file) =
         edited_ensemble(|text| replace(&text, "queue_capacity = 256", "queue_capacity = 4"));
-    let server = TroubledServer::start(&file);
-    server.trouble.hold();
+    let server = FaultyServer::start(&file);
+    server.faults.hold();
     let clients = |count: usize, first: usize| -> Vec<_> {
         let ask = |number: usize| {
             let client = server.client.clone();
@@ -188,20 +188,20 @@ fn ten_times_too_much_is_refused_at_once() {
     server.client.wait_until("the queue is full", |client| {
         client.metric("concord_queue_depth", &["model=\"dinov3\""]) == 4.0
     });
-    // The model stands still, so every one of these is answered without it.
+    // The model is held, so that every one of these is answered without it.
     for (answer, _) in clients(40, 100).into_iter().map(|client| client.join().unwrap()) {
         assert_eq!((answer.status, &answer.body["type"]), (429, &"busy".into()), "{answer:?}");
         assert_eq!(answer.header("retry-after"), "1");
         assert!(answer.body["detail"].as_str().unwrap().contains("queue_capacity"), "{answer:?}");
     }
     let released = Instant::now();
-    server.trouble.release();
+    server.faults.release();
     for (answer, at) in accepted.into_iter().map(|client| client.join().unwrap()) {
         assert!(answer.status == 200 && at >= released, "{answer:?}");
     }
 }
 
-/// Sends a request and goes without waiting for the answer.
+/// Sends a request and returns without waiting for the response.
 fn ask_and_leave(client: &Endpoint, number: usize) -> TcpStream {
     let mut stream = TcpStream::connect(client.address.strip_prefix("http://").unwrap()).unwrap();
     let image = photograph(number);
@@ -214,37 +214,37 @@ fn ask_and_leave(client: &Endpoint, number: usize) -> TcpStream {
 }
 
 #[test]
-fn nothing_runs_for_a_client_that_has_gone() {
-    let server = TroubledServer::start(&two_models());
+fn no_forward_pass_runs_for_a_disconnected_client() {
+    let server = FaultyServer::start(&two_models());
     let depth = |client: &Endpoint| client.metric("concord_queue_depth", &["model=\"dinov3\""]);
-    server.trouble.hold();
+    server.faults.hold();
     let patient = {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify("roadwork", &photograph(0)))
     };
-    server.client.wait_until("the first one runs", |_| server.trouble.begun() > WARM_UPS);
+    server.client.wait_until("the first one runs", |_| server.faults.batches_started() > WARM_UPS);
     let gone: Vec<TcpStream> = (1..=5).map(|number| ask_and_leave(&server.client, number)).collect();
     server.client.wait_until("all are queued", |client| depth(client) == 6.0);
     drop(gone);
     server
         .client
-        .wait_until("the server knows", |client| client.metric("concord_in_flight_requests", &[]) == 1.0);
-    server.trouble.release();
+        .wait_until("the server has noticed", |client| client.metric("concord_in_flight_requests", &[]) == 1.0);
+    server.faults.release();
     assert_eq!(patient.join().unwrap().status, 200);
     server.client.wait_until("the queue is empty", |client| depth(client) == 0.0);
     assert_eq!(server.client.metric("concord_dropped_total", &["why=\"abandoned\""]), 5.0);
     assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
 }
 
-/// Both models are tried with a blank picture for each of the two tasks when they are loaded.
+/// The batches at loading: both models are tried with a blank image for each of the two tasks.
 const WARM_UPS: usize = 4;
 
 #[test]
-fn what_is_too_late_is_refused_and_does_not_run() {
+fn expired_requests_are_refused_and_do_not_run() {
     let (_folder, file) =
         edited_ensemble(|text| replace(&text, "request_timeout_ms = 10_000", "request_timeout_ms = 1000"));
-    let server = TroubledServer::start(&file);
-    server.trouble.hold();
+    let server = FaultyServer::start(&file);
+    server.faults.hold();
     let asked = Instant::now();
     let clients: Vec<_> = (0..3)
         .map(|number| {
@@ -256,9 +256,9 @@ fn what_is_too_late_is_refused_and_does_not_run() {
         assert_eq!((answer.status, &answer.body["type"]), (504, &"timed-out".into()), "{answer:?}");
     }
     assert!(asked.elapsed() >= Duration::from_secs(1));
-    server.trouble.release();
+    server.faults.release();
     server.client.wait_until("the queue is empty", |client| client.metric("concord_queue_depth", &[]) == 0.0);
-    // The one or more that had begun are done in vain; of the others none has run.
+    // Those that had started (one or more) run in vain; none of the others has run.
     let (dropped, ran) = (
         server.client.metric("concord_dropped_total", &[]),
         server.client.metric("concord_forwards_total", &[]),
@@ -268,11 +268,11 @@ fn what_is_too_late_is_refused_and_does_not_run() {
 }
 
 #[test]
-fn identical_requests_share_one_computation_that_outlives_its_first() {
-    let server = TroubledServer::start(&two_models());
-    server.trouble.hold();
+fn identical_requests_share_one_computation_that_outlives_the_first_of_them() {
+    let server = FaultyServer::start(&two_models());
+    server.faults.hold();
     let leader = ask_and_leave(&server.client, 7);
-    server.client.wait_until("the computation runs", |_| server.trouble.begun() > WARM_UPS);
+    server.client.wait_until("the computation runs", |_| server.faults.batches_started() > WARM_UPS);
     let followers: Vec<_> = (0..5)
         .map(|_| {
             let client = server.client.clone();
@@ -283,36 +283,36 @@ fn identical_requests_share_one_computation_that_outlives_its_first() {
     drop(leader);
     server
         .client
-        .wait_until("one has gone", |client| client.metric("concord_in_flight_requests", &[]) == 5.0);
-    server.trouble.release();
+        .wait_until("one has disconnected", |client| client.metric("concord_in_flight_requests", &[]) == 5.0);
+    server.faults.release();
     for answer in followers.into_iter().map(|client| client.join().unwrap()) {
         assert_eq!(answer.label_and_cache(), ("road work", "joined"), "{answer:?}");
     }
     assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
 }
 
-/// While a batch runs, what comes meanwhile is put together to the next one.
+/// Images that arrive while a batch runs make up the next one.
 #[test]
-fn what_waits_together_runs_together_and_says_the_same() {
-    let server = TroubledServer::start(&two_models());
+fn images_that_wait_together_run_in_one_batch_with_the_same_result() {
+    let server = FaultyServer::start(&two_models());
     let alone: Vec<Answer> =
         (0..6).map(|number| server.client.classify_fresh("roadwork", &photograph(number))).collect();
-    server.trouble.hold();
+    server.faults.hold();
     let before = server.client.metric("concord_batch_size_count", &["model=\"dinov3\""]);
     let ask = |number: usize| {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify_fresh("roadwork", &photograph(number)))
     };
-    let made_ready =
+    let preprocessed =
         |client: &Endpoint| client.metric("concord_phase_seconds_count", &["phase=\"preprocess\""]);
-    let (begun, ready) = (server.trouble.begun(), made_ready(&server.client));
+    let (begun, ready) = (server.faults.batches_started(), preprocessed(&server.client));
     let first = ask(99);
-    server.client.wait_until("the first one runs", |_| server.trouble.begun() > begun);
+    server.client.wait_until("the first one runs", |_| server.faults.batches_started() > begun);
     let others: Vec<_> = (0..6).map(ask).collect();
-    server.client.wait_until("the others are ready", |client| made_ready(client) == ready + 7.0);
+    server.client.wait_until("the others are ready", |client| preprocessed(client) == ready + 7.0);
     // The last of them is queued right after it has been counted.
     std::thread::sleep(Duration::from_millis(200));
-    server.trouble.release();
+    server.faults.release();
     assert_eq!(first.join().unwrap().status, 200);
     for (answer, alone) in others.into_iter().map(|client| client.join().unwrap()).zip(alone) {
         let p = |answer: &Answer| answer.body["probability"].as_f64().unwrap();
@@ -323,9 +323,9 @@ fn what_waits_together_runs_together_and_says_the_same() {
 }
 
 #[test]
-fn readiness_ends_before_the_connections_do() {
+fn a_request_on_an_open_connection_is_answered_during_shutdown() {
     let server = Server::start(&two_models());
-    // A request that is not whole keeps the server from ending.
+    // An incomplete request keeps the server from ending.
     let mut half = TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let image = photograph(0);

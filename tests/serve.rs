@@ -1,4 +1,4 @@
-//! `concord serve`: verdicts over HTTP, what the cache spares, and changes of the configuration while it runs.
+//! `concord serve`: verdicts over HTTP, the cache, and changes of the configuration while it runs.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ fn example(name: &str) -> Vec<u8> {
     fs::read(root().join("assets").join(name)).unwrap()
 }
 
-/// Replaces the file as editors do: by another of the same name.
+/// Replaces the file by another of the same name, as editors do.
 fn edit(file: &Path, edit: impl Fn(&str) -> String) {
     let text = edit(&fs::read_to_string(file).unwrap());
     let beside = file.with_extension("new");
@@ -28,7 +28,7 @@ fn wait_for_reload(server: &Server, outcome: &str, count: f64) {
 }
 
 #[test]
-fn the_endpoint_gives_the_verdicts_of_the_command_line() {
+fn the_endpoint_returns_the_verdicts_of_the_command_line() {
     let server = Server::start(&two_models());
     let expected = concord(&["classify", "--json", "--task", "roadwork", "assets"]).json_lines();
     for verdict in expected {
@@ -49,7 +49,7 @@ fn the_endpoint_gives_the_verdicts_of_the_command_line() {
 }
 
 #[test]
-fn an_image_may_come_as_the_body_in_a_form_or_in_json() {
+fn an_image_may_be_the_body_or_be_in_a_form_or_in_json() {
     use base64::Engine as _;
     let server = Server::start(&two_models());
     let image = example("road-work-far.jpg");
@@ -80,7 +80,7 @@ fn an_image_may_come_as_the_body_in_a_form_or_in_json() {
 }
 
 #[test]
-fn the_same_image_again_costs_no_forward() {
+fn a_repeated_image_costs_no_forward_pass() {
     let server = Server::start(&two_models());
     let image = example("road-work-far.jpg");
     let first = server.client.classify("roadwork", &image);
@@ -92,12 +92,12 @@ fn the_same_image_again_costs_no_forward() {
     assert_eq!(again.body["votes"][0]["cached"], true);
     assert_eq!(again.body["votes"][0]["milliseconds"]["model"], 0.0);
     assert_eq!(server.client.forwards(), forwards);
-    // Unless the caller wants it.
+    // Unless the caller bypasses the cache.
     assert_eq!(server.client.classify_fresh("roadwork", &image).label_and_cache(), ("road work", "miss"));
     assert_eq!(server.client.forwards(), 2.0 * forwards);
 }
 
-/// The claim of claims: weights and temperatures apply when votes are fused, so changing them costs no forward.
+/// Weights and temperatures apply when votes are fused, so that changing them costs no forward pass.
 #[test]
 fn changed_weights_and_temperatures_fuse_cached_votes_again() {
     let (_folder, file) = edited_ensemble(|text| text);
@@ -123,16 +123,16 @@ fn changed_weights_and_temperatures_fuse_cached_votes_again() {
     assert_eq!(cooler.label_and_cache().1, "votes");
     assert!(cooler.body["votes"][0]["probability"].as_f64().unwrap() < p(0), "{}", cooler.body);
 
-    // A stage less, and a threshold: the policy's verdict is another, its vote the same.
+    // With a lower threshold, the cascade stops one stage earlier, on the same vote.
     edit(&file, |text| replace(text, "accept = { confidence = 0.999 }", "accept = { confidence = 0.5 }"));
     wait_for_reload(&server, "applied", 3.0);
     let earlier = server.client.classify("roadwork", &image);
     assert_eq!((earlier.label_and_cache().1, &earlier.body["stage"]), ("votes", &Value::from(1)));
-    assert_eq!(server.client.forwards(), forwards, "no forward for any of them");
+    assert_eq!(server.client.forwards(), forwards, "none of the edits cost a forward pass");
 }
 
 #[test]
-fn changed_prompts_apply_without_a_restart_and_need_a_forward_of_their_model_only() {
+fn changed_prompts_apply_without_a_restart_and_change_only_their_models_vote() {
     let (_folder, file) = edited_ensemble(|text| replace(&text, "confidence = 0.999", "confidence = 1.0"));
     let server = Server::start(&file);
     let image = example("coffee.png");
@@ -144,16 +144,16 @@ fn changed_prompts_apply_without_a_restart_and_need_a_forward_of_their_model_onl
     wait_for_reload(&server, "applied", 1.0);
     let after = server.client.classify("roadwork", &image);
     assert_ne!(votes(&before)[1], votes(&after.body)[1]);
-    // dinov3's vote depends on the question and the labels but not on prompts; its key does, and that is safe.
+    // dinov3's vote depends on the question and the labels but not on prompts; its cache key does, which is safe.
     assert_eq!(votes(&before)[0], votes(&after.body)[0]);
 }
 
 #[test]
-fn an_edit_while_the_models_are_loaded_is_not_lost() {
+fn an_edit_while_the_models_are_loading_is_not_lost() {
     let (_folder, file) = edited_ensemble(|text| text);
     let edited = file.clone();
     let editor = std::thread::spawn(move || {
-        // About when the file has been read and the models have not.
+        // About when the file has been read and the models are still loading.
         std::thread::sleep(std::time::Duration::from_millis(20));
         let question = "Is there active road construction in this image?";
         edit(&edited, |text| replace(text, question, "While it was loading?"));
@@ -166,7 +166,7 @@ fn an_edit_while_the_models_are_loaded_is_not_lost() {
 }
 
 #[test]
-fn good_and_bad_edits_under_load_lose_nothing() {
+fn good_and_bad_edits_under_load_fail_no_request() {
     let (_folder, file) = edited_ensemble(|text| text);
     let server = Server::start(&file);
     let load = Load::start(&server.client, 4);
@@ -200,11 +200,11 @@ fn good_and_bad_edits_under_load_lose_nothing() {
     }
     let log = server.log();
     assert!(log.contains("tasks.roadwork.question: is missing or empty") && log.contains("siglip2"), "{log}");
-    // What else happens in the folder, such as a log that grows, is not told as the same faults again.
+    // Other changes in the folder, such as a log that grows, do not report the same faults again.
     fs::write(file.with_file_name("server.log"), "a line").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(400));
     assert_eq!(reloads(&server, "rejected"), 1.0);
-    // And mended.
+    // The faults are mended.
     edit(&file, |text| {
         replace(&text.replace("\"siglip\"", "\"siglip2\""), "question = \"\"", "question = \"Mended?\"")
     });
@@ -220,7 +220,7 @@ fn good_and_bad_edits_under_load_lose_nothing() {
 }
 
 #[test]
-fn what_needs_a_restart_is_told_and_left_alone() {
+fn a_change_that_needs_a_restart_is_logged_and_not_applied() {
     let (_folder, file) = edited_ensemble(|text| text);
     let server = Server::start(&file);
     edit(&file, |text| {
@@ -235,7 +235,7 @@ fn what_needs_a_restart_is_told_and_left_alone() {
     let log = server.log();
     assert!(log.contains("[server] has changed") && log.contains("[models.third] is new"), "{log}");
     assert_eq!(server.client.classify("roadwork", &example("coffee.png")).status, 200);
-    // A head that does not fit its task is found before the switch.
+    // A head that does not fit its task is found before the change applies.
     edit(&file, |text| {
         replace(
             text,
@@ -267,8 +267,8 @@ fn the_endpoint_describes_itself() {
     }
     let verdict = client.classify("roadwork", &photograph(1)).body;
     let described = api["components"]["schemas"]["Verdict"]["properties"].as_object().unwrap();
-    let told: Vec<&String> = verdict.as_object().unwrap().keys().collect();
-    assert!(told.iter().all(|field| described.contains_key(*field)), "{told:?} {described:?}");
+    let fields: Vec<&String> = verdict.as_object().unwrap().keys().collect();
+    assert!(fields.iter().all(|field| described.contains_key(*field)), "{fields:?} {described:?}");
     let problem = &api["components"]["schemas"]["Problem"]["properties"];
     assert!(
         ["type", "title", "status", "detail", "request_id"].iter().all(|field| problem[field].is_object()),
@@ -277,7 +277,7 @@ fn the_endpoint_describes_itself() {
 }
 
 #[test]
-fn keys_are_asked_for_where_they_are_configured() {
+fn a_configured_api_key_is_required() {
     let (_folder, file) =
         edited_ensemble(|text| replace(&text, "[server]\n", "[server]\napi_keys_env = \"TEST_KEYS\"\n"));
     let server = Server::start_with(&file, &[("TEST_KEYS", "first, second")]);
@@ -315,7 +315,7 @@ fn keys_are_asked_for_where_they_are_configured() {
 }
 
 #[test]
-fn tls_is_served_where_a_certificate_is_configured() {
+fn tls_is_served_with_a_configured_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
@@ -338,7 +338,7 @@ fn tls_is_served_where_a_certificate_is_configured() {
 }
 
 #[test]
-fn what_cannot_start_says_why() {
+fn a_server_that_cannot_start_reports_the_reason() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let run = concord(&["serve", "--listen", &address]);

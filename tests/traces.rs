@@ -1,14 +1,14 @@
-//! One trace through all actors, each a service of its own.
+//! Traces: one trace passes through all actors, each a service of its own.
 
 use std::collections::BTreeSet;
 
-use crate::harness::otlp::{Received, Receiver};
+use crate::harness::otlp::{ReceivedSpan, Receiver};
 use crate::harness::server::{Server, photograph};
 use crate::harness::{edited_ensemble, replace};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// A server whose every request is traced, and which asks both models of every picture at once.
+/// Starts a server that traces this share of the requests, and in which both models vote on every image at once.
 fn traced(receiver: &Receiver, ratio: &str) -> Server {
     let (_folder, file) = edited_ensemble(|text| {
         let one_stage = "models = [\"dinov3\"]\naccept = { confidence = 0.999 }          # stop here when the most probable label has at least this probability\n\n[[tasks.roadwork.stages]]\nmodels = [\"siglip2\"]";
@@ -27,24 +27,24 @@ fn traced(receiver: &Receiver, ratio: &str) -> Server {
     )
 }
 
-fn of_trace<'a>(spans: &'a [Received], trace_id: &str) -> Vec<&'a Received> {
+fn of_trace<'a>(spans: &'a [ReceivedSpan], trace_id: &str) -> Vec<&'a ReceivedSpan> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     spans.iter().filter(|received| hex(&received.span.trace_id) == trace_id).collect()
 }
 
-fn named<'a>(spans: &[&'a Received], name: &str) -> Vec<&'a Received> {
+fn named<'a>(spans: &[&'a ReceivedSpan], name: &str) -> Vec<&'a ReceivedSpan> {
     spans.iter().copied().filter(|received| received.span.name == name).collect()
 }
 
 #[test]
-fn one_trace_goes_through_all_actors_each_its_own_service() {
+fn one_trace_passes_through_all_actors_each_its_own_service() {
     let receiver = Receiver::start();
     let server = traced(&receiver, "1.0");
     let request = server.client.post("roadwork").header("traceparent", PARENT).body(photograph(1));
     let answer = server.client.send(request);
     assert_eq!(answer.status, 200, "{answer:?}");
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
-    assert_eq!(answer.body["trace_id"], trace_id, "the caller's trace goes on");
+    assert_eq!(answer.body["trace_id"], trace_id, "the caller's trace is continued");
     let expected = [
         "POST /v1/tasks/{task}/classify",
         "route",
@@ -73,7 +73,7 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     assert_eq!(services, BTreeSet::from(all));
 
     let one = |name: &str| named(&trace, name)[0];
-    let parent_of = |received: &Received| {
+    let parent_of = |received: &ReceivedSpan| {
         let parent = trace.iter().find(|other| other.span.span_id == received.span.parent_span_id);
         parent.map_or("none", |parent| parent.span.name.as_str())
     };
@@ -100,7 +100,7 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
             );
         }
         assert!(vote.attribute("concord.service").is_none());
-        // A batch is its own trace, linked to the votes in it.
+        // A batch is a trace of its own, linked to its votes.
         let batch =
             spans.iter().find(|received| received.span.name == "batch" && received.service == vote.service);
         let batch = &batch.unwrap().span;
@@ -116,7 +116,7 @@ fn one_trace_goes_through_all_actors_each_its_own_service() {
     assert_eq!(one("route").attribute("cache").as_deref(), Some("miss"));
     assert_eq!(one(expected[0]).attribute("request_id").as_deref(), answer.body["request_id"].as_str());
 
-    // The log speaks of the same request.
+    // The log names the same request.
     let id = answer.body["request_id"].as_str().unwrap();
     server.client.wait_until("the request is in the log", |_| server.log().contains(id));
     let log = server.log();
@@ -158,12 +158,12 @@ fn a_batch_is_linked_to_every_request_in_it() {
     }
 }
 
-fn batches(spans: &[Received]) -> impl Iterator<Item = &Received> {
+fn batches(spans: &[ReceivedSpan]) -> impl Iterator<Item = &ReceivedSpan> {
     spans.iter().filter(|received| received.span.name == "batch")
 }
 
 #[test]
-fn a_caller_who_has_decided_is_followed_and_the_others_by_the_ratio() {
+fn a_callers_sampling_decision_is_followed_and_other_requests_are_sampled_by_the_ratio() {
     let receiver = Receiver::start();
     let server = traced(&receiver, "0.0001");
     let ask = |traceparent: Option<&str>, number: usize| {
@@ -186,7 +186,7 @@ fn a_caller_who_has_decided_is_followed_and_the_others_by_the_ratio() {
 }
 
 #[test]
-fn a_receiver_that_is_not_there_costs_no_request() {
+fn no_request_fails_without_a_trace_receiver() {
     let (_folder, file) = edited_ensemble(|text| text);
     let nowhere = format!("http://127.0.0.1:{}", crate::harness::redis::free_port());
     let mut server = Server::start_with(

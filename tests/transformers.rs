@@ -6,11 +6,11 @@ use crate::harness::transformers::Transformers;
 use crate::harness::{replace, root};
 
 const SNAPSHOT: &str = "models/nano/molmo2";
-/// Everything else of this machine may be at work as well.
+/// Patient options, since the machine may be busy with other tests.
 const PATIENCE: &str = "timeout_ms = 9000\nmax_retries = 0";
 
 #[test]
-fn transformers_own_server_gives_votes_by_typed_decisions_and_none_by_chat() {
+fn the_transformers_server_votes_by_typed_decisions_and_fails_by_chat() {
     let Some(transformers) = Transformers::start(SNAPSHOT) else { return };
     let start = |protocol: &str| {
         let options = format!("{PATIENCE}\nprotocol = \"{protocol}\"");
@@ -31,7 +31,8 @@ fn transformers_own_server_gives_votes_by_typed_decisions_and_none_by_chat() {
     assert_eq!(answer.body["reason"], "exhausted", "{answer:?}");
     assert!(close(&vote["weight"], 1.0 / 2.0), "{vote}");
 
-    // Its chat completions have no log-probabilities, and so small a model writes no JSON: no vote, and no guess.
+    // Its chat completions have no log-probabilities, and so small a model generates no JSON: the vote fails, and is not
+    // guessed.
     let (_folder, chat) = start("openai");
     let answer = chat.client.classify("roadwork", &photograph(1));
     let vote = hosted(&answer);

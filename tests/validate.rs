@@ -1,4 +1,4 @@
-//! `ensemble.toml` is read whole, and every fault in it is named where it is.
+//! The validation of `ensemble.toml`: every fault is reported at its place.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Ensemble, Faults> {
     Ensemble::parse(text, "ensemble.toml", Path::new("/etc/concord"), variables)
 }
 
-/// What is printed about the faults, a line for each; nothing where there are none.
+/// Returns the printed faults, a line for each; none for a valid file.
 fn complaints(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
     let Err(faults) = parse(text, variables) else { return Vec::new() };
     faults.to_string().lines().map(str::to_owned).collect()
@@ -34,7 +34,7 @@ fn the_shipped_ensemble_is_valid() {
 }
 
 #[test]
-fn all_faults_of_a_file_are_named_with_their_lines() {
+fn all_faults_of_a_file_are_reported_with_their_lines() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config/six_faults.toml");
     let Err(ConfigError::Faults(faults)) = Ensemble::load(&path) else { panic!("the file has faults") };
     let found = faults.to_string().replace(&format!("{}:", path.display()), "");
@@ -73,8 +73,8 @@ fn wrong_types_in_one_section_do_not_hide_each_other() {
 }
 
 #[test]
-fn a_spoilt_file_is_told_as_such() {
-    // What is replaced in the shipped file, by what, and a part of what is said.
+fn each_fault_has_its_message() {
+    // The text that is replaced in the shipped file, its replacement, and a part of the message.
     let cases = [
         ("\n[server]", "\n[server", "ensemble.toml:7:8: not TOML: "),
         ("cpu_threads = 2 ", "cpu_threads = nan ", "\"NaN\" is of the wrong type: must be a whole number"),
@@ -101,11 +101,11 @@ fn a_spoilt_file_is_told_as_such() {
             "[cache]\nurl = \"http://user:secret@x\" ",
             "cache.url: is not the address of a Redis server",
         ),
-        ("sample_ratio = 0.01", "sample_ratio = 1.5", "telemetry.sample_ratio: 1.5 is not a share"),
+        ("sample_ratio = 0.01", "sample_ratio = 1.5", "telemetry.sample_ratio: 1.5 is out of range"),
         (
             "[telemetry]",
             "[telemetry]\notlp_endpoint = \"jaeger:4318\"",
-            "telemetry.otlp_endpoint: \"jaeger:4318\" is not an address",
+            "telemetry.otlp_endpoint: \"jaeger:4318\" is not a URL",
         ),
         ("\"human\"", "\"xml\"", "telemetry.log_format: \"xml\" is not a log format"),
         (
@@ -168,7 +168,7 @@ fn a_spoilt_file_is_told_as_such() {
 }
 
 #[test]
-fn a_file_without_models_and_tasks_says_so() {
+fn a_file_without_models_and_tasks_is_refused() {
     let expected = [
         "ensemble.toml:1: models: is missing: must have at least one [models.NAME]",
         "ensemble.toml:1: tasks: is missing: must have at least one [tasks.NAME]",
@@ -203,7 +203,7 @@ fn variables_override_tables() {
 }
 
 #[test]
-fn fp8_is_refused_where_the_file_shows_that_it_cannot_be() {
+fn fp8_is_refused_on_the_cpu_and_for_architectures_without_it() {
     let on = |device, model: &str| {
         let (device_key, dtype_key) =
             (format!("CONCORD__MODELS__{model}__DEVICE"), format!("CONCORD__MODELS__{model}__DTYPE"));
@@ -229,7 +229,7 @@ fn fp8_is_refused_where_the_file_shows_that_it_cannot_be() {
 }
 
 #[test]
-fn a_faulty_variable_is_named() {
+fn a_fault_of_a_variable_names_the_variable() {
     let cases = [
         (
             "CONCORD__SERVER__MAX_PIXELS",
@@ -281,11 +281,11 @@ fn a_faulty_variable_is_named() {
 }
 
 #[test]
-fn no_text_makes_it_panic() {
+fn no_text_makes_the_parser_panic() {
     for (end, _) in SHIPPED.char_indices() {
         let _ = parse(&SHIPPED[..end], &[]);
     }
-    // Every character once replaced by one that means something in TOML.
+    // Every character is replaced once by one that has a meaning in TOML.
     for (index, (start, char)) in SHIPPED.char_indices().enumerate() {
         let other = ["[", "\"", "=", "{", "9", "\n", "\0"][index % 7];
         let _ = parse(&[&SHIPPED[..start], other, &SHIPPED[start + char.len_utf8()..]].concat(), &[]);
@@ -293,7 +293,7 @@ fn no_text_makes_it_panic() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn a_missing_file_is_named() {
     let error = Ensemble::load(Path::new("/nowhere/ensemble.toml")).unwrap_err();
     assert!(error.to_string().starts_with("/nowhere/ensemble.toml: "), "{error}");
 }

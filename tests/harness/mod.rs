@@ -5,14 +5,14 @@ pub(crate) mod redis;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod transformers;
-pub(crate) mod troubled;
+pub(crate) mod fault_injection;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// What one run of the program left.
+/// The exit status and output of one run of the program.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) status: i32,
@@ -21,7 +21,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Standard output as one JSON object a line.
+    /// Parses standard output as one JSON object per line.
     pub(crate) fn json_lines(&self) -> Vec<Value> {
         let parse = |line: &str| {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}: {self:?}"))
@@ -34,17 +34,17 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `concord ARGUMENTS`.
+/// Runs `concord ARGUMENTS`.
 pub(crate) fn concord(arguments: &[&str]) -> Run {
     concord_with(arguments, &[])
 }
 
-/// The same with environment variables; none of the caller's own reach the program.
+/// Runs `concord ARGUMENTS` with environment variables; the caller's own `CONCORD_` variables do not reach the program.
 pub(crate) fn concord_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     run_of(&command(arguments).envs(variables.iter().copied()).output().unwrap())
 }
 
-/// The same, with nobody at the other end of standard output.
+/// Runs `concord ARGUMENTS` with nobody at the other end of standard output.
 pub(crate) fn concord_into_closed_pipe(arguments: &[&str]) -> Run {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -57,7 +57,7 @@ fn command(arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CONCORD_")) {
         command.env_remove(name);
     }
-    // Tests run at once, and OpenMP threads that wait for each other across processes take seconds.
+    // Tests run in parallel, and OpenMP threads that wait for each other across processes take seconds.
     command
         .env("OMP_NUM_THREADS", "1")
         .env("CONCORD_ENSEMBLE", two_models())
@@ -74,13 +74,13 @@ fn run_of(output: &Output) -> Run {
     }
 }
 
-/// The ensemble that most tests run: two models, so that what a test counts is small.
+/// Returns the ensemble that most tests run: two models, so that the numbers that tests count are small.
 pub(crate) fn two_models() -> PathBuf {
     root().join("tests/fixtures/ensemble.toml")
 }
 
-/// A copy of it in a folder of its own, with `edit` applied to its text. The models still
-/// load from the repository.
+/// Copies that ensemble into a folder of its own, with `edit` applied to its text. The models still load from the
+/// repository.
 pub(crate) fn edited_ensemble(edit: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let nano = root().join("models/nano");
@@ -91,8 +91,8 @@ pub(crate) fn edited_ensemble(edit: impl Fn(String) -> String) -> (tempfile::Tem
     (folder, file)
 }
 
-/// Replaces what must be there.
+/// Replaces `from`, which must be in the text.
 pub(crate) fn replace(text: &str, from: &str, to: &str) -> String {
-    assert!(text.contains(from), "the shipped ensemble.toml has no {from:?}");
+    assert!(text.contains(from), "the file has no {from:?}");
     text.replace(from, to)
 }

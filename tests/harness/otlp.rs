@@ -1,4 +1,4 @@
-//! A real OTLP receiver: it decodes what exporters send.
+//! A real OTLP receiver, which decodes what exporters send.
 
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 
-/// A span, and the service that it was sent by.
+/// A span, and the service that sent it.
 #[derive(Debug, Clone)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedSpan {
     pub(crate) service: String,
     pub(crate) span: Span,
 }
 
-/// Listens as long as the test program runs.
+/// A receiver that listens for as long as the test program runs.
 pub(crate) struct Receiver {
     pub(crate) address: String,
-    spans: Arc<Mutex<Vec<Received>>>,
+    spans: Arc<Mutex<Vec<ReceivedSpan>>>,
 }
 
 impl Receiver {
@@ -41,13 +41,13 @@ impl Receiver {
         Self { address: format!("http://127.0.0.1:{}", port.recv().unwrap()), spans }
     }
 
-    /// Every span so far.
-    pub(crate) fn spans(&self) -> Vec<Received> {
+    /// Returns every span so far.
+    pub(crate) fn spans(&self) -> Vec<ReceivedSpan> {
         self.spans.lock().unwrap().clone()
     }
 
-    /// Waits until the spans are as `enough` wants them.
-    pub(crate) fn wait_for(&self, what: &str, enough: impl Fn(&[Received]) -> bool) -> Vec<Received> {
+    /// Waits until `enough` holds for the spans, and returns them.
+    pub(crate) fn wait_for(&self, what: &str, enough: impl Fn(&[ReceivedSpan]) -> bool) -> Vec<ReceivedSpan> {
         let started = Instant::now();
         loop {
             let spans = self.spans();
@@ -61,21 +61,21 @@ impl Receiver {
     }
 }
 
-async fn receive(body: web::Bytes, spans: web::Data<Arc<Mutex<Vec<Received>>>>) -> HttpResponse {
+async fn receive(body: web::Bytes, spans: web::Data<Arc<Mutex<Vec<ReceivedSpan>>>>) -> HttpResponse {
     let request = ExportTraceServiceRequest::decode(body).unwrap();
     for resource in request.resource_spans {
         let attributes = &resource.resource.as_ref().unwrap().attributes;
         let service = attributes.iter().find(|attribute| attribute.key == "service.name").unwrap();
         let service = text(service.value.as_ref()).to_owned();
         for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-            spans.lock().unwrap().push(Received { service: service.clone(), span });
+            spans.lock().unwrap().push(ReceivedSpan { service: service.clone(), span });
         }
     }
     HttpResponse::Ok().finish()
 }
 
-impl Received {
-    /// The attribute of that name, as text.
+impl ReceivedSpan {
+    /// Returns the attribute of that name, as text.
     pub(crate) fn attribute(&self, key: &str) -> Option<String> {
         use opentelemetry_proto::tonic::common::v1::any_value::Value;
         let attribute = self.span.attributes.iter().find(|attribute| attribute.key == key)?;

@@ -22,7 +22,7 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Ends it at once, without a word to its clients.
+    /// Kills the server, without a word to its clients.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -30,7 +30,7 @@ impl Redis {
         }
     }
 
-    /// On the same port, empty.
+    /// Starts the server again on the same port, empty.
     pub(crate) fn restart(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -48,7 +48,7 @@ impl Redis {
         }
     }
 
-    /// One command, as a person would type it; the first bytes of the answer.
+    /// Sends one command, as a person would type it, and returns the first bytes of the reply.
     pub(crate) fn call(&self, command: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return String::new() };
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -58,7 +58,7 @@ impl Redis {
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     }
 
-    /// Every key.
+    /// Returns every key.
     pub(crate) fn keys(&self) -> Vec<String> {
         let answer = self.call("KEYS *");
         answer.lines().filter(|line| !line.starts_with(['*', '$'])).map(str::to_owned).collect()
@@ -71,7 +71,7 @@ impl Drop for Redis {
     }
 }
 
-/// A port that nobody has at this moment.
+/// Returns a port that is free at this moment.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }

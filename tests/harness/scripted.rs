@@ -1,5 +1,5 @@
-//! A server whose answers a test writes: it stands for servers that nobody can have here, in their documented shapes,
-//! and for faulty ones.
+//! A server whose responses a test writes: it stands in for servers that cannot run here, in their documented formats, and
+//! for faulty ones.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,67 +9,67 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// What is done with a request.
+/// The response to a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
     /// A status and a body.
     Answer(u16, Value),
-    /// The same with one header more.
+    /// A status, an empty object, and an additional header.
     AnswerWith(u16, &'static str, &'static str),
-    /// Nothing for this long, and then the end of the connection.
+    /// No response for this long, and then the end of the connection.
     Silence(Duration),
-    /// The beginning of an answer, and then the end of the connection.
+    /// The beginning of a response, and then the end of the connection.
     HalfAnswer,
 }
 
-/// A request as it arrived.
+/// A request as it was received.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct ReceivedRequest {
     pub(crate) path: String,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Value,
 }
 
-type Script = dyn Fn(&Asked) -> Action + Send + Sync;
+type Script = dyn Fn(&ReceivedRequest) -> Action + Send + Sync;
 
-/// Listens as long as the test program runs.
-pub(crate) struct Scripted {
+/// A server that listens for as long as the test program runs.
+pub(crate) struct ScriptedServer {
     pub(crate) address: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     script: Arc<Mutex<Arc<Script>>>,
 }
 
-impl Scripted {
-    pub(crate) fn start(script: impl Fn(&Asked) -> Action + Send + Sync + 'static) -> Self {
+impl ScriptedServer {
+    pub(crate) fn start(script: impl Fn(&ReceivedRequest) -> Action + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = format!("http://{}/v1", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let script: Arc<Mutex<Arc<Script>>> = Arc::new(Mutex::new(Arc::new(script)));
-        let (all, current) = (Arc::clone(&asked), Arc::clone(&script));
+        let (all, current) = (Arc::clone(&requests), Arc::clone(&script));
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 let (all, current) = (Arc::clone(&all), Arc::clone(&current));
                 std::thread::spawn(move || serve(connection, &all, &current));
             }
         });
-        Self { address, asked, script }
+        Self { address, requests, script }
     }
 
-    /// From now on.
-    pub(crate) fn act(&self, script: impl Fn(&Asked) -> Action + Send + Sync + 'static) {
+    /// Uses `script` for the requests from now on.
+    pub(crate) fn act(&self, script: impl Fn(&ReceivedRequest) -> Action + Send + Sync + 'static) {
         *self.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Every request so far.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    /// Returns every request so far.
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
-fn serve(connection: TcpStream, asked: &Mutex<Vec<Asked>>, script: &Mutex<Arc<Script>>) {
+fn serve(connection: TcpStream, requests: &Mutex<Vec<ReceivedRequest>>, script: &Mutex<Arc<Script>>) {
     let mut reader = BufReader::new(connection);
     while let Some(request) = read(&mut reader) {
-        asked.lock().unwrap().push(request.clone());
+        requests.lock().unwrap().push(request.clone());
         let script = Arc::clone(&script.lock().unwrap());
         let stream = reader.get_mut();
         let sent = match script(&request) {
@@ -99,7 +99,7 @@ fn respond(stream: &mut TcpStream, status: u16, header: &str, body: &str) -> std
     stream.write_all(format!("{head}content-length: {length}\r\n\r\n{body}").as_bytes())
 }
 
-fn read(reader: &mut BufReader<TcpStream>) -> Option<Asked> {
+fn read(reader: &mut BufReader<TcpStream>) -> Option<ReceivedRequest> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let path = line.split(' ').nth(1)?.to_owned();
@@ -112,5 +112,5 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Asked> {
     }
     let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
     reader.read_exact(&mut body).ok()?;
-    Some(Asked { path, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
+    Some(ReceivedRequest { path, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
 }

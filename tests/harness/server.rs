@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{command, root};
 
-/// Longer than anything that is waited for takes, on a machine that does something else as well.
+/// The time after which a wait fails: longer than anything takes on a machine that is busy with other things as well.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `concord serve` on a free port; killed when it is dropped.
@@ -22,14 +22,14 @@ pub(crate) struct Server {
     log: Arc<Mutex<String>>,
 }
 
-/// Where a server answers.
+/// A client of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     pub(crate) address: String,
     http: Client,
 }
 
-/// What an endpoint answered.
+/// A response of an endpoint.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -42,7 +42,7 @@ impl Server {
         Self::start_with(ensemble, &[])
     }
 
-    /// With environment variables.
+    /// Starts the program with environment variables.
     pub(crate) fn start_with(ensemble: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--ensemble"]);
         command.arg(ensemble).envs(variables.iter().copied());
@@ -63,7 +63,7 @@ impl Server {
         Self { child, client: Endpoint::new(address), log }
     }
 
-    /// What it has written to standard error.
+    /// Returns what the program has written to standard error.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -73,7 +73,7 @@ impl Server {
         assert!(sent.unwrap().success());
     }
 
-    /// Waits for its end and gives its exit status.
+    /// Waits for the end of the program, and returns its exit status.
     pub(crate) fn wait(&mut self) -> i32 {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
@@ -102,18 +102,18 @@ fn keep_log(mut stderr: ChildStderr, log: &Mutex<String>) {
 
 impl Endpoint {
     pub(crate) fn new(address: &str) -> Self {
-        // Installed by whichever test comes first.
+        // Whichever test comes first installs it.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let http = Client::builder().timeout(PATIENCE).build().unwrap();
         Self { address: address.to_owned(), http }
     }
 
-    /// Asks a task about an image in the body.
+    /// Classifies an image in the body.
     pub(crate) fn classify(&self, task: &str, image: &[u8]) -> Answer {
         self.send(self.post(task).body(image.to_vec()))
     }
 
-    /// The same, without the cache.
+    /// Classifies an image without the cache.
     pub(crate) fn classify_fresh(&self, task: &str, image: &[u8]) -> Answer {
         self.send(self.post(task).header("cache-control", "no-cache").body(image.to_vec()))
     }
@@ -122,7 +122,7 @@ impl Endpoint {
         self.http.post(format!("{}/v1/tasks/{task}/classify", self.address))
     }
 
-    /// For requests of another kind.
+    /// Returns the HTTP client, for requests of other kinds.
     pub(crate) fn http(&self) -> &Client {
         &self.http
     }
@@ -135,7 +135,7 @@ impl Endpoint {
         Answer::of(request.send().unwrap_or_else(|error| panic!("no answer: {error:?}")))
     }
 
-    /// The sum of the metric's samples whose labels contain all of `labels`, such as `model="dinov3"`.
+    /// Returns the sum of the metric's samples whose labels contain all of `labels`, such as `model="dinov3"`.
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.http.get(format!("{}/metrics", self.address)).send().unwrap().text().unwrap();
         let sample = |line: &&str| {
@@ -144,12 +144,12 @@ impl Endpoint {
         text.lines().filter(sample).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    /// Images that have run through any model.
+    /// Returns the number of images that have run through any model.
     pub(crate) fn forwards(&self) -> f64 {
         self.metric("concord_forwards_total", &[])
     }
 
-    /// Waits until something is so.
+    /// Waits until `is_so` holds; `what` is the condition in words.
     pub(crate) fn wait_until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let started = Instant::now();
         while !is_so(self) {
@@ -171,14 +171,14 @@ impl Answer {
         self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {self:?}")).to_str().unwrap()
     }
 
-    /// The verdict's label and what the cache spared.
+    /// Returns the label of the verdict and the cache outcome.
     pub(crate) fn label_and_cache(&self) -> (&str, &str) {
         assert_eq!(self.status, 200, "{self:?}");
         (self.body["label"].as_str().unwrap(), self.body["cache"].as_str().unwrap())
     }
 }
 
-/// A real photograph, encoded differently for every number: the number is a comment in the file.
+/// Returns a real photograph whose bytes differ for every number: the number is a comment in the file.
 pub(crate) fn photograph(number: usize) -> Vec<u8> {
     let jpeg = std::fs::read(root().join("assets/road-work-far.jpg")).unwrap();
     let comment = format!("{number:010}");
@@ -187,10 +187,10 @@ pub(crate) fn photograph(number: usize) -> Vec<u8> {
     [start, &[0xff, 0xfe], &length, comment.as_bytes(), rest].concat()
 }
 
-/// The status of an answer and how long it took, or why there was none.
+/// The status of a response and the time that it took, or the reason why there was none.
 pub(crate) type Outcome = Result<(u16, Duration), String>;
 
-/// Asks from several threads until it is told to stop, each photograph once.
+/// A load of several threads that classify until it is stopped, each photograph once.
 pub(crate) struct Load {
     stop: Arc<std::sync::atomic::AtomicBool>,
     threads: Vec<std::thread::JoinHandle<Vec<Outcome>>>,
@@ -208,11 +208,11 @@ impl Load {
                     number += 1;
                     let started = Instant::now();
                     let sent = endpoint.post("roadwork").body(photograph(number)).send();
-                    // Nobody listens: there was no connection, so nothing was accepted.
+                    // The server does not listen any more: there was no connection, so that nothing was accepted.
                     if sent.as_ref().is_err_and(reqwest::Error::is_connect) {
                         break;
                     }
-                    // The whole answer, or it does not count as one.
+                    // An incomplete response does not count.
                     let read = sent.and_then(|response| Ok((response.status().as_u16(), response.bytes()?)));
                     outcomes.push(
                         read.map(|(status, _)| (status, started.elapsed()))
@@ -226,7 +226,7 @@ impl Load {
         Self { stop, threads }
     }
 
-    /// The outcome of every request.
+    /// Stops the load, and returns the outcome of every request.
     pub(crate) fn finish(self) -> Vec<Outcome> {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -1,4 +1,4 @@
-//! The server of Hugging Face transformers, with a nano snapshot: one that this project did not write.
+//! The server of Hugging Face transformers with a nano snapshot, which is one that this project did not write.
 
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::redis::free_port;
 use super::root;
 
-/// It imports torch first.
+/// The time that the start may take: it imports torch first.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// `transformers serve` on a free port; killed when it is dropped.
@@ -18,7 +18,7 @@ pub(crate) struct Transformers {
 }
 
 impl Transformers {
-    /// None, and a message, where `deploy/reference.py` has not put it.
+    /// Starts the server. Returns `None` and prints a message if `deploy/reference.py` has not installed it.
     pub(crate) fn start(snapshot: &str) -> Option<Self> {
         let program = root().join(".reference/bin/transformers");
         if !root().join(".reference/complete").exists() {
@@ -43,7 +43,7 @@ impl Transformers {
         Some(server)
     }
 
-    /// What a client calls its `base_url`.
+    /// Returns the `base_url` for clients.
     pub(crate) fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}/v1", self.port)
     }

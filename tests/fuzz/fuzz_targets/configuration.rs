@@ -1,5 +1,5 @@
-//! Any text as `ensemble.toml`, its last line as a variable of the environment. Nothing may panic; what is refused has
-//! at least one fault.
+//! Parses any text as `ensemble.toml`, with its last line as an environment variable. Nothing may panic, and a refused text
+//! has at least one fault.
 
 #![no_main]
 

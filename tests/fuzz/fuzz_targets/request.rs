@@ -1,4 +1,4 @@
-//! Bodies of every kind → the image in them → pixels. Nothing may panic, and no limit may be passed.
+//! Reads the image out of bodies of every kind, and decodes it. Nothing may panic, and no limit may be exceeded.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ const PIXELS_MAX: u64 = 1 << 16;
 const CONTENT_TYPES: [&str; 4] =
     ["image/png", "application/json", "multipart/form-data; boundary=b", "application/octet-stream"];
 
-// Decoders of images may panic where that is contained; libfuzzer's own hook would end the process before.
+// Image decoders may panic, where the panic is caught; libfuzzer's own hook would end the process before that.
 fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |input: &[u8]| {
     let Some((&kind, body)) = input.split_first() else { return };
     let content_type = CONTENT_TYPES[usize::from(kind) % CONTENT_TYPES.len()];

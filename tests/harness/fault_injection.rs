@@ -21,35 +21,35 @@ use tokio::sync::Notify;
 use super::redis::free_port;
 use super::server::Endpoint;
 
-/// What happens to forwards, of all models of a server.
+/// The faults that are injected into the forward passes of all models of a server.
 #[derive(Debug)]
-pub(crate) struct Trouble {
-    /// So many of the next batches panic.
+pub(crate) struct InjectedFaults {
+    /// The number of next batches that panic.
     panics: AtomicUsize,
-    /// There is no memory for batches of more images.
+    /// The number of images that there is memory for in a batch.
     memory: AtomicUsize,
-    /// Whether models warm up with batches of every power of two, as on a GPU; otherwise as they do by themselves.
+    /// Whether models warm up with batches of every power of two, as on a GPU, rather than as they do by themselves.
     warms_up: AtomicBool,
-    /// Whether forwards run without the graphs that they should have.
+    /// Whether forward passes run without their CUDA graphs.
     without_graphs: AtomicBool,
-    /// The sizes of all batches that have begun.
+    /// The sizes of all batches that have started.
     sizes: Mutex<Vec<usize>>,
-    /// Before forwards.
-    voting: Gate,
-    /// Before texts.
-    pub(crate) writing: Gate,
-    /// Batches that have begun since the start.
-    begun: AtomicUsize,
+    /// Holds forward passes back.
+    voting: HoldPoint,
+    /// Holds texts back.
+    pub(crate) generating: HoldPoint,
+    /// The number of batches that have started.
+    started: AtomicUsize,
 }
 
-/// Lets everybody through, unless it is held.
+/// A point in the code where threads wait while it is held.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct HoldPoint {
     held: Mutex<bool>,
     released: Condvar,
 }
 
-impl Gate {
+impl HoldPoint {
     pub(crate) fn hold(&self) {
         *self.held.lock().unwrap() = true;
     }
@@ -67,8 +67,8 @@ impl Gate {
     }
 }
 
-/// None.
-impl Default for Trouble {
+/// No faults.
+impl Default for InjectedFaults {
     fn default() -> Self {
         Self {
             panics: AtomicUsize::default(),
@@ -76,20 +76,20 @@ impl Default for Trouble {
             warms_up: AtomicBool::default(),
             without_graphs: AtomicBool::default(),
             sizes: Mutex::default(),
-            voting: Gate::default(),
-            writing: Gate::default(),
-            begun: AtomicUsize::default(),
+            voting: HoldPoint::default(),
+            generating: HoldPoint::default(),
+            started: AtomicUsize::default(),
         }
     }
 }
 
-impl Trouble {
-    /// From now on there is memory for so many images at once.
+impl InjectedFaults {
+    /// From now on there is memory for this many images in a batch.
     pub(crate) fn limit_memory(&self, images: usize) {
         self.memory.store(images, Ordering::Release);
     }
 
-    /// From now on no forward has a graph.
+    /// From now on no forward pass has its CUDA graph.
     pub(crate) fn refuse_graphs(&self) {
         self.without_graphs.store(true, Ordering::Release);
     }
@@ -98,31 +98,32 @@ impl Trouble {
         self.warms_up.store(true, Ordering::Release);
     }
 
-    /// The sizes of the batches that have begun since this was asked for.
+    /// Returns the sizes of the batches that have started since the last call.
     pub(crate) fn take_sizes(&self) -> Vec<usize> {
         std::mem::take(&mut self.sizes.lock().unwrap())
     }
 
-    /// libtorch says it by errors where its fallible functions are called, otherwise by panics: here by turns.
+    /// Fails if there is no memory. libtorch returns an error from its fallible functions and panics in the others: here the
+    /// two alternate.
     fn allocate(&self, images: usize) -> Result<(), ModelError> {
         const CUDA: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB\nbacktrace";
         const CPU: &str = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: \
                            you tried to allocate 2147483648 bytes. Error code 12 (Cannot allocate memory)\nbacktrace";
         let mut sizes = self.sizes.lock().unwrap();
         sizes.push(images);
-        let by_turns = sizes.len().is_multiple_of(2);
+        let panics = sizes.len().is_multiple_of(2);
         drop(sizes);
         if images <= self.memory.load(Ordering::Acquire) {
             return Ok(());
         }
         let error = |text: &str| Err::<(), _>(tch::TchError::Torch(text.to_owned()));
-        if by_turns {
+        if panics {
             error(CUDA).unwrap();
         }
         Ok(error(CPU)?)
     }
 
-    pub(crate) fn panic_in_the_next(&self, batches: usize) {
+    pub(crate) fn panic_in_next(&self, batches: usize) {
         self.panics.store(batches, Ordering::Release);
     }
 
@@ -134,30 +135,30 @@ impl Trouble {
         self.voting.release();
     }
 
-    pub(crate) fn begun(&self) -> usize {
-        self.begun.load(Ordering::Acquire)
+    pub(crate) fn batches_started(&self) -> usize {
+        self.started.load(Ordering::Acquire)
     }
 
-    fn strike(&self) {
-        self.begun.fetch_add(1, Ordering::AcqRel);
+    fn before_forward(&self) {
+        self.started.fetch_add(1, Ordering::AcqRel);
         self.voting.pass();
         let one_less = |panics: usize| panics.checked_sub(1);
         if self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
-            panic!("as the test wants it");
+            panic!("injected by the test");
         }
     }
 }
 
-/// A real model in front of which trouble stands.
+/// A real model with injected faults.
 #[derive(Debug)]
-struct Troubled {
+struct FaultyModel {
     model: Box<dyn Model>,
-    trouble: Arc<Trouble>,
-    /// Forwards without their graph that have not been told.
+    faults: Arc<InjectedFaults>,
+    /// The forward passes without their graph that have not been reported yet.
     fallbacks: AtomicU64,
 }
 
-impl Model for Troubled {
+impl Model for FaultyModel {
     fn loaded(&self) -> &Loaded {
         self.model.loaded()
     }
@@ -171,9 +172,9 @@ impl Model for Troubled {
     }
 
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
-        self.trouble.strike();
-        self.trouble.allocate(images.len())?;
-        if self.trouble.without_graphs.load(Ordering::Acquire) {
+        self.faults.before_forward();
+        self.faults.allocate(images.len())?;
+        if self.faults.without_graphs.load(Ordering::Acquire) {
             self.fallbacks.fetch_add(1, Ordering::AcqRel);
         }
         self.model.classify(id, images)
@@ -184,7 +185,7 @@ impl Model for Troubled {
     }
 
     fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
-        if !self.trouble.warms_up.load(Ordering::Acquire) {
+        if !self.faults.warms_up.load(Ordering::Acquire) {
             return self.model.warm_up_batches(options);
         }
         std::iter::successors(Some(2), |batch| Some(batch * 2))
@@ -201,7 +202,7 @@ impl Model for Troubled {
     }
 }
 
-impl Generator for Troubled {
+impl Generator for FaultyModel {
     fn takes_questions(&self) -> bool {
         self.model.generator().unwrap().takes_questions()
     }
@@ -212,41 +213,41 @@ impl Generator for Troubled {
         request: &GenerateRequest,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, ModelError> {
-        self.trouble.writing.pass();
+        self.faults.generating.pass();
         self.model.generator().unwrap().generate(image, request, on_text)
     }
 }
 
-/// The server; it ends when it is dropped.
-pub(crate) struct TroubledServer {
+/// A server whose models have injected faults; it ends when it is dropped.
+pub(crate) struct FaultyServer {
     pub(crate) client: Endpoint,
-    pub(crate) trouble: Arc<Trouble>,
+    pub(crate) faults: Arc<InjectedFaults>,
     stop: Arc<Notify>,
     thread: Option<std::thread::JoinHandle<Result<(), ServeError>>>,
 }
 
-impl TroubledServer {
+impl FaultyServer {
     pub(crate) fn start(ensemble: &Path) -> Self {
-        Self::start_in(ensemble, Trouble::default())
+        Self::start_in(ensemble, InjectedFaults::default())
     }
 
-    /// In trouble from the beginning.
-    pub(crate) fn start_in(ensemble: &Path, trouble: Trouble) -> Self {
-        let (mut server, address) = Self::listen(ensemble, trouble, "127.0.0.1:0");
+    /// Starts with faults that are there from the beginning.
+    pub(crate) fn start_in(ensemble: &Path, faults: InjectedFaults) -> Self {
+        let (mut server, address) = Self::listen(ensemble, faults, "127.0.0.1:0");
         server.client = Endpoint::new(&format!("http://{}", address.recv().unwrap()));
         server
     }
 
-    /// Without waiting until it is ready, which the receiver is told.
-    pub(crate) fn begin(ensemble: &Path, trouble: Trouble) -> (Self, mpsc::Receiver<SocketAddr>) {
-        Self::listen(ensemble, trouble, &format!("127.0.0.1:{}", free_port()))
+    /// Starts without waiting until it is ready, which the receiver is notified of.
+    pub(crate) fn begin(ensemble: &Path, faults: InjectedFaults) -> (Self, mpsc::Receiver<SocketAddr>) {
+        Self::listen(ensemble, faults, &format!("127.0.0.1:{}", free_port()))
     }
 
-    fn listen(ensemble: &Path, trouble: Trouble, listen: &str) -> (Self, mpsc::Receiver<SocketAddr>) {
+    fn listen(ensemble: &Path, faults: InjectedFaults, listen: &str) -> (Self, mpsc::Receiver<SocketAddr>) {
         let ensemble = Ensemble::load(ensemble).unwrap();
-        let trouble = Arc::new(trouble);
+        let faults = Arc::new(faults);
         let stop = Arc::new(Notify::new());
-        let troubled = Arc::clone(&trouble);
+        let shared_faults = Arc::clone(&faults);
         let options = ServeOptions {
             ensemble,
             listen: Some(listen.to_owned()),
@@ -254,9 +255,9 @@ impl TroubledServer {
             sampling: Sampling::none(),
             loader: Arc::new(move |_: &str, options: &_, base: &_| {
                 let model = load_model(options, base)?;
-                Ok(Box::new(Troubled {
+                Ok(Box::new(FaultyModel {
                     model,
-                    trouble: Arc::clone(&troubled),
+                    faults: Arc::clone(&shared_faults),
                     fallbacks: AtomicU64::default(),
                 }) as Box<dyn Model>)
             }),
@@ -268,14 +269,14 @@ impl TroubledServer {
             actix::System::new().block_on(serve(options, on_ready))
         });
         let client = Endpoint::new(&format!("http://{listen}"));
-        (Self { client, trouble, stop, thread: Some(thread) }, address)
+        (Self { client, faults, stop, thread: Some(thread) }, address)
     }
 }
 
-impl Drop for TroubledServer {
+impl Drop for FaultyServer {
     fn drop(&mut self) {
-        self.trouble.release();
-        self.trouble.writing.release();
+        self.faults.release();
+        self.faults.generating.release();
         self.stop.notify_one();
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
