@@ -1,4 +1,4 @@
-//! What a request costs apart from its models: decide, fuse, the keys of the cache, and preprocessing.
+//! Measures the cost of a request apart from its models: deciding, fusing, cache keys, and preprocessing.
 //!
 //!     make bench-micro
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "molmo2"];
 
-/// A task of so many labels that asks four models in three stages and accepts none of them before the last.
+/// Returns a task with this many labels and four models in three stages, which accepts at none before the last.
 fn section(labels: usize, method: FusionMethod) -> Value {
     let labels: Vec<String> = (0..labels).map(|label| format!("label {label}")).collect();
     json!({
@@ -52,7 +52,7 @@ fn votes(labels: usize) -> Vec<Vote> {
     MODELS.iter().enumerate().map(vote).collect()
 }
 
-/// Deciding includes fusing once for each stage that is judged.
+/// Measures decisions, each of which fuses once for every stage whose rule is checked.
 fn decisions(criterion: &mut Criterion) {
     for labels in [2, 43] {
         for method in FusionMethod::FIXED {
@@ -61,7 +61,7 @@ fn decisions(criterion: &mut Criterion) {
                 bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
             });
         }
-        // One stage: a single fusion.
+        // One stage is a single fusion.
         let (policy, votes) = (policy(labels, FusionMethod::Linear), votes(labels));
         criterion.bench_function(&format!("fuse/{labels} labels, 1 vote"), |bencher| {
             bencher.iter(|| decide(black_box(&policy), black_box(&votes[..1]), &Context::default()));
@@ -69,7 +69,8 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
-/// By networks of the size that they have on a feature of ViT-L, read for the weights and for the first stage's gate.
+/// Measures a decision by learned networks of the size for a feature of ViT-L: for the weights, and for the gate of the first
+/// stage.
 fn learned(criterion: &mut Criterion) {
     const FEATURE: usize = 1024;
     let network = |inputs: usize, outputs: usize| {
@@ -108,11 +109,11 @@ fn keys(criterion: &mut Criterion) {
 fn preprocessing(criterion: &mut Criterion) {
     set_cpu_threads(1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let picture =
+    let photograph =
         |name: &str| std::fs::read(root.join("assets").join(name)).expect("the repository has its assets");
     for name in ["road-work-far.jpg", "rocket.jpg"] {
-        let bytes = picture(name);
-        let image = decode(&bytes, u64::MAX).expect("the examples are pictures");
+        let bytes = photograph(name);
+        let image = decode(&bytes, u64::MAX).expect("the examples are images");
         let (width, height) = (image.width(), image.height());
         criterion.bench_function(&format!("decode/{name} {width}x{height}"), |bencher| {
             bencher.iter(|| decode(black_box(&bytes), u64::MAX));

@@ -152,8 +152,8 @@ fn a_slow_body_is_refused_at_the_deadline() {
     let mut broken = TcpStream::connect(address).unwrap();
     broken.write_all(head.as_bytes()).unwrap();
     drop(broken);
-    server
-        .client
-        .wait_until("no request is in flight", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
+    server.client.wait_until("no request is in flight", |client| {
+        client.metric("concord_in_flight_requests", &[]) == 0.0
+    });
     assert_eq!(server.client.classify("roadwork", &photograph(0)).status, 200);
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::redis::Redis;
 use crate::harness::scripted::{Action, ReceivedRequest, ScriptedServer};
 use crate::harness::server::{Answer, Endpoint, Server, photograph};
-use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{concord, edited_ensemble, replace};
 
 const KEY: &str = "sk-this-is-nobodys-business";

@@ -39,7 +39,11 @@ fn each_model_gets_the_image_as_its_own_decode_option_says() {
     let mixed = verdict(&[SIGLIP2_FAST]);
     let fast = verdict(&[DINOV3_FAST, SIGLIP2_FAST]);
     assert_eq!(p(&mixed, "dinov3"), p(&exact, "dinov3"), "dinov3 sees every pixel");
-    assert_ne!(p(&fast, "dinov3"), p(&exact, "dinov3"), "dinov3 sees the image at a fourth of its width and height");
+    assert_ne!(
+        p(&fast, "dinov3"),
+        p(&exact, "dinov3"),
+        "dinov3 sees the image at a fourth of its width and height"
+    );
     assert_eq!(p(&mixed, "siglip2"), p(&fast, "siglip2"), "independent of the scale of other models");
     for model in ["dinov3", "siglip2"] {
         let change = (p(&fast, model) - p(&exact, model)).abs();

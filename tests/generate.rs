@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::server::{Answer, Endpoint, Server, photograph};
 use crate::harness::fault_injection::FaultyServer;
+use crate::harness::server::{Answer, Endpoint, Server, photograph};
 use crate::harness::{edited_ensemble, replace, root};
 
 /// Returns an ensemble of the two models, and the two generative ones.

@@ -11,8 +11,8 @@ use concord_actors::policy::{GATE_NUMBERS, Learned};
 use concord_models::{Dense, ImageFusion, Network};
 use serde_json::{Value, json};
 
-use crate::harness::server::{Endpoint, Server, photograph};
 use crate::harness::fault_injection::FaultyServer;
+use crate::harness::server::{Endpoint, Server, photograph};
 use crate::harness::{edited_ensemble, replace, root};
 
 /// Of nano DINOv3.

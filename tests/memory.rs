@@ -3,8 +3,8 @@
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::harness::fault_injection::{FaultyServer, InjectedFaults};
 use crate::harness::server::{Answer, Endpoint, photograph};
-use crate::harness::fault_injection::{InjectedFaults, FaultyServer};
 use crate::harness::{concord, edited_ensemble, replace, two_models};
 
 const DINOV3: [&str; 1] = ["model=\"dinov3\""];

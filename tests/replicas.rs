@@ -2,8 +2,8 @@
 
 use std::thread::JoinHandle;
 
-use crate::harness::server::{Answer, Endpoint, Load, Server, photograph};
 use crate::harness::fault_injection::FaultyServer;
+use crate::harness::server::{Answer, Endpoint, Load, Server, photograph};
 use crate::harness::{concord, edited_ensemble, replace};
 
 /// Returns an ensemble in which the first model has three replicas, each with room for `capacity` images.
@@ -60,7 +60,9 @@ fn images_go_to_the_least_loaded_replica_until_all_are_full() {
     let begun = server.faults.batches_started();
     server.faults.hold();
     let first: Vec<_> = (0..3).map(|number| ask(&server.client, number)).collect();
-    server.client.wait_until("each replica has one and runs it", |_| server.faults.batches_started() == begun + 3);
+    server
+        .client
+        .wait_until("each replica has one and runs it", |_| server.faults.batches_started() == begun + 3);
     let second: Vec<_> = (3..6).map(|number| ask(&server.client, number)).collect();
     server.client.wait_until("each has another", |client| depth(client) == 6.0);
     let refused = server.client.classify("roadwork", &photograph(99));

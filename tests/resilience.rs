@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::harness::fault_injection::FaultyServer;
 use crate::harness::redis::Redis;
 use crate::harness::server::{Answer, Endpoint, Load, Outcome, Server, photograph};
-use crate::harness::fault_injection::FaultyServer;
 use crate::harness::{edited_ensemble, replace, two_models};
 
 /// Returns the statuses of a load; panics if a request had no response at all.
@@ -226,9 +226,9 @@ fn no_forward_pass_runs_for_a_disconnected_client() {
     let gone: Vec<TcpStream> = (1..=5).map(|number| ask_and_leave(&server.client, number)).collect();
     server.client.wait_until("all are queued", |client| depth(client) == 6.0);
     drop(gone);
-    server
-        .client
-        .wait_until("the server has noticed", |client| client.metric("concord_in_flight_requests", &[]) == 1.0);
+    server.client.wait_until("the server has noticed", |client| {
+        client.metric("concord_in_flight_requests", &[]) == 1.0
+    });
     server.faults.release();
     assert_eq!(patient.join().unwrap().status, 200);
     server.client.wait_until("the queue is empty", |client| depth(client) == 0.0);

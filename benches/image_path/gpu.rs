@@ -1,5 +1,5 @@
-//! A decoded picture of twelve megapixels on its way to a model on a GPU: made ready by the CPU and copied, or copied and
-//! made ready there.
+//! Measures the path of a decoded image of twelve megapixels to a model on a GPU: preprocessed by the CPU and copied, or
+//! copied and preprocessed there.
 
 use std::time::Instant;
 
@@ -9,18 +9,18 @@ use tch::Device;
 
 use crate::times::{RUNS, example, median, preprocessor};
 
-/// Those with one size: the others' pictures are made ready by the CPU.
+/// The presets with one input size: the images of the others are preprocessed by the CPU.
 const PRESETS: [&str; 3] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "florence2-large"];
 const GPU: Device = Device::Cuda(0);
 
-/// Prints the table, where there is a GPU.
+/// Prints the table if there is a GPU.
 pub(crate) fn report() {
     if cuda_devices() == 0 {
         eprintln!("gpu skipped: there is none");
         return;
     }
     let jpeg = example();
-    let size = jpeg_size(&jpeg, u64::MAX).expect("it is a picture").expect("it is a JPEG");
+    let size = jpeg_size(&jpeg, u64::MAX).expect("it is an image").expect("it is a JPEG");
     let stream = Stream::new(GPU).expect("a stream");
     let _current = stream.enter().expect("the stream is entered");
     println!(
@@ -37,21 +37,21 @@ pub(crate) fn report() {
         let by_cpu = preprocessor(name);
         let by_gpu = by_cpu.clone().for_device(GPU);
         for scale in [Scale::WHOLE, by_cpu.scale(size)] {
-            let picture = decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
-            compare(name, scale, &picture, [&by_cpu, &by_gpu], &stream);
+            let image = decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
+            compare(name, scale, &image, [&by_cpu, &by_gpu], &stream);
         }
     }
 }
 
-fn compare(name: &str, scale: Scale, picture: &Picture, ways: [&Preprocessor; 2], stream: &Stream) {
-    // Of the CPU's part, and of all until it is on the device, by either way.
+fn compare(name: &str, scale: Scale, image: &Picture, ways: [&Preprocessor; 2], stream: &Stream) {
+    // The times of the CPU's part, and of everything until the image is on the device, for each way.
     let mut runs: [[Vec<f64>; 2]; 2] = Default::default();
     let mut values = Vec::new();
-    // The first chooses kernels and takes memory.
+    // The first run selects kernels and allocates memory, and does not count.
     for run in 0..=RUNS {
         for (way, preprocessor) in ways.iter().enumerate() {
             let started = Instant::now();
-            let pixels = preprocessor.apply_picture(picture).expect("it is made ready");
+            let pixels = preprocessor.apply_picture(image).expect("it is preprocessed");
             let ready = started.elapsed().as_secs_f64() * 1e3;
             let pixels = pixels.on(GPU).expect("it is finished");
             stream.synchronize().expect("the device works");

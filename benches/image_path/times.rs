@@ -1,4 +1,4 @@
-//! Milliseconds of one CPU thread.
+//! Measures decoding and preprocessing in milliseconds of one CPU thread.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -6,18 +6,18 @@ use std::time::Instant;
 use concord_models::presets::Preset;
 use concord_models::{Picture, Preprocessor, Scale, decode, decode_at, jpeg_size};
 
-use crate::picture::twelve_megapixels;
+use crate::photographs::twelve_megapixels;
 use crate::root;
 
-/// Each is measured so often, in turns with what it is compared with; the median counts.
+/// The number of runs of each measurement, alternating with the one that it is compared with; the median counts.
 pub(crate) const RUNS: usize = 9;
-/// Published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 × 378.
+/// The published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 × 378.
 const PRESETS: [&str; 4] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "florence2-large", "molmo2-8b"];
 
 /// Prints the table.
 pub(crate) fn report() {
     let jpeg = example();
-    let size = jpeg_size(&jpeg, u64::MAX).expect("it is a picture").expect("it is a JPEG");
+    let size = jpeg_size(&jpeg, u64::MAX).expect("it is an image").expect("it is a JPEG");
     println!(
         "{} x {} pixels, {:.1} MB; p50 in ms, one CPU thread",
         size[0],
@@ -30,33 +30,37 @@ pub(crate) fn report() {
         let preprocessor = preprocessor(name);
         let scale = preprocessor.scale(size);
         let decoded = |scale| decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
-        let ready = |picture: &Picture| preprocessor.apply_picture(picture).expect("it is made ready");
+        let preprocessed = |image: &Picture| preprocessor.apply_picture(image).expect("it is preprocessed");
         let mut runs: [Vec<f64>; 4] = Default::default();
         for _ in 0..RUNS {
             for (index, scale) in [Scale::WHOLE, scale].into_iter().enumerate() {
                 let started = Instant::now();
-                let picture = black_box(decoded(scale));
+                let image = black_box(decoded(scale));
                 runs[index].push(started.elapsed().as_secs_f64() * 1e3);
-                black_box(ready(&picture));
+                black_box(preprocessed(&image));
                 runs[index + 2].push(started.elapsed().as_secs_f64() * 1e3);
             }
         }
-        let [exact, fast, exact_ready, fast_ready] = runs.map(median);
+        let [exact, fast, exact_preprocessed, fast_preprocessed] = runs.map(median);
         let columns = |exact: f64, fast: f64| format!("{exact:9.1}{fast:8.1}{:8.2}", fast / exact);
         let eighths = format!("{}/8", scale.eighths());
-        println!("{name:28} {eighths:>5}{}{}", columns(exact, fast), columns(exact_ready, fast_ready));
+        println!(
+            "{name:28} {eighths:>5}{}{}",
+            columns(exact, fast),
+            columns(exact_preprocessed, fast_preprocessed)
+        );
     }
     scales(&jpeg);
 }
 
-/// A photograph of twelve megapixels.
+/// Returns a photograph of twelve megapixels.
 pub(crate) fn example() -> Vec<u8> {
     let file = root().join("assets/rocket.jpg");
     let bytes = std::fs::read(file).expect("the repository has its assets");
-    twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is a picture"))
+    twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is an image"))
 }
 
-/// What each scale costs by itself.
+/// Prints the time of decoding at each scale.
 fn scales(jpeg: &[u8]) {
     let scales = [1, 2, 3, 4, 8].map(|eighths| Scale::covering([8, 8], [eighths, eighths]));
     let measured = scales.map(|scale| {

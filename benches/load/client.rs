@@ -1,10 +1,10 @@
-//! A client that costs as little as it can: one connection, one request after the other.
+//! A client that costs as little as possible: one connection, one request after the other.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// A connection that is kept.
+/// A client with a persistent connection.
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     body: Vec<u8>,
@@ -17,7 +17,7 @@ impl Client {
         Self { stream: BufReader::new(stream), body: Vec::new() }
     }
 
-    /// The status of the answer, and how long it took.
+    /// Posts `body`, and returns the status of the response and the time that it took.
     pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, Duration) {
         let length = body.len();
         let head =
@@ -29,7 +29,7 @@ impl Client {
         (status, started.elapsed())
     }
 
-    /// The text at `path`.
+    /// Returns the text at `path`.
     pub(crate) fn get(&mut self, path: &str) -> String {
         let head = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
         self.stream.get_mut().write_all(head.as_bytes()).expect("the connection is kept");

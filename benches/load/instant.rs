@@ -1,4 +1,4 @@
-//! A model that takes no time, or a known one: what is left is Concord.
+//! A model that takes no time, or a known one: the rest is Concord's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use concord_models::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Takes images as they are, and always says the same.
+/// A model that takes images as they are, and always returns the same vote.
 #[derive(Debug)]
 pub(crate) struct Instant {
     loaded: Loaded,
@@ -35,7 +35,7 @@ impl Model for Instant {
 
     fn forget(&mut self, _: TaskId) {}
 
-    /// The second of two labels, surely.
+    /// Votes for the second of two labels with near certainty.
     fn classify(&self, _: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
         if !self.per_batch.is_zero() {
             std::thread::sleep(self.per_batch);

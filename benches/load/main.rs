@@ -1,4 +1,4 @@
-//! What the server costs beside its models, under load on this machine; each figure beside its peer's in the same run.
+//! Measures the cost of the server besides its models, under load on this machine, beside a peer in the same run.
 //!
 //!     make bench
 //!
@@ -15,7 +15,7 @@ mod wrk;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
 
-/// As the program has it: two of the measurements run the server in this process.
+/// The program's allocator, because two of the measurements run the server in this process.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -23,11 +23,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Row {
     what: &'static str,
     value: String,
-    /// What the same machine does in the same run without Concord, or what is aimed at.
+    /// The figure of the same machine in the same run without Concord, or the goal.
     beside: String,
 }
 
-/// Everything that was measured.
+/// All measurements.
 #[derive(Default)]
 struct Report {
     rows: Vec<Row>,
@@ -56,7 +56,7 @@ impl Report {
 }
 
 fn main() {
-    // Models on the CPU compute on their own threads; more of them would only fight here.
+    // Models on the CPU compute on their own threads; more of them would only contend for cores here.
     concord_models::set_cpu_threads(1);
     let mut report = Report::default();
     measure::router_latency(&mut report);

@@ -7,14 +7,16 @@ use crate::client::Client;
 use crate::servers::{Program, no_op, root, with_instant_model};
 use crate::wrk;
 
-/// Requests of each kind, in rounds that alternate, so that whatever else the machine does meets both.
+/// The number of rounds. Rounds of the two kinds of request alternate, so that other load on the machine affects both.
 const ROUNDS: usize = 20;
+/// The number of requests in a round.
 const ROUND: usize = 100;
+/// The number of servers, of which the median counts.
 const SERVERS: usize = 7;
-/// The first requests find cold caches and connections.
+/// The number of first requests, which meet cold caches and connections and do not count.
 const WARM_UP: usize = 200;
 
-/// Latencies, sorted.
+/// Sorted latencies.
 struct Latencies(Vec<Duration>);
 
 impl Latencies {
@@ -29,11 +31,11 @@ impl Latencies {
     }
 }
 
-/// A grey PNG of 32 × 32 pixels that no other number has.
+/// Returns a grey PNG of 32 × 32 pixels that differs for every number.
 fn small_png(number: u64) -> Vec<u8> {
     let mut pixels = vec![0; 32 * 33];
     for (index, byte) in number.to_le_bytes().into_iter().enumerate() {
-        // Each row begins with its filter, which is none.
+        // Each row begins with the number of its filter: 0 for none.
         pixels[1 + index] = byte;
     }
     let mut stream = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -51,7 +53,7 @@ fn small_png(number: u64) -> Vec<u8> {
         .concat()
 }
 
-/// A photograph of 5 KB: a comment fills it up.
+/// Returns a photograph of 5 KB, padded by a comment.
 fn photograph_5kb() -> Vec<u8> {
     let jpeg = std::fs::read(root().join("assets/road-work-far.jpg")).expect("the repository has its assets");
     let comment = vec![b'x'; 5120 - jpeg.len() - 4];
@@ -59,9 +61,10 @@ fn photograph_5kb() -> Vec<u8> {
     [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()
 }
 
-/// The whole way of an image that nobody has seen, with a model that takes no time, minus a route that does nothing.
+/// Measures the whole path of an uncached image, with a model that takes no time, minus a route that does nothing.
 ///
-/// With servers of their own, because where the operating system puts their threads decides between two levels.
+/// Each run has servers of its own, because the placement of their threads by the operating system decides between two
+/// levels of latency.
 pub(crate) fn router_latency(report: &mut Report) {
     let mut runs: Vec<[Latencies; 2]> = (0..SERVERS).map(|_| latencies_of_a_server(report)).collect();
     for (what, key, quantile, aim) in [
@@ -82,7 +85,7 @@ pub(crate) fn router_latency(report: &mut Report) {
     }
 }
 
-/// Of the full way, and of the route that does nothing.
+/// Returns the latencies of the whole path, and of the route that does nothing.
 fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
     let path = "/v1/tasks/bench/classify";
     let address = with_instant_model(Duration::ZERO, &[]).to_string();
@@ -111,11 +114,12 @@ fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
     [Latencies::of(ours), Latencies::of(theirs)]
 }
 
-/// Ten times as many clients as the model has places, each asking again as soon as it is answered.
+/// Measures overload: ten times as many clients as the model's queue holds, each sending its next request as soon as it has
+/// a response.
 pub(crate) fn overload(report: &mut Report) {
-    const PLACES: usize = 4;
-    let places = PLACES.to_string();
-    let variables = [("CONCORD__MODELS__INSTANT__QUEUE_CAPACITY", places.as_str())];
+    const CAPACITY: usize = 4;
+    let capacity = CAPACITY.to_string();
+    let variables = [("CONCORD__MODELS__INSTANT__QUEUE_CAPACITY", capacity.as_str())];
     let address = with_instant_model(Duration::from_millis(20), &variables).to_string();
     let ask = |client: usize| {
         let address = address.clone();
@@ -129,13 +133,13 @@ pub(crate) fn overload(report: &mut Report) {
                 }
                 let image = small_png((client * 10_000_000 + number) as u64);
                 answers.push(connection.post("/v1/tasks/bench/classify", "", &image));
-                // A client that is refused comes back later; ten of them to a place are still too many.
+                // A refused client retries later; ten times the capacity are still too many.
                 std::thread::sleep(Duration::from_millis(10));
             }
             answers
         })
     };
-    let clients: Vec<_> = (0..10 * PLACES).map(ask).collect();
+    let clients: Vec<_> = (0..10 * CAPACITY).map(ask).collect();
     let answers: Vec<(u16, Duration)> =
         clients.into_iter().flat_map(|client| client.join().expect("no client fails")).collect();
     let of = |status: u16| {
@@ -157,7 +161,7 @@ pub(crate) fn overload(report: &mut Report) {
     );
 }
 
-/// Verdicts out of the cache: the whole way through router and cache actor, and what is left in memory after a million.
+/// Measures cached verdicts: the whole path through router and cache actor, and the memory after a million of them.
 pub(crate) fn cached_verdicts(report: &mut Report) {
     const CONNECTIONS: usize = 32;
     const SECONDS: usize = 5;
@@ -203,7 +207,7 @@ pub(crate) fn cached_verdicts(report: &mut Report) {
     );
 }
 
-/// Two nano models on pictures that it has not seen: where the time goes.
+/// Measures two nano models on uncached images, and the time of each phase.
 pub(crate) fn nano_models(report: &mut Report) {
     const REQUESTS: usize = 300;
     let program = Program::start(no_op());
@@ -239,7 +243,7 @@ pub(crate) fn nano_models(report: &mut Report) {
     }
 }
 
-/// The seconds that have been spent in each phase.
+/// Returns the seconds that have been spent in each phase.
 fn phases(watcher: &mut Client) -> [f64; PHASES.len()] {
     let metrics = watcher.get("/metrics");
     PHASES.map(|phase| sum(&metrics, phase))

@@ -1,4 +1,4 @@
-//! What is measured, and its peers.
+//! The measured servers, and their peers.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A task of one stage and one model, which takes so long for a batch; otherwise the real server, in this process. The
-/// snapshot only has to be there.
+/// Starts the real server in this process, with a task of one stage and one model that takes `per_batch` for a batch. The
+/// snapshot is not loaded, but has to exist.
 pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]) -> SocketAddr {
     let text = "
         [models.instant]
@@ -50,7 +50,7 @@ pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]
     address.recv().expect("the server starts")
 }
 
-/// The peer: an actix-web route that reads the body and answers as many bytes as a verdict has.
+/// Starts the peer: an actix-web route that reads the body and returns as many bytes as a verdict has.
 pub(crate) fn no_op() -> SocketAddr {
     let (bound, address) = mpsc::channel();
     std::thread::spawn(move || {
@@ -95,7 +95,7 @@ impl Program {
         Self { address: address.expect("the program is ready").to_owned(), child }
     }
 
-    /// Resident memory.
+    /// Returns the resident memory in MiB.
     pub(crate) fn megabytes(&self) -> f64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).expect("the program runs");

@@ -1,16 +1,16 @@
-//! wrk, which costs less of the cores that it shares with the server than a generator in Rust did.
+//! The load generator wrk, which takes less of the cores that it shares with the server than one in Rust did.
 
 use std::process::Command;
 
-/// What one run found.
-pub(crate) struct Found {
+/// The counts of one run.
+pub(crate) struct Counts {
     pub(crate) requests: f64,
     pub(crate) per_second: f64,
     pub(crate) errors: f64,
 }
 
-/// Posts the same body for so long, over so many connections.
-pub(crate) fn post(url: &str, body: &[u8], connections: usize, seconds: usize) -> Found {
+/// Posts the same body for `seconds`, over `connections` connections.
+pub(crate) fn post(url: &str, body: &[u8], connections: usize, seconds: usize) -> Counts {
     let folder = tempfile::tempdir().expect("a folder");
     let (script, file) = (folder.path().join("post.lua"), folder.path().join("body"));
     std::fs::write(&file, body).expect("the folder is ours");
@@ -29,5 +29,5 @@ pub(crate) fn post(url: &str, body: &[u8], connections: usize, seconds: usize) -
     let text = String::from_utf8_lossy(&output.stdout);
     let found = text.split("FOUND ").nth(1).unwrap_or_else(|| panic!("wrk failed: {text} {output:?}"));
     let numbers: Vec<f64> = found.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    Found { requests: numbers[0], per_second: numbers[0] / (numbers[1] / 1e6), errors: numbers[2] }
+    Counts { requests: numbers[0], per_second: numbers[0] / (numbers[1] / 1e6), errors: numbers[2] }
 }

@@ -13,14 +13,15 @@ use concord_actors::{Caller, Classify, Router};
 use futures::stream::{self, StreamExt};
 
 use super::{
-    EXIT_UNUSABLE, EnsembleArgs, TIME_LIMIT, choose_task, print_line, progress_bar, read_at_most, warn, with_engine,
+    EXIT_UNUSABLE, EnsembleArgs, TIME_LIMIT, choose_task, print_line, progress_bar, read_at_most, warn,
+    with_engine,
 };
-use outcome::Outcome;
-use crate::config::{Ensemble, ServerSection};
+use crate::config::ServerSection;
 use crate::inputs::{Input, expand};
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::{RequestContext, Sampling};
 use crate::verdict::Verdict;
+use outcome::Outcome;
 
 /// Classify images: answer a task for each of them.
 #[derive(Debug, clap::Args)]
@@ -75,7 +76,8 @@ async fn classify_all(args: &ClassifyArgs, context: &Context<'_>) -> ExitCode {
     let start = Instant::now();
     let mut outcomes = Vec::new();
     let mut all_classified = true;
-    let mut outcomes_in_order = stream::iter(inputs).map(|input| classify_one(input, context)).buffered(IN_FLIGHT);
+    let mut outcomes_in_order =
+        stream::iter(inputs).map(|input| classify_one(input, context)).buffered(IN_FLIGHT);
     while let Some(outcome) = outcomes_in_order.next().await {
         all_classified &= outcome.result.is_ok();
         if args.json {
@@ -101,7 +103,11 @@ async fn classify_one(input: Input, context: &Context<'_>) -> Outcome {
     Outcome { file: input.path.display().to_string(), request, task: context.task.to_owned(), result }
 }
 
-async fn verdict_on(path: &Path, context: &Context<'_>, request: &RequestContext) -> Result<Verdict, Problem> {
+async fn verdict_on(
+    path: &Path,
+    context: &Context<'_>,
+    request: &RequestContext,
+) -> Result<Verdict, Problem> {
     let image = read_at_most(path, context.server.max_body_bytes)?.into();
     let (caller, _presence) = Caller::new();
     let question = Classify {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::builder::RangedU64ValueParser;
 use concord_actors::policy::{Calibration, Policy, Stage};
 
-use super::output::spinner;
 use super::labelled::{LabelledArgs, ShiftArgs, Voted};
+use super::output::spinner;
 use super::{EXIT_UNUSABLE, print_line, warn};
 use crate::config::Ensemble;
 use crate::evaluate::{Goal, dealt, one_of};

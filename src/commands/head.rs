@@ -17,8 +17,8 @@ use concord_models::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::progress_bar;
 use super::fit::positive;
+use super::output::progress_bar;
 use super::pictures::{PictureArgs, bytes_of};
 use super::{EXIT_UNUSABLE, contained, print_line, warn};
 use crate::config::{Ensemble, needs_heads};

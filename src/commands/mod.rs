@@ -17,8 +17,8 @@ pub mod validate;
 
 pub use arguments::EnsembleArgs;
 use arguments::{TIME_LIMIT, choose_task, read_at_most};
+use output::progress_bar;
 pub use output::{print_line, warn};
-use output::{progress_bar, spinner};
 use running::{contained, with_engine, with_tasks};
 
 /// The exit status of a command that could not begin: bad arguments, configuration or snapshots.

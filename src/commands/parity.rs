@@ -60,7 +60,10 @@ fn fixtures_in(folder: &PathBuf) -> Vec<PathBuf> {
 fn print_comparisons(title: &str, comparisons: &[Comparison], brief: bool) {
     let passed = comparisons.iter().filter(|comparison| comparison.passes()).count();
     let verdict = if passed == comparisons.len() { "agrees" } else { "DIFFERS" };
-    print_line(&format!("{title}: {verdict}, {passed} of {} comparisons within tolerance", comparisons.len()));
+    print_line(&format!(
+        "{title}: {verdict}, {passed} of {} comparisons within tolerance",
+        comparisons.len()
+    ));
     let mut shown: Vec<&Comparison> = comparisons.iter().collect();
     if brief {
         shown.retain(|comparison| !comparison.passes());

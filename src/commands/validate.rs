@@ -27,7 +27,10 @@ pub fn run(args: &ValidateArgs) -> ExitCode {
     match checked {
         Ok((models, tasks)) => {
             let what = if args.no_load { "no faults" } else { "no faults, and all models load" };
-            print_line(&format!("{}: {what} ({models} models, {tasks} tasks)", args.ensemble.ensemble.display()));
+            print_line(&format!(
+                "{}: {what} ({models} models, {tasks} tasks)",
+                args.ensemble.ensemble.display()
+            ));
             ExitCode::SUCCESS
         }
         Err(message) => {

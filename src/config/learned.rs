@@ -23,7 +23,9 @@ pub(super) fn read_learned(folder: &Path, name: &str) -> Result<Learned, String>
         return Err(refused("not a file"));
     }
     let mut bytes = Vec::new();
-    File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    File::open(&path)
+        .and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
     if bytes.len() as u64 > BYTES_MAX {
         return Err(refused(&format!("more than {BYTES_MAX} bytes")));
     }

@@ -68,7 +68,9 @@ impl BodyKind {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = |detail: String| Problem::new(ProblemKind::UnsupportedMediaType, detail);
         if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
-            return Err(unsupported(format!("content-encoding {encoding:?}: must be absent: images are sent uncompressed")));
+            return Err(unsupported(format!(
+                "content-encoding {encoding:?}: must be absent: images are sent uncompressed"
+            )));
         }
         let content_type = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
         let Some(content_type) = content_type else { return Ok(Self::Raw) };

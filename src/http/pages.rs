@@ -225,7 +225,6 @@ pub(super) async fn not_found(request: HttpRequest) -> HttpResponse {
 }
 
 pub(super) async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
-    let detail =
-        format!("{} does not support {}: see /openapi.json", request.path(), request.method());
+    let detail = format!("{} does not support {}: see /openapi.json", request.path(), request.method());
     Refusal::of(&request, Problem::new(ProblemKind::MethodNotAllowed, detail)).respond()
 }

@@ -111,7 +111,9 @@ pub async fn serve(
         _ = &mut serving => Ended::ShutDown("the endpoint ended"),
     };
     match &ended {
-        Ended::ShutDown(reason) => tracing::info!(reason, "shutting down: requests in flight are answered first"),
+        Ended::ShutDown(reason) => {
+            tracing::info!(reason, "shutting down: requests in flight are answered first")
+        }
         Ended::Failed(message) => tracing::error!(message, "shutting down"),
     }
     draining.begin();

@@ -1,11 +1,11 @@
 //! Runs the real `concord` program as a person would, from the repository's root.
 
+pub(crate) mod fault_injection;
 pub(crate) mod otlp;
 pub(crate) mod redis;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod transformers;
-pub(crate) mod fault_injection;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

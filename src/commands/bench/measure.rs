@@ -64,7 +64,12 @@ pub(super) struct Timing {
 ///
 /// # Errors
 /// Returns the reason if an iteration fails, or returns values that are not finite.
-pub(super) fn measure(stream: &Stream, limits: &Limits, workload: &Workload, on_gpu: bool) -> Result<Timing, String> {
+pub(super) fn measure(
+    stream: &Stream,
+    limits: &Limits,
+    workload: &Workload,
+    on_gpu: bool,
+) -> Result<Timing, String> {
     contained(|| run(stream, limits, workload, on_gpu)).and_then(|timing| timing)
 }
 
@@ -103,7 +108,11 @@ fn run(
 }
 
 /// Runs the workload at least once, and for no longer than it will be measured.
-pub(super) fn warm_up(stream: &Stream, limits: &Limits, workload: &Workload) -> Result<WorkOutput, ModelError> {
+pub(super) fn warm_up(
+    stream: &Stream,
+    limits: &Limits,
+    workload: &Workload,
+) -> Result<WorkOutput, ModelError> {
     let begun = Instant::now();
     let mut output = (workload.run)()?;
     for _ in 1..limits.warmup {

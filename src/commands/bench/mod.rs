@@ -14,9 +14,9 @@ use std::time::Instant;
 use concord_models::libtorch::{Stream, allocated_memory, reset_peak_memory};
 use concord_models::{Model, device_name, dtype_name, graph_fallbacks};
 
+use self::bench_model::{BenchModel, Variant};
 use self::measure::{Limits, measure};
 use self::report::{LoadedReport, Measurement, Report};
-use self::bench_model::{BenchModel, Variant};
 use super::{EXIT_UNUSABLE, contained, warn};
 pub use args::BenchArgs;
 
@@ -51,9 +51,7 @@ fn each(args: &BenchArgs, report: &mut Report) -> Result<(), String> {
 fn end(args: &BenchArgs, mut report: Report) -> ExitCode {
     let fallbacks = graph_fallbacks();
     if fallbacks > 0 {
-        report
-            .failures
-            .push(format!("{fallbacks} forward passes ran without their CUDA graph"));
+        report.failures.push(format!("{fallbacks} forward passes ran without their CUDA graph"));
     }
     match report.write(args.json.as_deref()) {
         Ok(()) if report.is_complete() => ExitCode::SUCCESS,

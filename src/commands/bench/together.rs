@@ -8,9 +8,9 @@ use concord_models::libtorch::Stream;
 use concord_models::{Model, device_name};
 
 use super::args::BenchArgs;
+use super::bench_model::{BenchModel, Variant, pair};
 use super::measure::{Limits, warm_up};
 use super::report::{PairRun, Report, SoloRun};
-use super::bench_model::{BenchModel, Variant, pair};
 use super::workload::{self, VOTE, Workload};
 use crate::commands::{contained, warn};
 

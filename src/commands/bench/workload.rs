@@ -63,7 +63,11 @@ impl WorkOutput {
 }
 
 /// Prepares the first of the tasks that the model can vote on.
-pub(super) fn prepare(model: &mut dyn Model, tasks: &[TaskLabels], progress: &dyn Fn(&str)) -> Option<TaskId> {
+pub(super) fn prepare(
+    model: &mut dyn Model,
+    tasks: &[TaskLabels],
+    progress: &dyn Fn(&str),
+) -> Option<TaskId> {
     for task in tasks {
         match contained(|| model.prepare(TASK, task)) {
             Ok(()) => return Some(TASK),
