@@ -12,5 +12,6 @@ pub mod http;
 pub mod inputs;
 pub mod problem;
 pub mod serve;
+mod table;
 pub mod telemetry;
 pub mod verdict;

@@ -130,7 +130,7 @@ fn costs_are_prices_where_they_are_given() {
         assert!(answerer(report, name)["milliseconds"].is_null(), "{name}");
     }
     let table = evaluate(data.path(), votes.path(), &prices);
-    assert!(table.stdout.contains(" price ") && !table.stdout.contains(" ms "), "{}", table.stdout);
+    assert!(table.stdout.contains(" price\n") && !table.stdout.contains(" ms\n"), "{}", table.stdout);
     for (more, expected) in [
         (&["--price", "gpt=1"], "asks no model \"gpt\": there is dinov3, siglip2"),
         (&["--price", "siglip2=1"], "--price siglip2=… is given twice"),
@@ -228,8 +228,11 @@ fn shifts_make_pictures_worse_and_are_asked_about_once() {
     );
     // Measured milliseconds would not be the same twice.
     assert_eq!(evaluate(data.path(), votes.path(), &shift).json_lines(), first.json_lines());
-    let table =
-        evaluate(data.path(), votes.path(), &["--other", "no road work", "--shift", "jpeg", "--every", "3"]);
+    let table = evaluate(
+        data.path(),
+        votes.path(),
+        &["--other", "no road work", "--shift", "jpeg", "--every", "3", "--wide"],
+    );
     for part in ["2 pictures in 2 groups (1 no road work, 1 road work)", "as they are", "jpeg 1", "gets to 2"]
     {
         assert!(table.stdout.contains(part), "{part} is missing in {}", table.stdout);

@@ -22,6 +22,7 @@ mod random;
 mod replicas;
 mod resilience;
 mod serve;
+mod tables;
 mod traces;
 mod transformers;
 mod validate;

@@ -19,6 +19,7 @@ use super::{
 use crate::config::ServerSection;
 use crate::inputs::{Input, expand};
 use crate::problem::{Problem, ProblemKind};
+use crate::table::TableArgs;
 use crate::telemetry::{RequestContext, Sampling};
 use crate::verdict::Verdict;
 use outcome::Outcome;
@@ -36,6 +37,8 @@ pub struct ClassifyArgs {
     /// Print one JSON object a line, in the order of the arguments, failures included
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
     /// Images, folders of images, or glob patterns in quotes
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -89,7 +92,7 @@ async fn classify_all(args: &ClassifyArgs, context: &Context<'_>) -> ExitCode {
     }
     progress.finish_and_clear();
     if !args.json {
-        print::table(context.task, context.policy, &outcomes, start.elapsed());
+        print::table(context.task, context.policy, &outcomes, start.elapsed(), args.table.wide);
     }
     if all_classified { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

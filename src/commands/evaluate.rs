@@ -14,6 +14,7 @@ use crate::evaluate::{
     Corruption, Resampling, Shifted, Shown, Worsening, compare, compare_in_brief, json, print, print_shifts,
     shifts_json,
 };
+use crate::table::TableArgs;
 
 /// Compare models, fusions and the cascade on labelled pictures.
 ///
@@ -36,6 +37,8 @@ pub struct EvaluateArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
     /// Write a report to look at in a browser: the table, plots, and pictures that are worth a look; one file that needs
     /// nothing else
     #[arg(long, value_name = "FILE")]
@@ -85,9 +88,9 @@ fn report(
         print_line(&report);
     } else {
         print_line(&format!("{}\n", voted.describe()));
-        print_line(&print(&comparison, voted.policy, unit));
+        print_line(&print(&comparison, voted.policy, unit, args.table.wide));
         if !shifted.is_empty() {
-            print_line(&print_shifts(&shifted, voted.policy, unit));
+            print_line(&print_shifts(&shifted, voted.policy, unit, args.table.wide));
         }
     }
     let shown = Shown {

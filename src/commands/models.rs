@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::Cell;
 use concord_actors::policy::Policy;
 use serde_json::json;
 
 use super::{EXIT_UNUSABLE, EnsembleArgs, print_line, warn, with_engine};
 use crate::config::Ensemble;
+use crate::table::{new_table, number};
 
 /// Load the configured models and list them: device, size, memory and tasks.
 #[derive(Debug, clap::Args)]
@@ -33,8 +34,7 @@ pub fn run(args: &ModelsArgs) -> ExitCode {
 
 fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
     let models = with_engine(ensemble, None, async |engine| engine.models())?;
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
+    let header = [
         "model",
         "architecture",
         "snapshot",
@@ -44,7 +44,8 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
         "replicas",
         "memory each",
         "tasks",
-    ]);
+    ];
+    let mut table = new_table(header, true);
     for model in models {
         let (name, options) = (model.name.as_str(), &model.options);
         let memory = model.memory.map(|memory| memory.total());
@@ -71,9 +72,9 @@ fn list(ensemble: &Ensemble, as_json: bool) -> Result<(), String> {
             Cell::new(options.snapshot.display()),
             Cell::new(model.device()),
             Cell::new(model.dtype),
-            Cell::new(millions(model.parameters)).set_alignment(CellAlignment::Right),
-            Cell::new(model.devices.len()).set_alignment(CellAlignment::Right),
-            Cell::new(memory.map_or_else(|| "?".to_owned(), megabytes)).set_alignment(CellAlignment::Right),
+            number(millions(model.parameters)),
+            number(model.devices.len()),
+            number(memory.map_or_else(|| "?".to_owned(), megabytes)),
             Cell::new(tasks.join(", ")),
         ]);
     }

@@ -5,13 +5,14 @@ mod charts;
 mod page;
 mod sheets;
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment};
 use concord_actors::policy::Policy;
 use serde_json::{Map, Value, json};
 
 use super::compare::{Answerer, Comparison, Foretold};
 use super::cost::CostUnit;
 use super::metrics::{Figure, Measured};
+use crate::table::new_table;
 pub(crate) use charts::{Chart, Shown, charts};
 pub(crate) use page::{Pictures, page};
 pub(crate) use sheets::{samples, sheets};
@@ -31,31 +32,33 @@ const MEASURES: [Measure; 9] = [
     ("AURC", "aurc", |measured| Some(measured.aurc)),
 ];
 
-/// The table, with each figure's interval below it, and what is said of the stages.
-pub(crate) fn print(comparison: &Comparison, policy: &Policy, unit: CostUnit) -> String {
-    let mut table = new_table();
-    table.set_header(header(unit));
+/// Columns of the table that is not wide, beside the strategy's name and its cost.
+const FEW: [&str; 3] = ["MCC", "NLL", "ECE"];
+
+/// Returns the table, with each figure's interval below it, and a line about each stage.
+pub(crate) fn print(comparison: &Comparison, policy: &Policy, unit: CostUnit, wide: bool) -> String {
+    let header = header(unit);
+    // The second column is the name, the last one the cost.
+    let is_shown = |(index, name): (usize, &&str)| {
+        (wide || index == 1 || index + 1 == header.len() || FEW.contains(name)).then_some(index)
+    };
+    let shown: Vec<usize> = header.iter().enumerate().filter_map(is_shown).collect();
+    let mut table = new_table(shown.iter().map(|&index| header[index]), wide);
     for answerer in &comparison.answerers {
-        let cells = row(answerer, policy, unit).into_iter();
-        table.add_row(cells.map(|Told { value, below }| Cell::new(format!("{value}\n{below}").trim_end())));
+        let cells = row(answerer, policy, unit);
+        let cell = |&index: &usize| format!("{}\n{}", cells[index].value, cells[index].below);
+        table.add_row(shown.iter().map(|index| Cell::new(cell(index).trim_end())));
     }
-    for column in table.column_iter_mut().skip(2) {
+    for column in table.column_iter_mut().skip(if wide { 2 } else { 1 }) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let unit = unit.name();
-    let mut text = format!("{table}\n\nBelow each figure its 95 % interval (bootstrap). ");
-    text.push_str(&format!("{unit}: of all models that are asked, a picture.\n"));
+    let mut text = format!("{table}\n\nBelow each figure: its 95 % interval (bootstrap).\n");
+    text.push_str(&format!("{unit}: cost per image of all models that are asked.\n"));
     for line in stages_in_words(comparison, policy) {
         text.push_str(&format!("{line}\n"));
     }
     text
-}
-
-/// A table of the program's kind, empty.
-pub(super) fn new_table() -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-    table
 }
 
 /// Which stages answer how much, and whether the first one knows when it is wrong.

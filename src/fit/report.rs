@@ -1,6 +1,6 @@
 //! What was fitted, in words.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment, Table};
 use concord_actors::policy::{Calibration, Policy};
 
 use super::cross::{Cascade, FOLDS, Fit, FitOptions, Fusion, Part};
@@ -8,6 +8,7 @@ use super::learned::Learning;
 use super::order::{MOVABLE_MAX, OrderPart, Orders};
 use crate::evaluate::thresholds::Outcome;
 use crate::evaluate::{CostUnit, ERRORS_MIN, Figure, Goal, Measured};
+use crate::table;
 
 /// The parts with their gains, and the cascade before and after.
 pub(crate) fn print(fit: &Fit, policy: &Policy, options: FitOptions, unit: CostUnit) -> String {
@@ -110,9 +111,7 @@ fn learned_outcome(is_gain: bool, is_used: bool) -> &'static str {
 }
 
 fn new_table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header);
+    let mut table = table::new_table(header, true);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::CellAlignment;
 use concord_models::{SNAPSHOT_NOTE, Scores, TrainedHead};
 use serde_json::json;
 
@@ -10,6 +10,7 @@ use super::division::Division;
 use super::extract::Labelled;
 use crate::evaluate::{ERRORS_MIN, Figure, Measured, Resampling, Scored, measure};
 use crate::fit::temperature;
+use crate::table::new_table;
 
 /// Of the intervals.
 const RESAMPLES: usize = 1000;
@@ -126,10 +127,8 @@ pub(crate) fn facts(
 
 /// The same for people.
 pub(crate) fn print(judgement: &Judgement, head: &TrainedHead, division: &Division) -> String {
-    let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     let figures = figures(&judgement.measured);
-    table.set_header(figures.map(|(name, _)| name));
+    let mut table = new_table(figures.map(|(name, _)| name), true);
     table.add_row(
         figures.map(|(_, Figure { value, low, high })| format!("{value:.4} ({low:.4} – {high:.4})")),
     );

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use concord_models::DEVICES;
 
 use crate::commands::EnsembleArgs;
+use crate::table::TableArgs;
 
 /// Measure models by themselves: latency, throughput, memory and load time.
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,8 @@ pub struct BenchArgs {
     /// Print JSON instead of a table, or write it to a file beside the table
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     pub(super) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) table: TableArgs,
 }
 
 /// The value of `--graphs`.

@@ -53,7 +53,7 @@ fn end(args: &BenchArgs, mut report: Report) -> ExitCode {
     if fallbacks > 0 {
         report.failures.push(format!("{fallbacks} forward passes ran without their CUDA graph"));
     }
-    match report.write(args.json.as_deref()) {
+    match report.write(args.json.as_deref(), args.table.wide) {
         Ok(()) if report.is_complete() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::FAILURE,
         Err(message) => {

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, Table};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Timing;
 use crate::commands::print_line;
+use crate::table::{new_table, number};
 
 /// The measurements of one call.
 #[derive(Debug, Default)]
@@ -100,11 +101,11 @@ impl Report {
         self.failures.is_empty() && self.results.iter().all(|measured| measured.outcome.is_ok())
     }
 
-    /// Prints the tables, and writes JSON to a file if one is named; for `-`, prints only JSON.
+    /// Prints the tables, with all columns if `wide`, and writes JSON to a file if one is named; for `-`, prints only JSON.
     ///
     /// # Errors
     /// Returns the reason if the file cannot be written.
-    pub(super) fn write(&self, json_to: Option<&Path>) -> Result<(), String> {
+    pub(super) fn write(&self, json_to: Option<&Path>, wide: bool) -> Result<(), String> {
         let results: Vec<Value> = self.results.iter().map(Measurement::json).collect();
         let json = json!({
             "program": "concord", "version": env!("CARGO_PKG_VERSION"),
@@ -115,10 +116,10 @@ impl Report {
             return Ok(());
         }
         if self.together.is_empty() {
-            print_line(&self.models_table());
-            print_line(&self.results_table());
+            print_line(&format!("{}\n", self.models_table(wide)));
+            print_line(&self.results_table(wide));
         } else {
-            print_line(&self.together_table());
+            print_line(&self.together_table(wide));
         }
         match json_to {
             Some(path) => std::fs::write(path, format!("{json:#}\n"))
@@ -127,71 +128,68 @@ impl Report {
         }
     }
 
-    fn models_table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
-            "model",
-            "device",
-            "dtype",
-            "parameters",
-            "load",
-            "host peak",
-            "on the GPU",
-        ]);
+    fn models_table(&self, wide: bool) -> Table {
+        let header = ["model", "device", "dtype", "parameters", "load", "host peak", "on the GPU"];
+        let mut table = new_table(header, wide);
         for loaded in &self.models {
             table.add_row([
                 Cell::new(&loaded.model),
                 Cell::new(&loaded.device),
                 Cell::new(&loaded.dtype),
-                right(format!("{:.1} M", loaded.parameters as f64 / 1e6)),
-                right(format!("{:.2} s", loaded.load_s)),
-                right(megabytes(loaded.host_peak_bytes)),
-                right(megabytes(loaded.device_bytes)),
+                number(format!("{:.1} M", loaded.parameters as f64 / 1e6)),
+                number(format!("{:.2} s", loaded.load_s)),
+                number(megabytes(loaded.host_peak_bytes)),
+                number(megabytes(loaded.device_bytes)),
             ]);
         }
         table
     }
 
-    fn together_table(&self) -> Table {
-        let mut table = Table::new();
-        let table = table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["models", "work", "dtype", "graphs", "batch", "alone", "together", "ratio"]);
+    fn together_table(&self, wide: bool) -> Table {
+        let mut header = vec!["models", "work", "batch", "alone", "together", "ratio"];
+        if wide {
+            header.extend(["dtype", "graphs"]);
+        }
+        let mut table = new_table(header, wide);
         for together in &self.together {
             let lines = |line: fn(&SoloRun) -> String| together.models.each_ref().map(line).join("\n");
-            let alone = |alone: &SoloRun| format!("{:.3} s: {} times", alone.alone_s, alone.iterations);
-            table.add_row([
+            let mut row = vec![
                 Cell::new(lines(|alone| alone.model.clone())),
                 Cell::new(lines(|alone| alone.work.clone())),
-                Cell::new(&together.dtype),
-                Cell::new(if together.graphs { "on" } else { "off" }),
-                right(together.batch.to_string()),
-                right(lines(alone)),
-                right(format!("{:.3} s", together.together_s)),
-                right(format!("{:.3}", together.ratio)),
-            ]);
+                number(together.batch),
+                number(lines(|alone| format!("{} × {:.3} s", alone.iterations, alone.alone_s))),
+                number(format!("{:.3} s", together.together_s)),
+                number(format!("{:.3}", together.ratio)),
+            ];
+            if wide {
+                row.extend([Cell::new(&together.dtype), Cell::new(on_or_off(together.graphs))]);
+            }
+            table.add_row(row);
         }
-        std::mem::take(table)
+        table
     }
 
-    fn results_table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
-            "model", "work", "dtype", "graphs", "batch", "p50 ms", "p99 ms", "mean ms", "images/s",
-            "peak GPU",
-        ]);
+    fn results_table(&self, wide: bool) -> Table {
+        let mut header = vec!["model", "work", "dtype", "graphs", "batch", "p50 ms", "images/s"];
+        if wide {
+            header.extend(["p99 ms", "mean ms", "peak GPU"]);
+        }
+        let mut table = new_table(header, wide);
         for measured in &self.results {
             let mut row = vec![
                 Cell::new(&measured.model),
                 Cell::new(&measured.work),
                 Cell::new(&measured.dtype),
-                Cell::new(if measured.graphs { "on" } else { "off" }),
-                right(measured.batch.to_string()),
+                Cell::new(on_or_off(measured.graphs)),
+                number(measured.batch),
             ];
             match &measured.outcome {
                 Ok(Timing { latency, images_per_s, .. }) => {
-                    row.extend([latency.p50, latency.p99, latency.mean].map(|ms| right(format!("{ms:.3}"))));
-                    row.push(right(format!("{images_per_s:.1}")));
-                    row.push(right(megabytes(measured.peak_device_bytes)));
+                    row.extend([number(format!("{:.3}", latency.p50)), number(format!("{images_per_s:.1}"))]);
+                    if wide {
+                        row.extend([latency.p99, latency.mean].map(|ms| number(format!("{ms:.3}"))));
+                        row.push(number(megabytes(measured.peak_device_bytes)));
+                    }
                 }
                 Err(message) => row.push(Cell::new(format!("failed: {message}"))),
             }
@@ -201,8 +199,8 @@ impl Report {
     }
 }
 
-fn right(text: String) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
+fn on_or_off(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
 }
 
 fn megabytes(bytes: Option<u64>) -> String {

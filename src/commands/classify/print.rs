@@ -3,24 +3,23 @@
 use std::path::Path;
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color};
 use concord_actors::policy::{AcceptRule, Policy, Reason};
 
 use super::outcome::Outcome;
 use crate::commands::print_line;
+use crate::table::{new_table, number};
 use crate::verdict::{FallbackReport, Verdict};
 
-pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration) {
+/// Prints a row for each image, and below the table what failed and a summary. The votes are columns of a `wide` table.
+pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration, wide: bool) {
     print_line(&format!("{task}: {}\n", policy.question()));
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    let models: Vec<&str> = policy.members().map(|member| member.model().as_ref()).collect();
-    let mut header: Vec<String> =
-        ["image", "verdict", "confidence", "stopped", "why"].map(str::to_owned).into();
-    header.extend(models.iter().map(|model| (*model).to_owned()));
-    header.push("ms".to_owned());
-    let columns = header.len();
-    table.set_header(header);
+    let models: Vec<&str> =
+        if wide { policy.members().map(|member| &**member.model()).collect() } else { vec![] };
+    let header =
+        ["image", "verdict", "confidence", "stage", "reason"].into_iter().chain(models.iter().copied());
+    let mut table = new_table(header.chain(["ms"]), wide);
+    let columns = table.column_count();
     for outcome in outcomes {
         let name = short_name(&outcome.file, outcomes.len());
         table.add_row(match &outcome.result {
@@ -34,7 +33,20 @@ pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: 
         });
     }
     print_line(&table);
+    if !wide {
+        for line in outcomes.iter().flat_map(|outcome| failed_votes(outcome, outcomes.len())) {
+            print_line(&line);
+        }
+    }
     print_line(&format!("\n{}", summary(policy, outcomes, elapsed)));
+}
+
+/// Returns a line for each model that gave no vote on an image.
+fn failed_votes(outcome: &Outcome, images: usize) -> Vec<String> {
+    let Ok(verdict) = &outcome.result else { return Vec::new() };
+    let name = short_name(&outcome.file, images);
+    let failed = verdict.votes.iter().filter(|vote| vote.label.is_none());
+    failed.map(|failed| format!("{name}: {} {}", failed.model, vote(verdict, &failed.model))).collect()
 }
 
 /// Returns the file's name where there are few images, and its path where there are many, to tell them apart.
@@ -48,14 +60,14 @@ fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]
     let mut row = vec![
         Cell::new(name),
         Cell::new(&verdict.label),
-        right(percent(verdict.confidence)),
-        Cell::new(format!("stage {} of {}", verdict.stage, verdict.stages)),
+        number(percent(verdict.confidence)),
+        Cell::new(format!("{} of {}", verdict.stage, verdict.stages)),
         Cell::new(why(verdict, policy)),
     ];
     for model in models {
         row.push(Cell::new(vote(verdict, model)));
     }
-    row.push(right(format!("{:.1}", verdict.milliseconds.total)));
+    row.push(number(milliseconds(verdict.milliseconds.total)));
     row
 }
 
@@ -66,13 +78,13 @@ fn why(verdict: &Verdict, policy: &Policy) -> String {
         (Some(least), Some(gate)) => ("right with ", gate, least.get()),
         _ => ("", verdict.confidence, rule.map_or(0.0, |rule| rule.confidence().get())),
     };
-    let least_percent = percent(least);
+    let least_percent = percent(least).replace(".0 %", " %");
     let mut text = match (verdict.reason, rule) {
         (Reason::Accepted, Some(rule)) if rule.needs_agreement() => {
-            format!("all agree, {what}at least {least_percent}")
+            format!("all agree, {what}≥ {least_percent}")
         }
-        (Reason::Accepted, Some(_)) => format!("{what}at least {least_percent}"),
-        (_, Some(_)) if found < least => format!("last stage, {what}under {least_percent}"),
+        (Reason::Accepted, Some(_)) => format!("{what}≥ {least_percent}"),
+        (_, Some(_)) if found < least => format!("last stage, {what}< {least_percent}"),
         (_, Some(_)) => "last stage, models disagree".to_owned(),
         (_, None) => "last stage".to_owned(),
     };
@@ -128,6 +140,7 @@ fn percent(probability: f64) -> String {
     }
 }
 
-fn right(text: String) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
+/// Formats milliseconds with at least three digits.
+fn milliseconds(amount: f64) -> String {
+    if amount < 99.95 { format!("{amount:.1}") } else { format!("{amount:.0}") }
 }

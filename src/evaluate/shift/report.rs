@@ -9,7 +9,8 @@ use crate::evaluate::compare::{Answerer, Brief, Kind};
 use crate::evaluate::cost::CostUnit;
 use crate::evaluate::metrics::Measured;
 use crate::evaluate::plot::{Line, Panel, panels};
-use crate::evaluate::report::{Chart, answerer_json, figure_json, foretold, new_table, percent};
+use crate::evaluate::report::{Chart, answerer_json, figure_json, foretold, percent};
+use crate::table::new_table;
 
 /// The same pictures, made worse in one way.
 #[derive(Debug, Clone)]
@@ -26,18 +27,26 @@ impl Shifted {
     }
 }
 
-/// The table for people.
-pub(crate) fn print(shifted: &[Shifted], policy: &Policy, unit: CostUnit) -> String {
+/// Columns of the table that is not wide, beside the cost.
+const FEW: [&str; 5] = ["shift", "", "MCC", "NLL", "ECE"];
+
+/// Returns the table for people.
+pub(crate) fn print(shifted: &[Shifted], policy: &Policy, unit: CostUnit, wide: bool) -> String {
     let (header, rows) = rows(shifted, policy, unit);
-    let mut table = new_table();
-    table.set_header(header);
-    table.add_rows(rows);
+    let is_shown = |index: &usize| wide || index + 1 == header.len() || FEW.contains(&&*header[*index]);
+    let shown: Vec<usize> = (0..header.len()).filter(is_shown).collect();
+    let mut table = new_table(shown.iter().map(|&index| &header[index]), wide);
+    for row in rows {
+        table.add_row(shown.iter().map(|&index| &row[index]));
+    }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!(
-        "{table}\n\nUnder shift, after arXiv 1903.12261; the share of the pictures that gets to each stage is the cascade's.\n"
-    )
+    let mut text = format!("{table}\n\nUnder shift, after arXiv 1903.12261.\n");
+    if wide {
+        text.push_str("The share of the images that reaches each stage is the cascade's.\n");
+    }
+    text
 }
 
 /// The names of the columns, and the cells of each row.
