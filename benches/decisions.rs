@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord_actors::Digest;
-use concord_actors::policy::{
-    Context, Cost, Evidence, FusionMethod, GATE_NUMBERS, Learned, Logits, Policy, TaskSection, Vote, decide,
+use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
+use concord_policy::{
+    Context, Cost, Dense, Evidence, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Logits, Network,
+    Policy, TaskSection, Vote, decide,
 };
-use concord_models::{Dense, ImageFusion, ModelOptions, Network, decode, load_model, set_cpu_threads};
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! The failures of a request, with a kind that programs can rely on. Only this file maps failures to HTTP statuses.
 
 use concord_actors::RouteError;
-use concord_actors::policy::{FailureKind, VoteFailure};
 use concord_models::DecodeError;
+use concord_policy::{FailureKind, VoteFailure};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_actors::policy::{Distribution, Fallback, LearnedPart, Opinion, Probability, Reason, Unread};
 use concord_actors::{Routed, TaskPlan};
-use concord_models::Region;
+use concord_policy::{Distribution, Fallback, LearnedPart, Opinion, Probability, Reason, Region, Unread};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord::config::Ensemble;
-use concord_actors::policy::{GATE_NUMBERS, Learned};
-use concord_models::{Dense, ImageFusion, Network};
+use concord_policy::{Dense, GATE_NUMBERS, ImageFusion, Learned, Network};
 use serde_json::{Value, json};
 
 use crate::harness::fault_injection::FaultyServer;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use concord::config::{ConfigError, Ensemble, Faults};
-use concord_actors::policy::FusionMethod;
+use concord_policy::FusionMethod;
 
 const SHIPPED: &str = include_str!("../ensemble.toml");
 

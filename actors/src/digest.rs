@@ -5,7 +5,7 @@ use std::fmt;
 use concord_models::{FeatureKind, ModelOptions};
 
 use crate::cloud::CloudSection;
-use crate::policy::{AcceptRule, Calibration, Learned, Policy, Probability};
+use concord_policy::{AcceptRule, Calibration, Learned, Policy, Probability};
 
 /// A BLAKE3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,10 +199,10 @@ mod tests {
 
     use std::sync::Arc;
 
-    use concord_models::{Dense, Network};
+    use concord_policy::{Dense, Network};
 
     use super::*;
-    use crate::policy::TaskSection;
+    use concord_policy::TaskSection;
 
     fn policy(extra: serde_json::Value) -> Policy {
         let mut section = serde_json::json!({

@@ -19,10 +19,10 @@ use crate::loading::Loading;
 use crate::metrics::Metrics;
 use crate::model::{LoadedModel, ModelHandle, Running};
 use crate::plan::{Plan, RunningModels};
-use crate::policy::{Policy, VoteFailure};
 use crate::pool::Pool;
 use crate::router::{Flights, Router, Shared};
 use crate::startup::{Startup, StartupStatus};
+use concord_policy::{Policy, VoteFailure};
 
 pub use crate::model::Loader;
 

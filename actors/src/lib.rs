@@ -7,6 +7,7 @@
 mod breaker;
 mod cache;
 mod cloud;
+mod diagnostic;
 mod digest;
 mod engine;
 mod fatal;
@@ -14,7 +15,6 @@ mod loading;
 mod metrics;
 mod model;
 mod plan;
-pub mod policy;
 mod pool;
 mod router;
 mod spread;
@@ -25,6 +25,7 @@ mod voter;
 
 pub use cache::{CacheBackend, CacheSection};
 pub use cloud::{CloudSection, Protocol};
+pub use diagnostic::{Diagnostic, nearest, not_one_of};
 pub use digest::{Digest, feature_digest};
 pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError};
 pub use fatal::Fatal;

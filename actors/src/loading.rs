@@ -13,9 +13,9 @@ use concord_models::{
 use crate::engine::LoadError;
 use crate::metrics::Metrics;
 use crate::model::{LoadedModel, Loader, Seat};
-use crate::policy::VoteFailure;
 use crate::spread::{Devices, Gpus, Guest, spread};
 use crate::startup::Startup;
+use concord_policy::VoteFailure;
 
 /// What loading needs beside the models.
 pub(crate) struct Loading<'a> {

@@ -12,8 +12,8 @@ use crate::cloud::CloudHandle;
 use crate::digest::{Digest, cloud_digest, verdict_digest, vote_digest};
 use crate::engine::LoadError;
 use crate::model::ModelHandle;
-use crate::policy::{Policy, VoteFailure};
 use crate::voter::Voter;
+use concord_policy::{Policy, VoteFailure};
 
 /// Every task.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use concord_models::{DeviceWish, MemoryEstimate, ModelOptions};
 
-use crate::policy::VoteFailure;
+use concord_policy::VoteFailure;
 
 /// A model that is to be put somewhere.
 #[derive(Debug, Clone)]

@@ -9,9 +9,9 @@ use crate::Trace;
 use crate::cloud::{CloudHandle, CloudPlace};
 use crate::metrics::Metrics;
 use crate::model::{ModelHandle, Place, Prepared, Reply};
-use crate::policy::VoteFailure;
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
+use concord_policy::VoteFailure;
 
 /// A model made ready for a task.
 #[derive(Debug, Clone)]

@@ -11,7 +11,6 @@ mod inspect;
 mod kernels;
 pub mod libtorch;
 mod model;
-mod network;
 mod nn;
 mod options;
 mod output;
@@ -37,9 +36,8 @@ pub use head::{
 pub use inspect::bench_target::{Part, PartOutput};
 pub use libtorch::cache_folder;
 pub use model::{Loaded, Model};
-pub use network::{Dense, Example, Goal, ImageFusion, Network, Training, train};
 pub use options::ModelOptions;
-pub use output::{Region, Scores, Shape};
+pub use output::Scores;
 pub use runtime::cuda_graphs::graph_fallbacks;
 pub use runtime::device::{
     DEVICES, DTYPES, DeviceWish, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,

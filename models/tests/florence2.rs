@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, Shape, TaskId, TaskLabels, decode,
+    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, TaskId, TaskLabels, decode,
     load_model,
 };
+use concord_policy::Shape;
 
 /// Width and height of the fixture's image.
 const IMAGE_SIZE: [f32; 2] = [100.0, 74.0];

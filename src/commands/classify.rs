@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use actix::Addr;
-use concord_actors::policy::Policy;
 use concord_actors::{Caller, Classify, Router};
+use concord_policy::Policy;
 use futures::stream::{self, StreamExt};
 
 use super::{

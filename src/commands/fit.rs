@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
-use concord_actors::policy::{Calibration, Policy, Stage};
+use concord_policy::{Calibration, Policy, Stage};
 
 use super::labelled::{LabelledArgs, ShiftArgs, Voted};
 use super::output::spinner;

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use concord_actors::Digest;
-use concord_actors::policy::Policy;
 use concord_models::cache_folder;
+use concord_policy::Policy;
 
 use super::output::progress_bar;
 use super::pictures::PictureArgs;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use comfy_table::Cell;
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 use serde_json::json;
 
 use super::{EXIT_UNUSABLE, EnsembleArgs, print_line, warn, with_engine};

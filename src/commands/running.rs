@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use concord_actors::policy::Policy;
 use concord_actors::{Engine, EngineOptions};
 use concord_models::{ModelError, load_model};
+use concord_policy::Policy;
 
 use crate::config::Ensemble;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use concord_actors::policy::Policy;
 use concord_models::ModelOptions;
+use concord_policy::Policy;
 
 use super::Ensemble;
 

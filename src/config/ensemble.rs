@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use concord_actors::policy::Policy;
 use concord_actors::{CacheSection, CloudSection, EngineOptions};
 use concord_models::ModelOptions;
+use concord_policy::Policy;
 
 use super::error::{ConfigError, Faults, Located};
 use super::reader::{Sections, read_sections};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use concord_actors::policy::Fault;
+use concord_actors::Diagnostic;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub struct Located {
     /// The place of the fault.
     pub location: Location,
     /// The fault, with a path from the top of the file.
-    pub fault: Fault,
+    pub fault: Diagnostic,
 }
 
 /// A place in the configuration.

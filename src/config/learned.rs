@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use concord_actors::policy::Learned;
+use concord_policy::Learned;
 
 /// The most bytes of a file: several times the size of networks for a 7B backbone and a dozen gates.
 const BYTES_MAX: u64 = 256 << 20;

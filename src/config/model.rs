@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use concord_actors::CloudSection;
-use concord_actors::policy::{Fault, not_one_of};
+use concord_actors::{Diagnostic, not_one_of};
 use concord_models::presets::{PRESETS, Preset, random_name};
 use concord_models::{
     ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS,
@@ -41,9 +41,13 @@ pub(crate) fn needs_heads(options: &ModelOptions) -> bool {
 /// What is wrong with a model, as far as the file tells: whether its snapshot exists and loads is another matter.
 ///
 /// `given` are the keys that the section has, `tasks` the names of the configured tasks.
-pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTreeSet<String>) -> Vec<Fault> {
+pub(super) fn check_model(
+    options: &ModelOptions,
+    given: &[String],
+    tasks: &BTreeSet<String>,
+) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
-    let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+    let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
     let architectures = || {
         let local = ARCHITECTURES.iter().map(|architecture| architecture.name);
         local.chain([CloudSection::ARCHITECTURE])
@@ -78,7 +82,7 @@ pub(super) fn check_model(options: &ModelOptions, given: &[String], tasks: &BTre
     if options.dtype == FP8 {
         faults.extend(check_fp8(options));
     }
-    let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+    let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
     if !options.mode.is_empty() && !MODES.contains(&options.mode.as_str()) {
         fault("mode", not_one_of(&options.mode, "a mode", MODES));
     }
@@ -109,7 +113,7 @@ fn wrong_preset(name: &str, options: &ModelOptions) -> Option<String> {
 }
 
 /// Larger ones than a batch can be would only take memory.
-fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
+fn check_graph_batches(options: &ModelOptions) -> Option<Diagnostic> {
     let sizes = &options.graph_batches;
     let ascend = sizes.windows(2).all(|pair| pair[0] < pair[1]);
     let in_range = sizes.iter().all(|size| (1..=options.max_batch).contains(size));
@@ -119,11 +123,11 @@ fn check_graph_batches(options: &ModelOptions) -> Option<Fault> {
             "{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})"
         )
     };
-    (!ascend || !in_range).then(|| Fault::new(vec!["graph_batches".into()], message()))
+    (!ascend || !in_range).then(|| Diagnostic::new(vec!["graph_batches".into()], message()))
 }
 
 /// Where fp8 can be seen not to do before the device is looked at.
-fn check_fp8(options: &ModelOptions) -> Option<Fault> {
+fn check_fp8(options: &ModelOptions) -> Option<Diagnostic> {
     let message = if options.device == "cpu" {
         "\"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \"cpu\": choose \"bf16\""
         .to_owned()
@@ -132,14 +136,14 @@ fn check_fp8(options: &ModelOptions) -> Option<Fault> {
     } else {
         return None;
     };
-    Some(Fault::new(vec!["dtype".into()], message))
+    Some(Diagnostic::new(vec!["dtype".into()], message))
 }
 
-fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {
+fn check_torchscript(options: &ModelOptions) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     let input = &options.input;
     let mut fault = |path: &[&str], message: String| {
-        faults.push(Fault::new(path.iter().map(|&part| part.into()).collect(), message));
+        faults.push(Diagnostic::new(path.iter().map(|&part| part.into()).collect(), message));
     };
     if !OUTPUTS.contains(&options.output.as_str()) {
         fault(&["output"], not_one_of(&options.output, "an output", OUTPUTS));
@@ -158,16 +162,16 @@ fn check_torchscript(options: &ModelOptions) -> Vec<Fault> {
     faults
 }
 
-fn check_heads(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Fault> {
+fn check_heads(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     for (task, file) in &options.heads {
         let path = || vec![HEADS.into(), task.as_str().into()];
         if !tasks.contains(task) {
             let message = not_one_of(task, "a configured task", tasks.iter().map(String::as_str));
-            faults.push(Fault::new(path(), message));
+            faults.push(Diagnostic::new(path(), message));
         }
         if file.as_os_str().is_empty() {
-            faults.push(Fault::new(path(), "is empty: must be a file in the snapshot's folder"));
+            faults.push(Diagnostic::new(path(), "is empty: must be a file in the snapshot's folder"));
         }
     }
     faults

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use concord_actors::policy::{
-    AcceptSection, Fault, FusionSection, Learned, PathPart, Policy, ScalingSection, StageSection, TaskSection,
-};
+use concord_actors::Diagnostic;
 use concord_actors::{CacheSection, CloudSection};
 use concord_models::{InputOptions, ModelOptions};
+use concord_policy::{
+    AcceptSection, FusionSection, Learned, PathPart, Policy, ScalingSection, StageSection, TaskSection,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -34,7 +35,7 @@ pub(super) struct Sections {
 }
 
 /// Reads and validates every section of a file in `folder`; the faults have paths from the top of the file.
-pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (Sections, Vec<Fault>) {
+pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (Sections, Vec<Diagnostic>) {
     let mut reader = Reader { folder, faults: Vec::new() };
     let server = reader.flat("server", &mut values, ServerSection::check);
     let cache = reader.flat("cache", &mut values, CacheSection::check);
@@ -42,7 +43,7 @@ pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (S
     let models = reader.named_tables("models", take(&mut values, "models"));
     let tasks = reader.named_tables("tasks", take(&mut values, "tasks"));
     for key in values.keys() {
-        reader.faults.push(Fault::new(vec![key.as_str().into()], unknown_key(key, &SECTIONS)));
+        reader.faults.push(Diagnostic::new(vec![key.as_str().into()], unknown_key(key, &SECTIONS)));
     }
     let model_names = models.keys().cloned().collect();
     let task_names = tasks.keys().cloned().collect();
@@ -58,7 +59,7 @@ pub(super) fn read_sections(mut values: Map<String, Value>, folder: &Path) -> (S
 /// A reader of one kind of section after the other that collects their faults.
 struct Reader<'a> {
     folder: &'a Path,
-    faults: Vec<Fault>,
+    faults: Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
@@ -67,7 +68,7 @@ impl Reader<'_> {
         &mut self,
         name: &str,
         values: &mut Map<String, Value>,
-        check: fn(&T) -> Vec<Fault>,
+        check: fn(&T) -> Vec<Diagnostic>,
     ) -> T {
         let section = Section::read(take(values, name), flat_keys::<T>);
         let semantic = section.content.as_ref().map(check).unwrap_or_default();
@@ -80,11 +81,13 @@ impl Reader<'_> {
         let mut semantic = Vec::new();
         for name in section.content.iter().flat_map(BTreeMap::keys).filter(|name| !is_name(name)) {
             let message = "not a name: must be of lower-case letters, digits, \"_\" and \"-\"";
-            semantic.push(Fault::new(vec![name.as_str().into()], message));
+            semantic.push(Diagnostic::new(vec![name.as_str().into()], message));
         }
         if section.content.as_ref().is_some_and(BTreeMap::is_empty) {
-            semantic
-                .push(Fault::new(Vec::new(), format!("is missing: must have at least one [{kind}.NAME]")));
+            semantic.push(Diagnostic::new(
+                Vec::new(),
+                format!("is missing: must have at least one [{kind}.NAME]"),
+            ));
         }
         self.finish(&[kind.into()], section, semantic).unwrap_or_default()
     }
@@ -148,7 +151,7 @@ impl Reader<'_> {
                         };
                         tasks.insert(name.clone(), policy);
                     }
-                    Err(faults) => semantic.extend(faults),
+                    Err(errors) => semantic.extend(errors.into_iter().map(Diagnostic::from)),
                 }
                 semantic.extend(missing_heads(&name, task, models));
             }
@@ -162,16 +165,16 @@ impl Reader<'_> {
         &self,
         task: &TaskSection,
         models: &BTreeMap<String, ModelOptions>,
-    ) -> (Option<Arc<Learned>>, Vec<Fault>) {
+    ) -> (Option<Arc<Learned>>, Vec<Diagnostic>) {
         let Some(name) = task.learned.as_deref().filter(|name| !name.trim().is_empty()) else {
             return (None, Vec::new());
         };
         match read_learned(self.folder, name) {
             Ok(learned) => {
-                let faults = learned.faults(task, &models.keys().cloned().collect());
-                (Some(Arc::new(learned)), faults)
+                let errors = learned.check(task, &models.keys().cloned().collect());
+                (Some(Arc::new(learned)), errors.into_iter().map(Diagnostic::from).collect())
             }
-            Err(message) => (None, vec![Fault::new(vec!["learned".into()], message)]),
+            Err(message) => (None, vec![Diagnostic::new(vec!["learned".into()], message)]),
         }
     }
 
@@ -180,7 +183,7 @@ impl Reader<'_> {
         &mut self,
         path: &[PathPart],
         mut section: Section<T>,
-        semantic: Vec<Fault>,
+        semantic: Vec<Diagnostic>,
     ) -> Option<T> {
         let content = section.content.take();
         self.faults.extend(section.faults_with(semantic).into_iter().map(|fault| fault.within(path)));
@@ -221,7 +224,7 @@ fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
 }
 
 /// Returns a fault for each member of a task that has no head for it.
-fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, ModelOptions>) -> Vec<Fault> {
+fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, ModelOptions>) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     for (stage, section) in task.stages.iter().enumerate() {
         for (index, model) in section.models.iter().enumerate() {
@@ -231,7 +234,7 @@ fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, Model
                 let path = vec!["stages".into(), stage.into(), "models".into(), index.into()];
                 let message =
                     format!("{model:?} has no head for this task: must have one in models.{model}.heads");
-                faults.push(Fault::new(path, message));
+                faults.push(Diagnostic::new(path, message));
             }
         }
     }

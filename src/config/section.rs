@@ -3,7 +3,8 @@
 //! serde stops at the first value of a wrong type. That value is therefore removed and the section is read again, until
 //! what is left fits. Every field has a default for this reason.
 
-use concord_actors::policy::{Fault, PathPart, nearest};
+use concord_actors::{Diagnostic, nearest};
+use concord_policy::PathPart;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::{Segment, Track};
@@ -15,7 +16,7 @@ pub(super) struct Section<T> {
     /// The content; `None` if the section is not even a table.
     pub(super) content: Option<T>,
     /// Wrong types and unknown keys, with paths that start inside the section.
-    faults: Vec<Fault>,
+    faults: Vec<Diagnostic>,
     /// The paths of the values of a wrong type that were removed, in the numbering of the original.
     removed: Vec<Vec<PathPart>>,
 }
@@ -42,7 +43,7 @@ impl<T: DeserializeOwned> Section<T> {
                 }
                 Err((path, message)) => {
                     let original = section.original(&path);
-                    section.faults.push(Fault::new(original.clone(), message));
+                    section.faults.push(Diagnostic::new(original.clone(), message));
                     section.removed.push(original);
                     if !remove(&mut value, &path) {
                         return section;
@@ -61,17 +62,17 @@ impl<T: DeserializeOwned> Section<T> {
         for path in unknown {
             let Some((PathPart::Key(key), table)) = path.split_last() else { continue };
             let message = unknown_key(key, known_keys(table));
-            self.faults.push(Fault::new(self.original(&path), message));
+            self.faults.push(Diagnostic::new(self.original(&path), message));
         }
     }
 
     /// Returns all faults, where `semantic` are those found in the content. A fault of a removed value, or of the table that
     /// it was removed from, is only a consequence and is left out.
-    pub(super) fn faults_with(mut self, semantic: Vec<Fault>) -> Vec<Fault> {
+    pub(super) fn faults_with(mut self, semantic: Vec<Diagnostic>) -> Vec<Diagnostic> {
         for fault in semantic {
             let path = self.original(&fault.path);
             if !self.removed.iter().any(|removed| removed.starts_with(&path) || path.starts_with(removed)) {
-                self.faults.push(Fault { path, ..fault });
+                self.faults.push(Diagnostic { path, ..fault });
             }
         }
         self.faults
@@ -243,8 +244,8 @@ mod tests {
         table: BTreeMap<String, f64>,
     }
 
-    fn texts(faults: &[Fault]) -> Vec<String> {
-        faults.iter().map(Fault::to_string).collect()
+    fn texts(faults: &[Diagnostic]) -> Vec<String> {
+        faults.iter().map(Diagnostic::to_string).collect()
     }
 
     #[test]
@@ -277,7 +278,7 @@ mod tests {
                 "names[0]" => vec!["names".into(), 0.into()],
                 key => vec![key.into()],
             };
-            Fault::new(path, "semantic")
+            Diagnostic::new(path, "semantic")
         });
         let found = texts(&section.faults_with(semantic.into()));
         let expected = [

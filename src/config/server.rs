@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use concord_actors::policy::Fault;
+use concord_actors::Diagnostic;
 use serde::Deserialize;
 
 /// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
@@ -83,7 +83,7 @@ impl ServerSection {
     }
 
     /// Returns a diagnostic for each field that cannot be used.
-    pub(super) fn check(&self) -> Vec<Fault> {
+    pub(super) fn check(&self) -> Vec<Diagnostic> {
         let fields = [
             ("workers", self.workers as u64, THREADS),
             ("max_connections", self.max_connections, MAX_CONNECTIONS),
@@ -95,7 +95,7 @@ impl ServerSection {
             ("cpu_threads", self.cpu_threads as u64, THREADS),
         ];
         let mut faults = out_of_range(fields);
-        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
         // Only the form is checked: the host may be known only on the machine that it is for.
         if self
             .listen
@@ -120,13 +120,13 @@ impl ServerSection {
 /// Returns a diagnostic for each number that is out of its range.
 pub(super) fn out_of_range<'a>(
     fields: impl IntoIterator<Item = (&'a str, u64, RangeInclusive<u64>)>,
-) -> Vec<Fault> {
+) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     for (key, value, range) in fields {
         if !range.contains(&value) {
             let message =
                 format!("{value} is out of range: must be from {} to {}", range.start(), range.end());
-            faults.push(Fault::new(vec![key.into()], message));
+            faults.push(Diagnostic::new(vec![key.into()], message));
         }
     }
     faults

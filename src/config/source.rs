@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use concord_actors::policy::{Fault, PathPart};
+use concord_actors::Diagnostic;
+use concord_policy::PathPart;
 use config::{Config, Environment, File, FileFormat, Source as _, ValueKind};
 use serde_json::{Map, Number, Value};
 use toml_edit::{Document, Item};
@@ -36,7 +37,7 @@ impl Source {
     ) -> Result<Self, Located> {
         let document = Document::parse(text.to_owned()).map_err(|error| Located {
             location: error.span().map_or(Location::File, |span| column_of(text, span.start)),
-            fault: Fault::new(Vec::new(), format!("not TOML: {}", error.message())),
+            fault: Diagnostic::new(Vec::new(), format!("not TOML: {}", error.message())),
         })?;
         let mut source =
             Self { values: Map::new(), refused: Vec::new(), document, variables: BTreeMap::new() };
@@ -44,7 +45,7 @@ impl Source {
         for (name, value) in variables {
             let Some(path) = overridden_path(&name) else { continue };
             if let Some(message) = override_refusal(&path) {
-                let fault = Fault::new(path, message);
+                let fault = Diagnostic::new(path, message);
                 source.refused.push(Located { location: Location::Variable(name), fault });
             } else {
                 overrides.insert(name.clone(), value);
@@ -53,7 +54,7 @@ impl Source {
         }
         source.values = merge(text, overrides).map_err(|error| Located {
             location: Location::File,
-            fault: Fault::new(Vec::new(), error.to_string()),
+            fault: Diagnostic::new(Vec::new(), error.to_string()),
         })?;
         Ok(source)
     }

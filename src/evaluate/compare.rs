@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use concord_actors::policy::{
+use concord_policy::{
     Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Probability, Vote, decide,
 };
 

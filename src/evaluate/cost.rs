@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use concord_actors::policy::{Member, Policy};
+use concord_policy::{Member, Policy};
 
 /// What costs are counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What the cascade would come to with other thresholds.
 
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 
 use super::compare::{Judged, answer};
 use super::thresholds::{Outcome, StageAnswer, curve, rules};

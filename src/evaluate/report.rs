@@ -6,7 +6,7 @@ mod page;
 mod sheets;
 
 use comfy_table::{Cell, CellAlignment};
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 use serde_json::{Map, Value, json};
 
 use super::compare::{Answerer, Comparison, Foretold};

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use concord_actors::policy::{Policy, Stage};
+use concord_policy::{Policy, Stage};
 
 /// Thresholds that are tried of each stage: so many quantiles of its confidences.
 const CANDIDATES: usize = 64;

@@ -3,7 +3,7 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 
 use super::cross::FOLDS;
 

@@ -1,7 +1,7 @@
 //! How each model is calibrated: by a temperature or, for more than two labels, by vector scaling, each judged on pictures that
 //! it was not fitted on.
 
-use concord_actors::policy::{Calibration, Logits, Member, Policy, Temperature};
+use concord_policy::{Calibration, Logits, Member, Policy, Temperature};
 
 use super::cross::{FOLDS, Part, Work};
 use super::solve::temperature;

@@ -5,7 +5,7 @@
 //! changed, in which order stages are then asked, and with which calibration weights are compared, is decided once for all
 //! folds; whether the order changes is judged by orders that were chosen without the fold (`order.rs`).
 
-use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Weight};
+use concord_policy::{FusionMethod, Learned, Member, Policy, Weight};
 
 use super::by_fold::{ByFold, PolicyOf};
 use super::calibrate::{Calibrations, calibrated, calibrated_by};

@@ -11,7 +11,7 @@ mod wanted;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use concord_actors::policy::VectorScaling;
+use concord_policy::VectorScaling;
 use similar::TextDiff;
 use toml_edit::{Document, Item, Key, Table, Value};
 

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use concord_actors::policy::{FusionMethod, Learned, Member, Policy, Probability, gate_input};
-use concord_models::{Example, Goal, Network, Training, train};
+use concord_policy::{FusionMethod, Learned, Member, Network, Policy, Probability, gate_input};
 
 use super::by_fold::{ByFold, PolicyOf};
 use super::calibrate::calibrated;
 use super::cross::{FOLDS, Work, fusion_of, up_to_each_stage};
+use super::train_network::{Example, Goal, Training, train};
 use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
 
 /// Whether what was learned is used.

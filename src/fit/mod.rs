@@ -10,6 +10,7 @@ mod learned_file;
 mod order;
 mod report;
 mod solve;
+mod train_network;
 mod vector;
 
 pub(crate) use backup::write_with_backup;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use concord_actors::policy::{Policy, Stage};
+use concord_policy::{Policy, Stage};
 
 use super::cross::{FOLDS, Work, searched};
 use crate::evaluate::thresholds::{Goal, Outcome, StageAnswer, outcome, rules, stops_at};

@@ -1,7 +1,7 @@
 //! What was fitted, in words.
 
 use comfy_table::{Cell, CellAlignment, Table};
-use concord_actors::policy::{Calibration, Policy};
+use concord_policy::{Calibration, Policy};
 
 use super::cross::{Cascade, FOLDS, Fit, FitOptions, Fusion, Part};
 use super::learned::Learning;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use concord_actors::policy::VectorScaling;
+use concord_policy::VectorScaling;
 
 use super::solve::{
     DESCENT_SHARE, HALVINGS_MAX, MEAN_NLL_TOLERANCE, PRIOR_IMAGES, check_image_count, dot, moved,

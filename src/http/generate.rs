@@ -3,7 +3,8 @@
 use actix_web::web::{Bytes, Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use concord_actors::{TextEvent, Write, Writing, Written};
-use concord_models::{GenerateRequest, Region};
+use concord_models::GenerateRequest;
+use concord_policy::Region;
 use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -2,7 +2,7 @@
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use concord_actors::policy::{AcceptRule, Probability, Stage, Temperature};
+use concord_policy::{AcceptRule, Probability, Stage, Temperature};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -140,7 +140,7 @@ pub(super) async fn tasks(_authorized: Authorized, worker: Data<Worker>) -> Http
 }
 
 fn stage_page(stage: &Stage) -> StagePage {
-    let member = |member: &concord_actors::policy::Member| MemberPage {
+    let member = |member: &concord_policy::Member| MemberPage {
         model: member.model().to_string(),
         required: member.is_required(),
         weight: member.weight().get(),

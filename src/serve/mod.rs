@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_actors::policy::Policy;
 use concord_actors::{Engine, LoadError, Loader, StartError};
+use concord_policy::Policy;
 use socket2::SockRef;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use concord_actors::Engine;
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::config::{Change, ConfigError, Ensemble, change};

@@ -1,6 +1,6 @@
 //! The section `[telemetry]`: the receiver of traces, their share, and the format of logs.
 
-use concord_actors::policy::{Fault, not_one_of};
+use concord_actors::{Diagnostic, not_one_of};
 use serde::Deserialize;
 
 /// The section `[telemetry]` of `ensemble.toml`.
@@ -28,9 +28,9 @@ impl Default for TelemetrySection {
 
 impl TelemetrySection {
     /// Returns a diagnostic for each field that cannot be used.
-    pub fn check(&self) -> Vec<Fault> {
+    pub fn check(&self) -> Vec<Diagnostic> {
         let mut faults = Vec::new();
-        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
         if let Some(endpoint) = &self.otlp_endpoint {
             let is_http = reqwest::Url::parse(endpoint)
                 .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::policy::{Fault, not_one_of};
+use crate::diagnostic::{Diagnostic, not_one_of};
 
 /// `[cache]` in `ensemble.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -57,9 +57,9 @@ impl CacheSection {
     }
 
     /// The fields that cannot be used.
-    pub fn check(&self) -> Vec<Fault> {
+    pub fn check(&self) -> Vec<Diagnostic> {
         let mut faults = Vec::new();
-        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
         if !BACKENDS.contains(&self.backend.as_str()) {
             fault("backend", not_one_of(&self.backend, "a cache backend", BACKENDS));
         }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use concord_models::{Region, Shape};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{
-    Answer, Belief, Cost, Distribution, Evidence, Fallback, Logits, Opinion, Probability, Reason,
+use concord_policy::{
+    Answer, Belief, Cost, Distribution, Evidence, Fallback, Logits, Opinion, Probability, Reason, Region,
+    Shape,
 };
 
 /// A value of the cache. Nothing failed is ever one.
@@ -210,7 +210,7 @@ fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{LearnedPart, Unread};
+    use concord_policy::{LearnedPart, Unread};
 
     fn values() -> [Value; 2] {
         let distribution = Distribution::new(vec![0.1, 0.9]).unwrap();

@@ -28,8 +28,8 @@ use crate::breaker::Breaker;
 use crate::cache::CacheSection;
 use crate::metrics::Metrics;
 use crate::model::VoteReply;
-use crate::policy::{Cost, FailureKind, VoteFailure};
 use crate::voter::Wanted;
+use concord_policy::{Cost, FailureKind, VoteFailure};
 
 /// Failures in a row until the server is left alone, and for how long.
 const FAILURES_MAX: u32 = 5;

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::policy::{Fault, not_one_of};
+use crate::diagnostic::{Diagnostic, not_one_of};
 
 /// How a server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +89,9 @@ impl CloudSection {
     }
 
     /// The fields that cannot be used.
-    pub fn check(&self) -> Vec<Fault> {
+    pub fn check(&self) -> Vec<Diagnostic> {
         let mut faults = Vec::new();
-        let mut fault = |key: &str, message: String| faults.push(Fault::new(vec![key.into()], message));
+        let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
         let url = reqwest::Url::parse(&self.base_url).ok();
         // The address is not repeated: it may hold a password.
         if !url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {

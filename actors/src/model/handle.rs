@@ -17,10 +17,10 @@ use super::{ModelActor, Place, Seat, Writer};
 use crate::Trace;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
-use crate::policy::VoteFailure;
 use crate::startup::Startup;
 use crate::ticket::Ticket;
 use crate::voter::Wanted;
+use concord_policy::VoteFailure;
 
 /// A task's text embeddings take milliseconds on a GPU, seconds on a slow CPU behind a full queue.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -9,9 +9,9 @@ use concord_models::{Pixels, TaskId};
 
 use super::text::TextEntry;
 use super::{Place, Seat};
-use crate::policy::VoteFailure;
 use crate::ticket::Unwanted;
 use crate::voter::Wanted;
+use concord_policy::VoteFailure;
 
 /// One image, ready to run.
 #[derive(Debug)]

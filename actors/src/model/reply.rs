@@ -4,7 +4,7 @@ use concord_models::Scores;
 use tokio::sync::oneshot;
 
 use crate::Trace;
-use crate::policy::{Cost, VoteFailure};
+use concord_policy::{Cost, VoteFailure};
 
 /// What a model says about an image, as the model gave it, and what it cost.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use concord_models::{
 };
 
 use super::limit::BatchLimit;
-use crate::policy::{Logits, VoteFailure};
+use concord_policy::{Logits, VoteFailure};
 
 /// Loads a model that `[models.NAME]` describes; relative paths start at the folder given.
 pub type Loader =

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use super::Place;
 use crate::Trace;
-use crate::policy::VoteFailure;
 use crate::ticket::Ticket;
+use concord_policy::VoteFailure;
 
 /// What arrives of a text.
 #[derive(Debug)]

@@ -17,9 +17,9 @@ use super::seat::panic_text;
 use super::text::TextEntry;
 use super::{Seat, VoteReply, Written};
 use crate::metrics::Metrics;
-use crate::policy::{Cost, FailureKind, VoteFailure};
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
+use concord_policy::{Cost, FailureKind, VoteFailure};
 
 /// How long a batch is put together, and what it may be computed with; how large it may be, the seat says.
 #[derive(Debug, Clone, Copy)]

@@ -17,12 +17,12 @@ use crate::cache::{Cache, KnownVote, Put, Value};
 use crate::digest::Digest;
 use crate::model::{Reply, VoteReply};
 use crate::plan::{PlannedModel, TaskPlan};
-use crate::policy::{
-    Answer, Context, Decision, Evidence, Fallback, Logits, Member, Probability, Vote, VoteFailure, decide,
-};
 use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
+use concord_policy::{
+    Answer, Context, Decision, Evidence, Fallback, Logits, Member, Probability, Vote, VoteFailure, decide,
+};
 
 /// An answer, and what it took before the models.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use concord_models::DecodeError;
 
-use crate::policy::{Failure, FailureKind};
+use concord_policy::{Failure, FailureKind};
 
 /// Why a request got no answer; every kind means something else for whoever asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

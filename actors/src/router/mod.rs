@@ -30,10 +30,10 @@ use crate::cache::{Cache, Get, KnownVote, Lookup, Value};
 use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::plan::{Plan, RunningModels, TaskPlan};
-use crate::policy::{Answer, Cost};
 use crate::pool::Pool;
 use crate::startup::Startup;
 use crate::trace::TRACE_TARGET;
+use concord_policy::{Answer, Cost};
 
 /// More than `max_in_flight` may be, so that a full mailbox is never what a request waits for.
 const MAILBOX: usize = 65_536;

@@ -14,9 +14,9 @@ use super::error::RouteError;
 use super::{Router, Shared};
 use crate::Trace;
 use crate::model::{AskedText, ModelHandle, Place, TextEvent, Writer};
-use crate::policy::VoteFailure;
 use crate::ticket::{Ticket, Waiter};
 use crate::trace::TRACE_TARGET;
+use concord_policy::VoteFailure;
 
 /// An image that a model is to write about.
 #[derive(Debug, Message)]

@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use concord_policy::Region;
+
 use crate::ModelError;
 use crate::image::preprocess::Pixels;
-use crate::output::Region;
 
 /// What a model is to write about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]

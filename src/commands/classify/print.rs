@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{Cell, Color};
-use concord_actors::policy::{AcceptRule, Policy, Reason};
+use concord_policy::{AcceptRule, Policy, Reason};
 
 use super::outcome::Outcome;
 use crate::commands::print_line;

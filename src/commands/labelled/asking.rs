@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use actix::Addr;
 use bytes::Bytes;
-use concord_actors::policy::Opinion;
 use concord_actors::{Caller, Classify, Digest, Engine, Router};
+use concord_policy::Opinion;
 use futures::future::join;
 use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;

@@ -1,7 +1,6 @@
 use std::collections::BTreeSet;
 
-use concord_actors::policy::{GATE_NUMBERS, Learned, TaskSection};
-use concord_models::{Dense, Network};
+use concord_policy::{Dense, GATE_NUMBERS, Learned, Network, TaskSection};
 use serde_json::json;
 
 use super::*;

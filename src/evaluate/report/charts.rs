@@ -1,6 +1,6 @@
 //! Which plots a comparison has, and what is said below each.
 
-use concord_actors::policy::{Answer, Calibration, Member, Policy};
+use concord_policy::{Answer, Calibration, Member, Policy};
 
 use super::calibration::{Sureness, histogram_of, reliability_of};
 use crate::evaluate::compare::{Answerer, Comparison, Judged, Kind, answer};
@@ -49,7 +49,7 @@ impl Shown<'_> {
         calibration: &Calibration,
     ) -> Option<Vec<f64>> {
         let logits = self.pictures[picture].votes[member].logits.clone();
-        let logits = concord_actors::policy::Logits::new(logits, self.policy.labels().len()).ok()?;
+        let logits = concord_policy::Logits::new(logits, self.policy.labels().len()).ok()?;
         Some(logits.calibrated(calibration).probabilities().to_vec())
     }
 }

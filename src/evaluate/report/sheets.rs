@@ -5,8 +5,8 @@ use std::io::Cursor;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use concord_actors::policy::{Answer, Member};
 use concord_models::decode;
+use concord_policy::{Answer, Member};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::thumbnail;

@@ -1,7 +1,7 @@
 //! What comes of shifts, as a table, as JSON, and as plots.
 
 use comfy_table::CellAlignment;
-use concord_actors::policy::Policy;
+use concord_policy::Policy;
 use serde_json::{Value, json as object};
 
 use super::Corruption;

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use concord_actors::policy::{FusionMethod, TaskSection};
+use concord_policy::{FusionMethod, TaskSection};
 use serde_json::{Value, json};
 
 use super::super::cross::{Fit, FitOptions, Labelled, fit};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use concord_actors::policy::VectorScaling;
+use concord_policy::VectorScaling;
 use toml_edit::{Array, Document, Key, Value};
 
 use super::{AnyTable, Edit, Place, Plan, TaskChange, Wanted, as_written, last_end, parsed, spliced};

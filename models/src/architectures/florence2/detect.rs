@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use concord_policy::{Region, Shape};
 use tch::{Kind, Tensor};
 
 use super::network::Network;
@@ -12,7 +13,7 @@ use super::writer::Writer;
 use crate::generation::decoder::Decoder;
 use crate::runtime::cuda_graphs::Replays;
 use crate::task::TaskLabels;
-use crate::{ModelError, Pixels, Region, Scores, Shape};
+use crate::{ModelError, Pixels, Scores};
 
 /// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
 const SEARCHES_MAX: usize = 64;

@@ -5,7 +5,7 @@ use crate::ModelError;
 /// How the answer to a task is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// As text alone. Masks are polygons, which are no [`crate::Shape`]: they stay text too.
+    /// As text alone. Masks are polygons, which are no [`concord_policy::Shape`]: they stay text too.
     Text,
     /// Phrases, each with the boxes after it.
     Boxes,

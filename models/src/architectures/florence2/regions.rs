@@ -2,7 +2,7 @@
 
 use super::prompt::Answer;
 use super::text::BINS;
-use crate::{Region, Shape};
+use concord_policy::{Region, Shape};
 
 const BOX_BINS: usize = 4;
 const QUAD_BINS: usize = 8;
@@ -152,7 +152,7 @@ fn overlap(a: &Shape, b: &Shape) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::{Answer, regions, without_doubles};
-    use crate::{Region, Shape};
+    use concord_policy::{Region, Shape};
 
     fn found(text: &str, answer: Answer) -> Vec<(String, Vec<f32>)> {
         let shape = |shape| match shape {

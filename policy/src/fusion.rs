@@ -1,0 +1,91 @@
+//! Several calibrated votes become one distribution.
+
+use std::fmt;
+
+use crate::probability::{Distribution, Temperature, Weight};
+
+/// How distributions are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FusionMethod {
+    /// The weighted mean of the probabilities: one model's certainty cannot veto the others.
+    Linear,
+    /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly impossible
+    /// stays improbable.
+    LogLinear,
+    /// As log-linear, with weights and temperatures for each image, by what the backbone made of it.
+    Learned,
+}
+
+impl FusionMethod {
+    /// Every method.
+    pub const ALL: [Self; 3] = [Self::Linear, Self::LogLinear, Self::Learned];
+
+    /// Those with the same weights for every image.
+    pub const FIXED: [Self; 2] = [Self::Linear, Self::LogLinear];
+
+    /// As `ensemble.toml` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::LogLinear => "log_linear",
+            Self::Learned => "learned",
+        }
+    }
+
+    /// The method of that name in `ensemble.toml`.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
+
+    /// Combines beliefs over the same labels; `None` where there are none.
+    pub(crate) fn fuse<'a>(self, beliefs: impl IntoIterator<Item = &'a Belief>) -> Option<Distribution> {
+        let mut beliefs = beliefs.into_iter().peekable();
+        let mut totals = vec![0.0; beliefs.peek()?.distribution.probabilities().len()];
+        for belief in beliefs {
+            match self {
+                Self::Linear => {
+                    let probabilities = belief.distribution.probabilities().iter().copied();
+                    add_weighted(&mut totals, probabilities, belief.weight);
+                }
+                Self::LogLinear | Self::Learned => {
+                    add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight);
+                }
+            }
+        }
+        Some(match self {
+            Self::Linear => Distribution::proportional_to(totals),
+            Self::LogLinear | Self::Learned => Distribution::softmax(&totals, Temperature::NEUTRAL),
+        })
+    }
+}
+
+impl fmt::Display for FusionMethod {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+fn add_weighted(totals: &mut [f64], values: impl Iterator<Item = f64>, weight: f64) {
+    for (total, value) in totals.iter_mut().zip(values) {
+        *total += weight * value;
+    }
+}
+
+/// What a successful vote says once it is calibrated, and how much it counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Belief {
+    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned.
+    pub distribution: Distribution,
+    /// The model's share: the weights of all beliefs in one answer have the sum 1.
+    pub weight: f64,
+}
+
+/// Weights as shares with the sum 1.
+///
+/// They are divided by the largest first, so that a sum of huge weights cannot overflow.
+pub(crate) fn shares(weights: &[Weight]) -> Vec<f64> {
+    let largest = weights.iter().map(|weight| weight.get()).fold(0.0, f64::max);
+    let relative: Vec<f64> = weights.iter().map(|weight| weight.get() / largest).collect();
+    let sum: f64 = relative.iter().sum();
+    relative.iter().map(|weight| weight / sum).collect()
+}

@@ -1,0 +1,108 @@
+//! What the learned networks say about one image, as far as its votes have been heard.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ImageWeights, Learned, Weighing};
+use crate::probability::{Distribution, Probability};
+use crate::vote::Vote;
+
+/// What a learned network decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnedPart {
+    /// How much each vote counts in the answer, and how sure it may be. Without it: the configured weights.
+    Weights,
+    /// Whether the answer is right. Without it: the confidence.
+    Gate,
+    /// Whether a stage is asked, by the weight that its models would have. Without it: their configured weights.
+    MinWeight,
+}
+
+/// Why it could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unread {
+    /// The model whose feature it reads had not been asked yet.
+    BackboneNotAsked,
+    /// The model whose feature it reads has failed.
+    BackboneFailed,
+    /// That model has voted, but there is no feature with its vote.
+    NoFeature,
+    /// It was fitted to other models than those that have voted, or to another backbone.
+    NotFitted,
+}
+
+impl LearnedPart {
+    /// As verdicts and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Gate => "gate",
+            Self::MinWeight => "min_weight",
+        }
+    }
+}
+
+impl Unread {
+    /// As verdicts and metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BackboneNotAsked => "backbone_not_asked",
+            Self::BackboneFailed => "backbone_failed",
+            Self::NoFeature => "no_feature",
+            Self::NotFitted => "not_fitted",
+        }
+    }
+}
+
+/// The networks of a task beside the feature of one image.
+#[derive(Debug)]
+pub(crate) struct Reading<'a> {
+    learned: Option<&'a Learned>,
+    feature: Result<&'a [f32], Unread>,
+    /// Computed when it is first wanted, for all stages.
+    weights: OnceCell<Option<ImageWeights<'a>>>,
+}
+
+impl<'a> Reading<'a> {
+    /// Before any vote.
+    pub(crate) fn of(learned: Option<&'a Learned>) -> Self {
+        Self { learned, feature: Err(Unread::BackboneNotAsked), weights: OnceCell::new() }
+    }
+
+    /// Takes the feature, where this is the vote that has it.
+    pub(crate) fn hear(&mut self, vote: &'a Vote, is_usable: bool) {
+        if self.learned.is_some_and(|learned| *learned.backbone() == vote.model) {
+            self.feature = match &vote.evidence.feature {
+                _ if !is_usable => Err(Unread::BackboneFailed),
+                Some(feature) => Ok(feature),
+                None => Err(Unread::NoFeature),
+            };
+        }
+    }
+
+    /// What is made of the votes of these models.
+    pub(crate) fn weighings<'b>(
+        &self,
+        models: impl IntoIterator<Item = &'b Arc<str>>,
+    ) -> Result<Vec<Weighing>, Unread> {
+        let learned = self.learned.ok_or(Unread::NotFitted)?;
+        let feature = self.feature?;
+        let weights = self.weights.get_or_init(|| learned.weights_for(feature)).as_ref();
+        weights.and_then(|weights| weights.weighings(models)).ok_or(Unread::NotFitted)
+    }
+
+    /// How likely this answer of these models is right.
+    pub(crate) fn gate<'b>(
+        &self,
+        models: impl IntoIterator<Item = &'b Arc<str>>,
+        answer: &Distribution,
+        agreement: bool,
+    ) -> Result<Probability, Unread> {
+        let learned = self.learned.ok_or(Unread::NotFitted)?;
+        learned.gate(models, answer, agreement, self.feature?).ok_or(Unread::NotFitted)
+    }
+}

@@ -1,0 +1,232 @@
+//! What `concord fit` has learned for a task: how much each model counts for an image and how sure it may be, and how likely an
+//! answer is right, all by what the backbone made of the image.
+
+mod check;
+mod file;
+mod image_fusion;
+mod inference;
+mod network;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::probability::{Distribution, Probability, Temperature};
+
+pub use self::image_fusion::ImageFusion;
+pub(crate) use self::inference::Reading;
+pub use self::inference::{LearnedPart, Unread};
+pub use self::network::{Dense, Network};
+
+/// Numbers that a gate is given before the feature.
+pub const GATE_NUMBERS: usize = 4;
+
+/// Networks, and what they are about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Learned {
+    /// The model whose feature they read.
+    backbone: Arc<str>,
+    /// What the weights are of, in the order of [`ImageFusion`].
+    models: Vec<Arc<str>>,
+    weights: Option<Network>,
+    /// By the models that have voted, in the order of their names.
+    gates: BTreeMap<Vec<Arc<str>>, Network>,
+}
+
+/// Sorted, so that the order in which models are asked does not matter.
+fn names<'a>(models: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
+    let mut names: Vec<Arc<str>> = models.into_iter().cloned().collect();
+    names.sort();
+    names
+}
+
+impl Learned {
+    /// Nothing yet, of the feature of `backbone`.
+    pub fn of(backbone: Arc<str>) -> Self {
+        Self { backbone, models: Vec::new(), weights: None, gates: BTreeMap::new() }
+    }
+
+    /// With a network whose outputs are the [`ImageFusion`] of the models, in this order.
+    #[must_use]
+    pub fn with_weights(self, models: Vec<Arc<str>>, network: Network) -> Self {
+        Self { models, weights: Some(network), ..self }
+    }
+
+    /// With a network that says how likely an answer of these models is right: [`gate_input`] in, log-odds out.
+    #[must_use]
+    pub fn with_gate<'a>(mut self, models: impl IntoIterator<Item = &'a Arc<str>>, network: Network) -> Self {
+        self.gates.insert(names(models), network);
+        self
+    }
+
+    /// The model whose feature is read.
+    pub fn backbone(&self) -> &Arc<str> {
+        &self.backbone
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.weights.is_none() && self.gates.is_empty()
+    }
+
+    /// Whether it knows weights for this model.
+    pub fn weighs(&self, model: &str) -> bool {
+        self.weights.is_some() && self.models.iter().any(|known| **known == *model)
+    }
+
+    /// Whether it has a gate for answers of exactly these models.
+    pub fn has_gate<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> bool {
+        self.gates.contains_key(&names(models))
+    }
+
+    /// Every network, with the models that it is about.
+    pub fn networks(&self) -> impl Iterator<Item = (LearnedPart, &[Arc<str>], &Network)> {
+        let weights =
+            self.weights.iter().map(|network| (LearnedPart::Weights, self.models.as_slice(), network));
+        let gates =
+            self.gates.iter().map(|(models, network)| (LearnedPart::Gate, models.as_slice(), network));
+        weights.chain(gates)
+    }
+
+    /// The weights for an image; `None` where there are none, or the feature is not one of the backbone.
+    pub(crate) fn weights_for(&self, feature: &[f32]) -> Option<ImageWeights<'_>> {
+        let outputs = self.weights.as_ref()?.forward(feature)?;
+        let is_of_models = outputs.len() == ImageFusion::outputs(self.models.len());
+        is_of_models.then(|| ImageWeights { models: &self.models, fusion: ImageFusion::new(outputs) })
+    }
+
+    /// How likely an answer of these models is right; `None` where no gate was fitted to them, or the feature is not one of
+    /// the backbone.
+    pub(crate) fn gate<'a>(
+        &self,
+        models: impl IntoIterator<Item = &'a Arc<str>>,
+        answer: &Distribution,
+        agreement: bool,
+        feature: &[f32],
+    ) -> Option<Probability> {
+        let network = self.gates.get(&names(models))?;
+        let log_odds = *network.forward(&gate_input(answer, agreement, feature))?.first()?;
+        Probability::new(1.0 / (1.0 + (-f64::from(log_odds)).exp()))
+    }
+}
+
+/// What a gate is given: the log-odds of the confidence, the entropy as a share of the largest one, the margin to the second
+/// label, whether all agree, and the feature.
+pub fn gate_input(answer: &Distribution, agreement: bool, feature: &[f32]) -> Vec<f32> {
+    /// A confidence of 1 would be infinite log-odds.
+    const DOUBT_MIN: f64 = 1e-9;
+    let probabilities = answer.probabilities();
+    let confidence = answer.confidence().get();
+    let second = probabilities
+        .iter()
+        .enumerate()
+        .filter(|(label, _)| *label != answer.argmax())
+        .map(|(_, probability)| *probability)
+        .fold(0.0, f64::max);
+    let entropy: f64 =
+        probabilities.iter().filter(|probability| **probability > 0.0).map(|p| -p * p.ln()).sum();
+    let doubt = (1.0 - confidence).max(DOUBT_MIN);
+    let numbers: [f64; GATE_NUMBERS] = [
+        (confidence / doubt).ln(),
+        entropy / (probabilities.len() as f64).ln(),
+        confidence - second,
+        f64::from(u8::from(agreement)),
+    ];
+    numbers.iter().map(|number| *number as f32).chain(feature.iter().copied()).collect()
+}
+
+/// How much each model counts for one image, and how sure it may be.
+#[derive(Debug)]
+pub(crate) struct ImageWeights<'a> {
+    models: &'a [Arc<str>],
+    fusion: ImageFusion,
+}
+
+/// What is made of a vote before it is fused.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Weighing {
+    /// The shares of all votes have the sum 1.
+    pub(crate) share: f64,
+    /// What the log-probabilities are multiplied by, where that is learned.
+    pub(crate) inverse_temperature: Option<f64>,
+}
+
+impl ImageWeights<'_> {
+    /// Of these models; `None` where one of them is unknown.
+    pub(crate) fn weighings<'a>(
+        &self,
+        models: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> Option<Vec<Weighing>> {
+        let index = |model: &Arc<str>| self.models.iter().position(|known| known == model);
+        let indices: Vec<usize> = models.into_iter().map(index).collect::<Option<_>>()?;
+        let logit = |&index: &usize| Some(f64::from(self.fusion.weight_logit(index)?));
+        let logits: Vec<f64> = indices.iter().map(logit).collect::<Option<_>>()?;
+        if logits.is_empty() {
+            return None;
+        }
+        let shares = Distribution::softmax(&logits, Temperature::NEUTRAL);
+        let weighing = |(&index, &share): (&usize, &f64)| {
+            let inverse_temperature = Some(f64::from(self.fusion.inverse_temperature(index)?));
+            Some(Weighing { share, inverse_temperature })
+        };
+        indices.iter().zip(shares.probabilities()).map(weighing).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn models(names: &[&str]) -> Vec<Arc<str>> {
+        names.iter().map(|name| Arc::from(*name)).collect()
+    }
+
+    /// One input, which is what the only output of interest follows.
+    fn network(inputs: usize, rows: &[Vec<f32>]) -> Network {
+        let layer = Dense { weight: rows.concat(), bias: vec![0.0; rows.len()] };
+        Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).unwrap()
+    }
+
+    #[test]
+    fn weights_are_renormalised_over_the_models_that_are_asked_for() {
+        let learned = Learned::of(Arc::from("a"))
+            .with_weights(models(&["a", "b"]), network(1, &[vec![0.0], vec![1.0], vec![2.0], vec![-1.0]]));
+        let weights = learned.weights_for(&[2.0_f32.ln()]).unwrap();
+        let found = weights.weighings(&models(&["b", "a"])).unwrap();
+        let expected = [(2.0 / 3.0, 0.5), (1.0 / 3.0, 4.0)];
+        for (Weighing { share, inverse_temperature }, (expected, sharpened)) in
+            found.into_iter().zip(expected)
+        {
+            assert!((share - expected).abs() < 1e-6, "{share}");
+            assert!((inverse_temperature.unwrap() - sharpened).abs() < 1e-6, "{inverse_temperature:?}");
+        }
+        assert_eq!(weights.weighings(&models(&["a", "z"])), None, "a model that it does not know");
+        assert!(learned.weights_for(&[0.0, 0.0]).is_none(), "the feature of another backbone");
+    }
+
+    #[test]
+    fn a_gate_is_found_whatever_the_order_of_the_models() {
+        let gate = network(GATE_NUMBERS + 1, &[vec![0.0, 0.0, 0.0, 0.0, 1.0]]);
+        let learned = Learned::of(Arc::from("a")).with_gate(&models(&["b", "a"]), gate);
+        let answer = Distribution::new(vec![0.25, 0.75]).unwrap();
+        let value = |names: &[&str], feature: &[f32]| {
+            learned.gate(&models(names), &answer, true, feature).map(Probability::get)
+        };
+        assert_eq!(value(&["a", "b"], &[0.0]), Some(0.5));
+        assert!(value(&["a", "b"], &[3.0]).unwrap() > 0.9);
+        assert_eq!(value(&["a"], &[0.0]), None, "no gate for these");
+        assert_eq!(value(&["a", "b"], &[]), None, "no feature");
+    }
+
+    #[test]
+    fn a_gate_is_told_how_sure_the_answer_is() {
+        let answer = Distribution::new(vec![0.5, 0.5, 0.0]).unwrap();
+        let input = gate_input(&answer, false, &[7.0]);
+        let entropy = 2.0_f32.ln() / 3.0_f32.ln();
+        assert_eq!(input.len(), GATE_NUMBERS + 1);
+        for (found, expected) in input.iter().zip([0.0, entropy, 0.0, 0.0, 7.0]) {
+            assert!((found - expected).abs() < 1e-6, "{input:?}");
+        }
+        let certain = Distribution::new(vec![1.0, 0.0]).unwrap();
+        assert!(gate_input(&certain, true, &[]).iter().all(|number| number.is_finite()));
+    }
+}

@@ -1,0 +1,180 @@
+//! What is decided by: a task's question, labels, stages, accept rules, weights and calibration, all checked.
+
+use std::sync::Arc;
+
+use crate::calibration::{Calibration, VectorScaling};
+use crate::cascade::{Member, Stage};
+use crate::fusion::FusionMethod;
+use crate::learned::Learned;
+use crate::probability::{Probability, Weight};
+
+/// A validated task: only [`Policy::from_section`] makes one, so nothing that uses it checks again.
+///
+/// It has at least two different labels and at least one stage; every stage has a model; no model is in two
+/// stages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub(crate) question: String,
+    pub(crate) labels: Vec<String>,
+    pub(crate) prompts: Vec<Vec<String>>,
+    pub(crate) answers: Vec<String>,
+    pub(crate) fusion: FusionMethod,
+    pub(crate) learned: Option<Arc<Learned>>,
+    pub(crate) stages: Vec<Stage>,
+}
+
+impl Policy {
+    /// The question about an image.
+    pub fn question(&self) -> &str {
+        &self.question
+    }
+
+    /// The possible answers; a label's index is its number everywhere.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// For each label the texts that stand for it in zero-shot models, at least one.
+    pub fn prompts(&self) -> &[Vec<String>] {
+        &self.prompts
+    }
+
+    /// For each label what a model that is asked the question answers when it means that label; all different.
+    pub fn answers(&self) -> &[String] {
+        &self.answers
+    }
+
+    /// How votes are fused.
+    pub fn fusion(&self) -> FusionMethod {
+        self.fusion
+    }
+
+    /// What was learned for it, where there is something.
+    pub fn learned(&self) -> Option<&Arc<Learned>> {
+        self.learned.as_ref()
+    }
+
+    /// The stages, in the order in which they are asked.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The same policy without some of its models, and without the stages that only they were in; `None` where nothing
+    /// is left.
+    #[must_use]
+    pub fn without(&self, is_off: impl Fn(&str) -> bool) -> Option<Self> {
+        let mut policy = self.clone();
+        for stage in &mut policy.stages {
+            stage.members.retain(|member| !is_off(&member.model));
+        }
+        policy.stages.retain(|stage| !stage.members.is_empty());
+        (!policy.stages.is_empty()).then_some(policy)
+    }
+
+    /// The same with its stages in another order, which says the index that each has here. `None` where that is not every stage
+    /// once, or puts a stage first that would be of no use there: one with a `burst_queue_depth` or a `min_weight`.
+    #[must_use]
+    pub fn in_order(&self, order: &[usize]) -> Option<Self> {
+        let mut left: Vec<Option<Stage>> = self.stages.iter().cloned().map(Some).collect();
+        let stages: Vec<Stage> =
+            order.iter().map(|&index| left.get_mut(index)?.take()).collect::<Option<_>>()?;
+        let first = stages.first()?;
+        let needs_one_before = first.burst_queue_depth.is_some() || first.min_weight.is_some();
+        if stages.len() != self.stages.len() || (needs_one_before && order.first() != Some(&0)) {
+            return None;
+        }
+        Some(Self { stages, ..self.clone() })
+    }
+
+    /// The same with what was learned for it. What does not fit its models is not used when it is decided, and answers say
+    /// so; [`Learned::check`] tells before.
+    #[must_use]
+    pub fn with_learned(&self, learned: Arc<Learned>) -> Self {
+        Self { learned: Some(learned), ..self.clone() }
+    }
+
+    /// The same without anything learned: by fixed weights, log-linearly where they were learned, and plain confidences.
+    #[must_use]
+    pub fn without_learned(&self) -> Self {
+        let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::LogLinear } else { self.fusion };
+        Self { learned: None, fusion, ..self.clone() }.with_gates(|_, _| None)
+    }
+
+    /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by `method`.
+    #[must_use]
+    pub fn all_at_once(&self, method: FusionMethod) -> Self {
+        let members = self.members().map(|member| Member { required: false, ..member.clone() }).collect();
+        let stage = Stage { members, accept: None, burst_queue_depth: None, min_weight: None };
+        Self { fusion: method, stages: vec![stage], ..self.clone() }
+    }
+
+    /// The same models one after the other, all of which are asked whatever they say, and none of which must answer; what
+    /// each says is not calibrated.
+    #[must_use]
+    pub fn one_by_one(&self) -> Self {
+        let alone = |member: &Member| {
+            let member = Member { required: false, calibration: Calibration::NEUTRAL, ..member.clone() };
+            Stage { members: vec![member], accept: None, burst_queue_depth: None, min_weight: None }
+        };
+        Self { stages: self.members().map(alone).collect(), ..self.clone() }
+    }
+
+    /// The models of the stages up to this one, as [`Self::all_at_once`], but that they are accepted by the rule of this one;
+    /// `None` where there is no such stage.
+    #[must_use]
+    pub fn as_far_as(&self, stage: usize) -> Option<Self> {
+        let stages = self.stages.get(..=stage)?.to_vec();
+        let accept = stages.last()?.accept;
+        let mut policy = Self { stages, ..self.clone() }.all_at_once(self.fusion);
+        policy.stages.first_mut()?.accept = accept;
+        Some(policy)
+    }
+
+    /// The same, but that each model counts as much as any other.
+    #[must_use]
+    pub fn with_uniform_weights(&self) -> Self {
+        self.with_weights(self.fusion, |_| Weight::UNIFORM)
+    }
+
+    /// The same with other weights, fused by `method`.
+    #[must_use]
+    pub fn with_weights(&self, method: FusionMethod, weight_of: impl Fn(&Member) -> Weight) -> Self {
+        let mut policy = Self { fusion: method, ..self.clone() };
+        for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
+            member.weight = weight_of(member);
+        }
+        policy
+    }
+
+    /// The same where each stage that has an accept rule asks the gate for at least this probability, given the stage's index
+    /// and the confidence that it asks for.
+    #[must_use]
+    pub fn with_gates(&self, gate_of: impl Fn(usize, Probability) -> Option<Probability>) -> Self {
+        let mut policy = self.clone();
+        for (index, stage) in policy.stages.iter_mut().enumerate() {
+            if let Some(rule) = &mut stage.accept {
+                rule.gate = gate_of(index, rule.confidence);
+            }
+        }
+        policy
+    }
+
+    /// The same with other calibrations; what is for another number of labels is not taken.
+    #[must_use]
+    pub fn with_calibrations(&self, calibration_of: impl Fn(&Member) -> Calibration) -> Self {
+        let mut policy = self.clone();
+        for member in policy.stages.iter_mut().flat_map(|stage| &mut stage.members) {
+            let calibration = calibration_of(member);
+            let has_other_labels = |scaling: &VectorScaling| scaling.scale().len() != self.labels.len();
+            if !calibration.scaling().is_some_and(has_other_labels) {
+                member.calibration = calibration;
+            }
+        }
+        policy
+    }
+
+    /// Every model of every stage, in the order in which they are asked.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.stages.iter().flat_map(|stage| &stage.members)
+    }
+}

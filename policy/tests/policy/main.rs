@@ -1,0 +1,49 @@
+//! The policy through its public door: a section in, decisions out.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy takes only functions marked as tests for tests"
+)]
+
+mod decide;
+mod faults;
+mod learned;
+mod properties;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use concord_policy::{Cost, Evidence, Logits, Policy, PolicyError, TaskSection, Vote, VoteFailure};
+use serde_json::Value;
+
+/// The models that every test's ensemble has.
+const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "cloud"];
+
+/// Validates a task written as JSON.
+fn validate(section: Value) -> Result<Policy, Vec<PolicyError>> {
+    let section: TaskSection =
+        serde_json::from_value(section).expect("the test's section has the right types");
+    Policy::from_section(&section, &BTreeSet::from(MODELS.map(str::to_owned)))
+}
+
+/// The policy of a task written as JSON, which must be valid.
+fn policy(section: Value) -> Policy {
+    validate(section).unwrap_or_else(|faults| panic!("the test's section has faults: {faults:?}"))
+}
+
+/// A successful vote.
+fn vote(model: &str, logits: &[f32]) -> Vote {
+    let logits = Logits::new(logits.to_vec(), logits.len()).expect("the test's logits are finite");
+    Vote {
+        model: Arc::from(model),
+        outcome: Ok(logits),
+        evidence: Evidence::default(),
+        cost: Cost::default(),
+    }
+}
+
+/// A failed vote.
+fn failed(model: &str) -> Vote {
+    Vote::failed(Arc::from(model), VoteFailure::new("out of memory"))
+}
