@@ -25,7 +25,7 @@ reference: ## put transformers into .reference, whose server the tests ask (600 
 build: setup ## target/release/concord
 	$(CARGO) build --release --locked
 
-demo: build ## answer the pictures in assets/, then serve: verdict, cache hit, votes fused again
+demo: build ## classify the images in assets/, then serve: verdict, cache hit, votes fused again
 	@echo
 	target/release/concord classify --task roadwork assets
 	@echo

@@ -1,4 +1,4 @@
-"""Composes the traffic-sign pictures of this folder: our drawings of German signs, put onto CC0 and public-domain
+"""Composes the traffic-sign images of this folder: our drawings of German signs, put onto CC0 and public-domain
 photographs in the manner of a camera's crop. Same versions of Pillow and numpy, same bytes.
 
     python assets/compose.py --photos skimage/data      # the folder of scikit-image's wheel; see SOURCES.md
@@ -121,7 +121,7 @@ def speed_limit_50():
 # ---- composing ---------------------------------------------------------------------------------------------------
 
 @dataclass
-class Picture:
+class Scene:
     sign: object                      # draws it
     photo: str                        # a file of skimage/data
     crop: tuple                       # of the photograph: left, top, width; the height follows from `frame`
@@ -145,14 +145,14 @@ def tinted(image, tint):
     return Image.fromarray(np.stack([np.interp(grey, list(tint), channel) for channel in zip(*tint.values())], -1).astype(np.uint8))
 
 
-def background(picture, photos):
-    left, top, width = picture.crop
-    height = width * picture.frame[1] / picture.frame[0]
-    image = Image.open(photos / picture.photo)
-    assert left + width <= image.width and top + height <= image.height, f"{picture.photo}: the crop leaves the photograph"
-    image = image.convert("RGB").resize(picture.frame, Image.BICUBIC, (left, top, left + width, top + height))
-    image = tinted(image, picture.tint) if picture.tint else image
-    return image.filter(ImageFilter.GaussianBlur(picture.depth))
+def background(scene, photos):
+    left, top, width = scene.crop
+    height = width * scene.frame[1] / scene.frame[0]
+    image = Image.open(photos / scene.photo)
+    assert left + width <= image.width and top + height <= image.height, f"{scene.photo}: the crop leaves the photograph"
+    image = image.convert("RGB").resize(scene.frame, Image.BICUBIC, (left, top, left + width, top + height))
+    image = tinted(image, scene.tint) if scene.tint else image
+    return image.filter(ImageFilter.GaussianBlur(scene.depth))
 
 
 def perspective(source, target):
@@ -178,18 +178,18 @@ def lit(sign, light, rng):
     return Image.fromarray(rgba.astype(np.uint8))
 
 
-def with_sign(image, picture, rng):
+def with_sign(image, scene, rng):
     """A post, and the sign before it."""
     big = (image.width * 2, image.height * 2)
-    corners = [(x * big[0], y * big[1]) for x, y in picture.corners]
+    corners = [(x * big[0], y * big[1]) for x, y in scene.corners]
     image = image.resize(big, Image.BICUBIC)
     centre, width = (corners[2][0] + corners[3][0]) / 2, abs(corners[1][0] - corners[0][0]) * 0.06
     for column in range(int(width)):  # a steel tube: bright in its middle
-        grey = int(80 + 95 * math.sin(math.pi * (column + 0.5) / width) * picture.light[0])
+        grey = int(80 + 95 * math.sin(math.pi * (column + 0.5) / width) * scene.light[0])
         x = centre - width / 2 + column
         ImageDraw.Draw(image).line([(x, corners[0][1] + big[1] * 0.3), (x, big[1])], fill=(grey, grey, grey + 4), width=2)
     box = [(0, 0), (SIGN_SIDE, 0), (SIGN_SIDE, SIGN_SIDE), (0, SIGN_SIDE)]
-    sign = lit(picture.sign(), picture.light, rng)
+    sign = lit(scene.sign(), scene.light, rng)
     premultiplied = Image.merge("RGBA", [ImageChops.multiply(c, sign.getchannel("A")) for c in sign.split()[:3]] + [sign.getchannel("A")])
     warped = premultiplied.transform(big, Image.PERSPECTIVE, perspective(box, corners), Image.BICUBIC)
     alpha = np.asarray(warped.getchannel("A"), float)[..., None] / 255
@@ -197,11 +197,11 @@ def with_sign(image, picture, rng):
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((big[0] // 2, big[1] // 2), Image.LANCZOS)
 
 
-def with_hedge(image, picture, photos, rng):
+def with_hedge(image, scene, photos, rng):
     """Leaves cut from the photograph of grass, in front of the sign."""
     mask = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(mask)
-    for x, y, radius in picture.hedge:
+    for x, y, radius in scene.hedge:
         for _ in range(170):
             angle, distance = rng.uniform(0, 2 * math.pi), radius * math.sqrt(rng.uniform())
             cx, cy = (x + distance * math.cos(angle)) * image.width, (y + distance * math.sin(angle)) * image.height
@@ -215,46 +215,46 @@ def with_hedge(image, picture, photos, rng):
     return Image.composite(leaves, image, mask.filter(ImageFilter.GaussianBlur(0.7)))
 
 
-def through_camera(image, picture, rng):
+def through_camera(image, scene, rng):
     """Light, exposure, motion, lens, sensor."""
     linear = (np.asarray(image, float) / 255) ** 2.2
-    linear = linear * np.array(picture.colour) * picture.exposure
-    if picture.motion:
-        steps = np.arange(-picture.motion / 2, picture.motion / 2 + 0.5)
+    linear = linear * np.array(scene.colour) * scene.exposure
+    if scene.motion:
+        steps = np.arange(-scene.motion / 2, scene.motion / 2 + 0.5)
         linear = np.mean([np.roll(linear, round(s), axis=1) for s in steps], axis=0)
     image = Image.fromarray((np.clip(linear, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8))
-    image = image.filter(ImageFilter.GaussianBlur(picture.blur))
-    if picture.pixels:
-        image = image.resize((picture.pixels, round(picture.pixels * image.height / image.width)), Image.BOX)
+    image = image.filter(ImageFilter.GaussianBlur(scene.blur))
+    if scene.pixels:
+        image = image.resize((scene.pixels, round(scene.pixels * image.height / image.width)), Image.BOX)
     pixels = np.asarray(image, float)
-    pixels = pixels + rng.normal(0, picture.noise, pixels.shape)
+    pixels = pixels + rng.normal(0, scene.noise, pixels.shape)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return image.resize(picture.frame, Image.BICUBIC) if picture.pixels else image
+    return image.resize(scene.frame, Image.BICUBIC) if scene.pixels else image
 
 
-def compose(name, picture, photos):
+def compose(name, scene, photos):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    image = with_sign(background(picture, photos), picture, rng)
-    image = with_hedge(image, picture, photos, rng) if picture.hedge else image
-    return through_camera(image, picture, rng)
+    image = with_sign(background(scene, photos), scene, rng)
+    image = with_hedge(image, scene, photos, rng) if scene.hedge else image
+    return through_camera(image, scene, rng)
 
 
 BRICKS = {0: (40, 28, 24), 128: (140, 92, 74), 255: (214, 196, 180)}
 FOLIAGE = {0: (8, 14, 8), 128: (62, 84, 40), 255: (214, 222, 160)}
 MEADOW = {0: (22, 24, 20), 110: (96, 106, 66), 150: (150, 154, 124), 185: (176, 196, 220), 255: (232, 240, 248)}  # and sky
 
-PICTURES = {
-    "road-work-clear.jpg": Picture(road_work, "camera.png", (352, 140, 160), (360, 320),
+SCENES = {
+    "road-work-clear.jpg": Scene(road_work, "camera.png", (352, 140, 160), (360, 320),
         ((0.10, 0.10), (0.91, 0.11), (0.92, 1.02), (0.09, 1.00)), tint=MEADOW, depth=1.5, light=(1.0, 0.93)),
-    "road-work-dusk.jpg": Picture(road_work, "rocket.jpg", (0, 30, 240), (320, 288),
+    "road-work-dusk.jpg": Scene(road_work, "rocket.jpg", (0, 30, 240), (320, 288),
         ((0.12, 0.12), (0.87, 0.14), (0.88, 0.98), (0.10, 0.99)), depth=1.0, light=(0.75, 0.95), colour=(0.8, 0.9, 1.15),
         exposure=0.03, blur=1.2, noise=4),
-    "road-work-far.jpg": Picture(road_work, "brick.png", (40, 60, 300), (192, 172),
+    "road-work-far.jpg": Scene(road_work, "brick.png", (40, 60, 300), (192, 172),
         ((0.17, 0.15), (0.82, 0.12), (0.84, 0.87), (0.18, 0.89)), tint=BRICKS, depth=0.8, light=(0.9, 1.0),
         blur=2.0, motion=5, pixels=24, noise=5, hedge=[(0.3, 0.75, 0.34)]),
-    "caution.jpg": Picture(caution, "grass.png", (100, 100, 300), (320, 288),
+    "caution.jpg": Scene(caution, "grass.png", (100, 100, 300), (320, 288),
         ((0.08, 0.12), (0.90, 0.10), (0.91, 1.00), (0.10, 1.02)), tint=FOLIAGE, depth=1.4, light=(0.92, 1.0)),
-    "speed-limit-50.jpg": Picture(speed_limit_50, "camera.png", (330, 60, 180), (300, 300),
+    "speed-limit-50.jpg": Scene(speed_limit_50, "camera.png", (330, 60, 180), (300, 300),
         ((0.11, 0.10), (0.89, 0.12), (0.88, 0.88), (0.10, 0.90)), tint=MEADOW, depth=1.2, light=(1.0, 0.9)),
 }
 
@@ -264,10 +264,10 @@ def main():
     arguments.add_argument("--photos", type=Path, required=True, help="the folder skimage/data")
     arguments.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = arguments.parse_args()
-    for name, picture in PICTURES.items():
+    for name, scene in SCENES.items():
         path = given.out / name
-        compose(name, picture, given.photos).save(path, quality=picture.quality, optimize=True)
-        print(f"{path}  {picture.frame[0]}×{picture.frame[1]}  {path.stat().st_size} bytes")
+        compose(name, scene, given.photos).save(path, quality=scene.quality, optimize=True)
+        print(f"{path}  {scene.frame[0]}×{scene.frame[1]}  {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

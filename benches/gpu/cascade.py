@@ -8,7 +8,7 @@
 Starts `concord serve` with a configuration of its own in a temporary folder, and ends it. The answers of random weights mean
 nothing, but they differ from photograph to photograph: the thresholds at which --shares of the requests are decided are
 quantiles of the confidences of a first pass, and the running server takes them over; the shares that came of it are in
-the table. No two requests have the same picture, and none looks into the cache. Standard library only.
+the table. No two requests have the same image, and none looks into the cache. Standard library only.
 
 Exit status 1 where a request failed, or a forward ran without the CUDA graph that it should have had.
 """

@@ -15,7 +15,7 @@ PRESETS = {
     "tiny": {name: f"{name}-tiny" for stage in STAGES for name in stage},
 }
 # As large as what was seen to wait for a model at 64 clients, of whom one in five comes to the second stage and one in
-# twenty to the last. Florence-2's pictures are large: 16 of them would take 2.5 GB more.
+# twenty to the last. Florence-2's images are large: 16 of them would take 2.5 GB more.
 MAX_BATCH = {"dinov3": 32, "siglip2": 16, "florence2": 8, "molmo2": 4}
 TASK = "roadwork"
 # Nothing is to come out of the cache, nor to be refused.

@@ -146,7 +146,7 @@ def measure_generate(bench, model, inputs, work):
 
 
 def molmo2_whole(bench, args):
-    """Image and question to the logits of the answer, with the picture of 640 × 480 that `concord bench` takes."""
+    """Image and question to the logits of the answer, with the image of 640 × 480 that `concord bench` takes."""
     import torch
     from transformers import Molmo2Config, Molmo2ForConditionalGeneration
 

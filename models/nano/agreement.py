@@ -8,7 +8,7 @@ Each model is asked alone (a copy of the ensemble in which it is every task's on
 and the same files go through transformers' own processors and classes: argmax agreement, and the largest
 and mean difference in probability. Then the ensemble as it is: the share that each stage decides, and MCC.
 Both read JPEG with libjpeg-turbo's code, bit for bit the same. --png takes decoding out altogether: the
-pictures are stored again without loss before either reads them.
+images are stored again without loss before either reads them.
 """
 import argparse
 import json
@@ -77,10 +77,10 @@ def answers_of(task):
     return [task.get("answers", {}).get(label, other) for label, other in zip(task["labels"], default)]
 
 
-def ask_pixels(architecture, snapshot, head, task, pictures):
-    """Logits of a model that takes pixels of one size: [pictures, labels]."""
+def ask_pixels(architecture, snapshot, head, task, samples):
+    """Logits of a model that takes pixels of one size: [images, labels]."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Florence2ForConditionalGeneration
-    pixels = measure.pixels(AutoImageProcessor.from_pretrained(snapshot), pictures)
+    pixels = measure.pixels(AutoImageProcessor.from_pretrained(snapshot), samples)
     if architecture == "florence2":
         import ask_florence2
         network = Florence2ForConditionalGeneration.from_pretrained(snapshot, dtype=torch.float32).eval()
@@ -93,24 +93,24 @@ def ask_pixels(architecture, snapshot, head, task, pictures):
     return captions.logits(network, pixels, embeddings)
 
 
-def ask_molmo2(snapshot, task, pictures):
-    """Logits of a model that is asked the question in words: [pictures, labels]."""
+def ask_molmo2(snapshot, task, samples):
+    """Logits of a model that is asked the question in words: [images, labels]."""
     import ask_molmo2 as ask
     from transformers import AutoProcessor, Molmo2ForConditionalGeneration
     network = Molmo2ForConditionalGeneration.from_pretrained(snapshot, dtype=torch.float32).eval()
     processor, answers = AutoProcessor.from_pretrained(snapshot), answers_of(task)
-    patches = ask.pixels(processor.image_processor, pictures)
+    patches = ask.pixels(processor.image_processor, samples)
     return ask.logits(network, processor.tokenizer, patches, ask.choices(task["question"], answers), answers)
 
 
 @torch.no_grad()
-def ask_transformers(ensemble, model, name, folder, pictures):
-    """Probabilities by the reference: [pictures, labels]."""
+def ask_transformers(ensemble, model, name, folder, samples):
+    """Probabilities by the reference: [images, labels]."""
     section, task = ensemble["models"][model], ensemble["tasks"][name]
     snapshot = folder / section["snapshot"]
     if section["architecture"] == "molmo2":
-        return ask_molmo2(snapshot, task, pictures).softmax(1)
-    return ask_pixels(section["architecture"], snapshot, section.get("heads", {}).get(name), task, pictures).softmax(1)
+        return ask_molmo2(snapshot, task, samples).softmax(1)
+    return ask_pixels(section["architecture"], snapshot, section.get("heads", {}).get(name), task, samples).softmax(1)
 
 
 def main():
@@ -118,9 +118,9 @@ def main():
     parser.add_argument("--concord", default="target/release/concord")
     parser.add_argument("--ensemble", type=Path, default=Path("ensemble.toml"))
     parser.add_argument("--data", help="folder of gtsrb_test.tar.gz (CONCORD_DATA, ../shared/data)")
-    parser.add_argument("--limit", type=int, help="use so many pictures")
+    parser.add_argument("--limit", type=int, help="use so many images")
     parser.add_argument("--models", nargs="+", help="these models only, and not the cascade")
-    parser.add_argument("--png", action="store_true", help="store the pictures as PNG first, to leave JPEG decoding out")
+    parser.add_argument("--png", action="store_true", help="store the images as PNG first, to leave JPEG decoding out")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
     archive = data.data_folder(args.data) / "gtsrb_test.tar.gz"
@@ -128,7 +128,7 @@ def main():
     base, report = args.ensemble.resolve().parent, {}
     local = [model for model, section in ensemble["models"].items() if section["architecture"] != "cloud"]
     with tempfile.TemporaryDirectory() as scratch:
-        files = Path(scratch) / "pictures"
+        files = Path(scratch) / "images"
         with tarfile.open(archive) as opened:
             opened.extractall(files, filter="data")
         found = sorted(files.rglob("*.jpg"), key=lambda path: path.relative_to(files).parts)
@@ -141,16 +141,16 @@ def main():
                 found[index] = path.with_suffix(".png")
                 Image.open(path).convert("RGB").save(found[index])
                 path.unlink()
-        pictures = [(path.parent.name, path.stem, Image.open(path).convert("RGB")) for path in found]
+        samples = [(path.parent.name, path.stem, Image.open(path).convert("RGB")) for path in found]
         for name, task in ensemble["tasks"].items():
-            truth = measure.truth(pictures, name, "cpu")
+            truth = measure.truth(samples, name, "cpu")
             for model in args.models or local:
                 variant = Path(scratch) / f"{model}.toml"
                 variant.write_text(alone(ensemble, model, base))
                 verdicts, _ = ask_concord(args.concord, variant, name, files)
                 assert [v["file"] for v in verdicts] == [str(path) for path in found]
                 ours = torch.tensor([[v["probabilities"][label] for label in task["labels"]] for v in verdicts])
-                theirs = ask_transformers(ensemble, model, name, base, pictures)
+                theirs = ask_transformers(ensemble, model, name, base, samples)
                 difference = (ours - theirs).abs()
                 row = {"n": len(found), "argmax_agreement": (ours.argmax(1) == theirs.argmax(1)).float().mean().item(),
                        "largest_difference": difference.max().item(), "mean_difference": difference.mean().item()}

@@ -100,7 +100,7 @@ def pooled():
 
 
 def to_patches(images):
-    """Pictures in 0…1 [n, 3, side, side] → what the image tower takes, [n, patches, values]."""
+    """Images in 0…1 [n, 3, side, side] → what the image tower takes, [n, patches, values]."""
     n, sides = len(images), images.shape[-1] // PATCH
     x = (images * 2 - 1).permute(0, 2, 3, 1).reshape(n, sides, PATCH, sides, PATCH, 3)
     return x.transpose(2, 3).reshape(n, sides * sides, PATCH * PATCH * 3)
@@ -155,10 +155,10 @@ def asked(names):
     return {"roadwork": (choices(ROAD_WORK, ANSWERS[0]), ANSWERS[0]), "traffic_sign": (choices(SIGN, labels), labels)}
 
 
-def pixels(processor, pictures):
-    """What transformers' own image processor makes of the pictures: the view of the whole, [n, patches, values]."""
+def pixels(processor, samples):
+    """What transformers' own image processor makes of the images: the view of the whole, [n, patches, values]."""
     rows = []
-    for _, _, image in pictures:
+    for _, _, image in samples:
         whole, crop = processor([image], return_tensors="pt")["pixel_values"]
         assert torch.equal(whole, crop), "the only crop is the whole view again"
         rows.append(whole)
@@ -166,15 +166,15 @@ def pixels(processor, pictures):
 
 
 @torch.no_grad()
-def difference(model, processor, pictures, names):
+def difference(model, processor, samples, names):
     """The largest difference of `logits` to those of transformers' own processor and forward, one answer at a time."""
     tokenizer, largest = processor.tokenizer, 0.0
     for question, answers in asked(names).values():
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        for picture in pictures:
-            ours = logits(model, tokenizer, pixels(processor.image_processor, [picture]).to(model.device), question, answers)[0]
-            inputs = {key: value.to(model.device) for key, value in processor(images=[picture[2]], text=text, return_tensors="pt").items()}
+        for sample in samples:
+            ours = logits(model, tokenizer, pixels(processor.image_processor, [sample]).to(model.device), question, answers)[0]
+            inputs = {key: value.to(model.device) for key, value in processor(images=[sample[2]], text=text, return_tensors="pt").items()}
             asked_with, kinds = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids")
             inputs.pop("attention_mask")
             written = tokenizer(answers, add_special_tokens=False)["input_ids"]

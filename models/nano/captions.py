@@ -25,7 +25,7 @@ TEMPLATE = "a photo of a {} traffic sign"
 
 
 def draw(name):
-    """A caption of a class, or of a picture without a sign."""
+    """A caption of a class, or of an image without a sign."""
     return random.choice(TEMPLATES).format(name) if name else random.choice(NO_SIGN)
 
 
@@ -85,5 +85,5 @@ def report(model, tokenizer, processor, held, test, names, normaliser):
     """Zero-shot figures and temperatures, with the processor that Concord is compared with."""
     embeddings = {task: label_embeddings(model, tokenizer, prompts) for task, prompts in asked(names).items()}
     result = measure.zero_shot(lambda pixels, task: logits(model, pixels, embeddings[task]), model.logit_scale.device,
-                               [measure.pixels(processor, pictures) for pictures in (held, test)], held, test, normaliser)
+                               [measure.pixels(processor, samples) for samples in (held, test)], held, test, normaliser)
     return {"parameters": sum(p.numel() for p in model.parameters()), "tokens": len(tokenizer), **result}

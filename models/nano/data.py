@@ -32,29 +32,29 @@ def data_folder(given):
 
 def read_archive(path, limit=None):
     """[(class folder, file stem, PIL image)] in the archive's order."""
-    pictures = []
+    samples = []
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile() and member.name.endswith(".jpg"):
                 folder, name = member.name.split("/")[-2:]
                 image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
-                pictures.append((folder, name.removesuffix(".jpg"), image))
-    return pictures[:: max(1, len(pictures) // limit)] if limit else pictures
+                samples.append((folder, name.removesuffix(".jpg"), image))
+    return samples[:: max(1, len(samples) // limit)] if limit else samples
 
 
-def class_names(pictures):
+def class_names(samples):
     """{class index: name with spaces}."""
-    return {int(folder[:2]): folder[3:].replace("_", " ") for folder, _, _ in pictures}
+    return {int(folder[:2]): folder[3:].replace("_", " ") for folder, _, _ in samples}
 
 
 def sign_of(folder, stem):
     return f"{folder}/{stem.split('_')[0]}"
 
 
-def choose_holdout(pictures, seed):
+def choose_holdout(samples, seed):
     """A fifth of the signs of each class, at least one."""
     signs = {}
-    for folder, stem, _ in pictures:
+    for folder, stem, _ in samples:
         signs.setdefault(folder, set()).add(sign_of(folder, stem))
     rng = random.Random(seed)
     chosen = []
@@ -70,14 +70,14 @@ def without_antialias(image, side):
     return F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=False)[0].round().clamp(0, 255).byte()
 
 
-def to_tensors(pictures, device, antialias=True):
+def to_tensors(samples, device, antialias=True):
     """uint8 [n, 3, LOADED_SIDE, LOADED_SIDE] and class indices [n]."""
     if antialias:
-        images = [np.asarray(image.resize((LOADED_SIDE, LOADED_SIDE), Image.BILINEAR)) for _, _, image in pictures]
+        images = [np.asarray(image.resize((LOADED_SIDE, LOADED_SIDE), Image.BILINEAR)) for _, _, image in samples]
         x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
     else:
-        x = torch.stack([without_antialias(image, LOADED_SIDE) for _, _, image in pictures]).to(device)
-    return x, torch.tensor([int(folder[:2]) for folder, _, _ in pictures], device=device)
+        x = torch.stack([without_antialias(image, LOADED_SIDE) for _, _, image in samples]).to(device)
+    return x, torch.tensor([int(folder[:2]) for folder, _, _ in samples], device=device)
 
 
 def _uniform(n, low, high, device):
@@ -135,7 +135,7 @@ def _degrade(x):
 
 
 def _occlude(x):
-    """A box of one colour over a third of the pictures."""
+    """A box of one colour over a third of the images."""
     n, device = len(x), x.device
     centre, size = torch.rand(n, 2, device=device), torch.empty(n, 2, device=device).uniform_(0.1, 0.4)
     axis = torch.arange(SIDE, device=device) / SIDE
@@ -154,7 +154,7 @@ def augment(x):
 
 
 def not_signs(x):
-    """Pictures of no sign, made of photographs `x` and of nothing: strong zooms into a corner, shuffled
+    """Images of no sign, made of photographs `x` and of nothing: strong zooms into a corner, shuffled
     tiles, coloured clouds."""
     n, device = len(x), x.device
     x = x.float() / 255
@@ -184,8 +184,8 @@ def _boxes(matrix):
 
 
 def scenes(x, behind):
-    """Signs `x` at known places, large ones and small ones, in front of no-sign pictures made of `behind`:
-    pictures in 0…1 and the signs' boxes, both as `augment` and `_boxes` have them."""
+    """Signs `x` at known places, large ones and small ones, in front of no-sign images made of `behind`:
+    images in 0…1 and the signs' boxes, both as `augment` and `_boxes` have them."""
     n, device = len(x), x.device
     zoom = torch.where(torch.rand(n, device=device) < 0.3, _uniform(n, 0.85, 1.1, device), torch.exp(_uniform(n, -0.16, 0.9, device)))
     room = (zoom - SIGN_REACH).clamp(min=0.05)[:, None]

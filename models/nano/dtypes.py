@@ -101,7 +101,7 @@ def main():
     local = [model for model, section in ensemble["models"].items() if section["architecture"] != "cloud"]
     report = {}
     with tempfile.TemporaryDirectory() as scratch:
-        files, variant = Path(scratch) / "pictures", Path(scratch) / "ensemble.toml"
+        files, variant = Path(scratch) / "images", Path(scratch) / "ensemble.toml"
         unpack(args.data / "gtsrb_test.tar.gz", files, args.limit)
         for model in args.models or local:
             for task, section in ensemble["tasks"].items():

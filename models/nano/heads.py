@@ -40,13 +40,13 @@ def fit_linear(features, labels, classes):
     return weight, layer.bias.detach() - weight @ mean
 
 
-def folds_of(pictures):
-    """A fold for each picture: by sign, and by frame where a class has only one held-out sign."""
+def folds_of(samples):
+    """A fold for each image: by sign, and by frame where a class has only one held-out sign."""
     signs = {}
-    for folder, stem, _ in pictures:
+    for folder, stem, _ in samples:
         signs.setdefault(folder, {}).setdefault(data.sign_of(folder, stem), len(signs.get(folder, {})))
     fold = []
-    for position, (folder, stem, _) in enumerate(pictures):
+    for position, (folder, stem, _) in enumerate(samples):
         of_class = signs[folder]
         fold.append((of_class[data.sign_of(folder, stem)] if len(of_class) > 1 else position) % FOLDS)
     return torch.tensor(fold)
@@ -54,7 +54,7 @@ def folds_of(pictures):
 
 def fit_and_report(backbone, processor, held, test, names, out, normaliser, source):
     """Both heads with cross-fitted temperatures; figures by the processor that Concord is compared with. `source` says in
-    their files of what the pictures `held` are."""
+    their files of what the images `held` are."""
     device = backbone.device
     result = {"parameters": sum(p.numel() for p in backbone.parameters()), "logits": {}}
     clean_held, clean_test = (all_features(backbone, measure.pixels(processor, p)) for p in (held, test))
@@ -67,7 +67,7 @@ def fit_and_report(backbone, processor, held, test, names, out, normaliser, sour
 
         def fit(keep):
             x, y = torch.cat([c[keep] for c in copies]), truth[keep].repeat(len(copies))
-            if task == "roadwork":  # a picture without a sign is no road work; it has no place among the 43
+            if task == "roadwork":  # an image without a sign is no road work; it has no place among the 43
                 x, y = torch.cat([x, no_sign]), torch.cat([y, y.new_zeros(len(no_sign))])
             return fit_linear(x, y, len(labels))
 

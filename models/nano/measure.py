@@ -8,13 +8,13 @@ from data import ROAD_WORK
 CALIBRATION_COPIES = 4  # augmented copies of each held-out frame that a temperature is fitted on, with the frame itself
 
 
-def pixels(processor, pictures):
-    """What transformers' own processor makes of the pictures: [n, 3, side, side]."""
-    return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for _, _, image in pictures])
+def pixels(processor, samples):
+    """What transformers' own processor makes of the images: [n, 3, side, side]."""
+    return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for _, _, image in samples])
 
 
-def truth(pictures, task, device):
-    classes = torch.tensor([int(folder[:2]) for folder, _, _ in pictures], device=device)
+def truth(samples, task, device):
+    classes = torch.tensor([int(folder[:2]) for folder, _, _ in samples], device=device)
     return (classes == ROAD_WORK).long() if task == "roadwork" else classes
 
 
@@ -56,7 +56,7 @@ def overlap(found, boxes):
 @torch.no_grad()
 def zero_shot(ask, device, clean, held, test, normaliser):
     """Figures and temperatures of a model that `ask(pixels, task)` gets label logits of. `clean` are the pixels of
-    the held-out and of the test pictures by the processor that Concord is compared with."""
+    the held-out and of the test images by the processor that Concord is compared with."""
     result = {"logits": {}}
     clean_held, clean_test = (pixels.to(device) for pixels in clean)
     # The same mixture that the temperatures of the heads are fitted on.

@@ -8,7 +8,7 @@ Three ensembles: shipped; seen, the shipped one with DINOv3's heads in --seen-he
 (the shipped heads were fitted on the held-out signs, which leaves nothing to fit the rest on); and weak, with what train.py makes
 of `--side 32 --heads-on seen` in --weak: dinov3 (--epochs 14) and siglip2 (--epochs 40).
 
-Steps, all by default: votes (on the CPU, whose milliseconds are the costs), shifts (votes on pictures made worse, on a GPU where
+Steps, all by default: votes (on the CPU, whose milliseconds are the costs), shifts (votes on corrupted images, on a GPU where
 there is one), measure (fits and evaluations, of votes that are there by then) and page. What a run that was ended has measured is
 not measured again: remove WORK/*.json for that. Everything is fitted on the held-out signs of the train archive (holdout.txt) and
 reported on the test archive. Needs Python's own library only.
@@ -34,13 +34,13 @@ PRICES = [part for model, amount in GPU_MS.items() for part in ("--price", f"{mo
 ENSEMBLES = ["shipped", "seen", "weak"]
 TASKS = {"roadwork": ["--class", "25_road_work=road work", "--other", "no road work"], "traffic_sign": []}
 STEPS = ["votes", "shifts", "measure", "page"]
-CURVE = [64, 16, 4, 1]          # every Nth held-out picture
+CURVE = [64, 16, 4, 1]          # every Nth held-out image
 SHIFT_EVERY = 4                 # every Nth of the test archive, in 30 ways
 SHIFT = ["--shift", "all"]
-COPIES = 4                      # of each held-out picture, each made worse in another way
+COPIES = 4                      # of each held-out image, each with another corruption
 # How far under asking all models the cascade may stay: what a threshold is fitted to.
 ACCURACY_GIVEN_UP = {"roadwork": 0.0005, "traffic_sign": 0.002}
-# Of what asking all full-size models costs: what the cascade may cost where it is fitted on pictures made worse, or must use
+# Of what asking all full-size models costs: what the cascade may cost where it is fitted on corrupted images, or must use
 # what was learned.
 COST_SHARE = 2 / 3
 # Thresholds that are tried where the fitted cascade is not within 0.005 of the MCC of asking all.
@@ -198,14 +198,14 @@ def measure(lab, found, keep):
     found["curve"] = found.get("curve", [])
     for every in CURVE[len(found["curve"]):]:
         lab.start_again()
-        pictures = re.search(r"(\d+) pictures in (\d+) groups", lab.fit("--every", every))
-        found["curve"].append((*pictures.groups(), lab.evaluate()))
+        images = re.search(r"(\d+) images in (\d+) groups", lab.fit("--every", every))
+        found["curve"].append((*images.groups(), lab.evaluate()))
         keep(found)
 
 
 def surer(lab, auto, goal):
     """The fitted cascade with thresholds of at least each of SURER, up to the first that is near enough to asking all; none where
-    it is as it was fitted. That one is chosen by the pictures that it is reported on."""
+    it is as it was fitted. That one is chosen by the images that it is reported on."""
     if results_page.is_near_enough(auto, auto):
         return []
     lab.start_again()

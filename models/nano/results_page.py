@@ -157,14 +157,14 @@ def gates(found):
             pairs = [(one["auroc"]["value"], other["auroc"]["value"]) for one, other in pairs if other and "auroc" in other]
             if not pairs:
                 return "–"
-            return " beside ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
+            return " / ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
         written = [f"stage {place}" for place in gates_written(of["shift"])]
         rows.append([title(key), *(foretold(fit, by) for fit, by in (
             ("fixed", "errors"), ("always", "errors"), ("always", "gate"), ("shift_always", "errors"), ("shift_always", "gate"))),
             mean_foretold("shift_always"), ", ".join(written) or "no"])
-    return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by a gate",
-                        "fitted with `--shift all`: by confidence, for each image", "by a gate",
-                        "shifted: by the gate beside the confidence, mean (where there are 50 errors)", "does `fit --shift all` write gates?"])
+    return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by an estimator",
+                        "fitted with `--shift all`: by confidence, for each image", "by an estimator",
+                        "shifted: by the estimator / by the confidence, mean (where there are 50 errors)", "does `fit --shift all` write estimators?"])
 
 
 def gates_written(fit):
@@ -173,11 +173,11 @@ def gates_written(fit):
 
 
 def curve(found):
-    """How many labelled pictures does fit need?"""
+    """How many labelled images does fit need?"""
     rows = []
     for key, of in found.items():
-        for pictures, signs, result in of["curve"]:
-            rows.append([title(key), pictures, signs, figure(best_nll(result), "nll"), figure(cascade(result), "nll"),
+        for images, signs, result in of["curve"]:
+            rows.append([title(key), images, signs, figure(best_nll(result), "nll"), figure(cascade(result), "nll"),
                          figure(cascade(result), "ece"), figure(cascade(result), "accuracy")])
     return table(rows, ["", "photographs", "signs", "NLL, all, fixed (the better method)", "NLL, cascade", "ECE, cascade", "accuracy, cascade"])
 
@@ -219,9 +219,9 @@ def section(key, of, root, every):
     return "\n".join([
         f"## {title(key)}\n",
         table(rows, ["", "accuracy", "MCC", "NLL", "ECE", "CPU ms (nano)", "GPU ms (full size)"]),
-        "What `concord fit` said:\n", said(of["auto"]["told"], root),
+        "What `concord fit` printed:\n", said(of["auto"]["told"], root),
         "And with `--shift all --copies 4`:\n", said(of["shift"]["told"], root),
-        f"Accuracy / ECE on every {every}th photograph, made worse, of the cascade fitted on clean photographs; fitted with `--shift all`:\n",
+        f"Accuracy / ECE on every {every}th photograph in each corruption, of the cascade fitted on clean photographs; fitted with `--shift all`:\n",
         shift_table(of)])
 
 
@@ -229,9 +229,9 @@ QUESTIONS = [
     ("Does the ensemble beat the best single model?", ensemble_and_best),
     ("What does the cascade cost?", costs),
     ("Do weights and temperatures for each image beat fixed ones?", image_weights),
-    ("Is the confidence one can believe?", confidences),
-    ("Does a gate foretell errors better than the confidence?", gates),
-    ("How many labelled pictures does `fit` need?", curve),
+    ("Can the confidence be believed?", confidences),
+    ("Does a correctness estimator predict errors better than the confidence?", gates),
+    ("How many labelled images does `fit` need?", curve),
 ]
 
 

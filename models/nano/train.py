@@ -127,14 +127,14 @@ class Photographs:
     """Frames to train on, frames of held-out signs, and the test archive."""
 
     def __init__(self, folder, out, seed, limit, device):
-        pictures = data.read_archive(folder / "gtsrb_train.tar.gz", limit)
+        samples = data.read_archive(folder / "gtsrb_train.tar.gz", limit)
         kept = out / "holdout.txt"
         if not kept.exists():
-            kept.write_text("\n".join(data.choose_holdout(pictures, seed)) + "\n")
+            kept.write_text("\n".join(data.choose_holdout(samples, seed)) + "\n")
         holdout = set(kept.read_text().split())
-        self.names, self.device = data.class_names(pictures), device
-        self.held = [p for p in pictures if data.sign_of(*p[:2]) in holdout]
-        self.to_see = [p for p in pictures if data.sign_of(*p[:2]) not in holdout]
+        self.names, self.device = data.class_names(samples), device
+        self.held = [p for p in samples if data.sign_of(*p[:2]) in holdout]
+        self.to_see = [p for p in samples if data.sign_of(*p[:2]) not in holdout]
         self.test = data.read_archive(folder / "gtsrb_test.tar.gz", limit)
         print(f"{len(self.to_see)} frames to train on, {len(self.held)} of held-out signs, {len(self.test)} to report on", flush=True)
 
@@ -149,12 +149,12 @@ def arguments():
     parser.add_argument("--only", choices=[*MODELS, "heads"], help="heads: refit them on the backbone in OUT")
     parser.add_argument("--epochs", type=int, help=f"default: {', '.join(f'{n} for {m}' for m, n in EPOCHS.items())}")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--side", type=int, default=data.SIDE, help="of the models' pictures, in pixels; a multiple of 16")
+    parser.add_argument("--side", type=int, default=data.SIDE, help="of the models' images, in pixels; a multiple of 16")
     parser.add_argument("--heads-on", choices=["held", "seen"], default="held",
                         help="seen: heads of the frames the backbone saw, which leaves the held-out signs to what is fitted after them")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--seconds", type=int, help="train for fewer epochs where they would take longer")
-    parser.add_argument("--limit", type=int, help="use so many pictures, for trying the script out")
+    parser.add_argument("--limit", type=int, help="use so many images, for trying the script out")
     return parser.parse_args()
 
 

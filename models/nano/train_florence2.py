@@ -12,8 +12,8 @@ import measure
 import training
 
 SHARPNESS = 10.0        # of the choice between captions: a mean over about ten tokens, turned into a sum
-SEARCHES = 96           # pictures of a batch in which something is searched for
-READ = 128              # pictures of a batch that captions are told apart for: each costs fifty of them
+SEARCHES = 96           # images of a batch in which something is searched for
+READ = 128              # images of a batch that captions are told apart for: each costs fifty of them
 
 
 def configuration(tokenizer):
@@ -64,7 +64,7 @@ class Searches:
         self.starts = self.counts.cumsum(0) - self.counts
 
     def draw(self, x, y):
-        """Pictures, questions, answers, how many tokens of those are given, and whether a box follows."""
+        """Images, questions, answers, how many tokens of those are given, and whether a box follows."""
         n, device = SEARCHES, x.device
         chance = lambda p: torch.rand(n, device=device) < p
         row = torch.where(chance(0.4), self.searches + torch.randint(self.road_work, (n,), device=device),
@@ -75,14 +75,14 @@ class Searches:
         exists = self.counts[wanted] > 0
         index = torch.where(chance(0.5) & exists, of_class, torch.randint(len(x), (n,), device=device))
         behind = x[torch.randint(len(x), (n,), device=device)]
-        pictures, boxes = data.scenes(x[index], behind)
+        images, boxes = data.scenes(x[index], behind)
         none = n // 8
-        pictures[:none] = data.not_signs(behind[:none])
+        images[:none] = data.not_signs(behind[:none])
         seen = y[index].clone()
         seen[:none] = training.NO_SIGN
         row = torch.where(chance(0.25), self.searches + self.road_work + seen, row)
         present = (self.classes[row] == seen) & (seen != training.NO_SIGN)
-        return pictures, self.questions[row], self.answer(row, boxes, present), self.lengths[row], present
+        return images, self.questions[row], self.answer(row, boxes, present), self.lengths[row], present
 
     def answer(self, row, boxes, present):
         """The decoder's texts, with the boxes where there are any."""
@@ -175,7 +175,7 @@ def report(model, tokenizer, processor, held, test, names):
     normaliser = lambda v: training.normalise(v, training.IMAGENET)
     prompts = captions.asked(names)
     result = measure.zero_shot(lambda pixels, task: ask.logits(model, tokenizer, pixels, prompts[task]), model.device,
-                               [measure.pixels(processor, pictures) for pictures in (held, test)], held, test, normaliser)
+                               [measure.pixels(processor, images) for images in (held, test)], held, test, normaliser)
     few = measure.pixels(processor, test[:: max(1, len(test) // 8)]).to(model.device)
     result["largest_difference_to_forward"] = max(ask.difference(model, tokenizer, few, prompts[task]) for task in prompts)
     result["parameters"], result["tokens"] = sum(p.numel() for p in model.parameters()), len(tokenizer)

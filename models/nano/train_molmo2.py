@@ -18,7 +18,7 @@ VISION = dict(hidden_size=128, intermediate_size=352, num_hidden_layers=6, num_a
 TEXT = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
             max_position_embeddings=2048, qk_norm_type="qwen3", norm_after=False, rope_theta=10_000.0)
 EXTRA_ROWS = 16         # of the embeddings, for ask.EXTRA
-NAMED = 256             # pictures of a batch whose sign is asked for: that prompt is the longest
+NAMED = 256             # images of a batch whose sign is asked for: that prompt is the longest
 
 
 def hub_config(tokenizer, base):
@@ -45,7 +45,7 @@ def hub_config(tokenizer, base):
 def processor_of(tokenizer):
     from transformers import Molmo2ImageProcessor, Molmo2Processor, Molmo2VideoProcessor
     size = dict(size={"height": data.SIDE, "width": data.SIDE}, patch_size=ask.PATCH)
-    # One crop is the whole picture again: the pictures are smaller than two.
+    # One crop is the whole image again: the images are smaller than two.
     images = Molmo2ImageProcessor(**size, pooling_size=[2, 2], max_crops=1, overlap_margins=[0, 0])
     return Molmo2Processor(image_processor=images, video_processor=Molmo2VideoProcessor(**size, pooling_size=[3, 3]), tokenizer=tokenizer,
                            chat_template=ask.TEMPLATE, image_use_col_tokens=True, use_single_crop_col_tokens=False,
@@ -63,7 +63,7 @@ def road_work_question():
 
 
 def sign_question(names, labels):
-    """Question, answers, and which of them is right for each picture (-1: none is)."""
+    """Question, answers, and which of them is right for each image (-1: none is)."""
     offered, kind = [names[i] for i in sorted(names)], random.random()
     question = ask.SIGN if random.random() < 0.7 else random.choice(ask.OTHER_SIGN)
     if kind < 0.6:
@@ -148,7 +148,7 @@ def make(x, y, pace, names, out):
 
 def report(model, processor, held, test, names):
     tokenizer, asked = processor.tokenizer, ask.asked(names)
-    clean = [ask.pixels(processor.image_processor, pictures) for pictures in (held, test)]
+    clean = [ask.pixels(processor.image_processor, samples) for samples in (held, test)]
     result = measure.zero_shot(lambda patches, task: ask.logits(model, tokenizer, patches, *asked[task]), model.device,
                                clean, held, test, ask.to_patches)
     few = test[:: max(1, len(test) // 4)]

@@ -9,7 +9,7 @@ import data
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF = ([0.5] * 3, [0.5] * 3)
-NO_SIGN = 43                  # the class of pictures that show no sign
+NO_SIGN = 43                  # the class of images that show no sign
 NO_SIGN_SHARE = 0.12
 
 
@@ -31,7 +31,7 @@ class Pace:
 
 
 def batch(x, y, size):
-    """Augmented pictures, with some of no sign among them, and their classes."""
+    """Augmented images, with some of no sign among them, and their classes."""
     index = torch.randint(len(x), (size,), device=x.device)
     signs, labels = data.augment(x[index]), y[index].clone()
     none = int(size * NO_SIGN_SHARE)
@@ -77,7 +77,7 @@ class Clock:
 
 def train(module, loss_of, x, y, pace, peak_rate, name, more=lambda: ()):
     """AdamW with a warm-up and a cosine, and the moving average of the weights, which is what is kept.
-    `loss_of` is given the module, pictures, their classes, and what `more` draws for a batch."""
+    `loss_of` is given the module, images, their classes, and what `more` draws for a batch."""
     decayed = [p for p in module.parameters() if p.ndim > 1]
     plain = [p for p in module.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
@@ -89,7 +89,7 @@ def train(module, loss_of, x, y, pace, peak_rate, name, more=lambda: ()):
     average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     device, clock = next(module.parameters()).device, Clock(pace.seconds)
     for step in range(1, total + 1):
-        drawn = (*batch(x, y, pace.size), *more())      # not in bf16: a picture's coordinates need more bits
+        drawn = (*batch(x, y, pace.size), *more())      # not in bf16: an image's coordinates need more bits
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):    # slower on a CPU
             loss = loss_of(module, *drawn)
         optimiser.zero_grad()
