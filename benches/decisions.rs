@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 
 const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "molmo2"];
 
-/// Returns a task with this many labels and four models in three stages, which accepts at none before the last.
+/// Returns a task with this many labels and four models in three stages, which accepts at none before the
+/// last.
 fn section(labels: usize, method: FusionMethod) -> Value {
     let labels: Vec<String> = (0..labels).map(|label| format!("label {label}")).collect();
     json!({
@@ -70,8 +71,8 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
-/// Measures a decision by learned networks of the size for a feature of ViT-L: for the weights, and for the gate of the first
-/// stage.
+/// Measures a decision by learned networks of the size for a feature of ViT-L: for the weights, and for the
+/// gate of the first stage.
 fn learned(criterion: &mut Criterion) {
     const FEATURE: usize = 1024;
     let network = |inputs: usize, outputs: usize| {

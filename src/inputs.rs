@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// The extensions by which a folder's files are taken for images; a file that is named itself is always taken.
+/// The extensions by which a folder's files are taken for images; a file that is named itself is always
+/// taken.
 const EXTENSIONS: [&str; 7] = ["bmp", "gif", "jpeg", "jpg", "jfif", "png", "webp"];
 
 /// One image, or an argument that names none.
@@ -16,8 +17,8 @@ pub struct Input {
     pub fault: Option<String>,
 }
 
-/// Returns the images in the order of the arguments. A file stands for itself, a folder for all images below it in the
-/// order of their names, and anything else is taken for a glob pattern.
+/// Returns the images in the order of the arguments. A file stands for itself, a folder for all images below
+/// it in the order of their names, and anything else is taken for a glob pattern.
 pub fn expand(arguments: &[PathBuf]) -> Vec<Input> {
     arguments.iter().flat_map(|argument| expand_one(argument)).collect()
 }

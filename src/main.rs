@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use concord::commands::{bench, classify, evaluate, fit, head, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
 
-/// The allocator. Requests allocate and free many small objects on several threads at once: with the system's allocator,
-/// a server answers a fifth fewer of them out of its cache (`make bench`).
+/// The allocator. Requests allocate and free many small objects on several threads at once: with the system's
+/// allocator, a server answers a fifth fewer of them out of its cache (`make bench`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

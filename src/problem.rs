@@ -1,4 +1,5 @@
-//! The failures of a request, with a kind that programs can rely on. Only this file maps failures to HTTP statuses.
+//! The failures of a request, with a kind that programs can rely on. Only this file maps failures to HTTP
+//! statuses.
 
 use concord_actors::RouteError;
 use concord_models::DecodeError;

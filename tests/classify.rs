@@ -76,7 +76,8 @@ fn a_verdict_contains_its_votes_weights_and_times() {
     assert!((fused - escalated["probability"].as_f64().unwrap()).abs() < 1e-9, "{escalated}");
 }
 
-/// Each model alone, at temperature 1, is compared with probabilities that transformers computed from the same files.
+/// Each model alone, at temperature 1, is compared with probabilities that transformers computed from the
+/// same files.
 #[test]
 fn the_nano_models_agree_with_the_reference() {
     let expected = fs::read_to_string(root().join("tests/fixtures/nano/expected.json")).unwrap();
@@ -195,8 +196,8 @@ fn images_of_every_format_get_a_verdict() {
     let run = classify("traffic_sign", &[folder.to_str().unwrap()]);
     assert_eq!(run.status, 0, "{}", run.stdout);
     assert!(run.json_lines().len() >= 40);
-    // The eight orientations are the same scene, stored differently. Upright, their pixels still differ from each other, so
-    // that a file is compared only with Pillow's upright version of the same file.
+    // The eight orientations are the same scene, stored differently. Upright, their pixels still differ from
+    // each other, so that a file is compared only with Pillow's upright version of the same file.
     let label = |file: String| classify("traffic_sign", &[&file]).json_lines()[0]["label"].clone();
     for orientation in [3, 6, 8] {
         let stored = folder.join(format!("orientation_{orientation}.jpg"));
@@ -209,8 +210,8 @@ fn images_of_every_format_get_a_verdict() {
     }
 }
 
-/// Writes a SigLIP2 that overflows in half precision on red images, but not on the black one that it is tried with at
-/// loading: its first filter is red minus blue, 64 pixels times 2000.
+/// Writes a SigLIP2 that overflows in half precision on red images, but not on the black one that it is tried
+/// with at loading: its first filter is red minus blue, 64 pixels times 2000.
 fn siglip2_that_fails_on_red() -> tempfile::TempDir {
     const PLUS_2000: [u8; 2] = 0x67d0_u16.to_le_bytes();
     const MINUS_2000: [u8; 2] = 0xe7d0_u16.to_le_bytes();

@@ -1,4 +1,5 @@
-//! The cloud model: it is asked when the others are unsure or busy, within a budget, and its failures fail no request.
+//! The cloud model: it is asked when the others are unsure or busy, within a budget, and its failures fail no
+//! request.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

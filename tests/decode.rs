@@ -1,4 +1,5 @@
-//! The option `decode = "fast"`: JPEGs are decoded no larger than a model needs, beside models that see every pixel.
+//! The option `decode = "fast"`: JPEGs are decoded no larger than a model needs, beside models that see every
+//! pixel.
 
 use serde_json::Value;
 

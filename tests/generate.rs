@@ -146,8 +146,8 @@ fn a_text_ends_at_its_deadline_even_if_its_model_hangs() {
     let text = events.body.as_str().unwrap();
     assert!(text.contains("event: error") && text.contains("timed-out"), "{events:?}");
 
-    // A verdict waits for its explanation only until its own deadline. The model is still busy with the texts above, and
-    // votes wait for them.
+    // A verdict waits for its explanation only until its own deadline. The model is still busy with the texts
+    // above, and votes wait for them.
     server.faults.generating.release();
     server
         .client

@@ -144,7 +144,8 @@ fn changed_prompts_apply_without_a_restart_and_change_only_their_models_vote() {
     wait_for_reload(&server, "applied", 1.0);
     let after = server.client.classify("roadwork", &image);
     assert_ne!(votes(&before)[1], votes(&after.body)[1]);
-    // dinov3's vote depends on the question and the labels but not on prompts; its cache key does, which is safe.
+    // dinov3's vote depends on the question and the labels but not on prompts; its cache key does, which is
+    // safe.
     assert_eq!(votes(&before)[0], votes(&after.body)[0]);
 }
 

@@ -8,7 +8,8 @@ use crate::harness::{edited_ensemble, replace};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// Starts a server that traces this share of the requests, and in which both models vote on every image at once.
+/// Starts a server that traces this share of the requests, and in which both models vote on every image at
+/// once.
 fn traced(receiver: &Receiver, ratio: &str) -> Server {
     let (_folder, file) = edited_ensemble(|text| {
         let one_stage = "models = [\"dinov3\"]\naccept = { confidence = 0.999 }          # stop here when the most probable label has at least this probability\n\n[[tasks.roadwork.stages]]\nmodels = [\"siglip2\"]";

@@ -1,4 +1,5 @@
-//! The cloud model against a server that this project did not write: `transformers serve`, with a nano snapshot.
+//! The cloud model against a server that this project did not write: `transformers serve`, with a nano
+//! snapshot.
 
 use crate::cloud::{WITH_KEY, close, ensemble, hosted};
 use crate::harness::server::{Server, photograph};
@@ -31,8 +32,8 @@ fn the_transformers_server_votes_by_typed_decisions_and_fails_by_chat() {
     assert_eq!(answer.body["reason"], "exhausted", "{answer:?}");
     assert!(close(&vote["weight"], 1.0 / 2.0), "{vote}");
 
-    // Its chat completions have no log-probabilities, and so small a model generates no JSON: the vote fails, and is not
-    // guessed.
+    // Its chat completions have no log-probabilities, and so small a model generates no JSON: the vote fails,
+    // and is not guessed.
     let (_folder, chat) = start("openai");
     let answer = chat.client.classify("roadwork", &photograph(1));
     let vote = hosted(&answer);

@@ -1,5 +1,5 @@
-//! Measures the path of a decoded image of twelve megapixels to a model on a GPU: preprocessed by the CPU and copied, or
-//! copied and preprocessed there.
+//! Measures the path of a decoded image of twelve megapixels to a model on a GPU: preprocessed by the CPU and
+//! copied, or copied and preprocessed there.
 
 use std::time::Instant;
 

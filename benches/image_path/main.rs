@@ -1,5 +1,5 @@
-//! Measures the cost of a 12-megapixel JPEG before the models: decoding it as `exact` and `fast`, and preprocessing it on a
-//! CPU and on a GPU; and the effect of `fast` on the votes of the shipped ensemble.
+//! Measures the cost of a 12-megapixel JPEG before the models: decoding it as `exact` and `fast`, and
+//! preprocessing it on a CPU and on a GPU; and the effect of `fast` on the votes of the shipped ensemble.
 //!
 //!     make bench-image
 //!     cargo bench --bench image_path -- times | gpu | votes [STRIDE]

@@ -9,9 +9,11 @@ use concord_models::{Picture, Preprocessor, Scale, decode, decode_at, jpeg_size}
 use crate::photographs::twelve_megapixels;
 use crate::root;
 
-/// The number of runs of each measurement, alternating with the one that it is compared with; the median counts.
+/// The number of runs of each measurement, alternating with the one that it is compared with; the median
+/// counts.
 pub(crate) const RUNS: usize = 9;
-/// The published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 × 378.
+/// The published sizes: 384 × 384 resized in fp32 and in bytes, 768 × 768, and up to eight crops of 378 ×
+/// 378.
 const PRESETS: [&str; 4] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "florence2-large", "molmo2-8b"];
 
 /// Prints the table.

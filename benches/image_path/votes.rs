@@ -1,4 +1,5 @@
-//! Compares votes with `exact` and `fast` decoding, of the shipped ensemble's models on photographs outside the training data.
+//! Compares votes with `exact` and `fast` decoding, of the shipped ensemble's models on photographs outside
+//! the training data.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use concord_models::{Model, Pixels, RgbImage, Scale, TaskId, decode, decode_at, 
 use crate::photographs::{enlarged, twelve_megapixels};
 use crate::root;
 
-/// The factor of enlargement. The photographs are as small as the models' input, so that nothing could be saved without it.
+/// The factor of enlargement. The photographs are as small as the models' input, so that nothing could be
+/// saved without it.
 const ENLARGEMENT: u32 = 4;
 /// The factor of the stride for photographs of twelve megapixels, each of which takes seconds.
 const LARGE_STRIDE: usize = 8;

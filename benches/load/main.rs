@@ -1,4 +1,5 @@
-//! Measures the cost of the server besides its models, under load on this machine, beside a peer in the same run.
+//! Measures the cost of the server besides its models, under load on this machine, beside a peer in the same
+//! run.
 //!
 //!     make bench
 //!

@@ -7,7 +7,8 @@ use crate::client::Client;
 use crate::servers::{Program, no_op, root, with_instant_model};
 use crate::wrk;
 
-/// The number of rounds. Rounds of the two kinds of request alternate, so that other load on the machine affects both.
+/// The number of rounds. Rounds of the two kinds of request alternate, so that other load on the machine
+/// affects both.
 const ROUNDS: usize = 20;
 /// The number of requests in a round.
 const ROUND: usize = 100;
@@ -61,10 +62,11 @@ fn photograph_5kb() -> Vec<u8> {
     [&jpeg[..2], &[0xff, 0xfe], &length, &comment, &jpeg[2..]].concat()
 }
 
-/// Measures the whole path of an uncached image, with a model that takes no time, minus a route that does nothing.
+/// Measures the whole path of an uncached image, with a model that takes no time, minus a route that does
+/// nothing.
 ///
-/// Each run has servers of its own, because the placement of their threads by the operating system decides between two
-/// levels of latency.
+/// Each run has servers of its own, because the placement of their threads by the operating system decides
+/// between two levels of latency.
 pub(crate) fn router_latency(report: &mut Report) {
     let mut runs: Vec<[Latencies; 2]> = (0..SERVERS).map(|_| latencies_of_a_server(report)).collect();
     for (what, key, quantile, aim) in [
@@ -114,8 +116,8 @@ fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
     [Latencies::of(ours), Latencies::of(theirs)]
 }
 
-/// Measures overload: ten times as many clients as the model's queue holds, each sending its next request as soon as it has
-/// a response.
+/// Measures overload: ten times as many clients as the model's queue holds, each sending its next request as
+/// soon as it has a response.
 pub(crate) fn overload(report: &mut Report) {
     const CAPACITY: usize = 4;
     let capacity = CAPACITY.to_string();
@@ -161,7 +163,8 @@ pub(crate) fn overload(report: &mut Report) {
     );
 }
 
-/// Measures cached verdicts: the whole path through router and cache actor, and the memory after a million of them.
+/// Measures cached verdicts: the whole path through router and cache actor, and the memory after a million of
+/// them.
 pub(crate) fn cached_verdicts(report: &mut Report) {
     const CONNECTIONS: usize = 32;
     const SECONDS: usize = 5;

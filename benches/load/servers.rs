@@ -19,8 +19,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Starts the real server in this process, with a task of one stage and one model that takes `per_batch` for a batch. The
-/// snapshot is not loaded, but has to exist.
+/// Starts the real server in this process, with a task of one stage and one model that takes `per_batch` for
+/// a batch. The snapshot is not loaded, but has to exist.
 pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]) -> SocketAddr {
     let text = "
         [models.instant]

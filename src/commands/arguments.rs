@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::config::{ConfigError, Ensemble};
 use crate::problem::Problem;
 
-/// The time limit of a request from the command line: a day, since the person at the terminal decides how long is too
-/// long.
+/// The time limit of a request from the command line: a day, since the person at the terminal decides how
+/// long is too long.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// The configuration that a command works on.
@@ -38,7 +38,8 @@ impl EnsembleArgs {
 /// Returns the task that `--task` names, or the only one that is configured.
 ///
 /// # Errors
-/// Returns a message with the names to choose from if there is no such task, or none is named and there are several.
+/// Returns a message with the names to choose from if there is no such task, or none is named and there are
+/// several.
 pub(super) fn choose_task(ensemble: &Ensemble, named: Option<&str>) -> Result<String, String> {
     let names: Vec<&str> = ensemble.tasks().keys().map(String::as_str).collect();
     match named {
@@ -49,8 +50,8 @@ pub(super) fn choose_task(ensemble: &Ensemble, named: Option<&str>) -> Result<St
     }
 }
 
-/// Reads a file of at most `limit` bytes. Devices and pipes have no size to check beforehand, so that the bytes are
-/// counted while they are read.
+/// Reads a file of at most `limit` bytes. Devices and pipes have no size to check beforehand, so that the
+/// bytes are counted while they are read.
 pub(super) fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
     let file = File::open(path).map_err(|error| Problem::unreadable(&error))?;
     let mut bytes = Vec::new();

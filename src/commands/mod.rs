@@ -1,4 +1,5 @@
-//! The subcommands of `concord`, a file each, and what several of them share (`arguments`, `output`, `running`).
+//! The subcommands of `concord`, a file each, and what several of them share (`arguments`, `output`,
+//! `running`).
 
 mod arguments;
 pub mod bench;

@@ -11,7 +11,8 @@ pub fn warn(message: &str) {
     eprintln!("concord: {message}");
 }
 
-/// Prints `text` and a line break to standard output. Ends the program if nobody reads that any more, as behind `head`.
+/// Prints `text` and a line break to standard output. Ends the program if nobody reads that any more, as
+/// behind `head`.
 pub fn print_line(text: &impl Display) {
     if let Err(error) = writeln!(stdout(), "{text}") {
         if error.kind() != ErrorKind::BrokenPipe {
@@ -31,7 +32,8 @@ pub(super) fn progress_bar(images: usize) -> ProgressBar {
     ProgressBar::new(images as u64).with_style(style)
 }
 
-/// Returns a spinner for work that takes seconds or minutes and has no parts to count; it is visible only at a terminal.
+/// Returns a spinner for work that takes seconds or minutes and has no parts to count; it is visible only at
+/// a terminal.
 pub(super) fn spinner(message: &str) -> ProgressBar {
     /// The time between two of its frames.
     const TICK: Duration = Duration::from_millis(120);

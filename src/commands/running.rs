@@ -10,8 +10,8 @@ use concord_policy::Policy;
 
 use crate::config::Ensemble;
 
-/// Starts the actors of a configuration, or only those of one task and its models, and calls `work` with them. At a
-/// terminal it shows its progress, since big models take a while to load.
+/// Starts the actors of a configuration, or only those of one task and its models, and calls `work` with
+/// them. At a terminal it shows its progress, since big models take a while to load.
 pub(super) fn with_engine<T>(
     ensemble: &Ensemble,
     task: Option<&str>,
@@ -67,8 +67,8 @@ fn with_models<T>(
     })
 }
 
-/// Calls `work` and returns its error as text. libtorch's exceptions, out of memory for instance, arrive as panics and
-/// are returned like errors.
+/// Calls `work` and returns its error as text. libtorch's exceptions, out of memory for instance, arrive as
+/// panics and are returned like errors.
 pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),

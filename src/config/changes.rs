@@ -16,8 +16,8 @@ pub struct Change {
     pub needs_restart: Vec<String>,
 }
 
-/// Compares a changed configuration with the one that the process was started with. `current` are the tasks that apply
-/// now: a changed task that has a model which is not running stays as it is there.
+/// Compares a changed configuration with the one that the process was started with. `current` are the tasks
+/// that apply now: a changed task that has a model which is not running stays as it is there.
 pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &Ensemble) -> Change {
     let mut needs_restart = Vec::new();
     for (section, differs) in [

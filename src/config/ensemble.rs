@@ -34,8 +34,8 @@ impl Ensemble {
         Ok(Self::parse(&text, &path.display().to_string(), folder, variables)?)
     }
 
-    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by `variables`, and the
-    /// learned files of its tasks.
+    /// Reads the text of a file that is called `name` in messages and lies in `folder`, overridden by
+    /// `variables`, and the learned files of its tasks.
     ///
     /// # Errors
     /// Returns all faults, in the order of the lines.

@@ -21,8 +21,8 @@ pub enum ConfigError {
     Faults(#[from] Faults),
 }
 
-/// All faults of one configuration, in the order of the file's lines; there is at least one. The text has a line for
-/// each.
+/// All faults of one configuration, in the order of the file's lines; there is at least one. The text has a
+/// line for each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Faults {
     file: String,

@@ -1,4 +1,5 @@
-//! The keys that a table may have, taken from the type that reads it, so that no second list can differ from it.
+//! The keys that a table may have, taken from the type that reads it, so that no second list can differ from
+//! it.
 
 use std::fmt;
 

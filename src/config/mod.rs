@@ -1,5 +1,5 @@
-//! The configuration `ensemble.toml`: read, overridden by `CONCORD__SECTION__KEY` variables, and validated as a whole. It
-//! loads no model and knows nothing of HTTP.
+//! The configuration `ensemble.toml`: read, overridden by `CONCORD__SECTION__KEY` variables, and validated as
+//! a whole. It loads no model and knows nothing of HTTP.
 //!
 //! The result is an [`Ensemble`] without faults, or all its faults, each with its line.
 

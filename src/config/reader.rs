@@ -75,7 +75,8 @@ impl Reader<'_> {
         self.finish(&[name.into()], section, semantic).unwrap_or_default()
     }
 
-    /// Reads the tables in `[models]` or `[tasks]` by name. There must be at least one, and the names must be valid.
+    /// Reads the tables in `[models]` or `[tasks]` by name. There must be at least one, and the names must be
+    /// valid.
     fn named_tables(&mut self, kind: &str, value: Value) -> BTreeMap<String, Value> {
         let section = Section::<BTreeMap<String, Value>>::read(value, |_| &[]);
         let mut semantic = Vec::new();
@@ -128,8 +129,8 @@ impl Reader<'_> {
         clouds
     }
 
-    /// Reads the tasks. Returns those without faults. `model_names` are all models, including those that could not be read:
-    /// that is no fault of a task.
+    /// Reads the tasks. Returns those without faults. `model_names` are all models, including those that
+    /// could not be read: that is no fault of a task.
     fn tasks(
         &mut self,
         tables: BTreeMap<String, Value>,

@@ -1,7 +1,7 @@
 //! Reads one section so that no fault hides another.
 //!
-//! serde stops at the first value of a wrong type. That value is therefore removed and the section is read again, until
-//! what is left fits. Every field has a default for this reason.
+//! serde stops at the first value of a wrong type. That value is therefore removed and the section is read
+//! again, until what is left fits. Every field has a default for this reason.
 
 use concord_actors::{Diagnostic, nearest};
 use concord_policy::PathPart;
@@ -66,8 +66,8 @@ impl<T: DeserializeOwned> Section<T> {
         }
     }
 
-    /// Returns all faults, where `semantic` are those found in the content. A fault of a removed value, or of the table that
-    /// it was removed from, is only a consequence and is left out.
+    /// Returns all faults, where `semantic` are those found in the content. A fault of a removed value, or of
+    /// the table that it was removed from, is only a consequence and is left out.
     pub(super) fn faults_with(mut self, semantic: Vec<Diagnostic>) -> Vec<Diagnostic> {
         for fault in semantic {
             let path = self.original(&fault.path);
@@ -78,8 +78,8 @@ impl<T: DeserializeOwned> Section<T> {
         self.faults
     }
 
-    /// Converts a path in what is left of the section into one in the section as it was written: the indices of list entries
-    /// move back up by the number of entries that were removed before them.
+    /// Converts a path in what is left of the section into one in the section as it was written: the indices
+    /// of list entries move back up by the number of entries that were removed before them.
     fn original(&self, path: &[PathPart]) -> Vec<PathPart> {
         let mut original: Vec<PathPart> = Vec::with_capacity(path.len());
         for part in path {
@@ -116,8 +116,8 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     format!("unknown key{suggestion}{allowed}")
 }
 
-/// Returns the content, or the path and the message of the first wrong type; keys that nothing reads are added to
-/// `unknown`.
+/// Returns the content, or the path and the message of the first wrong type; keys that nothing reads are
+/// added to `unknown`.
 fn read_once<T: DeserializeOwned>(
     value: &Value,
     known_keys: KnownKeys,
@@ -142,7 +142,8 @@ fn read_once<T: DeserializeOwned>(
     })
 }
 
-/// Returns the path of a list where a table belongs. serde would take the list for the table's values in their order.
+/// Returns the path of a list where a table belongs. serde would take the list for the table's values in
+/// their order.
 fn list_for_table(value: &Value, path: &mut Vec<PathPart>, known_keys: KnownKeys) -> Option<Vec<PathPart>> {
     let children: Vec<(PathPart, &Value)> = match value {
         Value::Array(_) if !known_keys(path).is_empty() => return Some(path.clone()),

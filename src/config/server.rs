@@ -9,10 +9,11 @@ use serde::Deserialize;
 
 /// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
 const MAX_PIXELS: RangeInclusive<u64> = 1..=1_000_000_000;
-/// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held in memory as
-/// a whole.
+/// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held
+/// in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
-/// The range of thread counts. No machine that Concord is made for has more, so that a larger number is a mistake.
+/// The range of thread counts. No machine that Concord is made for has more, so that a larger number is a
+/// mistake.
 const THREADS: RangeInclusive<u64> = 0..=1024;
 /// The range of `max_in_flight`. The routers' mailboxes hold this many messages, and some more.
 const MAX_IN_FLIGHT: RangeInclusive<u64> = 1..=50_000;
@@ -43,7 +44,8 @@ pub struct ServerSection {
     pub max_pixels: u64,
     /// The most bytes of an encoded image.
     pub max_body_bytes: u64,
-    /// The number of cores to compute on; 0 for all. Models on the CPU share them, and half as many threads decode.
+    /// The number of cores to compute on; 0 for all. Models on the CPU share them, and half as many threads
+    /// decode.
     pub cpu_threads: usize,
     /// The environment variable that holds the API keys, separated by commas; without it, none is required.
     pub api_keys_env: Option<String>,
@@ -64,8 +66,8 @@ impl Default for ServerSection {
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process that resizes it for
-            // DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process
+            // that resizes it for DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
             max_pixels: 64_000_000,
             max_body_bytes: 32 * 1024 * 1024,
             cpu_threads: 0,

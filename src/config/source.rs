@@ -59,11 +59,12 @@ impl Source {
         Ok(source)
     }
 
-    /// Returns the place to mend the value at `path`: the variable that set it, or else its line, or else the line of the
-    /// table that lacks it.
+    /// Returns the place to mend the value at `path`: the variable that set it, or else its line, or else the
+    /// line of the table that lacks it.
     pub(super) fn locate(&self, path: &[PathPart]) -> Location {
         let (depth, line) = self.nearest_in_file(path);
-        // The value, or a table around it, came from a variable; or the file lacks a table that variables made.
+        // The value, or a table around it, came from a variable; or the file lacks a table that variables
+        // made.
         let above = |variable: &[PathPart]| path.starts_with(variable);
         let made = |variable: &[PathPart]| depth < path.len() && variable.starts_with(&path[..=depth]);
         self.variables
@@ -89,7 +90,8 @@ impl Source {
     }
 }
 
-/// Returns `part` of `item`, and the offset at which it is written (of a table's key rather than its content).
+/// Returns `part` of `item`, and the offset at which it is written (of a table's key rather than its
+/// content).
 fn child_of<'a>(item: &'a Item, part: &PathPart) -> Option<(&'a Item, Option<usize>)> {
     match part {
         PathPart::Key(name) => {
@@ -113,7 +115,8 @@ fn column_of(text: &str, offset: usize) -> Location {
     Location::Column { line: line_of(text, offset), column }
 }
 
-/// Returns `[server, max_pixels]` for `CONCORD__SERVER__MAX_PIXELS`, and `None` for variables that are no overrides.
+/// Returns `[server, max_pixels]` for `CONCORD__SERVER__MAX_PIXELS`, and `None` for variables that are no
+/// overrides.
 ///
 /// The path is in lower case, as `config` reads variables and as all keys are.
 fn overridden_path(variable: &str) -> Option<Vec<PathPart>> {

@@ -9,8 +9,8 @@ use super::respond::Refusal;
 use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
 
-/// A handler's argument that only requests with an accepted API key get past; every request does where no keys are
-/// configured.
+/// A handler's argument that only requests with an accepted API key get past; every request does where no
+/// keys are configured.
 pub(super) struct Authorized;
 
 impl FromRequest for Authorized {

@@ -141,7 +141,8 @@ pub(super) async fn image_with_params(
     if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, params)) }
 }
 
-/// Returns the bytes of a stream, of which there may be at most `limit`. `declared` is the sender's `content-length`.
+/// Returns the bytes of a stream, of which there may be at most `limit`. `declared` is the sender's
+/// `content-length`.
 async fn collect(
     mut stream: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
     declared: Option<u64>,

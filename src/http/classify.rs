@@ -1,4 +1,5 @@
-//! `POST /v1/tasks/{task}/classify`: turns bytes and headers into a question to the router, and its answer into a verdict.
+//! `POST /v1/tasks/{task}/classify`: turns bytes and headers into a question to the router, and its answer
+//! into a verdict.
 
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::web::{Data, Path, Payload, Query};

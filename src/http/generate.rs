@@ -40,7 +40,8 @@ pub(super) struct TextReport {
     model: String,
     /// The text, without special tokens.
     text: String,
-    /// The regions of the image that the text names, in pixels: each with a `box` (left, top, right, bottom) or a `quad`.
+    /// The regions of the image that the text names, in pixels: each with a `box` (left, top, right, bottom)
+    /// or a `quad`.
     #[schema(value_type = Vec<Object>)]
     regions: Vec<Region>,
     /// The number of tokens in the prompt, those of the image included.
@@ -106,7 +107,8 @@ pub(super) async fn generate(
     })
 }
 
-/// Reads the request and has the model begin. Returns the text's events, and whether the client wants them streamed.
+/// Reads the request and has the model begin. Returns the text's events, and whether the client wants them
+/// streamed.
 async fn begin(
     incoming: &Incoming<'_>,
     model: &str,

@@ -1,5 +1,5 @@
-//! The HTTP endpoint: it turns requests into messages to the routers, and their replies into responses. It knows neither
-//! models nor how votes are fused.
+//! The HTTP endpoint: it turns requests into messages to the routers, and their replies into responses. It
+//! knows neither models nor how votes are fused.
 
 mod auth;
 mod body;
@@ -46,7 +46,8 @@ pub fn bind(section: &ServerSection) -> io::Result<TcpListener> {
     TcpListener::bind(address)
 }
 
-/// Starts the server on a bound socket; the returned server is to be awaited. Must be called where an actix system runs.
+/// Starts the server on a bound socket; the returned server is to be awaited. Must be called where an actix
+/// system runs.
 ///
 /// # Errors
 /// Returns an error if the certificate or its key cannot be used.

@@ -39,7 +39,8 @@ pub(super) struct StagePage {
     gate: Option<f64>,
     /// Whether, besides, all votes so far must have the same label.
     agreement: bool,
-    /// The share of the verdict above which the learned weight of one of its models must be for the stage to run.
+    /// The share of the verdict above which the learned weight of one of its models must be for the stage to
+    /// run.
     #[serde(skip_serializing_if = "Option::is_none")]
     min_weight: Option<f64>,
 }
@@ -193,7 +194,8 @@ pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(StatusPage { status: "ok", detail: None })
 }
 
-/// Returns 200 while requests are answered: once the models are loaded and warmed up, until the process shuts down.
+/// Returns 200 while requests are answered: once the models are loaded and warmed up, until the process shuts
+/// down.
 #[utoipa::path(get, path = "/readyz", tag = "operations",
     responses((status = 200, body = StatusPage), (status = 503, body = StatusPage)))]
 pub(super) async fn readyz(worker: Data<Worker>) -> HttpResponse {

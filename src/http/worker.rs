@@ -1,4 +1,5 @@
-//! The state that the handlers of one HTTP worker share: its router, the options, and whether the process is draining.
+//! The state that the handlers of one HTTP worker share: its router, the options, and whether the process is
+//! draining.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

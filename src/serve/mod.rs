@@ -1,5 +1,5 @@
-//! The life of a server from start to end: it binds, loads, answers, follows the configuration, and drains. It knows
-//! neither what a request is nor how it is answered.
+//! The life of a server from start to end: it binds, loads, answers, follows the configuration, and drains.
+//! It knows neither what a request is nor how it is answered.
 
 mod reload;
 
@@ -24,9 +24,9 @@ use reload::Reloader;
 
 /// The time for which a process that shuts down, and says so at `/readyz`, still accepts connections.
 const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
-/// The time for which it then answers requests on open connections, closing each connection with the response. Closing a
-/// connection while its client is sending the next request would lose that request; a client that has been quiet for
-/// this long is not sending one.
+/// The time for which it then answers requests on open connections, closing each connection with the
+/// response. Closing a connection while its client is sending the next request would lose that request; a
+/// client that has been quiet for this long is not sending one.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 /// The options of a server.
@@ -70,8 +70,8 @@ pub enum ServeError {
     Fatal(String),
 }
 
-/// Serves until the process is asked to shut down, and then until the requests in flight have been answered. `on_ready` is
-/// called with the address once the models are loaded. Must be called inside an actix system.
+/// Serves until the process is asked to shut down, and then until the requests in flight have been answered.
+/// `on_ready` is called with the address once the models are loaded. Must be called inside an actix system.
 ///
 /// # Errors
 /// Returns an error if it cannot start, or cannot go on.
@@ -119,8 +119,8 @@ pub async fn serve(
     draining.begin();
     if matches!(ended, Ended::ShutDown(_)) {
         sleep(LAST_CONNECTIONS).await;
-        // New connections are refused from now on, rather than accepted and lost: actix would stop listening only
-        // together with everything else.
+        // New connections are refused from now on, rather than accepted and lost: actix would stop listening
+        // only together with everything else.
         if let Err(error) = SockRef::from(&listener).shutdown(Shutdown::Read) {
             tracing::warn!(%error, "the socket still listens: connections made now may be lost");
         }

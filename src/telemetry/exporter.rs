@@ -1,5 +1,5 @@
-//! Exports the spans of every actor under a service of its own: spans are sorted by the service that they name, and each
-//! service has an exporter with that name.
+//! Exports the spans of every actor under a service of its own: spans are sorted by the service that they
+//! name, and each service has an exporter with that name.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,8 +32,8 @@ pub(super) struct ServiceExporter {
 }
 
 impl ServiceExporter {
-    /// Returns an exporter to the receiver at `base`, for instance `http://localhost:4318`. Must not be called inside an
-    /// async runtime.
+    /// Returns an exporter to the receiver at `base`, for instance `http://localhost:4318`. Must not be
+    /// called inside an async runtime.
     ///
     /// # Errors
     /// Returns an error if the HTTP client cannot be created.

@@ -35,8 +35,8 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Sets up the logs of a server and, where a receiver is configured, its traces. Must be called once, outside any async
-    /// runtime.
+    /// Sets up the logs of a server and, where a receiver is configured, its traces. Must be called once,
+    /// outside any async runtime.
     ///
     /// # Errors
     /// Returns an error if the exporter's HTTP client cannot be created.

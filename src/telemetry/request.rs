@@ -43,8 +43,9 @@ impl Sampling {
         Self { ratio: 0.0 }
     }
 
-    /// Returns the identity of a request to `route` that has just arrived, as a child of the caller's `traceparent` if there
-    /// is one. The caller's sampling decision is followed, except that nothing is exported without a receiver.
+    /// Returns the identity of a request to `route` that has just arrived, as a child of the caller's
+    /// `traceparent` if there is one. The caller's sampling decision is followed, except that nothing is
+    /// exported without a receiver.
     pub fn request(self, route: &'static str, traceparent: Option<&str>) -> RequestContext {
         let id = Uuid::now_v7();
         let parent = traceparent.and_then(parse);
@@ -56,7 +57,8 @@ impl Sampling {
         if sampled { exported(id, route, parent) } else { unexported(id, route, trace_id) }
     }
 
-    /// Decides by the lower half of the trace id, as `TraceIdRatioBased` of the OpenTelemetry specification does.
+    /// Decides by the lower half of the trace id, as `TraceIdRatioBased` of the OpenTelemetry specification
+    /// does.
     fn chooses(self, trace_id: TraceId) -> bool {
         // The specification uses 63 bits of it.
         let low = u128::from_be_bytes(trace_id.to_bytes()) as u64 >> 1;
@@ -103,10 +105,11 @@ fn format(trace_id: TraceId, span_id: SpanId, flags: TraceFlags) -> String {
     format!("00-{trace_id}-{span_id}-{flags:02x}")
 }
 
-/// Parses `00-TRACE-PARENT-FLAGS`. Returns `None` for anything else, which starts a new trace, as the recommendation asks.
+/// Parses `00-TRACE-PARENT-FLAGS`. Returns `None` for anything else, which starts a new trace, as the
+/// recommendation asks.
 ///
-/// `opentelemetry_sdk`'s `TraceContextPropagator` (0.33) is not used because it does not check the lengths of the parts, so
-/// that a malformed header would become a parent.
+/// `opentelemetry_sdk`'s `TraceContextPropagator` (0.33) is not used because it does not check the lengths of
+/// the parts, so that a malformed header would become a parent.
 fn parse(text: &str) -> Option<SpanContext> {
     let mut parts = text.trim().split('-');
     let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

@@ -7,10 +7,11 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TelemetrySection {
-    /// The base URL of an OTLP receiver over HTTP, such as `http://localhost:4318`; without it there are no traces.
+    /// The base URL of an OTLP receiver over HTTP, such as `http://localhost:4318`; without it there are no
+    /// traces.
     pub otlp_endpoint: Option<String>,
-    /// The share of requests whose trace is exported, from 0 to 1. The sampled flag of a caller's `traceparent` takes
-    /// precedence.
+    /// The share of requests whose trace is exported, from 0 to 1. The sampled flag of a caller's
+    /// `traceparent` takes precedence.
     pub sample_ratio: f64,
     /// The format of the log that `concord serve` writes to standard error: `human` or `json`.
     pub log_format: String,

@@ -28,7 +28,8 @@ pub(crate) struct InjectedFaults {
     panics: AtomicUsize,
     /// The number of images that there is memory for in a batch.
     memory: AtomicUsize,
-    /// Whether models warm up with batches of every power of two, as on a GPU, rather than as they do by themselves.
+    /// Whether models warm up with batches of every power of two, as on a GPU, rather than as they do by
+    /// themselves.
     warms_up: AtomicBool,
     /// Whether forward passes run without their CUDA graphs.
     without_graphs: AtomicBool,
@@ -103,8 +104,8 @@ impl InjectedFaults {
         std::mem::take(&mut self.sizes.lock().unwrap())
     }
 
-    /// Fails if there is no memory. libtorch returns an error from its fallible functions and panics in the others: here the
-    /// two alternate.
+    /// Fails if there is no memory. libtorch returns an error from its fallible functions and panics in the
+    /// others: here the two alternate.
     fn allocate(&self, images: usize) -> Result<(), ModelError> {
         const CUDA: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB\nbacktrace";
         const CPU: &str = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: \

@@ -39,7 +39,8 @@ pub(crate) fn concord(arguments: &[&str]) -> Run {
     concord_with(arguments, &[])
 }
 
-/// Runs `concord ARGUMENTS` with environment variables; the caller's own `CONCORD_` variables do not reach the program.
+/// Runs `concord ARGUMENTS` with environment variables; the caller's own `CONCORD_` variables do not reach
+/// the program.
 pub(crate) fn concord_with(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     run_of(&command(arguments).envs(variables.iter().copied()).output().unwrap())
 }
@@ -79,8 +80,8 @@ pub(crate) fn two_models() -> PathBuf {
     root().join("tests/fixtures/ensemble.toml")
 }
 
-/// Copies that ensemble into a folder of its own, with `edit` applied to its text. The models still load from the
-/// repository.
+/// Copies that ensemble into a folder of its own, with `edit` applied to its text. The models still load from
+/// the repository.
 pub(crate) fn edited_ensemble(edit: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let nano = root().join("models/nano");

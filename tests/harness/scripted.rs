@@ -1,5 +1,5 @@
-//! A server whose responses a test writes: it stands in for servers that cannot run here, in their documented formats, and
-//! for faulty ones.
+//! A server whose responses a test writes: it stands in for servers that cannot run here, in their documented
+//! formats, and for faulty ones.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

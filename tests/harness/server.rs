@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::{command, root};
 
-/// The time after which a wait fails: longer than anything takes on a machine that is busy with other things as well.
+/// The time after which a wait fails: longer than anything takes on a machine that is busy with other things
+/// as well.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `concord serve` on a free port; killed when it is dropped.
@@ -135,7 +136,8 @@ impl Endpoint {
         Answer::of(request.send().unwrap_or_else(|error| panic!("no answer: {error:?}")))
     }
 
-    /// Returns the sum of the metric's samples whose labels contain all of `labels`, such as `model="dinov3"`.
+    /// Returns the sum of the metric's samples whose labels contain all of `labels`, such as
+    /// `model="dinov3"`.
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.http.get(format!("{}/metrics", self.address)).send().unwrap().text().unwrap();
         let sample = |line: &&str| {
@@ -208,7 +210,8 @@ impl Load {
                     number += 1;
                     let started = Instant::now();
                     let sent = endpoint.post("roadwork").body(photograph(number)).send();
-                    // The server does not listen any more: there was no connection, so that nothing was accepted.
+                    // The server does not listen any more: there was no connection, so that nothing was
+                    // accepted.
                     if sent.as_ref().is_err_and(reqwest::Error::is_connect) {
                         break;
                     }

@@ -1,4 +1,5 @@
-//! The server of Hugging Face transformers with a nano snapshot, which is one that this project did not write.
+//! The server of Hugging Face transformers with a nano snapshot, which is one that this project did not
+//! write.
 
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};

@@ -37,14 +37,15 @@ pub struct BenchArgs {
     /// A published model size with random weights, for instance dinov3-vitl16; may be repeated
     #[arg(long, value_name = "PRESET")]
     pub(super) random: Vec<String>,
-    /// Run two models at once (of the ensemble, or random:PRESET), each on its own thread and stream, and compare the
-    /// time with the sum of their times alone
+    /// Run two models at once (of the ensemble, or random:PRESET), each on its own thread and stream, and
+    /// compare the time with the sum of their times alone
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["models", "snapshot", "random"])]
     pub(super) together: Vec<String>,
     /// Batch sizes: the number of images that run together
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     pub(super) batch: Vec<usize>,
-    /// Number formats: fp32, bf16, fp16, fp8; by default as configured, and bf16 for models that are not configured
+    /// Number formats: fp32, bf16, fp16, fp8; by default as configured, and bf16 for models that are not
+    /// configured
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub(super) dtype: Vec<String>,
     #[arg(long, help = format!("The device, instead of the configured one: {DEVICES}"))]

@@ -63,8 +63,8 @@ fn end(args: &BenchArgs, mut report: Report) -> ExitCode {
     }
 }
 
-/// Loads one variant of a model and measures its workloads. A workload that fails is a row that says so; the others are
-/// still measured.
+/// Loads one variant of a model and measures its workloads. A workload that fails is a row that says so; the
+/// others are still measured.
 fn bench_one(
     args: &BenchArgs,
     bench_model: &BenchModel,

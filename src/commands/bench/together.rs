@@ -21,8 +21,8 @@ const TRIAL: usize = 5;
 /// The only device without CUDA graphs.
 const CPU: &str = "cpu";
 
-/// Measures the two models that `--together` names. Failures are entered into the report; the other variants are still
-/// measured.
+/// Measures the two models that `--together` names. Failures are entered into the report; the other variants
+/// are still measured.
 pub(super) fn run(args: &BenchArgs, report: &mut Report) -> Result<(), String> {
     let bench_models = pair(args)?;
     let [first, second] = &bench_models;
@@ -89,8 +89,8 @@ fn measure(
     })
 }
 
-/// Returns the number of iterations that take `--seconds`. Both models have to take equally long: what one does after
-/// the other has ended says nothing.
+/// Returns the number of iterations that take `--seconds`. Both models have to take equally long: what one
+/// does after the other has ended says nothing.
 fn iterations(args: &BenchArgs, ran: usize, took: Duration) -> usize {
     let each = took.as_secs_f64() / ran as f64;
     args.iterations.unwrap_or_else(|| ((args.seconds / each.max(1e-6)) as usize).max(TRIAL))
@@ -195,8 +195,8 @@ fn run_lane(
     Ok(())
 }
 
-/// Returns the first workload whose name contains `--only`; without it the vote, or the first workload of a model that
-/// does not vote.
+/// Returns the first workload whose name contains `--only`; without it the vote, or the first workload of a
+/// model that does not vote.
 fn chosen<'a>(workloads: Vec<Workload<'a>>, only: Option<&str>) -> Result<Workload<'a>, String> {
     let names: Vec<String> = workloads.iter().map(|workload| workload.name.clone()).collect();
     let found = names.iter().position(|name| name.contains(only.unwrap_or(VOTE)));

@@ -1,5 +1,5 @@
-//! Parses any text as `ensemble.toml`, with its last line as an environment variable. Nothing may panic, and a refused text
-//! has at least one fault.
+//! Parses any text as `ensemble.toml`, with its last line as an environment variable. Nothing may panic, and
+//! a refused text has at least one fault.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Reads the image out of bodies of every kind, and decodes it. Nothing may panic, and no limit may be exceeded.
+//! Reads the image out of bodies of every kind, and decodes it. Nothing may panic, and no limit may be
+//! exceeded.
 
 #![no_main]
 
@@ -10,7 +11,8 @@ const PIXELS_MAX: u64 = 1 << 16;
 const CONTENT_TYPES: [&str; 4] =
     ["image/png", "application/json", "multipart/form-data; boundary=b", "application/octet-stream"];
 
-// Image decoders may panic, where the panic is caught; libfuzzer's own hook would end the process before that.
+// Image decoders may panic, where the panic is caught; libfuzzer's own hook would end the process before
+// that.
 fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |input: &[u8]| {
     let Some((&kind, body)) = input.split_first() else { return };
     let content_type = CONTENT_TYPES[usize::from(kind) % CONTENT_TYPES.len()];
