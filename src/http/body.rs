@@ -169,7 +169,7 @@ async fn from_form(
         other => Problem::new(ProblemKind::BadRequest, format!("the form cannot be read: {other}")),
     };
     let mut form = Multipart::new(headers, payload);
-    // The bytes left of the whole body's limit, so that parts which nobody reads are counted too.
+    // The bytes left of the whole body's limit, so that unread parts are counted too.
     let mut left = BodyKind::Form.body_limit(limit);
     while let Some(part) = form.next().await {
         let mut part = part.map_err(unreadable)?;
@@ -186,7 +186,7 @@ async fn from_form(
             return Ok(bytes.freeze());
         }
     }
-    Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}")))
+    Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}: must have one with the image")))
 }
 
 /// Returns the image of a JSON body, and the parameters beside it.

@@ -130,14 +130,14 @@ fn generate_request(query: &GenerateParams, in_body: GenerateParams) -> Result<G
     let bad = |detail: String| Problem::new(ProblemKind::BadRequest, detail);
     let prompt = in_body.prompt.or_else(|| query.prompt.clone()).unwrap_or_default();
     if prompt.trim().is_empty() {
-        return Err(bad("prompt: is missing: what should be written about the image?".to_owned()));
+        return Err(bad("prompt: is missing: must be a question or a task about the image".to_owned()));
     }
     if prompt.len() > PROMPT_BYTES_MAX {
-        return Err(bad(format!("prompt: has more than {PROMPT_BYTES_MAX} bytes")));
+        return Err(bad(format!("prompt: is too long: must have at most {PROMPT_BYTES_MAX} bytes")));
     }
     let max_new_tokens = in_body.max_new_tokens.or(query.max_new_tokens).unwrap_or(NEW_TOKENS);
     if !(1..=NEW_TOKENS_MAX).contains(&max_new_tokens) {
-        return Err(bad(format!("max_new_tokens: {max_new_tokens} is out of range: 1 to {NEW_TOKENS_MAX}")));
+        return Err(bad(format!("max_new_tokens: {max_new_tokens} is out of range: must be from 1 to {NEW_TOKENS_MAX}")));
     }
     Ok(GenerateRequest { prompt, max_new_tokens })
 }
@@ -149,7 +149,7 @@ async fn end(writing: &mut Writing) -> Result<Written, Problem> {
             return outcome.map_err(|failure| Problem::of_vote(&failure));
         }
     }
-    Err(Problem::new(ProblemKind::Internal, "the text ended without an end"))
+    Err(Problem::new(ProblemKind::Internal, "the text was cut off: see the log of the server"))
 }
 
 /// Returns the text as server-sent events.
@@ -170,7 +170,7 @@ fn pieces(
             }
             Some(TextEvent::Done(Err(failure))) => (Ok(event("error", &Problem::of_vote(&failure))), None),
             None => (
-                Ok(event("error", &Problem::new(ProblemKind::Internal, "the text ended without an end"))),
+                Ok(event("error", &Problem::new(ProblemKind::Internal, "the text was cut off: see the log of the server"))),
                 None,
             ),
         })

@@ -39,7 +39,7 @@ impl<'a> Incoming<'a> {
     /// Awaits the reading of the body, until the deadline at most.
     ///
     /// # Errors
-    /// Returns the problem of `read`, or one that says that the body was too slow.
+    /// Returns the problem of `read`, or that of a slow body if the deadline comes first.
     pub(super) async fn in_time<T>(
         &self,
         read: impl Future<Output = Result<T, Problem>>,
