@@ -27,7 +27,11 @@ fn expand_one(argument: &Path) -> Vec<Input> {
     let fault = |fault: &str| vec![Input { path: argument.to_owned(), fault: Some(fault.to_owned()) }];
     if argument.is_dir() {
         let images = images_below(argument);
-        return if images.is_empty() { fault("the folder has no images: name a folder or files with some") } else { images };
+        return if images.is_empty() {
+            fault("the folder has no images: name a folder or files with some")
+        } else {
+            images
+        };
     }
     let text = argument.to_string_lossy();
     if argument.exists() || !text.contains(['*', '?', '[']) {

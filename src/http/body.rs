@@ -186,7 +186,10 @@ async fn from_form(
             return Ok(bytes.freeze());
         }
     }
-    Err(Problem::new(ProblemKind::BadRequest, format!("the form has no part named {PART:?}: must have one with the image")))
+    Err(Problem::new(
+        ProblemKind::BadRequest,
+        format!("the form has no part named {PART:?}: must have one with the image"),
+    ))
 }
 
 /// Returns the image of a JSON body, and the parameters beside it.

@@ -137,7 +137,9 @@ fn generate_request(query: &GenerateParams, in_body: GenerateParams) -> Result<G
     }
     let max_new_tokens = in_body.max_new_tokens.or(query.max_new_tokens).unwrap_or(NEW_TOKENS);
     if !(1..=NEW_TOKENS_MAX).contains(&max_new_tokens) {
-        return Err(bad(format!("max_new_tokens: {max_new_tokens} is out of range: must be from 1 to {NEW_TOKENS_MAX}")));
+        return Err(bad(format!(
+            "max_new_tokens: {max_new_tokens} is out of range: must be from 1 to {NEW_TOKENS_MAX}"
+        )));
     }
     Ok(GenerateRequest { prompt, max_new_tokens })
 }
@@ -170,7 +172,10 @@ fn pieces(
             }
             Some(TextEvent::Done(Err(failure))) => (Ok(event("error", &Problem::of_vote(&failure))), None),
             None => (
-                Ok(event("error", &Problem::new(ProblemKind::Internal, "the text was cut off: see the log of the server"))),
+                Ok(event(
+                    "error",
+                    &Problem::new(ProblemKind::Internal, "the text was cut off: see the log of the server"),
+                )),
                 None,
             ),
         })

@@ -128,7 +128,7 @@ fn what_is_no_data_is_refused() {
         (folder.path().join("missing"), "No such file"),
         (file, "neither a folder, nor a .csv, nor a tar archive"),
         (folder.path().to_owned(), "picture.jpg is in no folder"),
-        (empty.path().to_owned(), "no pictures"),
+        (empty.path().to_owned(), "no images"),
     ] {
         let error = Dataset::read(&source, &labelling(&labels)).unwrap_err();
         assert!(error.contains(expected), "{error}");

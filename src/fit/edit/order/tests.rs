@@ -13,7 +13,7 @@ fn stages_of_the_real_file_move_with_their_comments() {
         TaskChange { order: vec![2, 0, 1, 3], confidences: vec![Some(0.9)], ..TaskChange::default() };
     let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
     let begin = ENSEMBLE.find("[[tasks.roadwork.stages]]").unwrap();
-    let end = ENSEMBLE.find("[[tasks.roadwork.stages]]                # left out").unwrap();
+    let end = ENSEMBLE.find("[[tasks.roadwork.stages]]                # skipped").unwrap();
     let expected = r#"[[tasks.roadwork.stages]]
 models = ["molmo2"]
 accept = { confidence = 0.9 }           # below it the answer is given all the same, with the reason "exhausted"
@@ -24,9 +24,9 @@ accept = { confidence = 0.999 }          # stop here when the most probable labe
 # accept = { confidence = 0.999, gate = 0.99 }    # or: when the learned gate finds it right with this one
 
 [[tasks.roadwork.stages]]
-models = ["siglip2", "florence2"]        # asked together
-optional = ["florence2"]                 # whose failure fails nothing
-accept = { confidence = 0.95, agreement = true }    # and all must say the same
+models = ["siglip2", "florence2"]        # asked at the same time
+optional = ["florence2"]                 # a failure of these does not fail the request
+accept = { confidence = 0.95, agreement = true }    # and only if all votes have the same label
 
 "#;
     assert_eq!(after, [&ENSEMBLE[..begin], expected, &ENSEMBLE[end..]].concat());
