@@ -48,10 +48,10 @@ const CRATES: [Crate; 3] = [
     Crate {
         src: "src",
         layers: &[
-            &["telemetry", "inputs", "problem"],
+            &["inputs", "problem", "table", "telemetry"],
             &["config", "evaluate", "verdict"],
             &["fit", "http"],
-            &["serve", "head"],
+            &["head", "serve"],
             &["commands"],
         ],
     },
