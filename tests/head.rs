@@ -1,4 +1,4 @@
-//! `concord head train` on the pictures of `assets/`, and what a running server makes of the heads.
+//! `concord head train` on the images of `assets/`, and a running server that loads the heads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,11 +31,11 @@ calibration = { dinov3 = 0.61 }
 models = ["dinov3"]
 "#;
 
-/// An ensemble with a snapshot of its own, labelled pictures, and a folder for features.
+/// An ensemble with a snapshot of its own, labeled images, and a folder for features.
 struct Workplace {
     folder: TempDir,
     ensemble: PathBuf,
-    /// What it says at first.
+    /// The first text of the configuration.
     text: String,
     data: PathBuf,
 }
@@ -44,14 +44,14 @@ impl Workplace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let snapshot = folder.path().join("dinov3");
-        for made in [&snapshot, &folder.path().join("pictures")] {
+        for made in [&snapshot, &folder.path().join("images")] {
             fs::create_dir(made).unwrap();
         }
         for entry in fs::read_dir(root().join("models/nano/dinov3")).unwrap() {
             let path = entry.unwrap().path();
             fs::copy(&path, snapshot.join(path.file_name().unwrap())).unwrap();
         }
-        let data = table(&folder.path().join("pictures"), 15);
+        let data = table(&folder.path().join("images"), 15);
         let ensemble = folder.path().join("ensemble.toml");
         let text = replace(ENSEMBLE, "NANO", root().join("models/nano").to_str().unwrap());
         fs::write(&ensemble, &text).unwrap();
@@ -79,7 +79,7 @@ impl Workplace {
         concord(&[&arguments[..], more].concat())
     }
 
-    /// The tensors of a head as bytes, by name.
+    /// Returns the tensors of a head as bytes, by name.
     fn tensors(&self, head: &str) -> Vec<(String, Vec<u8>)> {
         let bytes = fs::read(self.path("dinov3").join(head)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -89,7 +89,7 @@ impl Workplace {
         tensors
     }
 
-    /// An entry of its metadata.
+    /// Returns an entry of a head's metadata.
     fn note(&self, head: &str, key: &str) -> String {
         let bytes = fs::read(self.path("dinov3").join(head)).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -114,10 +114,10 @@ fn a_head_is_trained_and_a_running_server_takes_it_up() {
     let workplace = Workplace::new();
     let server = Server::start(&workplace.ensemble);
     let before = classify(&server, "road-work-clear.jpg");
-    let run = workplace.train(&["--use"]);
+    let run = workplace.train(&["--apply"]);
     assert_eq!(run.status, 0, "{run:?}");
     assert!(
-        run.stdout.contains("30 pictures in 30 groups: 24 to train on, 6 to validate on"),
+        run.stdout.contains("30 images in 30 groups: 24 to train on, 6 to validate on"),
         "{}",
         run.stdout
     );
@@ -143,14 +143,14 @@ fn a_head_is_trained_and_a_running_server_takes_it_up() {
 #[test]
 fn a_head_of_another_snapshot_is_warned_of() {
     let workplace = Workplace::new();
-    assert_eq!(workplace.train(&["--use"]).status, 0);
+    assert_eq!(workplace.train(&["--apply"]).status, 0);
     let warned = || {
         let run = concord(&["validate", "--ensemble", workplace.ensemble.to_str().unwrap()]);
         assert_eq!(run.status, 0, "{run:?}");
         run.stderr.contains("trained on another snapshot than its model has: train it again")
     };
     assert!(!warned(), "it is its own");
-    // What its backbone makes of a picture now is something else, perhaps.
+    // The backbone's features may differ now.
     let settings = workplace.path("dinov3/preprocessor_config.json");
     let text = fs::read_to_string(&settings).unwrap();
     fs::write(&settings, format!("{text}\n")).unwrap();
@@ -171,7 +171,7 @@ fn heads_are_numbered_and_follow_from_their_seeds() {
     let [first, again, other] = names.each_ref().map(|name| workplace.tensors(name));
     assert_eq!(first, again, "the same seed gives the same head");
     assert_ne!(first, other);
-    // 30 pictures, the CLS token and the mean of 128 numbers each, a digest and a checksum.
+    // 30 images, the CLS token and the mean of 128 numbers each, a digest and a checksum.
     assert_eq!(features, [30 * (2 * 128 * 4 + 40); 3], "the backbone ran once");
 
     let note = |key| workplace.note(&names[0], key);
@@ -179,11 +179,11 @@ fn heads_are_numbered_and_follow_from_their_seeds() {
     assert_eq!(note("mc_dropout_passes"), "0");
     assert_eq!(note("labels"), r#"["no road work","road work"]"#);
     assert_eq!((note("snapshot").len(), note("data").len()), (64, 64));
-    assert_eq!(note("data"), workplace.note(&names[2], "data"), "of the same pictures");
-    let pictures: Value = serde_json::from_str(&note("pictures")).unwrap();
+    assert_eq!(note("data"), workplace.note(&names[2], "data"), "of the same images");
+    let images: Value = serde_json::from_str(&note("images")).unwrap();
     let expected =
         serde_json::json!({"training": 24, "validation": 6, "groups": 30, "of_each_label": [15, 15]});
-    assert_eq!(pictures, expected);
+    assert_eq!(images, expected);
     let validation: Value = serde_json::from_str(&note("validation")).unwrap();
     for figure in ["accuracy", "mcc", "nll", "ece"] {
         assert!(validation[figure]["high"].as_f64() >= validation[figure]["low"].as_f64(), "{validation}");
@@ -191,9 +191,9 @@ fn heads_are_numbered_and_follow_from_their_seeds() {
     assert_eq!(
         fs::read_to_string(&workplace.ensemble).unwrap(),
         workplace.text,
-        "nothing is written without --use"
+        "nothing is written without --apply"
     );
-    // A version that is gone is not given away again.
+    // The number of a deleted version is not used again.
     fs::remove_file(workplace.path("dinov3").join(&names[1])).unwrap();
     assert!(workplace.train(&["--kind", "linear-cls"]).stdout.contains("head.roadwork.v4.safetensors"));
     assert_eq!(workplace.note("head.roadwork.v4.safetensors", "kind"), "linear-cls");
@@ -202,7 +202,8 @@ fn heads_are_numbered_and_follow_from_their_seeds() {
 #[test]
 fn an_mlp_head_says_how_uncertain_it_is() {
     let workplace = Workplace::new();
-    let run = workplace.train(&["--kind", "mlp", "--dropout", "0.4", "--class-weight", "balanced", "--use"]);
+    let run =
+        workplace.train(&["--kind", "mlp", "--dropout", "0.4", "--class-weight", "balanced", "--apply"]);
     assert_eq!(run.status, 0, "{run:?}");
     assert_eq!(workplace.note("head.roadwork.v1.safetensors", "dropout"), "0.4");
     workplace.edit("device = \"cpu\"", "device = \"cpu\"\nmc_dropout_passes = 20");
@@ -226,7 +227,7 @@ fn passes_with_dropout_need_a_head_that_was_trained_with_it() {
     let run = workplace.train(&["--kind", "mlp", "--dropout", "0", "--epochs", "2"]);
     assert_eq!(run.status, 0, "{run:?}");
     workplace.edit("device = \"cpu\"", "device = \"cpu\"\nmc_dropout_passes = 20");
-    let run = workplace.train(&["--use"]);
+    let run = workplace.train(&["--apply"]);
     assert!(
         run.status == 2 && run.stderr.contains("asks its heads with dropout (mc_dropout_passes = 20)"),
         "{run:?}"
@@ -252,10 +253,10 @@ fn passes_with_dropout_need_a_head_that_was_trained_with_it() {
 }
 
 #[test]
-fn what_cannot_be_trained_is_told() {
+fn unusable_arguments_and_data_are_errors() {
     let workplace = Workplace::new();
     let csv = |name: &str, rows: &[(&str, &str, &str)]| {
-        let path = workplace.path("pictures").join(name);
+        let path = workplace.path("images").join(name);
         let rows: String =
             rows.iter().map(|(path, label, group)| format!("{path},{label},{group}\n")).collect();
         fs::write(&path, format!("path,label,group\n{rows}")).unwrap();
@@ -280,11 +281,11 @@ fn what_cannot_be_trained_is_told() {
         (
             &one_class,
             &["--model", "dinov3"][..],
-            "no picture shows \"no road work\": a head needs pictures of every",
+            "there are no images of \"no road work\": a head needs images of every",
         ),
-        (&few, &["--model", "dinov3"], "fewer groups of pictures than are needed (2 of 2 pictures)"),
-        (&stranger, &["--model", "dinov3"], "1 pictures of 1 kinds that mean no label: stop"),
-        (&twice, &["--model", "dinov3"], "are the same picture with two labels"),
+        (&few, &["--model", "dinov3"], "too few groups of images (2 groups of 2 images)"),
+        (&stranger, &["--model", "dinov3"], "1 images have 1 unknown labels: stop"),
+        (&twice, &["--model", "dinov3"], "are the same image with two labels"),
         (data, &["--model", "siglip2"], "siglip2 has no features that a head could be trained on"),
         (data, &["--model", "dino"], "no model \"dino\" runs here: there is dinov3, siglip2"),
         (data, &["--model", "dinov3", "--task", "weather"], "no task \"weather\" is configured"),
@@ -293,34 +294,34 @@ fn what_cannot_be_trained_is_told() {
         (data, &["--model", "dinov3", "--dropout", "1"], "must be from 0 to 0.9"),
         (data, &["--model", "dinov3", "--learning-rate", "0"], "must be greater than 0"),
         (data, &["--model", "dinov3", "--learning-rate", "1e30"], "choose a lower learning rate"),
-        (data, &["--model", "dinov3", "--evaluation", itself], "30 of the pictures are in"),
+        (data, &["--model", "dinov3", "--holdout", itself], "30 of the images are also in"),
     ] {
         let run = workplace.train_on(data, more);
         assert_eq!(run.status, 2, "{more:?} {run:?}");
         assert!(run.stderr.contains(expected), "{expected:?} is missing in {}", run.stderr);
     }
     assert!(!workplace.path("dinov3/head.roadwork.v1.safetensors").exists(), "nothing was written");
-    // A picture that is none is left out, and said to be.
-    fs::write(workplace.path("pictures").join(none), "no picture").unwrap();
+    // A file that is not an image is left out, with a warning.
+    fs::write(workplace.path("images").join(none), "no image").unwrap();
     let run = workplace.train(&[]);
     assert_eq!(run.status, 1, "{run:?}");
-    assert!(run.stderr.contains("1 of 30 pictures are left out"), "{}", run.stderr);
+    assert!(run.stderr.contains("1 of 30 images are left out"), "{}", run.stderr);
 }
 
 #[test]
-fn folders_that_cannot_be_written_to_are_told_before_anything_is_computed() {
+fn folders_that_cannot_be_written_to_are_reported_before_anything_is_computed() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let workplace = Workplace::new();
     fs::write(workplace.path("features"), "a file").unwrap();
     let run = workplace.train(&[]);
-    assert!(run.status == 2 && run.stderr.contains("features cannot be kept in"), "{run:?}");
+    assert!(run.status == 2 && run.stderr.contains("features cannot be stored in"), "{run:?}");
     fs::remove_file(workplace.path("features")).unwrap();
 
     let snapshot = workplace.path("dinov3");
     fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o555)).unwrap();
     if fs::write(snapshot.join("probe"), "").is_ok() {
-        // Root writes anywhere but there, and finds no snapshot there.
+        // Root can write anywhere but there, and that folder has no snapshot.
         workplace.edit("snapshot = \"dinov3\"", "snapshot = \"/proc/self\"");
     }
     let run = workplace.train(&[]);

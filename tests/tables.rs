@@ -59,7 +59,7 @@ fn evaluate_shows_all_measures_only_where_it_may_be_wide() {
     assert_narrow(&narrow);
     assert!(narrow.contains("MCC") && narrow.contains("cascade") && !narrow.contains("Brier"), "{narrow}");
     let wide = printed(&[&shifted[..], &["--wide"]].concat());
-    for part in ["balanced", "Brier", "AURC", "worst class", "gets to 3"] {
+    for part in ["balanced", "Brier", "AURC", "worst class", "reach 3"] {
         assert!(wide.contains(part), "{part} is missing in {wide}");
     }
 }

@@ -32,7 +32,7 @@ ROOT = HERE.parent.parent
 GPU_MS = {"dinov3": 1.60, "siglip2": 2.35, "florence2": 8.69, "molmo2": 28.6}
 PRICES = [part for model, amount in GPU_MS.items() for part in ("--price", f"{model}={amount}")]
 ENSEMBLES = ["shipped", "seen", "weak"]
-TASKS = {"roadwork": ["--class", "25_road_work=road work", "--other", "no road work"], "traffic_sign": []}
+TASKS = {"roadwork": ["--class", "25_road_work=road work", "--default-label", "no road work"], "traffic_sign": []}
 STEPS = ["votes", "shifts", "measure", "page"]
 CURVE = [64, 16, 4, 1]          # every Nth held-out image
 SHIFT_EVERY = 4                 # every Nth of the test archive, in 30 ways
@@ -110,7 +110,7 @@ class Lab:
         return json.loads(self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *more))
 
     def evaluate_shifted(self):
-        found = self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *SHIFT, "--every", SHIFT_EVERY, on_gpu=True)
+        found = self.run("evaluate", "--data", self.test, "--json", *TASKS[self.task], *SHIFT, "--stride", SHIFT_EVERY, on_gpu=True)
         return json.loads(found)["shifts"]
 
     def fit_shifted(self, *more):
@@ -120,7 +120,7 @@ class Lab:
         return json.loads(self.run("evaluate", "--data", self.held, "--json"))
 
     def fit(self, *more, on_gpu=False):
-        return self.run("fit", "--data", self.held, "--evaluation", self.test, *more, on_gpu=on_gpu)
+        return self.run("fit", "--data", self.held, "--holdout", self.test, *more, on_gpu=on_gpu)
 
 
 def held_out(args):
@@ -174,7 +174,7 @@ def measure(lab, found, keep):
         found["before"] = lab.evaluate()
         # What asking all models comes to once calibration and weights are fitted.
         lab.fit("--learned", "never")
-        held = [row for row in lab.evaluate_held()["answerers"] if row["kind"] == "fusion"]
+        held = [row for row in lab.evaluate_held()["strategies"] if row["kind"] == "fusion"]
         found["wanted"] = max(row["accuracy"]["value"] for row in held) - ACCURACY_GIVEN_UP[lab.task]
     cheap = ["--min-accuracy", f"{found['wanted']:.4f}"]
     dear = ["--max-cost", f"{COST_SHARE * sum(GPU_MS.values()):.2f}"]
@@ -198,7 +198,7 @@ def measure(lab, found, keep):
     found["curve"] = found.get("curve", [])
     for every in CURVE[len(found["curve"]):]:
         lab.start_again()
-        images = re.search(r"(\d+) images in (\d+) groups", lab.fit("--every", every))
+        images = re.search(r"(\d+) images in (\d+) groups", lab.fit("--stride", every))
         found["curve"].append((*images.groups(), lab.evaluate()))
         keep(found)
 

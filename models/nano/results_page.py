@@ -2,7 +2,7 @@
 
 
 def named(rows, name):
-    return next((row for row in rows["answerers"] if row["name"] == name), None)
+    return next((row for row in rows["strategies"] if row["name"] == name), None)
 
 
 def value(row, key):
@@ -31,7 +31,7 @@ def cascade(rows):
 
 
 def best(rows, kind):
-    return max((row for row in rows["answerers"] if row["kind"] == kind), key=lambda row: value(row, "mcc"))
+    return max((row for row in rows["strategies"] if row["kind"] == kind), key=lambda row: value(row, "mcc"))
 
 
 def auroc(foretold):
@@ -105,15 +105,15 @@ def weighs(fit):
 
 def is_better(line):
     """Of what fit says of a network."""
-    if line.endswith(": better."):
+    if line.endswith(": significantly better."):
         return True
-    if "no clear gain" in line or "too few errors" in line or "too few to fit" in line or "too little to learn from" in line:
+    if "not significantly better" in line or "too few errors" in line or "too few to fit" in line or "too little to learn from" in line:
         return False
     raise SystemExit(f"fit says what this script does not know: {line}")
 
 
 def best_nll(rows):
-    fixed = [row for row in rows["answerers"] if row["name"] in ("all, linear", "all, log_linear")]
+    fixed = [row for row in rows["strategies"] if row["name"] in ("all, linear", "all, log_linear")]
     return min(fixed, key=lambda row: value(row, "nll"))
 
 
@@ -206,7 +206,7 @@ def section(key, of, root, every):
     priced = {id(of[fit]["test"]): of[fit]["priced"] for fit in ("auto", "shift")}
     rows = []
     for label, result, name in [
-        *[(row["name"], after, row["name"]) for row in after["answerers"] if row["kind"] in ("model", "fusion")],
+        *[(row["name"], after, row["name"]) for row in after["strategies"] if row["kind"] in ("model", "fusion")],
         ("all, uniformly", after, "all, uniformly"),
         ("cascade as shipped", before, "cascade"), ("cascade fitted", after, "cascade"),
         ("cascade fitted with `--shift all`", shifted, "cascade"),

@@ -1,5 +1,5 @@
-//! `concord fit`: calibration, weights, gates, the order of stages and thresholds from labelled pictures, written into
-//! `ensemble.toml`.
+//! `concord fit`: fits calibration, weights, gates, the order of stages and thresholds to labeled images, and
+//! writes them into `ensemble.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,62 +8,70 @@ use std::process::ExitCode;
 use clap::builder::RangedU64ValueParser;
 use concord_policy::{Calibration, Policy, Stage};
 
-use super::labelled::{LabelledArgs, ShiftArgs, Voted};
+use super::labeled::{LabeledArgs, ShiftArgs, VotedImages};
 use super::output::spinner;
 use super::{EXIT_UNUSABLE, print_line, warn};
 use crate::config::Ensemble;
-use crate::evaluate::{Goal, dealt, one_of};
+use crate::evaluate::{Objective, assigned, one_of};
 use crate::fit::{
-    Fit, FitOptions, Labelled, Learning, TaskChange, difference, edited, fit, next_learned_file, print,
-    write_learned_file, write_with_backup,
+    Fit, FitData, FitOptions, Learning, TaskChange, apply_change, fit, next_learned_file, print,
+    unified_diff, write_learned_file, write_with_backup,
 };
 
-/// Fit calibration, weights, gates, the order of stages and thresholds to labelled pictures, and write them into ensemble.toml.
+/// Fit calibration, weights, gates, the order of stages and thresholds to labeled images, and write them into
+/// ensemble.toml.
 ///
-/// Each part is judged on pictures that it was not fitted on, and only what is better for sure is written: temperatures or, for more
-/// than two labels, vector scaling (a scale and a bias for each label) where that is better still; weights, the same for all
-/// images or, by a small network on a backbone's feature, for each image and with a temperature for it; where a goal is given,
-/// the order of stages, gates (networks that say how likely an answer is right) and thresholds. Networks, order and thresholds
-/// need a first stage that makes at least 50 errors, which they are fitted on. Networks are kept in a file beside
-/// ensemble.toml. The change is shown first; comments stay, and the order of everything but stages; the old file is kept
-/// beside the new one. A running server takes it over.
+/// Each part is evaluated by cross-fitting, on images that it was not fitted on, and is written only if it is
+/// significantly better (its 95 % interval lies on the better side of 0): temperatures or, with more than two
+/// labels, vector scaling (a scale and a bias for each label) if it beats them; weights, either the same for
+/// all images or computed for each image, with a temperature, by a small network on a backbone's feature;
+/// and, if a goal is given, the order of stages, gates (networks that estimate the probability that an answer
+/// is right) and thresholds. Networks, order and thresholds are only fitted if the first stage makes at least
+/// 50 errors. Networks are written into a file beside ensemble.toml. The change is shown as a diff; comments
+/// are kept, and the order of everything but stages; a backup of the old file is kept beside the new one. A
+/// running server reloads the file.
 ///
-/// With --shift each picture is fitted on twice: as it is, and made worse in one of these ways, which is always the same for the
-/// same file; with --copies more than twice. Goals and what is told are then of all together.
+/// With --shift each image is used twice: clean, and with one of the corruptions, which is always the same
+/// one for the same file; with --copies, more often. Goals and reported metrics are then those of all copies
+/// together.
 ///
-/// A stage keeps its place that has `burst_queue_depth`, `min_weight` or a model that is off, as do all up to the last one that
-/// asks a gate already. No stage moves past one that keeps its place, and where more than four could move none does. Where
-/// weights are learned for each image, the backbone's stage comes no later than it did.
+/// A stage keeps its place if it has `burst_queue_depth`, `min_weight` or a model that is off, as do all
+/// stages up to the last one that already asks a gate. No stage moves past one that keeps its place, and none
+/// moves if more than four could. If weights are learned for each image, the backbone's stage does not move
+/// back.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 when something was fitted or nothing was to be gained, 1 when some pictures had to be\n\
-    left out, 2 when nothing could be fitted."
+    after_help = "Exit status: 0 if something was fitted or there was nothing to gain, 1 if some images had to be\n\
+    left out, 2 if nothing could be fitted."
 )]
 pub struct FitArgs {
     #[command(flatten)]
-    labelled: LabelledArgs,
+    labeled: LabeledArgs,
     #[command(flatten)]
     shift: ShiftArgs,
-    /// How often each picture is fitted on again, made worse by another one of the corruptions each time
+    /// The number of corrupted copies of each image to fit on, each with another of the corruptions
     #[arg(long, value_name = "N", default_value_t = 1, requires = "shifts", value_parser = RangedU64ValueParser::<usize>::new().range(1..=30))]
     copies: usize,
-    /// Fit the order of stages and thresholds as well: the fewest errors at no more than so many milliseconds a picture
+    /// Also fit the order of stages and thresholds, for the fewest errors at no more than this many
+    /// milliseconds per image
     #[arg(long, value_name = "MS", conflicts_with_all = ["max_cost", "min_accuracy", "prices"], value_parser = positive)]
     max_cost_ms: Option<f64>,
-    /// Fit the order of stages and thresholds as well: the fewest errors at no more than this of a picture, in the prices that --price gives
+    /// Also fit the order of stages and thresholds, for the fewest errors at no more than this cost per
+    /// image, in prices given by --price
     #[arg(long, value_name = "AMOUNT", conflicts_with = "min_accuracy", requires = "prices", value_parser = positive)]
     max_cost: Option<f64>,
-    /// Fit the order of stages and thresholds as well: the least cost at no less than this accuracy
+    /// Also fit the order of stages and thresholds, for the least cost at no less than this accuracy
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
-    /// Whether small networks on a backbone's feature are learned and used: weights and temperatures for each image and, where
-    /// a goal is given, gates
+    /// When to learn and use small networks on a backbone's feature: weights and temperatures for each image
+    /// and, if a goal is given, gates
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     learned: Learning,
-    /// Pictures on which the result will be reported, in the form of --data: none of them may be fitted on
+    /// The images on which the result will be reported, in any form that --data takes: fitting on one of them
+    /// is an error
     #[arg(long, value_name = "PATH")]
-    evaluation: Option<PathBuf>,
-    /// Show what would be written, and write nothing
+    holdout: Option<PathBuf>,
+    /// Show the change, but write nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -84,21 +92,21 @@ fn share(argument: &str) -> Result<f64, String> {
 impl FitArgs {
     fn options(&self) -> FitOptions {
         let cost = self.max_cost_ms.or(self.max_cost);
-        let goal = cost.map(Goal::MaxCost).or(self.min_accuracy.map(Goal::MinAccuracy));
-        FitOptions { goal, learning: self.learned }
+        let objective = cost.map(Objective::MaxCost).or(self.min_accuracy.map(Objective::MinAccuracy));
+        FitOptions { objective, learning: self.learned }
     }
 }
 
-/// Fits, tells, and writes.
+/// Runs the command: fits, reports, and writes.
 pub fn run(args: &FitArgs) -> ExitCode {
-    let ensemble = args.labelled.pictures.ensemble.read();
+    let ensemble = args.labeled.dataset.ensemble.read();
     let fitted = ensemble.and_then(|ensemble| {
-        if let Some(evaluation) = &args.evaluation {
-            args.labelled.pictures.refuse_shared(&ensemble, evaluation)?;
+        if let Some(holdout) = &args.holdout {
+            args.labeled.dataset.refuse_shared(&ensemble, holdout)?;
         }
-        let worse = dealt(&args.shift.corruptions(), args.copies);
-        args.labelled.with_votes(&ensemble, &worse, |voted, worse| {
-            fit_and_write(args, &ensemble, &with_worse(args, voted, worse))
+        let plans = assigned(&args.shift.corruptions(), args.copies);
+        args.labeled.with_votes(&ensemble, &plans, |clean, corrupted| {
+            fit_and_write(args, &ensemble, &with_corrupted(args, clean, corrupted))
         })
     });
     fitted.unwrap_or_else(|message| {
@@ -107,52 +115,56 @@ pub fn run(args: &FitArgs) -> ExitCode {
     })
 }
 
-/// All that is fitted on; says what it is.
-fn with_worse<'a>(args: &FitArgs, mut voted: Voted<'a>, worse: Vec<Voted<'a>>) -> Voted<'a> {
-    let mut told = voted.describe();
-    if worse.is_empty() {
-        print_line(&format!("{told}\n"));
-        return voted;
+/// Returns all images to fit on, the clean ones and their corrupted copies, and prints how many there are.
+fn with_corrupted<'a>(
+    args: &FitArgs,
+    mut clean: VotedImages<'a>,
+    corrupted: Vec<VotedImages<'a>>,
+) -> VotedImages<'a> {
+    let mut description = clean.describe();
+    if corrupted.is_empty() {
+        print_line(&format!("{description}\n"));
+        return clean;
     }
-    let count: usize = worse.iter().map(|worse| worse.pictures.len()).sum();
-    let copies = match worse.len() {
-        times if count < times * voted.pictures.len() => format!("{count} copies of them"),
+    let count: usize = corrupted.iter().map(|voted| voted.images.len()).sum();
+    let copies = match corrupted.len() {
+        times if count < times * clean.images.len() => format!("{count} copies of them"),
         1 => "each once more".to_owned(),
         times => format!("each {times} times more"),
     };
-    told.push_str(&format!(", and {copies}, made worse by {}", one_of(&args.shift.corruptions())));
-    worse.into_iter().for_each(|worse| voted.append(worse));
-    print_line(&format!("{told}\n"));
-    voted
+    description.push_str(&format!(", and {copies}, corrupted by {}", one_of(&args.shift.corruptions())));
+    corrupted.into_iter().for_each(|voted| clean.append(voted));
+    print_line(&format!("{description}\n"));
+    clean
 }
 
-fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Result<ExitCode, String> {
-    let labelled = Labelled { pictures: &voted.pictures, groups: &voted.groups };
-    let working = spinner("fitting every part five times, and once to all pictures");
-    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labelled, args.options());
+fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &VotedImages<'_>) -> Result<ExitCode, String> {
+    let labeled = FitData { images: &voted.images, groups: &voted.groups };
+    let working = spinner("fitting every part on each of five folds, and on all images");
+    let fit = fit(voted.policy, &ensemble.tasks()[voted.task], labeled, args.options());
     working.finish_and_clear();
-    let fit = fit.ok_or("there are fewer groups of pictures than are needed to fit")?;
-    print_line(&print(&fit, voted.policy, args.options(), args.labelled.cost_unit()));
-    let path = &args.labelled.pictures.ensemble.ensemble;
+    let fit =
+        fit.ok_or("there are too few groups of images to fit: there must be one for each of five folds")?;
+    print_line(&print(&fit, voted.policy, args.options(), args.labeled.cost_unit()));
+    let path = &args.labeled.dataset.ensemble.ensemble;
     let learned = learned_file(args, &fit, voted, ensemble)?;
     if learned.is_none() && voted.policy.learned().is_some() {
         print_line(
-            &"The configured networks were fitted beside other temperatures and weights, and count for nothing in what is told \
-              here as fitted, where no networks are used: take learned, gate and min_weight out of the task, and \
-              choose another method of fusion.\n",
+            &"The configured learned networks were ignored: they were fitted with other temperatures and weights. Remove \
+              learned, gate and min_weight from the task, and choose another fusion method.\n",
         );
     }
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut change = change(&fit, voted.policy, &ensemble.tasks()[voted.task]);
     change.learned = learned.as_ref().map(|(name, _)| name.clone());
-    let after = edited(&before, voted.task, &change)?;
-    let shown = difference(&before, &after, &path.display().to_string());
+    let after = apply_change(&before, voted.task, &change)?;
+    let shown = unified_diff(&before, &after, &path.display().to_string());
     if shown.is_empty() {
-        print_line(&"Nothing is to be gained: the file stays as it is.");
+        print_line(&"There is nothing to gain: the file is unchanged.");
     } else {
         print_line(&shown);
         if args.dry_run {
-            print_line(&"Nothing is written (--dry-run).");
+            print_line(&"Nothing was written (--dry-run).");
         } else {
             if let Some((name, bytes)) = &learned {
                 write_learned_file(ensemble.folder(), name, bytes)?;
@@ -165,18 +177,18 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &Voted<'_>) -> Resu
     Ok(if voted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The name of the file of what was learned, and its bytes; `None` where nothing learned is used.
+/// Returns the name and the bytes of the file of learned networks; `None` if none of them are used.
 fn learned_file(
     args: &FitArgs,
     fit: &Fit,
-    voted: &Voted<'_>,
+    voted: &VotedImages<'_>,
     ensemble: &Ensemble,
 ) -> Result<Option<(String, Vec<u8>)>, String> {
     let Some(learned) = fit.networks() else { return Ok(None) };
     let note = |key: &str, value: String| (key.to_owned(), value);
     let mut notes = BTreeMap::from([
         note("task", voted.task.to_owned()),
-        note("pictures", voted.pictures.len().to_string()),
+        note("images", voted.images.len().to_string()),
         note("data", voted.digest.to_string()),
         note("program", format!("concord {}", env!("CARGO_PKG_VERSION"))),
     ]);
@@ -189,7 +201,8 @@ fn learned_file(
     Ok(Some((name, learned.to_bytes(&notes)?)))
 }
 
-/// What is to be written; stages are counted as in the file, where models that are off have theirs.
+/// Returns the change of `ensemble.toml`. Stages are numbered as in the file, where models that are off have
+/// theirs.
 fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     let (mut temperatures, mut scalings) = (BTreeMap::new(), BTreeMap::new());
     for (member, calibrations) in policy.members().zip(&fit.calibrations) {
@@ -205,7 +218,7 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
         }
     }
     let fusion = fit.fusion();
-    // In proportion to the weights of models that were not asked, which stay.
+    // Scaled to the old sum, since the weights of models that were not asked stay as they are.
     let sum: f64 = policy.members().map(|member| member.weight().get()).sum();
     let weights = fusion.map(|fusion| {
         let models = policy.members().map(|member| member.model().to_string());
@@ -234,7 +247,7 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     }
 }
 
-/// The stages of the file in the order in which they are to be.
+/// Returns the stages of the file, by their places in it, in their new order.
 fn file_order(fit: &Fit, policy: &Policy, whole: &Policy) -> Vec<usize> {
     let mut order: Vec<usize> = (0..whole.stages().len()).collect();
     for (place, stage) in policy.stages().iter().enumerate() {
@@ -246,7 +259,7 @@ fn file_order(fit: &Fit, policy: &Policy, whole: &Policy) -> Vec<usize> {
     order
 }
 
-/// Where a stage is in the file, in which it may have models that are off as well.
+/// Returns the place of a stage in the file, where it may also have models that are off.
 fn place_in_file(stage: &Stage, whole: &Policy) -> Option<usize> {
     let is_in = |model: &str| stage.members().iter().any(|member| **member.model() == *model);
     whole.stages().iter().position(|other| other.members().iter().any(|member| is_in(member.model())))

@@ -1,4 +1,4 @@
-//! `concord head`: trains heads on frozen backbones, and says how they are used.
+//! `concord head`: trains heads on frozen backbones, and writes them into snapshots and the configuration.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
@@ -17,19 +17,20 @@ use concord_models::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::dataset_args::{DatasetArgs, bytes_of};
 use super::fit::positive;
 use super::output::progress_bar;
-use super::pictures::{PictureArgs, bytes_of};
 use super::{EXIT_UNUSABLE, contained, print_line, warn};
 use crate::config::{Ensemble, needs_heads};
-use crate::fit::{TaskChange, difference, edited, with_head, write_with_backup};
+use crate::fit::{TaskChange, apply_change, set_head, unified_diff, write_with_backup};
 use crate::head::{
-    Division, Extraction, FeatureStore, Judgement, Labelled, Preparation, describe, divide, facts, print,
+    ExtractedFeatures, Extraction, FeatureStore, Preparation, Split, Validation, describe, facts, print,
+    split,
 };
 
-/// So many different faults are told.
-const FAULTS_TOLD_MAX: usize = 5;
-/// While features become a tensor they are in memory twice.
+/// The number of distinct faults that are printed.
+const PRINTED_FAULTS_MAX: usize = 5;
+/// The number of copies of the features in memory while they are made into a tensor.
 const COPIES: u64 = 2;
 
 /// Train heads on frozen backbones.
@@ -44,65 +45,67 @@ enum HeadCommand {
     Train(Box<TrainArgs>),
 }
 
-/// Train a head for a task on labelled pictures, and write it beside the model's snapshot.
+/// Train a head for a task on labeled images, and write it into the folder of the model's snapshot.
 ///
-/// The backbone runs once for each picture and stays as it is; its features are kept on disk. One group in five of each
-/// label is not trained on, and says when to stop. The head is a new file, head.TASK.vN.safetensors, with the pictures'
-/// digest and what the validation part says in its metadata.
+/// The backbone is frozen and runs once for each image; its features are stored on disk. One group in five of
+/// each label is held out for validation, which decides when to stop. The head is written to a new file,
+/// head.TASK.vN.safetensors, whose metadata has the digest of the images and the validation metrics.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 when a head was written, 1 when one was and some pictures had to be left out,\n\
-    2 when none was written."
+    after_help = "Exit status: 0 if a head was written, 1 if one was written but some images had to be left out,\n\
+    2 if none was written."
 )]
 struct TrainArgs {
     #[command(flatten)]
-    pictures: PictureArgs,
-    /// The model whose features it is trained on, as ensemble.toml names it
+    dataset: DatasetArgs,
+    /// The model whose features the head is trained on, as ensemble.toml names it
     #[arg(long, short, value_name = "NAME")]
     model: String,
-    /// What the head is
+    /// The kind of head
     #[arg(long, value_enum, default_value_t = Kind::Linear)]
     kind: Kind,
-    /// Passes over the pictures, at most
+    /// The largest number of passes over the images
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = RangedU64ValueParser::<usize>::new().range(1..=100_000))]
     epochs: usize,
-    /// End after so many epochs that were no better on the validation part
+    /// Stop after this many epochs without a lower validation loss
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = RangedU64ValueParser::<usize>::new().range(1..=100_000))]
     patience: usize,
-    /// The step size of the optimiser [default: 0.005 for linear heads, 0.002 for mlp]
+    /// The learning rate of the optimizer [default: 0.005 for linear heads, 0.002 for mlp]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     learning_rate: Option<f64>,
-    /// By how much weights shrink at each step, times the step size
+    /// The weight decay of the optimizer (decoupled: times the learning rate at each step)
     #[arg(long, value_name = "RATE", default_value_t = 0.1, value_parser = not_negative)]
     weight_decay: f64,
-    /// The share of hidden units that are left out at each step, for mlp [default: 0.3]
+    /// The dropout rate of hidden units, for mlp [default: 0.3]
     #[arg(long, value_name = "SHARE", value_parser = dropout)]
     dropout: Option<f64>,
-    /// Pictures in a step
+    /// The number of images in a training step
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65_536))]
     batch: usize,
-    /// Whether rare labels count as much as frequent ones. Probabilities are then those of a world in which labels are
-    /// equally frequent, until a temperature and thresholds are fitted
+    /// Whether rare labels weigh as much as frequent ones; probabilities are then those of a world in which
+    /// all labels are equally frequent, until a temperature and thresholds are fitted
     #[arg(long, value_enum, default_value_t = ClassWeight::None)]
     class_weight: ClassWeight,
-    /// Of initial weights, the order of pictures, dropout and the validation part
+    /// The seed of the initial weights, the order of images, dropout, and the validation split
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Where the backbone runs and the head is trained, instead of where ensemble.toml says
+    /// The device to run the backbone and train the head on, instead of the one in ensemble.toml
     #[arg(long)]
     device: Option<String>,
-    /// Where features are kept [default: features in Concord's cache folder]
+    /// The folder that features are stored in [default: features in Concord's cache folder]
     #[arg(long, value_name = "DIR")]
     features: Option<PathBuf>,
-    /// Pictures on which the result will be reported, in the form of --data: none of them may be trained on
+    /// The images on which the result will be reported, in any form that --data takes: training on one of
+    /// them is an error
     #[arg(long, value_name = "PATH")]
-    evaluation: Option<PathBuf>,
-    /// Write the head and its temperature into ensemble.toml, of which a backup is kept; a running server follows
-    #[arg(long = "use")]
-    use_it: bool,
+    holdout: Option<PathBuf>,
+    /// Write the head and its temperature into ensemble.toml and keep a backup of it; a running server
+    /// reloads the file
+    #[arg(long)]
+    apply: bool,
 }
 
-/// As the command line calls it.
+/// A kind of head, as the command line names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     /// One layer on the CLS token and the mean of the patch tokens
@@ -125,9 +128,9 @@ impl From<Kind> for HeadKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ClassWeight {
-    /// Every picture counts the same
+    /// Every image weighs the same
     None,
-    /// Every label counts the same
+    /// Every label weighs the same
     Balanced,
 }
 
@@ -141,7 +144,7 @@ fn dropout(argument: &str) -> Result<f64, String> {
     rate.ok_or("must be from 0 to 0.9".to_owned())
 }
 
-/// Trains, tells, and writes.
+/// Runs the command: trains, reports, and writes.
 pub fn run(args: &HeadArgs) -> ExitCode {
     let HeadCommand::Train(args) = &args.command;
     train(args).unwrap_or_else(|message| {
@@ -152,16 +155,16 @@ pub fn run(args: &HeadArgs) -> ExitCode {
 
 fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let training = args.training()?;
-    let ensemble = args.pictures.ensemble.read()?;
-    let task = args.pictures.task(&ensemble)?;
+    let ensemble = args.dataset.ensemble.read()?;
+    let task = args.dataset.task(&ensemble)?;
     let options = args.model_options(&ensemble)?;
     args.check_dropout(&options, &training)?;
     let folder = ensemble.folder().join(&options.snapshot);
-    // Before anything takes its time.
+    // Checked before anything that takes long.
     check_head_folder(&folder)
         .map_err(|error| format!("no head can be written beside the snapshot: {error}"))?;
-    if let Some(evaluation) = &args.evaluation {
-        args.pictures.refuse_shared(&ensemble, evaluation)?;
+    if let Some(holdout) = &args.holdout {
+        args.dataset.refuse_shared(&ensemble, holdout)?;
     }
     let labels = ensemble.tasks()[&task].labels();
     let training = HeadTraining { labels: labels.len(), ..training };
@@ -169,31 +172,31 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     let model = contained(|| load_model(&options, ensemble.folder()))?;
     let snapshot =
         snapshot_digest(ensemble.folder(), &options.snapshot).map_err(|error| error.to_string())?;
-    let mut labelled = args.labelled(&ensemble, labels, &*model, (&options, &snapshot))?;
-    let division = divide(&labelled.groups, &labelled.labels, labels, args.seed)?;
-    print_line(&describe(&labelled, &division, labels));
+    let mut extracted = args.extracted(&ensemble, labels, &*model, (&options, &snapshot))?;
+    let split = split(&extracted.groups, &extracted.labels, labels, args.seed)?;
+    print_line(&describe(&extracted, &split, labels));
 
     let shape = source_of(&*model, &args.model)?.feature_shape(training.kind.features());
-    let values = std::mem::take(&mut labelled.values);
-    let set = FeatureSet::new(&values, shape, labelled.labels.clone()).map_err(|error| error.to_string())?;
+    let values = std::mem::take(&mut extracted.values);
+    let set = FeatureSet::new(&values, shape, extracted.labels.clone()).map_err(|error| error.to_string())?;
     drop(values);
-    let head = trained(&set, &division, &training, &*model)?;
-    // As the model will ask it.
-    let scores = contained(|| head.scores(&set, &division.validation, options.mc_dropout_passes))?;
-    let judgement = Judgement::of(&scores, &labelled, &division, labels.len(), args.seed)?;
-    print_line(&print(&judgement, &head, &division));
+    let head = train_with_progress(&set, &split, &training, &*model)?;
+    // Computed as the model will compute them when it serves the head.
+    let scores = contained(|| head.scores(&set, &split.validation, options.mc_dropout_passes))?;
+    let validation_result = Validation::of(&scores, &extracted, &split, labels.len(), args.seed)?;
+    print_line(&print(&validation_result, &head, &split));
 
-    let mut notes = facts(&judgement, &labelled, &division, &Digest::from(snapshot).to_string());
-    // What the figures and the temperature are of.
+    let mut notes = facts(&validation_result, &extracted, &split, &Digest::from(snapshot).to_string());
+    // The metrics and the temperature hold for this number of passes.
     notes.insert("mc_dropout_passes".to_owned(), options.mc_dropout_passes.to_string());
     let file = head.write(&folder, &task, labels, notes).map_err(|error| error.to_string())?;
     print_line(&format!("Written: {}", folder.join(&file).display()));
-    args.put_to_use(&task, &file, judgement.temperature)?;
-    Ok(if labelled.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    args.apply_head(&task, &file, validation_result.temperature)?;
+    Ok(if extracted.left_out == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl TrainArgs {
-    /// As asked for, for a number of labels that is not known yet.
+    /// Returns the training options of the arguments; the number of labels is not known yet, and 0.
     fn training(&self) -> Result<HeadTraining, String> {
         let kind = HeadKind::from(self.kind);
         let is_mlp = kind == HeadKind::Mlp;
@@ -214,10 +217,10 @@ impl TrainArgs {
         })
     }
 
-    /// A head that is put to use must be one that the model can ask.
+    /// Checks that the model can serve the head, if it is to be applied.
     fn check_dropout(&self, options: &ModelOptions, training: &HeadTraining) -> Result<(), String> {
         let passes = options.mc_dropout_passes;
-        if self.use_it && passes > 0 && training.dropout == 0.0 {
+        if self.apply && passes > 0 && training.dropout == 0.0 {
             return Err(format!(
                 "{} asks its heads with dropout (mc_dropout_passes = {passes}), and this one would have none: train it \
                  with --kind mlp, or set mc_dropout_passes = 0",
@@ -227,7 +230,7 @@ impl TrainArgs {
         Ok(())
     }
 
-    /// The model's, on the device that is asked for.
+    /// Returns the options of the model, on the requested device.
     fn model_options(&self, ensemble: &Ensemble) -> Result<ModelOptions, String> {
         let name = &self.model;
         let Some(options) = ensemble.models().get(name) else {
@@ -244,26 +247,27 @@ impl TrainArgs {
         if !is_device_name(device) {
             return Err(format!("--device {device:?}: must be {DEVICES}"));
         }
-        // Training replays none; and after a warm-up that recorded graphs libtorch refused to draw random numbers on the GPU
-        // ("Offset increment outside graph capture", 2.11.0 on an H200), which training needs.
+        // Training replays no CUDA graph, and after a warm-up that captured graphs libtorch refuses to draw
+        // random numbers on the GPU, which training needs ("Offset increment outside graph capture", 2.11.0
+        // on an H200).
         Ok(ModelOptions { device: device.clone(), graphs: false, ..options.clone() })
     }
 
-    /// The pictures with their features.
-    fn labelled(
+    /// Returns the features of the images: those stored on disk, and the others by running the backbone.
+    fn extracted(
         &self,
         ensemble: &Ensemble,
         labels: &[String],
         model: &dyn Model,
         (options, snapshot): (&ModelOptions, &[u8; 32]),
-    ) -> Result<Labelled, String> {
+    ) -> Result<ExtractedFeatures, String> {
         let kind = HeadKind::from(self.kind).features();
         let source = source_of(model, &self.model)?;
-        let data = self.pictures.read(labels)?;
+        let data = self.dataset.read(labels)?;
         let (groups, of_each): (Vec<usize>, Vec<usize>) =
             data.examples.iter().map(|example| (example.group, example.label)).unzip();
-        // What cannot be divided need not be looked at.
-        divide(&groups, &of_each, labels, self.seed)?;
+        // A data set that cannot be split need not be run through the backbone.
+        split(&groups, &of_each, labels, self.seed)?;
         let [rows, width] = source.feature_shape(kind);
         check_memory(data.examples.len(), rows * width)?;
         let folder = self.feature_folder()?;
@@ -282,24 +286,25 @@ impl TrainArgs {
             read: |example: &_| bytes_of(example, server.max_body_bytes),
         };
         let progress = progress_bar(data.examples.len());
-        let mut on_progress = |pictures| progress.inc(pictures);
+        let mut on_progress = |images| progress.inc(images);
         let extracted = contained(|| Ok(extraction.run(&data.examples, &mut store, &mut on_progress)));
         progress.finish_and_clear();
-        let labelled = extracted??;
-        tell_faults(&labelled, data.examples.len());
-        Ok(labelled)
+        let extracted = extracted??;
+        warn_about_faults(&extracted, data.examples.len());
+        Ok(extracted)
     }
 
     fn feature_folder(&self) -> Result<PathBuf, String> {
         let in_cache = || Some(cache_folder()?.join("features"));
         let folder = self.features.clone().or_else(in_cache);
-        folder
-            .ok_or_else(|| "there is no home folder to keep features in: name one with --features".to_owned())
+        folder.ok_or_else(|| {
+            "there is no home folder to store features in: name one with --features".to_owned()
+        })
     }
 
-    /// Writes into `ensemble.toml` that the head serves, or says what to write there.
-    fn put_to_use(&self, task: &str, file: &Path, temperature: f64) -> Result<(), String> {
-        let (path, model) = (&self.pictures.ensemble.ensemble, &self.model);
+    /// Writes the head and its temperature into `ensemble.toml`, or prints what to write there.
+    fn apply_head(&self, task: &str, file: &Path, temperature: f64) -> Result<(), String> {
+        let (path, model) = (&self.dataset.ensemble.ensemble, &self.model);
         let file = file.display().to_string();
         let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let calibration = TaskChange {
@@ -307,16 +312,16 @@ impl TrainArgs {
             ..TaskChange::default()
         };
         let after =
-            with_head(&before, model, task, &file).and_then(|text| edited(&text, task, &calibration))?;
-        if !self.use_it {
+            set_head(&before, model, task, &file).and_then(|text| apply_change(&text, task, &calibration))?;
+        if !self.apply {
             print_line(&format!(
-                "It serves once {} says so (--use writes that):\n  [models.{model}]   heads.{task} = {file:?}\n  \
+                "To serve it, put this into {} (or use --apply):\n  [models.{model}]   heads.{task} = {file:?}\n  \
                  [tasks.{task}]   calibration.{model} = {temperature:.4}",
                 path.display()
             ));
             return Ok(());
         }
-        print_line(&difference(&before, &after, &path.display().to_string()));
+        print_line(&unified_diff(&before, &after, &path.display().to_string()));
         let backup = write_with_backup(path, &before, &after)?;
         print_line(&format!("Written; the old file is {}.", backup.display()));
         Ok(())
@@ -333,13 +338,13 @@ fn source_of<'a>(model: &'a dyn Model, name: &str) -> Result<&'a dyn concord_mod
     model.feature_source().ok_or_else(|| no_features(name))
 }
 
-/// Whether there is memory for all features at once.
-fn check_memory(pictures: usize, numbers: usize) -> Result<(), String> {
-    let bytes = COPIES * (pictures * numbers * size_of::<f32>()) as u64;
+/// Checks that there is memory for all features at once.
+fn check_memory(images: usize, numbers: usize) -> Result<(), String> {
+    let bytes = COPIES * (images * numbers * size_of::<f32>()) as u64;
     match free_host_memory() {
         Some(free) if bytes > free => Err(format!(
-            "the features of {pictures} pictures take {} MiB of memory, and {} are free: take fewer pictures, or train a \
-             linear head, which needs less of each",
+            "the features of {images} images take {} MiB of memory, and {} MiB are free: take fewer images, or train a \
+             linear head, which needs fewer features of each",
             bytes >> 20,
             free >> 20
         )),
@@ -347,27 +352,28 @@ fn check_memory(pictures: usize, numbers: usize) -> Result<(), String> {
     }
 }
 
-fn tell_faults(labelled: &Labelled, pictures: usize) {
-    for fault in labelled.faults.iter().take(FAULTS_TOLD_MAX) {
+/// Warns about the images that are not trained on.
+fn warn_about_faults(extracted: &ExtractedFeatures, images: usize) {
+    for fault in extracted.faults.iter().take(PRINTED_FAULTS_MAX) {
         warn(fault);
     }
-    if labelled.left_out > 0 {
-        warn(&format!("{} of {pictures} pictures are left out, which could not be read", labelled.left_out));
+    if extracted.left_out > 0 {
+        warn(&format!("{} of {images} images are left out: they could not be read", extracted.left_out));
     }
-    if labelled.repeated > 0 {
-        warn(&format!("{} pictures are there more than once, and count once", labelled.repeated));
+    if extracted.repeated > 0 {
+        warn(&format!("{} images are duplicates and are counted once", extracted.repeated));
     }
 }
 
-/// Shows at a terminal how far it is.
-fn trained(
+/// Trains the head, with a progress bar on a terminal.
+fn train_with_progress(
     set: &FeatureSet,
-    division: &Division,
+    split: &Split,
     training: &HeadTraining,
     model: &dyn Model,
 ) -> Result<TrainedHead, String> {
     let progress = epoch_bar(training.epochs);
-    let parts = [division.training.as_slice(), &division.validation];
+    let parts = [split.training.as_slice(), &split.validation];
     let started = Instant::now();
     let mut best = f64::INFINITY;
     let trained = contained(|| {
@@ -388,7 +394,7 @@ fn epoch_bar(epochs: usize) -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = "{bar:30} epoch {pos} of at most {len}, on the validation part: {msg}";
+    let template = "{bar:30} epoch {pos} of at most {len}, validation: {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(epochs as u64).with_style(style)
 }

@@ -4,14 +4,14 @@
 mod arguments;
 pub mod bench;
 pub mod classify;
+mod dataset_args;
 pub mod evaluate;
 pub mod fit;
 pub mod head;
-mod labelled;
+mod labeled;
 pub mod models;
 mod output;
 pub mod parity;
-mod pictures;
 mod running;
 pub mod serve;
 pub mod validate;

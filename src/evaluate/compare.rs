@@ -1,5 +1,5 @@
-//! Every way to answer that the votes allow, each by the same measures: single models, fusions, the cascade, and what they
-//! are to be compared with.
+//! Compares all answering strategies that the stored votes allow, by the same metrics: single models,
+//! fusions, the cascade, and baselines.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use concord_policy::{
     Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Probability, Vote, decide,
 };
 
-use super::metrics::{Figure, Measured, Ranking, Resampling, Scored, argmax, measure};
+use super::metrics::{Bootstrap, ClassificationMetrics, Estimate, Prediction, Ranking, argmax, measure};
 use super::votes::StoredVote;
 
-/// Fewer errors of the first stage say nothing about its doubts.
+/// The least number of errors of the first stage from which the detection of errors is estimated.
 pub(crate) const ERRORS_MIN: usize = 50;
 
-/// What is known of one picture: its label, and the votes in the order of the policy's members.
+/// A labeled image with its votes, in the order of the policy's members.
 #[derive(Debug, Clone)]
-pub(crate) struct Judged<'a> {
+pub(crate) struct LabeledExample<'a> {
     pub(crate) label: usize,
     pub(crate) votes: Vec<&'a StoredVote>,
-    /// What each vote costs, where it is not its milliseconds.
+    /// The price of each vote; `None` if its cost is its milliseconds.
     pub(crate) prices: Option<&'a [f64]>,
 }
 
-impl Judged<'_> {
-    /// What the vote of this member costs.
+impl LabeledExample<'_> {
+    /// Returns the cost of this member's vote.
     pub(crate) fn cost(&self, member: usize) -> f64 {
         match self.prices {
             Some(prices) => prices[member],
@@ -31,7 +31,7 @@ impl Judged<'_> {
         }
     }
 
-    /// As the cascade of a policy over the models of `whole` hears them; `None` where one is no vote.
+    /// Returns the votes as a cascade over the models of `whole` takes them; `None` if one is invalid.
     pub(crate) fn heard(&self, whole: &Policy) -> Option<Vec<Vote>> {
         let vote = |(member, vote): (&Member, &&StoredVote)| {
             let logits = Logits::new(vote.logits.clone(), whole.labels().len()).ok()?;
@@ -43,17 +43,17 @@ impl Judged<'_> {
     }
 }
 
-/// One way to answer, and how good it is.
+/// A strategy of answering, with its metrics.
 #[derive(Debug, Clone)]
-pub(crate) struct Answerer {
+pub(crate) struct Strategy {
     pub(crate) name: String,
     pub(crate) kind: Kind,
-    pub(crate) measured: Measured,
-    /// Of the models that it asks, a picture.
-    pub(crate) cost: Figure,
+    pub(crate) metrics: ClassificationMetrics,
+    /// The mean cost per image of the models that it asks.
+    pub(crate) cost: Estimate,
 }
 
-/// What an answerer is.
+/// The kind of a strategy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Model,
@@ -63,7 +63,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// As the report calls it.
+    /// Returns the name in reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -74,253 +74,264 @@ impl Kind {
     }
 }
 
-/// How well the doubts of the first stage foretell that it is wrong.
+/// The quality of a score as a detector of errors.
 #[derive(Debug, Clone)]
-pub(crate) enum Foretold {
-    /// The area under the receiver operating characteristic.
-    By(Figure),
-    /// Too few errors to say.
+pub(crate) enum ErrorDetection {
+    /// The area under the ROC curve for "the answer is wrong".
+    Auroc(Estimate),
+    /// There are too few errors to estimate it.
     TooFew { errors: usize },
     /// All answers are errors.
-    NoneRight { errors: usize },
+    AllWrong { errors: usize },
 }
 
-/// How well it is foretold that the first stage is wrong.
+/// The detection of the first stage's errors.
 #[derive(Debug, Clone)]
-pub(crate) struct Foretelling {
-    pub(crate) by_confidence: Foretold,
-    /// Where it asks a gate and that could be read for every picture.
-    pub(crate) by_gate: Option<Foretold>,
+pub(crate) struct FirstStageErrorDetection {
+    pub(crate) by_confidence: ErrorDetection,
+    /// `None` if the stage has no gate, or the gate could not be read for every image.
+    pub(crate) by_gate: Option<ErrorDetection>,
 }
 
-/// All of them on the same pictures.
+/// All strategies on the same images.
 #[derive(Debug, Clone)]
 pub(crate) struct Comparison {
-    pub(crate) pictures: usize,
-    pub(crate) answerers: Vec<Answerer>,
-    /// The share of the pictures whose answer each stage of the cascade gave.
-    pub(crate) stages: Vec<Figure>,
-    pub(crate) first_stage: Foretelling,
+    pub(crate) images: usize,
+    pub(crate) strategies: Vec<Strategy>,
+    /// The share of the images that each stage of the cascade answered.
+    pub(crate) stages: Vec<Estimate>,
+    pub(crate) first_stage: FirstStageErrorDetection,
 }
 
-/// Compares all ways to answer that the policy's models allow; `None` where there is no picture.
+/// Compares all strategies that the policy's models allow; `None` if there are no images or a vote is
+/// invalid.
 pub(crate) fn compare(
     policy: &Policy,
-    pictures: &[Judged<'_>],
-    resampling: &Resampling,
+    images: &[LabeledExample<'_>],
+    bootstrap: &Bootstrap,
 ) -> Option<Comparison> {
-    let work = Work { policy, pictures, resampling };
-    let cascade = work.answers(policy);
-    let mut answerers = work.models()?;
-    let always = always(&answerers);
+    let data = EvaluationSet { policy, images, bootstrap };
+    let cascade = data.answers(policy);
+    let mut strategies = data.models()?;
+    let always = always(&strategies);
     let learned =
         policy.learned().filter(|learned| policy.members().all(|member| learned.weighs(member.model())));
     for method in FusionMethod::FIXED.into_iter().chain(learned.map(|_| FusionMethod::Learned)) {
         let name = format!("all, {method}");
-        answerers.push(work.fused(&name, Kind::Fusion, &policy.all_at_once(method))?);
+        strategies.push(data.fused(&name, Kind::Fusion, &policy.all_at_once(method))?);
     }
-    answerers.push(work.cascade(&cascade)?);
-    answerers.extend(always);
-    answerers.push(work.uniformly()?);
+    strategies.push(data.cascade(&cascade)?);
+    strategies.extend(always);
+    strategies.push(data.uniformly()?);
     if policy.stages().len() > 1 {
-        answerers.push(work.answerer(
+        strategies.push(data.strategy(
             "random escalation",
             Kind::Baseline,
-            &work.random_escalation(&cascade)?,
+            &data.random_escalation(&cascade)?,
         )?);
-        answerers.push(work.answerer("oracle", Kind::Baseline, &work.oracle()?)?);
+        strategies.push(data.strategy("oracle", Kind::Baseline, &data.oracle()?)?);
     }
     Some(Comparison {
-        pictures: pictures.len(),
-        answerers,
-        stages: (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last == stage)).collect(),
-        first_stage: work.first_stage()?,
+        images: images.len(),
+        strategies,
+        stages: (0..policy.stages().len()).map(|stage| data.share(&cascade, |last| last == stage)).collect(),
+        first_stage: data.first_stage()?,
     })
 }
 
-/// The same in short: the cascade, every model, their uniform mean, and how well errors are foretold.
+/// The comparison under one corruption: the cascade, every model, their uniform mean, and the detection of
+/// errors.
 #[derive(Debug, Clone)]
-pub(crate) struct Brief {
-    pub(crate) pictures: usize,
-    pub(crate) answerers: Vec<Answerer>,
-    /// The share of the pictures that gets to each stage of the cascade.
-    pub(crate) reached: Vec<Figure>,
-    pub(crate) first_stage: Foretelling,
+pub(crate) struct ShiftSummary {
+    pub(crate) images: usize,
+    pub(crate) strategies: Vec<Strategy>,
+    /// The share of the images that reach each stage of the cascade.
+    pub(crate) reached: Vec<Estimate>,
+    pub(crate) first_stage: FirstStageErrorDetection,
 }
 
-/// What is compared where pictures are made worse; `None` where there is no picture.
-pub(crate) fn compare_in_brief(
+/// Compares the strategies of a [`ShiftSummary`]; `None` if there are no images or a vote is invalid.
+pub(crate) fn summarize_shift(
     policy: &Policy,
-    pictures: &[Judged<'_>],
-    resampling: &Resampling,
-) -> Option<Brief> {
-    let work = Work { policy, pictures, resampling };
-    let cascade = work.answers(policy);
-    let mut answerers = vec![work.cascade(&cascade)?];
-    answerers.extend(work.models()?);
-    answerers.push(work.uniformly()?);
-    let reached = (0..policy.stages().len()).map(|stage| work.share(&cascade, |last| last >= stage));
-    let (reached, first_stage) = (reached.collect(), work.first_stage()?);
-    Some(Brief { pictures: pictures.len(), answerers, reached, first_stage })
+    images: &[LabeledExample<'_>],
+    bootstrap: &Bootstrap,
+) -> Option<ShiftSummary> {
+    let data = EvaluationSet { policy, images, bootstrap };
+    let cascade = data.answers(policy);
+    let mut strategies = vec![data.cascade(&cascade)?];
+    strategies.extend(data.models()?);
+    strategies.push(data.uniformly()?);
+    let reached = (0..policy.stages().len()).map(|stage| data.share(&cascade, |last| last >= stage));
+    let (reached, first_stage) = (reached.collect(), data.first_stage()?);
+    Some(ShiftSummary { images: images.len(), strategies, reached, first_stage })
 }
 
-/// What a policy over models of `whole` answers for a picture.
-pub(crate) fn answer(policy: &Policy, whole: &Policy, picture: &Judged<'_>) -> Option<Answer> {
-    match decide(policy, &picture.heard(whole)?, &Context::default()) {
+/// Returns the answer of a policy over models of `whole` for an image; `None` if a vote is invalid.
+pub(crate) fn answer(policy: &Policy, whole: &Policy, image: &LabeledExample<'_>) -> Option<Answer> {
+    match decide(policy, &image.heard(whole)?, &Context::default()) {
         Decision::Answer(answer) => Some(answer),
         Decision::Ask { .. } | Decision::Failed(_) => None,
     }
 }
 
-/// What asking the same model each time would come to: the cheapest, and the one that is right most often. They are chosen
-/// by the pictures that they are judged by, as nobody could have chosen them before.
-fn always(models: &[Answerer]) -> Vec<Answerer> {
-    let cost = |model: &&Answerer| model.cost.value;
-    let accuracy = |model: &&Answerer| model.measured.accuracy.value;
+/// Returns the baselines that always ask the same model: the cheapest one, and the most accurate one. The
+/// models are chosen on the images that they are evaluated on, with hindsight.
+fn always(models: &[Strategy]) -> Vec<Strategy> {
+    let cost = |model: &&Strategy| model.cost.value;
+    let accuracy = |model: &&Strategy| model.metrics.accuracy.value;
     let cheapest = models.iter().min_by(|one, other| cost(one).total_cmp(&cost(other)));
     let strongest = models.iter().max_by(|one, other| accuracy(one).total_cmp(&accuracy(other)));
-    let named = |what: &str, model: &Answerer| {
-        let name = format!("always the {what}, {}", model.name);
-        Answerer { name, kind: Kind::Baseline, ..model.clone() }
+    let named = |adjective: &str, model: &Strategy| {
+        let name = format!("always the {adjective}, {}", model.name);
+        Strategy { name, kind: Kind::Baseline, ..model.clone() }
     };
     let cheapest = cheapest.map(|model| named("cheapest", model));
     cheapest.into_iter().chain(strongest.map(|model| named("strongest", model))).collect()
 }
 
-/// A picture's answer, and its cost.
+/// The probabilities of an image's answer, and its cost.
 type Answered = (Vec<f64>, f64);
 
+/// The data of a comparison: the policy, the labeled images, and their resamples.
 #[derive(Debug, Clone, Copy)]
-struct Work<'a> {
+struct EvaluationSet<'a> {
     policy: &'a Policy,
-    pictures: &'a [Judged<'a>],
-    resampling: &'a Resampling,
+    images: &'a [LabeledExample<'a>],
+    bootstrap: &'a Bootstrap,
 }
 
-impl Work<'_> {
-    /// What the cascade of a policy over the same models answers for each picture.
+impl EvaluationSet<'_> {
+    /// Returns the answers of the cascade of a policy over the same models, one for each image.
     fn answers(&self, policy: &Policy) -> Vec<Option<Answer>> {
-        self.pictures.iter().map(|picture| answer(policy, self.policy, picture)).collect()
+        self.images.iter().map(|image| answer(policy, self.policy, image)).collect()
     }
 
-    /// Each model alone.
-    fn models(&self) -> Option<Vec<Answerer>> {
+    /// Evaluates each model alone.
+    fn models(&self) -> Option<Vec<Strategy>> {
         let model = |(index, member): (usize, &Member)| {
-            let alone = self.pictures.iter().map(|picture| {
-                let logits = Logits::new(picture.votes[index].logits.clone(), self.policy.labels().len());
+            let alone = self.images.iter().map(|image| {
+                let logits = Logits::new(image.votes[index].logits.clone(), self.policy.labels().len());
                 let distribution = logits.ok()?.calibrated(member.calibration());
-                Some((distribution.probabilities().to_vec(), picture.cost(index)))
+                Some((distribution.probabilities().to_vec(), image.cost(index)))
             });
-            self.answerer(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)
+            self.strategy(member.model(), Kind::Model, &alone.collect::<Option<Vec<_>>>()?)
         };
         self.policy.members().enumerate().map(model).collect()
     }
 
-    fn cascade(&self, answers: &[Option<Answer>]) -> Option<Answerer> {
-        self.answerer("cascade", Kind::Cascade, &self.with_costs(answers)?)
+    fn cascade(&self, answers: &[Option<Answer>]) -> Option<Strategy> {
+        self.strategy("cascade", Kind::Cascade, &self.with_costs(answers)?)
     }
 
-    fn uniformly(&self) -> Option<Answerer> {
+    fn uniformly(&self) -> Option<Strategy> {
         let uniform = self.policy.with_uniform_weights().all_at_once(FusionMethod::Linear);
         self.fused("all, uniformly", Kind::Baseline, &uniform)
     }
 
-    /// With what the models that were asked for each answer took.
+    /// Pairs each answer with the cost of the models that were asked for it.
     fn with_costs(&self, answers: &[Option<Answer>]) -> Option<Vec<Answered>> {
         let members: Vec<&Arc<str>> = self.policy.members().map(Member::model).collect();
-        let cost = |answer: &Answer, picture: &Judged<'_>| {
+        let cost = |answer: &Answer, image: &LabeledExample<'_>| {
             let asked = |model: &Arc<str>| answer.opinions.iter().any(|opinion| opinion.model == *model);
             let asked = members.iter().enumerate().filter(|(_, model)| asked(model));
-            asked.map(|(member, _)| picture.cost(member)).sum::<f64>()
+            asked.map(|(member, _)| image.cost(member)).sum::<f64>()
         };
-        let with_cost = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
+        let with_cost = |(answer, image): (&Option<Answer>, &LabeledExample<'_>)| {
             let answer = answer.as_ref()?;
-            Some((answer.distribution.probabilities().to_vec(), cost(answer, picture)))
+            Some((answer.distribution.probabilities().to_vec(), cost(answer, image)))
         };
-        answers.iter().zip(self.pictures).map(with_cost).collect()
+        answers.iter().zip(self.images).map(with_cost).collect()
     }
 
-    fn fused(&self, name: &str, kind: Kind, policy: &Policy) -> Option<Answerer> {
-        self.answerer(name, kind, &self.with_costs(&self.answers(policy))?)
+    fn fused(&self, name: &str, kind: Kind, policy: &Policy) -> Option<Strategy> {
+        self.strategy(name, kind, &self.with_costs(&self.answers(policy))?)
     }
 
-    fn answerer(&self, name: &str, kind: Kind, answered: &[Answered]) -> Option<Answerer> {
-        let scored: Vec<Scored<'_>> = answered
+    fn strategy(&self, name: &str, kind: Kind, answered: &[Answered]) -> Option<Strategy> {
+        let predictions: Vec<Prediction<'_>> = answered
             .iter()
-            .zip(self.pictures)
-            .map(|((probabilities, _), picture)| Scored { probabilities, label: picture.label })
+            .zip(self.images)
+            .map(|((probabilities, _), image)| Prediction { probabilities, label: image.label })
             .collect();
-        let measured = measure(&scored, self.policy.labels().len(), self.resampling)?;
+        let metrics = measure(&predictions, self.policy.labels().len(), self.bootstrap)?;
         let costs: Vec<f64> = answered.iter().map(|(_, cost)| *cost).collect();
-        Some(Answerer { name: name.to_owned(), kind, measured, cost: self.resampling.mean(&costs) })
+        Some(Strategy { name: name.to_owned(), kind, metrics, cost: self.bootstrap.mean(&costs) })
     }
 
-    /// The first stage alone, or all models, by lot, so that it costs what the cascade costs.
+    /// Returns the answers of a random escalation: the first stage alone or all models, at random, in the
+    /// proportion that makes the mean cost that of the cascade.
     fn random_escalation(&self, cascade: &[Option<Answer>]) -> Option<Vec<Answered>> {
         let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
         let all = self.with_costs(&self.answers(&self.policy.all_at_once(self.policy.fusion())))?;
         let total = |answers: &[Answered]| answers.iter().map(|(_, cost)| cost).sum::<f64>();
-        let (cheap, dear, wanted) = (total(&first), total(&all), total(&self.with_costs(cascade)?));
-        let share = if dear > cheap { ((wanted - cheap) / (dear - cheap)).clamp(0.0, 1.0) } else { 0.0 };
-        // Lots that are spread evenly: the fractional parts of multiples of the golden ratio (Weyl's sequence).
+        let (first_cost, all_cost, wanted_cost) =
+            (total(&first), total(&all), total(&self.with_costs(cascade)?));
+        let share = if all_cost > first_cost {
+            ((wanted_cost - first_cost) / (all_cost - first_cost)).clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
+        // A low-discrepancy sequence: the fractional parts of multiples of the golden ratio (Weyl's
+        // sequence).
         let golden = (5.0_f64.sqrt() - 1.0) / 2.0;
-        let lot = |index: usize| (index as f64 * golden).fract();
-        let chosen = first.into_iter().zip(all).enumerate();
-        Some(chosen.map(|(index, (first, all))| if lot(index) < share { all } else { first }).collect())
+        let random = |index: usize| (index as f64 * golden).fract();
+        let pairs = first.into_iter().zip(all).enumerate();
+        Some(pairs.map(|(index, (first, all))| if random(index) < share { all } else { first }).collect())
     }
 
-    /// The first stage whose answer is right, or the last.
+    /// Returns the answers of an oracle: that of the first stage that is right, or else of the last.
     fn oracle(&self) -> Option<Vec<Answered>> {
         let stages = (0..self.policy.stages().len())
             .map(|stage| self.with_costs(&self.answers(&self.policy.as_far_as(stage)?)))
             .collect::<Option<Vec<_>>>()?;
         let last = stages.last()?;
-        let right = |index: usize, picture: &Judged<'_>| {
+        let right = |index: usize, image: &LabeledExample<'_>| {
             let found =
-                stages.iter().map(|stage| &stage[index]).find(|(answer, _)| argmax(answer) == picture.label);
+                stages.iter().map(|stage| &stage[index]).find(|(answer, _)| argmax(answer) == image.label);
             found.unwrap_or(&last[index]).clone()
         };
-        Some(self.pictures.iter().enumerate().map(|(index, picture)| right(index, picture)).collect())
+        Some(self.images.iter().enumerate().map(|(index, image)| right(index, image)).collect())
     }
 
-    /// Of the pictures whose last stage is such a one.
-    fn share(&self, cascade: &[Option<Answer>], is_counted: impl Fn(usize) -> bool) -> Figure {
+    /// Estimates the share of the images whose cascade ends at a stage that `is_counted`.
+    fn share(&self, cascade: &[Option<Answer>], is_counted: impl Fn(usize) -> bool) -> Estimate {
         let counts = |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| is_counted(answer.stage));
         let numbers: Vec<f64> = cascade.iter().map(|answer| f64::from(u8::from(counts(answer)))).collect();
-        self.resampling.mean(&numbers)
+        self.bootstrap.mean(&numbers)
     }
 
-    fn first_stage(&self) -> Option<Foretelling> {
+    fn first_stage(&self) -> Option<FirstStageErrorDetection> {
         let first = self.answers(&self.policy.as_far_as(0)?);
-        Some(Foretelling {
-            by_confidence: self.foretold(&first, |answer| Some(answer.confidence()))?,
-            by_gate: self.foretold(&first, |answer| answer.gate),
+        Some(FirstStageErrorDetection {
+            by_confidence: self.error_detection(&first, |answer| Some(answer.confidence()))?,
+            by_gate: self.error_detection(&first, |answer| answer.gate),
         })
     }
 
-    /// How well the errors of answers are foretold by how likely they are to be right; `None` where that is not known of each.
-    fn foretold(
+    /// Estimates how well a probability that an answer is right detects wrong answers; `None` if it is
+    /// missing for an answer.
+    fn error_detection(
         &self,
         answers: &[Option<Answer>],
-        likelihood: impl Fn(&Answer) -> Option<Probability>,
-    ) -> Option<Foretold> {
-        let doubt_and_error = |(answer, picture): (&Option<Answer>, &Judged<'_>)| {
+        probability_right: impl Fn(&Answer) -> Option<Probability>,
+    ) -> Option<ErrorDetection> {
+        let doubt_and_error = |(answer, image): (&Option<Answer>, &LabeledExample<'_>)| {
             let answer = answer.as_ref()?;
-            Some((1.0 - likelihood(answer)?.get(), answer.label() != picture.label))
+            Some((1.0 - probability_right(answer)?.get(), answer.label() != image.label))
         };
         let doubts_and_errors: Vec<(f64, bool)> =
-            answers.iter().zip(self.pictures).map(doubt_and_error).collect::<Option<_>>()?;
+            answers.iter().zip(self.images).map(doubt_and_error).collect::<Option<_>>()?;
         let errors = doubts_and_errors.iter().filter(|(_, is_wrong)| *is_wrong).count();
         if errors < ERRORS_MIN {
-            return Some(Foretold::TooFew { errors });
+            return Some(ErrorDetection::TooFew { errors });
         }
         let count = doubts_and_errors.len();
         let ranking = Ranking::new(doubts_and_errors.into_iter());
         let Some(value) = ranking.auroc(&vec![1; count]) else {
-            return Some(Foretold::NoneRight { errors });
+            return Some(ErrorDetection::AllWrong { errors });
         };
-        let (low, high) = self.resampling.interval(|weights| ranking.auroc(weights));
-        Some(Foretold::By(Figure { value, low, high }))
+        let (low, high) = self.bootstrap.interval(|weights| ranking.auroc(weights));
+        Some(ErrorDetection::Auroc(Estimate { value, low, high }))
     }
 }
 

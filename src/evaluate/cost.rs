@@ -1,20 +1,20 @@
-//! What answers cost: the milliseconds that were measured, or prices that were given.
+//! The costs of answers: measured milliseconds, or given prices.
 
 use std::collections::BTreeMap;
 
 use concord_policy::{Member, Policy};
 
-/// What costs are counted in.
+/// The unit of costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CostUnit {
-    /// Measured, when the votes were asked for.
+    /// Milliseconds, measured when the models were asked.
     Milliseconds,
-    /// Given, in whatever currency.
+    /// Given prices, in any currency.
     Price,
 }
 
 impl CostUnit {
-    /// At the head of a column.
+    /// Returns the heading of a column of costs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Milliseconds => "ms",
@@ -22,7 +22,7 @@ impl CostUnit {
         }
     }
 
-    /// As JSON calls it.
+    /// Returns the name of the field in JSON.
     pub(crate) fn json_name(self) -> &'static str {
         match self {
             Self::Milliseconds => "milliseconds",
@@ -30,15 +30,15 @@ impl CostUnit {
         }
     }
 
-    /// At an axis.
+    /// Returns the label of an axis.
     pub(crate) fn axis(self) -> &'static str {
         match self {
-            Self::Milliseconds => "mean cost of a picture [ms]",
-            Self::Price => "mean price of a picture [as given]",
+            Self::Milliseconds => "mean cost of an image [ms]",
+            Self::Price => "mean price of an image [as given]",
         }
     }
 
-    /// An amount in a sentence.
+    /// Formats an amount for a sentence.
     pub(crate) fn in_words(self, amount: f64) -> String {
         match self {
             Self::Milliseconds => format!("{amount} ms"),
@@ -46,7 +46,7 @@ impl CostUnit {
         }
     }
 
-    /// The same of an amount that was computed, with the digits of [`Self::number`].
+    /// Formats a computed amount for a sentence, with the digits of [`Self::number`].
     pub(crate) fn rounded_in_words(self, amount: f64) -> String {
         match self {
             Self::Milliseconds => format!("{} ms", self.number(amount)),
@@ -54,9 +54,10 @@ impl CostUnit {
         }
     }
 
-    /// An amount in a table: prices may be thousandths or thousands, so that digits count and not decimals.
+    /// Formats an amount for a table. Prices may be thousandths or thousands, so they have a number of
+    /// significant digits rather than of decimals.
     pub(crate) fn number(self, amount: f64) -> String {
-        /// Of prices.
+        /// The significant digits of prices.
         const DIGITS: i32 = 4;
         let decimals = match self {
             Self::Milliseconds => 1,
@@ -67,16 +68,16 @@ impl CostUnit {
     }
 }
 
-/// What each model's vote on a picture costs.
+/// The price of each model's vote on an image.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Prices(BTreeMap<String, f64>);
 
 impl Prices {
-    /// Of `given` prices; `None` where there are none, and costs are to be milliseconds. `all` are the models of the task,
-    /// `asked` those that a price is needed of.
+    /// Checks the `given` prices; `None` if there are none, and costs are milliseconds. `all` has all models
+    /// of the task, `asked` those that need a price.
     ///
     /// # Errors
-    /// When one is given twice or of a model that there is not, or is missing; in words that say what to change.
+    /// When a price is given twice or for an unknown model, or is missing; in words that say what to change.
     pub(crate) fn new(given: &[(String, f64)], all: &Policy, asked: &Policy) -> Result<Option<Self>, String> {
         if given.is_empty() {
             return Ok(None);
@@ -99,13 +100,13 @@ impl Prices {
         if !missing.is_empty() {
             let missing = missing.join(", ");
             return Err(format!(
-                "no price of {missing}: give one of every model that is asked, with --price MODEL=AMOUNT, or of none"
+                "no price for {missing}: give one for every model that is asked, with --price MODEL=AMOUNT, or for none"
             ));
         }
         Ok(Some(Self(prices)))
     }
 
-    /// In the order of a policy's members, all of which have one.
+    /// Returns the prices of a policy's members, in their order.
     pub(crate) fn of(&self, policy: &Policy) -> Vec<f64> {
         let price = |member: &Member| self.0.get(&**member.model()).copied().unwrap_or_default();
         policy.members().map(price).collect()
@@ -117,15 +118,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_told_with_the_digits_that_they_need() {
-        for (unit, amount, told) in [
+    fn amounts_are_formatted_with_the_digits_that_they_need() {
+        for (unit, amount, expected) in [
             (CostUnit::Milliseconds, 6.349, "6.3"),
             (CostUnit::Price, 0.000_512_34, "0.0005123"),
             (CostUnit::Price, 2.5, "2.500"),
             (CostUnit::Price, 12_345.6, "12346"),
             (CostUnit::Price, 0.0, "0"),
         ] {
-            assert_eq!(unit.number(amount), told);
+            assert_eq!(unit.number(amount), expected);
         }
     }
 }

@@ -1,32 +1,34 @@
-//! How good a set of answers is: figures over labelled images, each with its 95 % interval.
+//! Metrics of predictions on labeled images, each with its 95 % interval.
 //!
-//! Every figure is a function of how often each image counts: once in the figure itself, as often as it was drawn
-//! in a resample. What does not depend on that (argmax, logarithms, sorted orders) is computed once, because a
-//! resample must cost no more than one pass over images x classes: 1,000 of them for 6,315 images of 43 classes
-//! take half a second an answerer, most of it in the areas under the ROC curves (`many_classes_take_seconds`).
+//! Every metric is a function of each image's weight: 1 in the metric itself, and the number of times it was
+//! drawn in a resample. The parts that do not depend on weights (argmax, logarithms, sorted orders) are
+//! computed once, because a resample must cost no more than one pass over images x classes: 1,000 of them for
+//! 6,315 images of 43 classes take half a second per strategy, most of it in the areas under the ROC curves
+//! (`many_classes_take_seconds`).
 
-pub(crate) use super::bootstrap::Resampling;
+pub(crate) use super::bootstrap::Bootstrap;
 use super::bootstrap::interval;
 
 #[cfg(test)]
 mod tests;
 
-/// One image's answer.
+/// A prediction for one image, with the true label.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Scored<'a> {
-    /// For each class, with the sum 1.
+pub(crate) struct Prediction<'a> {
+    /// The probability of each class; their sum is 1.
     pub(crate) probabilities: &'a [f64],
-    /// The class that it truly is.
+    /// The true class.
     pub(crate) label: usize,
 }
 
-/// A figure with the 2.5 and 97.5 percentiles of what it is in the resamples.
+/// An estimate of a metric with its 95 % interval: the 2.5 and 97.5 percentiles of its values in the
+/// resamples.
 ///
-/// The interval need not contain the value: a resample repeats images, which raises a figure that adds up
-/// differences without their signs, as the calibration error does.
+/// The interval need not contain the value: a resample repeats images, which biases a metric upwards that
+/// adds up absolute differences, as the calibration error does.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Figure {
-    /// On all images, each once.
+pub(crate) struct Estimate {
+    /// The value on all images, each counted once.
     pub(crate) value: f64,
     /// The lower end of the interval.
     pub(crate) low: f64,
@@ -34,8 +36,8 @@ pub(crate) struct Figure {
     pub(crate) high: f64,
 }
 
-impl Figure {
-    /// What a figure that is 0 by convention has.
+impl Estimate {
+    /// The estimate of a metric that is 0 by convention.
     const ZERO: Self = Self { value: 0.0, low: 0.0, high: 0.0 };
 
     fn new(value: f64, resampled: impl Iterator<Item = f64>) -> Self {
@@ -44,9 +46,9 @@ impl Figure {
     }
 }
 
-impl Resampling {
-    /// The mean of a number that each image has.
-    pub(crate) fn mean(&self, numbers: &[f64]) -> Figure {
+impl Bootstrap {
+    /// Estimates the mean of `numbers`, which has one number for each image.
+    pub(crate) fn mean(&self, numbers: &[f64]) -> Estimate {
         let value = numbers.iter().sum::<f64>() / numbers.len() as f64;
         let (low, high) = self.interval(|weights| {
             let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
@@ -54,84 +56,92 @@ impl Resampling {
                 numbers.iter().zip(weights).map(|(number, &weight)| number * f64::from(weight)).sum();
             (total > 0.0).then(|| sum / total)
         });
-        Figure { value, low, high }
+        Estimate { value, low, high }
     }
 }
 
-/// How a set of answers is measured. The answer is the most probable class; of several equal ones, the first.
+/// The metrics of a set of predictions. The predicted class is the most probable one; among equally probable
+/// ones, the first.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Measured {
-    /// The share of right answers.
-    pub(crate) accuracy: Figure,
-    /// The mean recall of the classes that occur.
-    pub(crate) balanced_accuracy: Figure,
-    /// Matthews' correlation for any number of classes (Gorodkin 2004, "Comparing two K-category assignments by a
-    /// K-category correlation coefficient"). 0 where the answer is always the same or only one class occurs.
-    pub(crate) mcc: Figure,
-    /// F1: of two classes, that of class 1, and 0 where class 1 neither occurs nor is answered; of more, the mean
-    /// over the classes that occur.
-    pub(crate) f1: Figure,
-    /// The area under the ROC curve: of two classes, by the probability of class 1; of more, the mean of each class
-    /// against the rest, over the classes that occur. `None` where fewer than two occur.
-    pub(crate) auroc: Option<Figure>,
+pub(crate) struct ClassificationMetrics {
+    /// The share of right predictions.
+    pub(crate) accuracy: Estimate,
+    /// The mean recall over the classes that occur.
+    pub(crate) balanced_accuracy: Estimate,
+    /// Matthews' correlation for any number of classes (Gorodkin 2004, "Comparing two K-category assignments
+    /// by a K-category correlation coefficient"). 0 if the prediction is always the same or only one class
+    /// occurs.
+    pub(crate) mcc: Estimate,
+    /// F1. With two classes it is that of class 1, and 0 if class 1 neither occurs nor is predicted; with
+    /// more, the mean over the classes that occur.
+    pub(crate) f1: Estimate,
+    /// The area under the ROC curve. With two classes it is that of the probability of class 1; with more,
+    /// the mean of each class against the rest, over the classes that occur. `None` if fewer than two occur.
+    pub(crate) auroc: Option<Estimate>,
     /// The mean negative natural logarithm of the true class's probability.
-    pub(crate) nll: Figure,
-    /// The mean over images of the sum over classes of squared errors, from 0 to 2 (Brier 1950, "Verification of
-    /// forecasts expressed in terms of probability").
-    pub(crate) brier: Figure,
+    pub(crate) nll: Estimate,
+    /// The mean over images of the sum over classes of squared errors, from 0 to 2 (Brier 1950, "Verification
+    /// of forecasts expressed in terms of probability").
+    pub(crate) brier: Estimate,
     /// The expected calibration error in 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599).
-    pub(crate) ece: Figure,
-    /// The area under the risk-coverage curve: the error rate among the k most confident answers, averaged over all
-    /// k (Geifman and El-Yaniv 2017, arXiv 1705.08500; Geifman et al. 2019, arXiv 1805.08206).
-    pub(crate) aurc: Figure,
+    pub(crate) ece: Estimate,
+    /// The area under the risk-coverage curve: the error rate among the k most confident answers, averaged
+    /// over all k (Geifman and El-Yaniv 2017, arXiv 1705.08500; Geifman et al. 2019, arXiv 1805.08206).
+    pub(crate) aurc: Estimate,
     /// The class with the lowest recall (of equal ones, the first) and its recall.
     ///
-    /// It is chosen by all images, so its value is low in part by chance.
-    pub(crate) worst_class: Option<(usize, Figure)>,
+    /// The class is chosen on the same images, so its recall is biased downwards.
+    pub(crate) worst_class: Option<(usize, Estimate)>,
 }
 
-/// Measures answers about the images that were resampled, in the same order; `None` where there are none.
+/// Computes the metrics of predictions for the images of `bootstrap`, in the same order; `None` if there are
+/// none.
 ///
-/// A resample for which a figure is undefined does not count in that figure's interval.
+/// A resample in which a metric is undefined is left out of that metric's interval.
 ///
 /// # Panics
-/// When there is not one answer for each resampled image, or an answer does not have `classes` probabilities and
-/// one of the classes as its label.
-pub(crate) fn measure(answers: &[Scored<'_>], classes: usize, resampling: &Resampling) -> Option<Measured> {
-    assert_eq!(answers.len(), resampling.images(), "one answer for each resampled image");
+/// When there is not one prediction for each resampled image, or a prediction does not have `classes`
+/// probabilities and a label below `classes`.
+pub(crate) fn measure(
+    answers: &[Prediction<'_>],
+    classes: usize,
+    bootstrap: &Bootstrap,
+) -> Option<ClassificationMetrics> {
+    assert_eq!(answers.len(), bootstrap.images(), "one answer for each resampled image");
     if answers.is_empty() {
         return None;
     }
     let prepared = Prepared::new(answers, classes);
     let whole = prepared.values(&vec![1; answers.len()]);
-    let resampled: Vec<Values> = resampling.weights().map(|weights| prepared.values(weights)).collect();
+    let resampled: Vec<Values> = bootstrap.weights().map(|weights| prepared.values(weights)).collect();
 
-    let figure = |of: fn(&Values) -> f64| Figure::new(of(&whole), resampled.iter().map(of));
-    let figure_if_defined = |of: fn(&Values) -> Option<f64>| {
-        of(&whole).map(|value| Figure::new(value, resampled.iter().filter_map(of)))
+    let estimate = |of: fn(&Values) -> f64| Estimate::new(of(&whole), resampled.iter().map(of));
+    let estimate_if_defined = |of: fn(&Values) -> Option<f64>| {
+        of(&whole).map(|value| Estimate::new(value, resampled.iter().filter_map(of)))
     };
     let worst_class = lowest_recall(&whole.classes).map(|(class, recall)| {
-        (class, Figure::new(recall, resampled.iter().filter_map(|values| values.classes[class].recall())))
+        (class, Estimate::new(recall, resampled.iter().filter_map(|values| values.classes[class].recall())))
     });
-    Some(Measured {
-        accuracy: figure(|values| values.accuracy),
-        balanced_accuracy: figure(|values| values.balanced_accuracy),
-        mcc: figure_if_defined(|values| values.mcc).unwrap_or(Figure::ZERO),
-        f1: figure_if_defined(|values| values.f1).unwrap_or(Figure::ZERO),
-        auroc: figure_if_defined(|values| values.auroc),
-        nll: figure(|values| values.nll),
-        brier: figure(|values| values.brier),
-        ece: figure(|values| values.ece),
-        aurc: figure(|values| values.aurc),
+    Some(ClassificationMetrics {
+        accuracy: estimate(|values| values.accuracy),
+        balanced_accuracy: estimate(|values| values.balanced_accuracy),
+        mcc: estimate_if_defined(|values| values.mcc).unwrap_or(Estimate::ZERO),
+        f1: estimate_if_defined(|values| values.f1).unwrap_or(Estimate::ZERO),
+        auroc: estimate_if_defined(|values| values.auroc),
+        nll: estimate(|values| values.nll),
+        brier: estimate(|values| values.brier),
+        ece: estimate(|values| values.ece),
+        aurc: estimate(|values| values.aurc),
         worst_class,
     })
 }
 
-/// Scores in ascending order, each of a positive or a negative.
+/// The scores of positives and negatives, in ascending order.
 #[derive(Debug, Clone)]
 pub(crate) struct Ranking(Vec<Ranked>);
 
-/// A small entry: a ranking for each of many classes is read through for every resample.
+/// An entry of a ranking. It is small, because every resample reads through a ranking of each of many
+/// classes.
 #[derive(Debug, Clone, Copy)]
 struct Ranked {
     image: u32,
@@ -139,7 +149,7 @@ struct Ranked {
     ties_with_next: bool,
 }
 
-/// How many positives and negatives share one score.
+/// The number of positives and of negatives that share one score.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tied {
     positives: u64,
@@ -147,10 +157,10 @@ struct Tied {
 }
 
 impl Ranking {
-    /// Sorts the scores, each with whether it is a positive's.
-    pub(crate) fn new(scored: impl Iterator<Item = (f64, bool)>) -> Self {
+    /// Sorts scores, each paired with `true` if it is a positive's.
+    pub(crate) fn new(predictions: impl Iterator<Item = (f64, bool)>) -> Self {
         let mut sorted: Vec<(f64, bool, u32)> =
-            (0..).zip(scored).map(|(image, (score, is_positive))| (score, is_positive, image)).collect();
+            (0..).zip(predictions).map(|(image, (score, is_positive))| (score, is_positive, image)).collect();
         sorted.sort_by(|left, right| left.0.total_cmp(&right.0));
         let next_scores = sorted.iter().skip(1).map(|&(score, ..)| Some(score)).chain([None]);
         let ranked = sorted.iter().zip(next_scores).map(|(&(score, is_positive, image), next_score)| {
@@ -159,11 +169,11 @@ impl Ranking {
         Self(ranked.collect())
     }
 
-    /// The area under the ROC curve: the share of pairs of a positive and a negative in which the positive has the higher
-    /// score; equal scores count half (the statistic of Mann and Whitney, 1947). `None` where either is missing. Each
-    /// entry counts as often as its weight says.
+    /// Returns the area under the ROC curve, where each entry has a weight: the share of pairs of a positive
+    /// and a negative in which the positive has the higher score; equal scores count half (the statistic of
+    /// Mann and Whitney, 1947). `None` if there are no positives or no negatives.
     pub(crate) fn auroc(&self, weights: &[u16]) -> Option<f64> {
-        // In whole numbers, so that no order of adding up can change it: twice the pairs that are in order.
+        // Twice the number of ordered pairs: an integer, so that the order of summation does not matter.
         let mut twice_ordered_pairs = 0;
         let mut below = Tied::default();
         for tied in self.ties(weights) {
@@ -175,7 +185,7 @@ impl Ranking {
         (pairs > 0).then(|| twice_ordered_pairs as f64 / (2 * pairs) as f64)
     }
 
-    /// What has the lowest score, the next higher one, and so on.
+    /// Returns the counts of each distinct score, in ascending order of scores.
     fn ties(&self, weights: &[u16]) -> impl Iterator<Item = Tied> {
         let runs = self.0.chunk_by(|ranked, _| ranked.ties_with_next);
         runs.map(|run| {
@@ -193,13 +203,14 @@ impl Ranking {
     }
 }
 
-/// What the figures need of answers, however often each counts.
+/// The parts of all metrics that do not depend on weights.
 struct Prepared {
     answers: Vec<Answer>,
     classes: usize,
-    /// The probabilities that the area under the ROC curve averages over: of class 1, or of each of many classes.
+    /// The rankings whose areas under the ROC curve are averaged: that of class 1, or of each of more than
+    /// two classes.
     rankings: Vec<Ranking>,
-    /// The most confident answers first, wrong ones as the positives.
+    /// The most confident predictions first; wrong ones are the positives.
     by_confidence: Ranking,
 }
 
@@ -213,8 +224,8 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(scored: &Scored<'_>) -> Self {
-        let Scored { probabilities, label } = *scored;
+    fn new(predictions: &Prediction<'_>) -> Self {
+        let Prediction { probabilities, label } = *predictions;
         let predicted = argmax(probabilities);
         let confidence = probabilities[predicted];
         let true_one = |class| if class == label { 1.0 } else { 0.0 };
@@ -235,7 +246,7 @@ impl Answer {
     }
 }
 
-/// Of several equal ones the first, as Concord answers.
+/// Returns the index of the largest probability; among equal ones the first, as a verdict does.
 pub(super) fn argmax(probabilities: &[f64]) -> usize {
     let mut best = 0;
     for (index, probability) in probabilities.iter().enumerate() {
@@ -246,25 +257,27 @@ pub(super) fn argmax(probabilities: &[f64]) -> usize {
     best
 }
 
-/// What the true class's probability is raised to when it is lower: one answer that rules the truth out would make
-/// the mean logarithm infinite, and hide what all the others say. It then costs 27.6.
+/// The lower limit of the true class's probability in the log loss: a single prediction that rules the truth
+/// out would make the mean infinite, and hide all others. It costs 27.6 instead.
 const PROBABILITY_MIN: f64 = 1e-12;
 
-/// The negative natural logarithm of the true class's probability.
+/// Returns the negative natural logarithm of the true class's probability.
 pub(crate) fn log_loss(probabilities: &[f64], label: usize) -> f64 {
     -probabilities[label].max(PROBABILITY_MIN).ln()
 }
 
-/// As many as Guo et al. (2017) use, so that the error can be compared with published ones.
+/// The number of bins of the calibration error: that of Guo et al. (2017), so that it can be compared with
+/// published errors.
 pub(super) const CALIBRATION_BINS: usize = 15;
 
-/// A bin holds its upper edge, not its lower one, as in Guo et al. (2017).
+/// Returns the bin of a confidence. A bin includes its upper edge, not its lower one, as in Guo et al.
+/// (2017).
 pub(super) fn calibration_bin(confidence: f64) -> usize {
     let bins_up_to_it = (confidence * CALIBRATION_BINS as f64).ceil() as usize;
     bins_up_to_it.clamp(1, CALIBRATION_BINS) - 1
 }
 
-/// The figures for one choice of weights; `None` where one is undefined.
+/// The metrics for one choice of weights; `None` where one is undefined.
 struct Values {
     classes: Vec<ClassCounts>,
     accuracy: f64,
@@ -279,15 +292,15 @@ struct Values {
 }
 
 impl Prepared {
-    fn new(scored: &[Scored<'_>], classes: usize) -> Self {
-        for one in scored {
+    fn new(predictions: &[Prediction<'_>], classes: usize) -> Self {
+        for one in predictions {
             assert_eq!(one.probabilities.len(), classes, "one probability for each class");
             assert!(one.label < classes, "label {} of {classes} classes", one.label);
         }
-        let answers: Vec<Answer> = scored.iter().map(Answer::new).collect();
+        let answers: Vec<Answer> = predictions.iter().map(Answer::new).collect();
         let ranked_classes = if classes == 2 { 1..2 } else { 0..classes };
         let ranking_of = |class| {
-            Ranking::new(scored.iter().map(move |one| (one.probabilities[class], one.label == class)))
+            Ranking::new(predictions.iter().map(move |one| (one.probabilities[class], one.label == class)))
         };
         let rankings = ranked_classes.map(ranking_of).collect();
         let by_confidence =
@@ -295,11 +308,12 @@ impl Prepared {
         Self { answers, classes, rankings, by_confidence }
     }
 
-    /// The figures where each answer counts as often as its weight says; at least one counts.
+    /// Computes the metrics for these weights, of which at least one is not 0.
     fn values(&self, weights: &[u16]) -> Values {
         let mut classes = vec![ClassCounts::default(); self.classes];
         let (mut log_loss, mut squared_error) = (0.0, 0.0);
-        // Right answers minus confidences: a bin's gap between accuracy and confidence, times its answers.
+        // The sum of (1 if right, else 0) - confidence: a bin's gap between accuracy and confidence, times
+        // its count.
         let mut gaps = [0.0; CALIBRATION_BINS];
         for (answer, &weight) in self.answers.iter().zip(weights) {
             let (count, weight) = (u64::from(weight), f64::from(weight));
@@ -331,7 +345,8 @@ impl Prepared {
         }
     }
 
-    /// Among equally confident answers the wrong ones are spread evenly, so that no order of them matters.
+    /// Returns the area under the risk-coverage curve. Among equally confident predictions the wrong ones are
+    /// spread evenly, so that their order does not matter.
     fn area_under_risks(&self, weights: &[u16]) -> f64 {
         let (mut covered, mut wrong, mut sum_of_risks) = (0.0, 0.0, 0.0);
         for tied in self.by_confidence.ties(weights) {
@@ -347,7 +362,7 @@ impl Prepared {
     }
 }
 
-/// How often a class is the truth, the answer, and both.
+/// The number of times that a class is the true one, the predicted one, and both.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClassCounts {
     occurs: u64,
@@ -360,7 +375,7 @@ impl ClassCounts {
         (self.occurs > 0).then(|| self.right as f64 / self.occurs as f64)
     }
 
-    /// 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall (van Rijsbergen 1979).
+    /// Returns 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall (van Rijsbergen 1979).
     fn f1(&self) -> Option<f64> {
         let all = self.occurs + self.predicted;
         (all > 0).then(|| (2 * self.right) as f64 / all as f64)
@@ -379,9 +394,9 @@ fn f1(classes: &[ClassCounts]) -> Option<f64> {
     }
 }
 
-/// (c s - sum p t) / sqrt((s^2 - sum p^2) (s^2 - sum t^2)) with c right answers of s, and p answers and t
-/// occurrences of each class (Gorodkin 2004). For constant answers 0, which is its limit; `None` where only one
-/// class occurs.
+/// Returns (c s - sum p t) / sqrt((s^2 - sum p^2) (s^2 - sum t^2)) with c right predictions of s, and p
+/// predictions and t occurrences of each class (Gorodkin 2004). For constant predictions it is 0, its limit;
+/// `None` if only one class occurs.
 fn correlation(classes: &[ClassCounts]) -> Option<f64> {
     let total = |of: fn(&ClassCounts) -> u64| classes.iter().map(of).sum::<u64>() as f64;
     let all = total(|class| class.occurs);

@@ -1,30 +1,30 @@
-//! Which confidences end a cascade: the curve of cost and accuracy, and searches along it.
+//! Searches for the confidence thresholds of a cascade, along its curve of cost and accuracy. Pure.
 
 use std::cmp::Ordering;
 
 use concord_policy::{Policy, Stage};
 
-/// Thresholds that are tried of each stage: so many quantiles of its confidences.
+/// The number of thresholds that are tried for each stage: quantiles of its confidences.
 const CANDIDATES: usize = 64;
-/// What an error is worth, in as many steps from nothing to more than any cost: points of the curve.
+/// The number of prices of an error, from nothing to more than any cost; each gives points of the curve.
 const EXCHANGE_RATES: usize = 24;
-/// Rounds over all stages; the search ends as soon as one changes nothing.
+/// The largest number of rounds over all stages; the search ends as soon as one changes nothing.
 const ROUNDS_MAX: usize = 8;
 
-/// What a picture's answer would be if the cascade stopped at a stage.
+/// The answer for an image if the cascade stopped at a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StageAnswer {
     pub(crate) probabilities: Vec<f64>,
-    /// Or what the stage's gate says, where it has one.
+    /// The confidence of the answer, or the output of the stage's gate if it has one.
     pub(crate) confidence: f64,
     /// Whether all models so far have the same most probable label.
     pub(crate) agreement: bool,
     pub(crate) is_right: bool,
-    /// Of all models so far: milliseconds, or given prices.
+    /// The cost of all models so far, in milliseconds or given prices.
     pub(crate) cost: f64,
 }
 
-/// When a stage but the last ends the cascade.
+/// The condition on which a stage other than the last ends the cascade.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rule {
     pub(crate) confidence: f64,
@@ -32,28 +32,28 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// `None` where it never ends the cascade.
+    /// Returns the threshold; `None` if the stage never ends the cascade.
     pub(crate) fn finite_confidence(&self) -> Option<f64> {
         Some(self.confidence).filter(|confidence| confidence.is_finite())
     }
 
-    /// Whether this answer may end the cascade if it is sure enough.
+    /// Returns whether this answer may end the cascade if its confidence is high enough.
     fn lets_stop(self, answer: &StageAnswer) -> bool {
         answer.agreement || !self.needs_agreement
     }
 }
 
-/// What thresholds are to bring.
+/// The objective of a search for thresholds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Goal {
-    /// The fewest errors at no more than this cost of a picture.
+pub(crate) enum Objective {
+    /// The fewest errors at no more than this mean cost per image.
     MaxCost(f64),
     /// The least cost at no less than this accuracy.
     MinAccuracy(f64),
 }
 
-impl Goal {
-    /// Whether it is kept to.
+impl Objective {
+    /// Returns whether the outcome keeps to the bound.
     pub(crate) fn is_reached_by(self, outcome: &Outcome) -> bool {
         match self {
             Self::MaxCost(cost) => outcome.cost <= cost,
@@ -61,7 +61,7 @@ impl Goal {
         }
     }
 
-    /// Of two that reach it, the better one is less.
+    /// Compares two outcomes that keep to the bound; the better one is less.
     pub(crate) fn compare(self, one: &Outcome, other: &Outcome) -> Ordering {
         let accuracy = other.accuracy.total_cmp(&one.accuracy);
         let cost = one.cost.total_cmp(&other.cost);
@@ -72,35 +72,35 @@ impl Goal {
     }
 }
 
-/// What rules come to.
+/// The accuracy and mean cost of a cascade.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) accuracy: f64,
-    /// Of a picture, in the mean.
+    /// The mean cost per image.
     pub(crate) cost: f64,
 }
 
-/// The stage at which a picture's cascade stops.
-pub(crate) fn stops_at(picture: &[StageAnswer], rules: &[Rule]) -> usize {
+/// Returns the stage at which an image's cascade stops.
+pub(crate) fn stops_at(image: &[StageAnswer], rules: &[Rule]) -> usize {
     let stops = |(answer, rule): (&StageAnswer, &Rule)| {
         answer.confidence >= rule.confidence && rule.lets_stop(answer)
     };
-    picture.iter().zip(rules).position(stops).unwrap_or(picture.len() - 1)
+    image.iter().zip(rules).position(stops).unwrap_or(image.len() - 1)
 }
 
-/// What these rules come to on pictures.
-pub(crate) fn outcome(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Outcome {
+/// Returns the accuracy and mean cost of these rules on images.
+pub(crate) fn outcome(images: &[&[StageAnswer]], rules: &[Rule]) -> Outcome {
     let (mut right, mut cost) = (0_usize, 0.0);
-    for picture in pictures {
-        let answer = &picture[stops_at(picture, rules)];
+    for image in images {
+        let answer = &image[stops_at(image, rules)];
         right += usize::from(answer.is_right);
         cost += answer.cost;
     }
-    let count = pictures.len().max(1) as f64;
+    let count = images.len().max(1) as f64;
     Outcome { accuracy: right as f64 / count, cost: cost / count }
 }
 
-/// The accept rules of all stages but the last; one that has none never ends a cascade.
+/// Returns the accept rules of all stages but the last; a stage without one never ends the cascade.
 pub(crate) fn rules(policy: &Policy) -> Vec<Rule> {
     let stages = policy.stages();
     let rule = |stage: &Stage| match stage.accept() {
@@ -113,19 +113,19 @@ pub(crate) fn rules(policy: &Policy) -> Vec<Rule> {
     stages[..stages.len() - 1].iter().map(rule).collect()
 }
 
-/// The rules that reach the goal best, `rules` saying which stages need agreement; `None` where none reaches it.
-pub(crate) fn search(pictures: &[&[StageAnswer]], rules: &[Rule], goal: Goal) -> Option<Vec<Rule>> {
-    let outcomes =
-        along_the_curve(pictures, rules).into_iter().map(|rules| (outcome(pictures, &rules), rules));
-    let reached = outcomes.filter(|(outcome, _)| goal.is_reached_by(outcome));
-    reached.min_by(|(one, _), (other, _)| goal.compare(one, other)).map(|(_, rules)| rules)
+/// Searches for the rules that are best for the objective; `None` if none keep to its bound. Whether a stage
+/// needs agreement is taken from `rules`.
+pub(crate) fn search(images: &[&[StageAnswer]], rules: &[Rule], objective: Objective) -> Option<Vec<Rule>> {
+    let outcomes = along_the_curve(images, rules).into_iter().map(|rules| (outcome(images, &rules), rules));
+    let reached = outcomes.filter(|(outcome, _)| objective.is_reached_by(outcome));
+    reached.min_by(|(one, _), (other, _)| objective.compare(one, other)).map(|(_, rules)| rules)
 }
 
-/// What other thresholds would come to, `rules` saying which stages need agreement: the cheapest first, each dearer and
-/// right more often than the one before.
-pub(crate) fn curve(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Outcome> {
+/// Returns the outcomes of other thresholds, the cheapest first, each more expensive and more accurate than
+/// the one before. Whether a stage needs agreement is taken from `rules`.
+pub(crate) fn curve(images: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> =
-        along_the_curve(pictures, rules).iter().map(|rules| outcome(pictures, rules)).collect();
+        along_the_curve(images, rules).iter().map(|rules| outcome(images, rules)).collect();
     outcomes
         .sort_by(|one, other| one.cost.total_cmp(&other.cost).then(other.accuracy.total_cmp(&one.accuracy)));
     let mut most = f64::NEG_INFINITY;
@@ -137,37 +137,37 @@ pub(crate) fn curve(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Outcome>
     outcomes
 }
 
-/// Rules from the cheapest to those that are right most often, and `rules` themselves.
+/// Returns rules from the cheapest to the most accurate ones, and `rules` themselves.
 ///
-/// For each of several prices of an error the rules with the least sum of errors and cost are searched, stage by stage in
-/// turns; they lie on the lower hull of the curve.
-fn along_the_curve(pictures: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Vec<Rule>> {
-    let candidates: Vec<Vec<f64>> = (0..rules.len()).map(|stage| candidates(pictures, stage)).collect();
-    let most = pictures.iter().filter_map(|picture| picture.last()).map(|last| last.cost).fold(0.0, f64::max);
+/// For each of several prices of an error, coordinate descent over the stages searches for the rules with the
+/// least sum of cost and priced errors; they lie on the convex hull of the curve.
+fn along_the_curve(images: &[&[StageAnswer]], rules: &[Rule]) -> Vec<Vec<Rule>> {
+    let candidates: Vec<Vec<f64>> = (0..rules.len()).map(|stage| candidates(images, stage)).collect();
+    let most = images.iter().filter_map(|image| image.last()).map(|last| last.cost).fold(0.0, f64::max);
     let mut found = vec![rules.to_vec()];
     for step in 0..EXCHANGE_RATES {
-        // From a thousandth of the dearest picture to a million times it, in equal ratios.
+        // From a thousandth of the cost of the most expensive image to a million times it, in equal ratios.
         let price = most * 1e-3 * 1e9_f64.powf(step as f64 / (EXCHANGE_RATES - 1) as f64);
-        // From where every cascade ends at the first stage, and from where none ends before the last.
+        // Starts with every cascade ending at the first stage, and with none ending before the last.
         for place in [<[f64]>::first, <[f64]>::last] {
             let confidence = |stage: usize| place(&candidates[stage]).copied().unwrap_or(1.0);
             let begin: Vec<Rule> = (rules.iter().enumerate())
                 .map(|(stage, rule)| Rule { confidence: confidence(stage), ..*rule })
                 .collect();
-            found.push(descend(pictures, begin, &candidates, price));
+            found.push(descend(images, begin, &candidates, price));
         }
     }
     found
 }
 
-/// Thresholds that tell pictures apart at a stage, and one that ends a cascade only where there is no doubt at all.
-fn candidates(pictures: &[&[StageAnswer]], stage: usize) -> Vec<f64> {
-    let mut confidences: Vec<f64> = pictures.iter().map(|picture| picture[stage].confidence).collect();
+/// Returns thresholds that separate images at a stage, and 1, which ends a cascade only at full confidence.
+fn candidates(images: &[&[StageAnswer]], stage: usize) -> Vec<f64> {
+    let mut confidences: Vec<f64> = images.iter().map(|image| image[stage].confidence).collect();
     confidences.sort_by(f64::total_cmp);
     confidences.dedup();
     let middle = |index: usize| {
         let here = confidences[index];
-        // Between two pictures, so that neither's rounding decides.
+        // Halfway between two images, so that rounding does not matter.
         index.checked_sub(1).map_or(here, |before| (confidences[before] + here) / 2.0)
     };
     let count = confidences.len();
@@ -178,19 +178,19 @@ fn candidates(pictures: &[&[StageAnswer]], stage: usize) -> Vec<f64> {
 }
 
 fn descend(
-    pictures: &[&[StageAnswer]],
+    images: &[&[StageAnswer]],
     mut rules: Vec<Rule>,
     candidates: &[Vec<f64>],
     price: f64,
 ) -> Vec<Rule> {
-    /// Sums in another order differ by less of themselves.
+    /// The relative difference of sums in another order is smaller.
     const ROUNDING: f64 = 1e-12;
     let loss = |outcome: Outcome| outcome.cost + price * (1.0 - outcome.accuracy);
-    let mut least = loss(outcome(pictures, &rules));
+    let mut least = loss(outcome(images, &rules));
     for _ in 0..ROUNDS_MAX {
         let before = least;
         for stage in 0..rules.len() {
-            let sweep = Sweep::new(pictures, &rules, stage);
+            let sweep = Sweep::new(images, &rules, stage);
             for &confidence in &candidates[stage] {
                 let now = loss(sweep.outcome(confidence));
                 if now < least * (1.0 - ROUNDING) {
@@ -206,28 +206,29 @@ fn descend(
     rules
 }
 
-/// What every threshold of one stage comes to where the others stay as they are: as [`outcome`], but all of them by one pass
-/// over the pictures.
+/// The outcomes of all thresholds of one stage, the other stages unchanged: the same as [`outcome`], but
+/// computed by a single pass over the images.
 struct Sweep {
-    pictures: usize,
-    /// Of the pictures that get to the stage and may end there, the lowest first.
+    images: usize,
+    /// The confidences of the images that reach the stage and may end there, the lowest first.
     confidences: Vec<f64>,
-    /// How many are right, and what all cost, where so many of those with the lowest confidence go on.
+    /// The number of right answers and the total cost, if as many images as the index, those of the lowest
+    /// confidence, go on.
     totals: Vec<(f64, f64)>,
 }
 
 impl Sweep {
-    fn new(pictures: &[&[StageAnswer]], rules: &[Rule], stage: usize) -> Self {
+    fn new(images: &[&[StageAnswer]], rules: &[Rule], stage: usize) -> Self {
         let others_stop = {
             let mut rules = rules.to_vec();
             rules[stage].confidence = f64::INFINITY;
             rules
         };
         let (mut right, mut cost) = (0.0, 0.0);
-        let mut undecided = Vec::with_capacity(pictures.len());
-        for picture in pictures {
-            let (here, end) = (&picture[stage], stops_at(picture, &others_stop));
-            let last = &picture[end];
+        let mut undecided = Vec::with_capacity(images.len());
+        for image in images {
+            let (here, end) = (&image[stage], stops_at(image, &others_stop));
+            let last = &image[end];
             if end > stage && rules[stage].lets_stop(here) {
                 right += f64::from(u8::from(here.is_right));
                 cost += here.cost;
@@ -246,13 +247,13 @@ impl Sweep {
             totals.push((right, cost));
         }
         let confidences = undecided.into_iter().map(|(confidence, ..)| confidence).collect();
-        Self { pictures: pictures.len(), confidences, totals }
+        Self { images: images.len(), confidences, totals }
     }
 
     fn outcome(&self, confidence: f64) -> Outcome {
         let going_on = self.confidences.partition_point(|other| *other < confidence);
         let (right, cost) = self.totals[going_on];
-        let count = self.pictures.max(1) as f64;
+        let count = self.images.max(1) as f64;
         Outcome { accuracy: right / count, cost: cost / count }
     }
 }
@@ -261,8 +262,9 @@ impl Sweep {
 mod tests {
     use super::*;
 
-    /// Two stages: how sure the first is, whether it is right, whether the second is; it costs 1, both cost 10.
-    fn picture(confidence: f64, first: bool, second: bool) -> Vec<StageAnswer> {
+    /// An image of two stages: the confidence of the first, and whether each is right; the first costs 1,
+    /// both cost 10.
+    fn image(confidence: f64, first: bool, second: bool) -> Vec<StageAnswer> {
         let answer = |confidence, is_right, cost| StageAnswer {
             probabilities: Vec::new(),
             confidence,
@@ -273,25 +275,25 @@ mod tests {
         vec![answer(confidence, first, 1.0), answer(0.9, second, 10.0)]
     }
 
-    /// Ten pictures: the first stage is right about the seven it is surest of, the second about all.
-    fn pictures() -> Vec<Vec<StageAnswer>> {
-        (0..10).map(|index| picture(0.5 + 0.04 * f64::from(index), index >= 3, true)).collect()
+    /// Ten images: the first stage is right about the seven of the highest confidence, the second about all.
+    fn images() -> Vec<Vec<StageAnswer>> {
+        (0..10).map(|index| image(0.5 + 0.04 * f64::from(index), index >= 3, true)).collect()
     }
 
-    fn found(goal: Goal) -> Option<Outcome> {
-        let pictures = pictures();
-        let views: Vec<&[StageAnswer]> = pictures.iter().map(Vec::as_slice).collect();
+    fn found(objective: Objective) -> Option<Outcome> {
+        let images = images();
+        let views: Vec<&[StageAnswer]> = images.iter().map(Vec::as_slice).collect();
         let rules = [Rule { confidence: 0.99, needs_agreement: false }];
-        search(&views, &rules, goal).map(|rules| outcome(&views, &rules))
+        search(&views, &rules, objective).map(|rules| outcome(&views, &rules))
     }
 
     #[test]
-    fn a_cascade_stops_at_the_first_stage_that_is_sure_enough() {
-        let picture = picture(0.8, true, true);
-        let disagreeing = vec![StageAnswer { agreement: false, ..picture[0].clone() }, picture[1].clone()];
+    fn a_cascade_stops_at_the_first_stage_above_its_threshold() {
+        let image = image(0.8, true, true);
+        let disagreeing = vec![StageAnswer { agreement: false, ..image[0].clone() }, image[1].clone()];
         for (answers, confidence, needs_agreement, expected) in [
-            (&picture, 0.8, true, 0),
-            (&picture, 0.81, false, 1),
+            (&image, 0.8, true, 0),
+            (&image, 0.81, false, 1),
             (&disagreeing, 0.5, true, 1),
             (&disagreeing, 0.5, false, 0),
         ] {
@@ -301,23 +303,23 @@ mod tests {
 
     #[test]
     fn thresholds_reach_their_goal_for_the_least() {
-        for (goal, accuracy, cost) in [
+        for (objective, accuracy, cost) in [
             // Three of ten are asked twice.
-            (Goal::MinAccuracy(1.0), 1.0, 3.7),
-            (Goal::MinAccuracy(0.0), 0.7, 1.0),
-            (Goal::MaxCost(3.7), 1.0, 3.7),
-            (Goal::MaxCost(1.5), 0.7, 1.0),
+            (Objective::MinAccuracy(1.0), 1.0, 3.7),
+            (Objective::MinAccuracy(0.0), 0.7, 1.0),
+            (Objective::MaxCost(3.7), 1.0, 3.7),
+            (Objective::MaxCost(1.5), 0.7, 1.0),
         ] {
-            let outcome = found(goal).unwrap();
-            assert!((outcome.accuracy - accuracy).abs() < 1e-9, "{goal:?}: {outcome:?}");
-            assert!((outcome.cost - cost).abs() < 1e-9, "{goal:?}: {outcome:?}");
+            let outcome = found(objective).unwrap();
+            assert!((outcome.accuracy - accuracy).abs() < 1e-9, "{objective:?}: {outcome:?}");
+            assert!((outcome.cost - cost).abs() < 1e-9, "{objective:?}: {outcome:?}");
         }
     }
 
     #[test]
     fn the_curve_rises_from_the_cheapest_to_the_best() {
-        let pictures = pictures();
-        let views: Vec<&[StageAnswer]> = pictures.iter().map(Vec::as_slice).collect();
+        let images = images();
+        let views: Vec<&[StageAnswer]> = images.iter().map(Vec::as_slice).collect();
         let curve = curve(&views, &[Rule { confidence: 0.99, needs_agreement: false }]);
         let ends = [curve.first().unwrap(), curve.last().unwrap()];
         assert!((ends[0].cost - 1.0).abs() < 1e-9 && (ends[0].accuracy - 0.7).abs() < 1e-9, "{curve:?}");
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn all_thresholds_at_once_come_to_what_each_comes_to() {
+    fn a_sweep_gives_the_outcome_of_each_threshold() {
         let chance = |index: usize, of: f64| (index as f64 * of.sqrt()).fract();
         let answer = |index: usize, stage: usize| StageAnswer {
             probabilities: Vec::new(),
@@ -338,9 +340,9 @@ mod tests {
             is_right: chance(index, [17.0, 19.0, 23.0][stage]) < 0.8,
             cost: chance(index, 29.0) + 3.0 * stage as f64,
         };
-        let pictures: Vec<Vec<StageAnswer>> =
+        let images: Vec<Vec<StageAnswer>> =
             (0..300).map(|index| (0..3).map(|stage| answer(index, stage)).collect()).collect();
-        let views: Vec<&[StageAnswer]> = pictures.iter().map(Vec::as_slice).collect();
+        let views: Vec<&[StageAnswer]> = images.iter().map(Vec::as_slice).collect();
         let rules = [
             Rule { confidence: 0.6, needs_agreement: true },
             Rule { confidence: 0.4, needs_agreement: false },
@@ -361,9 +363,9 @@ mod tests {
     }
 
     #[test]
-    fn a_goal_that_no_threshold_reaches_is_told() {
-        for goal in [Goal::MaxCost(0.5), Goal::MinAccuracy(1.01)] {
-            assert_eq!(found(goal), None, "{goal:?}");
+    fn a_goal_that_no_threshold_reaches_is_reported() {
+        for objective in [Objective::MaxCost(0.5), Objective::MinAccuracy(1.01)] {
+            assert_eq!(found(objective), None, "{objective:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Votes on disk: a second look at the same pictures asks no model.
+//! Votes on disk: a second look at the same images asks no model.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -11,14 +11,15 @@ use serde::{Deserialize, Serialize};
 /// A file of votes that is larger is not read: some ten million votes.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
-/// What one model said about one picture.
+/// What one model said about one image.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StoredVote {
     /// Uncalibrated, one for each label; their softmax is what counts.
     pub(crate) logits: Vec<f32>,
-    /// What the model made of the picture, where it is a backbone.
+    /// What the model made of the image, where it is a backbone.
     pub(crate) feature: Option<Vec<f32>>,
-    /// Making the picture ready for the model, and the model itself. A whole number, which a file gives back as it was.
+    /// Making the image ready for the model, and the model itself. A whole number, which a file gives back as
+    /// it was.
     pub(crate) microseconds: u64,
 }
 
@@ -39,7 +40,8 @@ struct Line {
     microseconds: u64,
 }
 
-/// The votes of one model for one task: a file of its own for each thing that they depend on, with a line a picture.
+/// The votes of one model for one task: a file of its own for each thing that they depend on, with a line an
+/// image.
 #[derive(Debug)]
 pub(crate) struct VoteStore {
     path: PathBuf,
@@ -48,17 +50,19 @@ pub(crate) struct VoteStore {
 }
 
 impl VoteStore {
-    /// The file in `folder` for votes on so many labels that depend on `digest`; made where it is missing. A line that is
-    /// damaged, as the last one of a program that was ended is, counts for nothing.
+    /// The file in `folder` for votes on so many labels that depend on `digest`; made where it is missing. A
+    /// line that is damaged, as the last one of a program that was ended is, counts for nothing.
     ///
     /// # Errors
     /// When it cannot be read or written, or is too large.
     pub(crate) fn open(folder: &Path, digest: &Digest, labels: usize) -> Result<Self, String> {
         let path = folder.join(format!("{digest}.jsonl"));
-        let told = |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
-        std::fs::create_dir_all(folder).map_err(told)?;
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(told)?;
-        let bytes = file.metadata().map_err(told)?.len();
+        let with_context =
+            |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
+        std::fs::create_dir_all(folder).map_err(with_context)?;
+        let file =
+            OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(with_context)?;
+        let bytes = file.metadata().map_err(with_context)?.len();
         if bytes > FILE_BYTES_MAX {
             return Err(format!(
                 "{} has {bytes} bytes of votes, more than are read: remove it",
@@ -69,7 +73,7 @@ impl VoteStore {
         let mut ends_whole = true;
         let mut reader = BufReader::new(&file);
         let mut text = Vec::new();
-        while reader.read_until(b'\n', &mut text).map_err(told)? > 0 {
+        while reader.read_until(b'\n', &mut text).map_err(with_context)? > 0 {
             ends_whole = text.ends_with(b"\n");
             let line = serde_json::from_slice::<Line>(&text).ok();
             if let Some(Line { image, logits, feature, microseconds }) =
@@ -86,7 +90,7 @@ impl VoteStore {
         Ok(store)
     }
 
-    /// What was said about the picture of that digest.
+    /// What was said about the image of that digest.
     pub(crate) fn get(&self, image: &Digest) -> Option<&StoredVote> {
         self.known.get(&image.to_string())
     }

@@ -1,79 +1,84 @@
-//! A file replaced as a whole, with the old text kept beside it.
+//! Replaces a file atomically, and keeps a backup of the old text beside it.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Old texts that are kept beside a file. More of them are no backup but a leak: somebody should tidy up first.
+/// The largest number of backups beside a file. More are a leak rather than backups: somebody should tidy up
+/// first.
 const BACKUPS_MAX: usize = 1000;
 
-/// Writes `after` into the file at `path`, which reads `before`, and returns where `before` is kept. Whoever reads the
-/// file meanwhile, or after a power failure, reads one of them as a whole.
+/// Replaces the text `before` of the file at `path` by `after`, and returns the path of the backup of
+/// `before`. A concurrent reader, and one after a power failure, reads either text as a whole.
 ///
 /// # Errors
-/// When the file does not read `before` any more, or cannot be written; then it is as it was.
+/// When the text of the file is no longer `before`, or it cannot be written; it is unchanged then.
 pub(crate) fn write_with_backup(path: &Path, before: &str, after: &str) -> Result<PathBuf, String> {
-    let told = |error: std::io::Error| format!("{} cannot be written: {error}", path.display());
-    // A link stays one: what it points to is replaced.
-    let target = path.canonicalize().map_err(told)?;
+    let with_context = |error: std::io::Error| format!("{} cannot be written: {error}", path.display());
+    // A link is kept: its target is replaced.
+    let target = path.canonicalize().map_err(with_context)?;
     let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(format!("{} is not a file", path.display()));
     };
-    let metadata = target.metadata().map_err(told)?;
+    let metadata = target.metadata().map_err(with_context)?;
     if metadata.permissions().readonly() {
-        // A file that is renamed over another does not ask whether that may be written.
+        // Renaming a file over another ignores the permissions of the other.
         return Err(format!("{} is read-only: make it writable first", path.display()));
     }
     let unchanged = || {
-        if std::fs::read(&target).map_err(told)? == before.as_bytes() {
+        if std::fs::read(&target).map_err(with_context)? == before.as_bytes() {
             return Ok(());
         }
-        Err(format!("{} was changed meanwhile and is left as it is: run again", path.display()))
+        Err(format!("{} was changed meanwhile and was not written: run again", path.display()))
     };
     unchanged()?;
     let mut temporary =
-        tempfile::Builder::new().prefix(name).suffix(".new").tempfile_in(folder).map_err(told)?;
-    fill(temporary.as_file_mut(), after, &metadata).map_err(told)?;
+        tempfile::Builder::new().prefix(name).suffix(".new").tempfile_in(folder).map_err(with_context)?;
+    fill(temporary.as_file_mut(), after, &metadata).map_err(with_context)?;
     let backup = backed_up(&target, before, &metadata)?;
-    let replaced = unchanged().and_then(|()| temporary.persist(&target).map_err(|error| told(error.error)));
+    let replaced =
+        unchanged().and_then(|()| temporary.persist(&target).map_err(|error| with_context(error.error)));
     if let Err(message) = replaced {
-        // Of no use: the file still has this text. Where it stays nevertheless, it does no harm.
+        // The backup is useless, as the file still has this text. If it cannot be removed, it does no harm.
         let _ = std::fs::remove_file(&backup);
         return Err(message);
     }
-    // That the names survive a power failure as well; not every file system can, and the file is written by now.
+    // Makes the new names survive a power failure; not every file system can, and the file has been written
+    // by now.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(backup)
 }
 
-/// A new file beside `target` with what it reads, under the first name that is free.
+/// Writes `text` into a new file beside `target`, under the first free name, and returns its path.
 fn backed_up(target: &Path, text: &str, metadata: &Metadata) -> Result<PathBuf, String> {
     for number in 0..BACKUPS_MAX {
         let mut path = target.as_os_str().to_owned();
         path.push(if number == 0 { ".bak".to_owned() } else { format!(".bak.{number}") });
         let path = PathBuf::from(path);
-        let told = |error: std::io::Error| format!("backup {} cannot be written: {error}", path.display());
+        let with_context =
+            |error: std::io::Error| format!("backup {} cannot be written: {error}", path.display());
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(mut file) => {
                 if let Err(error) = fill(&mut file, text, metadata) {
                     let _ = std::fs::remove_file(&path); // half of a text is no backup
-                    return Err(told(error));
+                    return Err(with_context(error));
                 }
                 return Ok(path);
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(told(error)),
+            Err(error) => return Err(with_context(error)),
         }
     }
-    Err(format!("{} has {BACKUPS_MAX} backups: remove those that nobody needs", target.display()))
+    Err(format!("{} has {BACKUPS_MAX} backups: remove those that are not needed", target.display()))
 }
 
-/// Writes `text` to the disk, after making the file one for the same people as that of `metadata`.
+/// Writes `text` to disk, after giving the file the owner and the permissions in `metadata`.
 fn fill(file: &mut File, text: &str, metadata: &Metadata) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
-        // Root would take a service's file away from it. Others may not give files away, and need not.
+        // Run by root, the new file would otherwise belong to root and not to the service. Other users may
+        // not change owners, and need not.
         let _ = std::os::unix::fs::fchown(&*file, Some(metadata.uid()), Some(metadata.gid()));
     }
     file.set_permissions(metadata.permissions())?;
@@ -129,8 +134,8 @@ mod tests {
         for number in 1..BACKUPS_MAX {
             fs::write(path.with_extension(format!("toml.bak.{number}")), "").unwrap();
         }
-        let told = write_with_backup(&path, "before", "after").unwrap_err();
-        assert!(told.contains("has 1000 backups"), "{told}");
+        let error = write_with_backup(&path, "before", "after").unwrap_err();
+        assert!(error.contains("has 1000 backups"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "before");
         assert_eq!(names(&folder).len(), 1 + BACKUPS_MAX);
     }
@@ -138,12 +143,12 @@ mod tests {
     #[test]
     fn a_file_that_was_changed_meanwhile_is_left() {
         let (folder, path) = folder_with_file();
-        let told = write_with_backup(&path, "something else", "after").unwrap_err();
-        assert!(told.contains("changed meanwhile") && told.contains("run again"), "{told}");
+        let error = write_with_backup(&path, "something else", "after").unwrap_err();
+        assert!(error.contains("changed meanwhile") && error.contains("run again"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "before");
         assert_eq!(names(&folder), ["ensemble.toml"]);
-        let told = write_with_backup(&path.with_file_name("no.toml"), "", "").unwrap_err();
-        assert!(told.contains("no.toml cannot be written"), "{told}");
+        let error = write_with_backup(&path.with_file_name("no.toml"), "", "").unwrap_err();
+        assert!(error.contains("no.toml cannot be written"), "{error}");
     }
 
     #[cfg(unix)]
@@ -165,8 +170,8 @@ mod tests {
         assert_eq!((mode(&path), mode(&backup)), (0o640, 0o640));
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
-        let told = write_with_backup(&path, "after", "again").unwrap_err();
-        assert!(told.contains("read-only"), "{told}");
+        let error = write_with_backup(&path, "after", "again").unwrap_err();
+        assert!(error.contains("read-only"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "after");
         assert_eq!(names(&folder), ["ensemble.toml", "ensemble.toml.bak"]);
     }
@@ -182,9 +187,9 @@ mod tests {
             path = PathBuf::from("/proc/self/comm"); // root writes anywhere but there
         }
         let before = fs::read_to_string(&path).unwrap();
-        let told = write_with_backup(&path, &before, "after").unwrap_err();
+        let error = write_with_backup(&path, &before, "after").unwrap_err();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(told.contains(&format!("{} cannot be written: ", path.display())), "{told}");
+        assert!(error.contains(&format!("{} cannot be written: ", path.display())), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
     }
 }

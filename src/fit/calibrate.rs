@@ -1,17 +1,18 @@
-//! How each model is calibrated: by a temperature or, for more than two labels, by vector scaling, each judged on pictures that
-//! it was not fitted on.
+//! Fits the calibration of each model: a temperature or, with more than two labels, vector scaling, each
+//! evaluated on images that it was not fitted on.
 
 use concord_policy::{Calibration, Logits, Member, Policy, Temperature};
 
-use super::cross::{FOLDS, Part, Work};
+use super::cross_fit::{CrossFit, FOLDS, Part};
 use super::solve::temperature;
-use super::vector::vector_scaling;
-use crate::evaluate::{Judged, log_loss};
+use super::vector_scaling::vector_scaling;
+use crate::evaluate::{LabeledExample, log_loss};
 
-/// With two labels a scale and a bias for each are hardly more than a temperature and one bias, which is what a head has.
+/// The least number of labels for vector scaling. With two, a scale and a bias for each are hardly more than
+/// a temperature and one bias, which a head has anyway.
 const LABELS_MIN_FOR_VECTORS: usize = 3;
 
-/// One way to calibrate a model, fitted on all folds but each, and on all of them.
+/// A method of calibration, fitted without each fold, and on all images.
 #[derive(Debug)]
 pub(crate) struct Fitted {
     pub(crate) part: Part<Calibration>,
@@ -19,40 +20,41 @@ pub(crate) struct Fitted {
 }
 
 impl Fitted {
-    /// By what pictures of this fold are judged; where it is none, what is written.
+    /// Returns the calibration fitted without this fold; for `None`, the one fitted on all images.
     fn without(&self, fold: Option<usize>) -> &Calibration {
         fold.and_then(|fold| self.by_fold.get(fold)).unwrap_or(&self.part.fitted)
     }
 }
 
-/// What one model could be calibrated by.
+/// The fitted calibrations of one model.
 #[derive(Debug)]
 pub(crate) struct Calibrations {
-    /// Beside what is configured.
+    /// The temperature, compared with the configured calibration.
     pub(crate) temperature: Fitted,
-    /// Beside the better one of the temperature and what is configured; for more than two labels.
+    /// Vector scaling, compared with the better one of the temperature and the configured calibration; `None`
+    /// with two labels.
     pub(crate) vector: Option<Fitted>,
 }
 
 impl Calibrations {
-    /// The one that is to be written, if any is better for sure.
+    /// Returns the one to be written; `None` if neither is significantly better.
     fn gain(&self) -> Option<&Fitted> {
         let fitted = self.vector.iter().chain([&self.temperature]);
         fitted.into_iter().find(|fitted| fitted.part.is_gain())
     }
 
-    /// What is to be written.
+    /// Returns the calibration to be written; `None` if it does not change.
     pub(crate) fn gained(&self) -> Option<&Calibration> {
         self.gain().map(|fitted| &fitted.part.fitted)
     }
 
-    /// What is to be used for pictures of this fold; where it is none, for all that come.
+    /// Returns the best calibration fitted without this fold; for `None`, on all images.
     pub(super) fn best(&self, without: Option<usize>) -> &Calibration {
         self.gain().map_or(&self.temperature.part.now, |fitted| fitted.without(without))
     }
 }
 
-/// `policy` with what is to be used for pictures of this fold; of each member in their order.
+/// Returns `policy` with the best calibration of each member, in their order, fitted without this fold.
 pub(super) fn calibrated_by(
     policy: &Policy,
     calibrations: &[Calibrations],
@@ -65,18 +67,22 @@ pub(super) fn calibrated_by(
     })
 }
 
-/// What a member says of a picture.
-pub(super) fn calibrated(picture: &Judged<'_>, member: usize, calibration: &Calibration) -> Option<Vec<f64>> {
-    Some(logits(picture, member)?.calibrated(calibration).probabilities().to_vec())
+/// Returns the calibrated probabilities of a member for an image; `None` if the vote is invalid.
+pub(super) fn calibrated(
+    image: &LabeledExample<'_>,
+    member: usize,
+    calibration: &Calibration,
+) -> Option<Vec<f64>> {
+    Some(logits(image, member)?.calibrated(calibration).probabilities().to_vec())
 }
 
-fn logits(picture: &Judged<'_>, member: usize) -> Option<Logits> {
-    let logits = &picture.votes.get(member)?.logits;
+fn logits(image: &LabeledExample<'_>, member: usize) -> Option<Logits> {
+    let logits = &image.votes.get(member)?.logits;
     Logits::new(logits.clone(), logits.len()).ok()
 }
 
-impl Work<'_> {
-    /// Of each member.
+impl CrossFit<'_> {
+    /// Fits the calibrations of each member.
     pub(super) fn calibrations(&self) -> Option<Vec<Calibrations>> {
         let members = self.policy.members().enumerate();
         members.map(|(index, member)| self.calibrations_of(index, member)).collect()
@@ -98,7 +104,8 @@ impl Work<'_> {
         Some(calibrations)
     }
 
-    /// What `fit` gives for all folds but each, judged beside what is used otherwise.
+    /// Fits a calibration without each fold and on all images, and compares it with `otherwise`, the
+    /// calibration of each fold that it would replace.
     fn fitted(
         &self,
         member: usize,
@@ -107,29 +114,30 @@ impl Work<'_> {
         fit: impl Fn(Option<usize>) -> Option<Calibration>,
     ) -> Option<Fitted> {
         let by_fold: Vec<Calibration> = (0..FOLDS).map(|fold| fit(Some(fold))).collect::<Option<_>>()?;
-        let change = |(picture, &fold): (&Judged<'_>, &usize)| {
+        let change = |(image, &fold): (&LabeledExample<'_>, &usize)| {
             let nll = |calibration: &Calibration| {
-                Some(log_loss(&calibrated(picture, member, calibration)?, picture.label))
+                Some(log_loss(&calibrated(image, member, calibration)?, image.label))
             };
             Some(nll(&by_fold[fold])? - nll(&otherwise[fold])?)
         };
-        let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
-        let part = Part { now: now.clone(), fitted: fit(None)?, change: self.resampling.mean(&changes) };
+        let changes: Vec<f64> = self.images.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
+        let part = Part { now: now.clone(), fitted: fit(None)?, change: self.bootstrap.mean(&changes) };
         Some(Fitted { part, by_fold })
     }
 
     fn temperature(&self, member: usize, without: Option<usize>) -> Option<f64> {
         let (logits, labels): (Vec<&[f32]>, Vec<usize>) = self
-            .chosen(without)
-            .map(|picture| (picture.votes[member].logits.as_slice(), picture.label))
+            .outside_fold(without)
+            .map(|image| (image.votes[member].logits.as_slice(), image.label))
             .unzip();
         temperature(&logits, &labels)
     }
 
     fn vector(&self, member: usize, without: Option<usize>) -> Option<Calibration> {
-        let labels: Vec<usize> = self.chosen(without).map(|picture| picture.label).collect();
-        let of_picture = |picture: &Judged<'_>| Some(logits(picture, member)?.log_probabilities());
-        let log_probabilities: Vec<Vec<f64>> = self.chosen(without).map(of_picture).collect::<Option<_>>()?;
+        let labels: Vec<usize> = self.outside_fold(without).map(|image| image.label).collect();
+        let of_image = |image: &LabeledExample<'_>| Some(logits(image, member)?.log_probabilities());
+        let log_probabilities: Vec<Vec<f64>> =
+            self.outside_fold(without).map(of_image).collect::<Option<_>>()?;
         let temperature = self.temperature(member, without)?;
         vector_scaling(&log_probabilities, &labels, temperature).map(Calibration::Vector)
     }

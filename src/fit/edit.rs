@@ -1,12 +1,12 @@
-//! Fitted values, written into the text of an `ensemble.toml` that a person wrote and keeps.
+//! Edits the text of an `ensemble.toml` in place, to write fitted values into a file that a person maintains.
 //!
-//! The text is parsed only to find the places; what changes is cut out of it and put into it there. So every comment,
-//! every space and the order of everything else stay as they are, which a tree that is written anew does not promise.
+//! The text is parsed only to find the places to change, and is spliced there. So all comments, spaces and
+//! the order of everything else are kept, which serializing a tree does not promise.
 
-mod order;
-mod place;
 mod scaling;
-mod wanted;
+mod stage_order;
+mod table_path;
+mod value;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,60 +15,62 @@ use concord_policy::VectorScaling;
 use similar::TextDiff;
 use toml_edit::{Document, Item, Key, Table, Value};
 
-use place::{AnyTable, Place};
-pub(crate) use wanted::confidence_as_written;
-use wanted::{Wanted, as_written};
+use table_path::{AnyTable, TablePath};
+pub(crate) use value::confidence_as_written;
+use value::{NewValue, as_written};
 
-/// Unchanged lines that a difference shows around the changed ones.
+/// The number of unchanged lines that a diff shows around the changed ones.
 const CONTEXT_LINES: usize = 2;
 
-/// What is to be changed of a task; what is `None` (or not in a map) stays as it is.
+/// A change of a task; a value that is `None` (or not in a map) is kept.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TaskChange {
-    /// By model; its vector scaling goes.
+    /// The temperature by model; it replaces the vector scaling of the model.
     pub(crate) temperatures: BTreeMap<String, f64>,
-    /// By model; its temperature goes.
+    /// The vector scaling by model; it replaces the temperature of the model.
     pub(crate) scalings: BTreeMap<String, VectorScaling>,
-    /// By model.
+    /// The weight by model.
     pub(crate) weights: Option<BTreeMap<String, f64>>,
-    /// How votes are fused.
+    /// The method of fusion.
     pub(crate) method: Option<String>,
-    /// The place that each stage has in the file now, in the order in which they shall be; empty where they stay.
+    /// The present places of the stages in the file, in their new order; empty if the order is kept.
     pub(crate) order: Vec<usize>,
-    /// By stage, in the order in which they shall be.
+    /// The confidence threshold by stage, in the new order.
     pub(crate) confidences: Vec<Option<f64>>,
-    /// The same: what gates must say.
+    /// The threshold of the gate by stage, in the new order.
     pub(crate) gates: Vec<Option<f64>>,
-    /// The file of what was learned.
+    /// The file of learned networks.
     pub(crate) learned: Option<String>,
 }
 
-/// `text` with the values of `change` in `[tasks.TASK]`, and nothing else of it changed.
+/// Returns `text` with the values of `change` in `[tasks.TASK]`, and nothing else changed.
 ///
 /// # Errors
-/// When `text` is not TOML or has no such task or stage, a value cannot be written, or stages cannot be moved.
-pub(crate) fn edited(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
-    let text = order::with_stages_in(text, task, &change.order)?;
+/// When `text` is not TOML or has no such task or stage, a value cannot be written, or stages cannot be
+/// moved.
+pub(crate) fn apply_change(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
+    let text = stage_order::with_stages_in(text, task, &change.order)?;
     let text = scaling::without_replaced(&text, task, change)?;
-    edited_by(&text, task, |text| planned(text, task, change))
+    edit_with(&text, task, |text| plan_change(text, task, change))
 }
 
-/// `text` with the head in this file for a task of `[models.MODEL]`, and nothing else of it changed.
+/// Returns `text` with the head in this file for a task of `[models.MODEL]`, and nothing else changed.
 ///
 /// # Errors
 /// When `text` is not TOML or has no such model, or it cannot be written there.
-pub(crate) fn with_head(text: &str, model: &str, task: &str, file: &str) -> Result<String, String> {
-    edited_by(text, model, |text| planned_head(text, model, task, file))
+pub(crate) fn set_head(text: &str, model: &str, task: &str, file: &str) -> Result<String, String> {
+    edit_with(text, model, |text| plan_head(text, model, task, file))
 }
 
-fn edited_by(
+/// Applies planned edits, and checks that planning again finds nothing left to change.
+fn edit_with(
     text: &str,
     what: &str,
-    planned: impl Fn(&str) -> Result<Vec<Edit>, String>,
+    plan: impl Fn(&str) -> Result<Vec<Edit>, String>,
 ) -> Result<String, String> {
-    let after = spliced(text, planned(text)?)?;
-    // What was written is there, and where it is looked for: then there is nothing left to change.
-    let left = planned(&after).map_err(|error| format!("cannot be edited in place: {error}"))?;
+    let after = splice(text, plan(text)?)?;
+    // The new values are found where they are looked for if nothing is left to change.
+    let left = plan(&after).map_err(|error| format!("cannot be edited in place: {error}"))?;
     if left.is_empty() {
         Ok(after)
     } else {
@@ -76,8 +78,8 @@ fn edited_by(
     }
 }
 
-/// What a person would have to change to get from one text to the other, as `diff -u` says it; empty where they are equal.
-pub(crate) fn difference(before: &str, after: &str, name: &str) -> String {
+/// Returns the difference of two texts as a unified diff; empty if they are equal.
+pub(crate) fn unified_diff(before: &str, after: &str, name: &str) -> String {
     TextDiff::from_lines(before, after)
         .unified_diff()
         .context_radius(CONTEXT_LINES)
@@ -85,16 +87,16 @@ pub(crate) fn difference(before: &str, after: &str, name: &str) -> String {
         .to_string()
 }
 
-/// Text that comes in the place of a range of the old one, which is empty where something is added.
+/// A replacement of a range of the text; the range is empty for an insertion.
 struct Edit {
     range: Range<usize>,
     text: String,
 }
 
-/// The edits that make `text` say what `change` says.
-fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, String> {
-    let document = parsed(text)?;
-    let Some(place) = Place::root(&document).named("tasks", task)? else {
+/// Plans the edits that apply `change` to `text`.
+fn plan_change(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, String> {
+    let document = parse(text)?;
+    let Some(place) = TablePath::root(&document).named("tasks", task)? else {
         return Err(format!("no task {task:?}: there is no [tasks.{}]", quoted(task)));
     };
 
@@ -103,18 +105,18 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
     };
     let mut fusion = Vec::new();
     if let Some(method) = &change.method {
-        fusion.push(("method".to_owned(), Wanted::Text(method.clone())));
+        fusion.push(("method".to_owned(), NewValue::Text(method.clone())));
     }
     if let Some(weights) = &change.weights {
-        fusion.push(("weights".to_owned(), Wanted::numbers(&path(&["fusion", "weights"]), weights)?));
+        fusion.push(("weights".to_owned(), NewValue::numbers(&path(&["fusion", "weights"]), weights)?));
     }
-    let calibration = Wanted::numbers(&path(&["calibration"]), &change.temperatures)?;
+    let calibration = NewValue::numbers(&path(&["calibration"]), &change.temperatures)?;
     let mut wanted =
-        vec![("fusion".to_owned(), Wanted::Entries(fusion)), ("calibration".to_owned(), calibration)];
+        vec![("fusion".to_owned(), NewValue::Entries(fusion)), ("calibration".to_owned(), calibration)];
     if let Some(file) = &change.learned {
-        wanted.push(("learned".to_owned(), Wanted::Text(file.clone())));
+        wanted.push(("learned".to_owned(), NewValue::Text(file.clone())));
     }
-    let mut plan = Plan::of(text);
+    let mut plan = EditPlan::of(text);
     plan.merge(&place, &wanted, Some("fusion"))?;
 
     let stages = place.elements("stages")?;
@@ -134,27 +136,27 @@ fn planned(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>, Str
             let place = joined(&path(&["stages", &index.to_string(), "accept", key]));
             return Err(format!("{place} cannot be {value}: must be greater than 0 and at most 1"));
         }
-        let entry = (key.to_owned(), Wanted::Number(confidence_as_written(value)));
-        plan.merge(stage, &[("accept".to_owned(), Wanted::Entries(vec![entry]))], None)?;
+        let entry = (key.to_owned(), NewValue::Number(confidence_as_written(value)));
+        plan.merge(stage, &[("accept".to_owned(), NewValue::Entries(vec![entry]))], None)?;
     }
-    // Last, for they come behind the stages.
+    // Last, because their sections come after those of the stages.
     plan.scalings(&place, &change.scalings)?;
     Ok(plan.edits)
 }
 
-/// The edits that make `text` name this head.
-fn planned_head(text: &str, model: &str, task: &str, file: &str) -> Result<Vec<Edit>, String> {
-    let document = parsed(text)?;
-    let Some(place) = Place::root(&document).named("models", model)? else {
+/// Plans the edits that make `text` name this head.
+fn plan_head(text: &str, model: &str, task: &str, file: &str) -> Result<Vec<Edit>, String> {
+    let document = parse(text)?;
+    let Some(place) = TablePath::root(&document).named("models", model)? else {
         return Err(format!("no model {model:?}: there is no [models.{}]", quoted(model)));
     };
-    let head = (task.to_owned(), Wanted::Text(file.to_owned()));
-    let mut plan = Plan::of(text);
-    plan.merge(&place, &[("heads".to_owned(), Wanted::Entries(vec![head]))], None)?;
+    let head = (task.to_owned(), NewValue::Text(file.to_owned()));
+    let mut plan = EditPlan::of(text);
+    plan.merge(&place, &[("heads".to_owned(), NewValue::Entries(vec![head]))], None)?;
     Ok(plan.edits)
 }
 
-fn parsed(text: &str) -> Result<Document<&str>, String> {
+fn parse(text: &str) -> Result<Document<&str>, String> {
     Document::parse(text).map_err(|error| {
         let line =
             error.span().map(|span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count());
@@ -166,8 +168,8 @@ fn parsed(text: &str) -> Result<Document<&str>, String> {
     })
 }
 
-/// `text` after the edits; those at the same place in their order.
-fn spliced(text: &str, mut edits: Vec<Edit>) -> Result<String, String> {
+/// Applies edits to `text`; those at the same place are applied in their order.
+fn splice(text: &str, mut edits: Vec<Edit>) -> Result<String, String> {
     edits.sort_by_key(|edit| edit.range.start);
     let mut after = String::with_capacity(text.len());
     let mut done = 0;
@@ -181,40 +183,40 @@ fn spliced(text: &str, mut edits: Vec<Edit>) -> Result<String, String> {
     Ok(after)
 }
 
-/// The edits of a text so far.
-struct Plan<'a> {
+/// The edits of a text that have been planned so far.
+struct EditPlan<'a> {
     text: &'a str,
     newline: &'static str,
     edits: Vec<Edit>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> EditPlan<'a> {
     fn of(text: &'a str) -> Self {
         Self { text, newline: if text.contains("\r\n") { "\r\n" } else { "\n" }, edits: Vec::new() }
     }
 
-    /// Makes the table at `place` say what is wanted. What it lacks is added after the key `after`, where it has that one
-    /// itself, otherwise at the end of what it has itself.
+    /// Plans the edits that give the table at `place` these values. Missing keys are added after the key
+    /// `after` if the table has it directly, and otherwise at the end of its direct keys.
     fn merge(
         &mut self,
-        place: &Place<'_>,
-        wanted: &[(String, Wanted)],
+        place: &TablePath<'_>,
+        wanted: &[(String, NewValue)],
         after: Option<&str>,
     ) -> Result<(), String> {
         let mut new = Vec::new();
-        for (key, wanted) in wanted.iter().filter(|(_, wanted)| !wanted.is_nothing()) {
+        for (key, wanted) in wanted.iter().filter(|(_, wanted)| !wanted.is_empty()) {
             match (place.table.get(key), wanted) {
                 (None, _) => new.push(format!("{} = {}", place.written(key), wanted.literal())),
-                (Some(_), Wanted::Entries(entries)) => {
+                (Some(_), NewValue::Entries(entries)) => {
                     if let Some(child) = place.child(key)? {
                         self.merge(&child, entries, None)?;
                     }
                 }
-                (Some(Item::Value(Value::Array(old))), Wanted::Numbers(new)) if old.len() == new.len() => {
+                (Some(Item::Value(Value::Array(old))), NewValue::Numbers(new)) if old.len() == new.len() => {
                     self.replace_numbers(old, new);
                 }
                 (Some(item), _) => match (item.as_value(), item.span()) {
-                    (Some(value), _) if wanted.is_said_by(value) => {}
+                    (Some(value), _) if wanted.equals(value) => {}
                     (Some(Value::InlineTable(_) | Value::Array(_)), _) | (None, _) | (_, None) => {
                         let keys = [&place.keys[..], std::slice::from_ref(key)].concat();
                         let (place, kind) = (joined(&keys), item.type_name());
@@ -230,7 +232,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn add(&mut self, place: &Place<'_>, entries: &[String], after: Option<&str>) {
+    fn add(&mut self, place: &TablePath<'_>, entries: &[String], after: Option<&str>) {
         let last =
             after.and_then(|key| place.table.last_value(Some(key))).or_else(|| place.table.last_value(None));
         match (place.table, last) {
@@ -246,14 +248,15 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Lines after the one in which `last` ends, as far to the right as the one in which it begins.
+    /// Adds lines after the one in which `last` ends, with the indentation of the one in which it begins.
     fn add_lines(&mut self, last: &Range<usize>, entries: &[String]) {
         let (newline, indent) = (self.newline, indent_of(self.line_before(last.start)));
         let lines = entries.iter().map(|entry| format!("{newline}{indent}{entry}")).collect();
         self.insert(self.line_end(last.end), lines);
     }
 
-    /// The header of a table that had none, because only tables in it had one; after them, where no comment is theirs.
+    /// Adds a header for a table that had none, because only its subtables had headers; after these, where it
+    /// does not separate a comment from its table.
     fn add_section(&mut self, end: usize, keys: &[String], entries: &[String]) {
         let newline = self.newline;
         let mut section = format!("{newline}{newline}[{}]", joined(keys));
@@ -264,7 +267,8 @@ impl<'a> Plan<'a> {
         self.insert(self.line_end(end), section);
     }
 
-    /// After the value at `last`: in lines of their own where it has one, before the comma that may follow it otherwise.
+    /// Adds entries after the value at `last`: on lines of their own if it has one, and otherwise before the
+    /// comma that may follow it.
     fn add_in_braces(&mut self, last: Range<usize>, entries: &[String]) {
         let before = self.line_before(last.start);
         let comma = self.comma_after(last.end);
@@ -297,19 +301,19 @@ impl<'a> Plan<'a> {
         self.edits.push(Edit { range: offset..offset, text });
     }
 
-    /// What stands before `offset` in its line.
+    /// Returns the part of the line before `offset`.
     fn line_before(&self, offset: usize) -> &str {
         let before = self.text.get(..offset).unwrap_or_default();
         before.rsplit('\n').next().unwrap_or_default()
     }
 
-    /// Where the line of `offset` ends, before what ends it.
+    /// Returns the end of the line of `offset`, before the line break.
     fn line_end(&self, offset: usize) -> usize {
         let behind = self.text.get(offset..).unwrap_or_default();
         offset + behind.lines().next().map_or(0, str::len)
     }
 
-    /// The comma that comes next, but for spaces, lines and comments.
+    /// Returns the offset of a comma that follows, with only white space and comments before it.
     fn comma_after(&self, offset: usize) -> Option<usize> {
         let mut behind = self.text.get(offset..)?.trim_start();
         while behind.starts_with('#') {
@@ -319,7 +323,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Where the last thing in a table ends that has no header itself.
+/// Returns the end of the last value in a table and its subtables.
 fn last_end(table: &Table) -> usize {
     let header = if table.is_implicit() { None } else { table.span() };
     let ends = table.iter().map(|(_, item)| match item {
@@ -335,11 +339,12 @@ fn indent_of(line: &str) -> &str {
     line.split(|char: char| !char.is_whitespace()).next().unwrap_or_default()
 }
 
+/// Joins keys by dots, as TOML writes them.
 fn joined(keys: &[String]) -> String {
     keys.iter().map(|key| quoted(key)).collect::<Vec<_>>().join(".")
 }
 
-/// A key as TOML wants it, in quotes where it needs them.
+/// Returns a key as TOML writes it, in quotes if it needs them.
 fn quoted(key: &str) -> String {
     Key::new(key).to_string()
 }

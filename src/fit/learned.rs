@@ -1,51 +1,54 @@
-//! Networks on what a backbone made of a picture: weights and temperatures for each image, and gates.
+//! Trains networks on a backbone's feature of an image: weights and temperatures for each image, and gates.
 //!
-//! Each is learned on all folds but one, of which one more only tells when to stop, and is judged on the one left out. What
-//! does not beat the simple part that it would replace, fixed weights or plain confidence, is not used unless that is asked for
-//! ([`Learning`]); nor is what was learned from too few errors.
+//! Each network is trained on all folds but one, one of which only serves for early stopping, and is
+//! evaluated on the one left out. A network that does not beat the simple part that it would replace (fixed
+//! weights or plain confidence) is not used unless that is requested ([`Learning`]); nor is one that was
+//! trained on too few errors.
 
 use std::sync::Arc;
 
 use concord_policy::{FusionMethod, Learned, Member, Network, Policy, Probability, gate_input};
 
-use super::by_fold::{ByFold, PolicyOf};
 use super::calibrate::calibrated;
-use super::cross::{FOLDS, Work, fusion_of, up_to_each_stage};
-use super::train_network::{Example, Goal, Training, train};
-use crate::evaluate::{ERRORS_MIN, Figure, Judged, Ranking, answer, log_loss, stage_answer};
+use super::cross_fit::{CrossFit, FOLDS, fusion_of, up_to_each_stage};
+use super::folds::{PerFold, PolicyForFold};
+use super::train_network::{Example, Objective, Training, train};
+use crate::evaluate::{ERRORS_MIN, Estimate, LabeledExample, Ranking, answer, log_loss, stage_answer};
 
-/// Whether what was learned is used.
+/// The choice of when learned networks are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Learning {
-    /// Where it is better for sure than the simple part that it replaces, and there are at least 50 errors to learn from
+    /// Use those that are significantly better (95 % interval above 0) than the simple part that they
+    /// replace, if there are at least 50 errors to learn from
     #[default]
     Auto,
-    /// Wherever there is enough to learn from, be it better or not: to measure it on other pictures
+    /// Use all that can be learned, whether they are better or not, to evaluate them on other images
     Always,
-    /// Nowhere, and nothing is learned: that is faster
+    /// Learn none, which is faster
     Never,
 }
 
-/// Weights and temperatures for each image.
+/// The network that gives weights and temperatures for each image.
 #[derive(Debug)]
 pub(crate) struct WeightsPart {
-    networks: ByFold<Network>,
-    /// With the fixed weights that they start from, and that count where they cannot be read: those of log-linear fusion.
-    fixed: ByFold<Policy>,
-    /// Of the mean NLL of what the stages answer, beside fixed weights, on pictures that neither was fitted on: below 0 is
-    /// better.
-    pub(crate) change: Figure,
+    networks: PerFold<Network>,
+    /// The policy with the fixed weights that training starts from and that serving falls back to: those of
+    /// log-linear fusion.
+    fixed: PerFold<Policy>,
+    /// The change of the mean NLL of the stages' answers against fixed weights, on images that neither was
+    /// fitted on; below 0 is better.
+    pub(crate) change: Estimate,
     pub(crate) is_used: bool,
 }
 
 impl WeightsPart {
-    /// Whether they are better for sure.
+    /// Returns whether they are significantly better: the 95 % interval of the change lies below 0.
     pub(crate) fn is_gain(&self) -> bool {
         self.change.high < 0.0
     }
 }
 
-/// `policy` with the weights of `fixed`, fused by what was learned.
+/// Returns `policy` with the weights of `fixed` and learned fusion.
 fn fused(policy: &Policy, fixed: &Policy) -> Policy {
     let of_fixed = |member: &Member| fixed.members().find(|other| other.model() == member.model());
     policy.with_weights(FusionMethod::Learned, |member| {
@@ -58,52 +61,53 @@ fn fused(policy: &Policy, fixed: &Policy) -> Policy {
 pub(crate) struct GatePart {
     pub(crate) stage: usize,
     models: Vec<Arc<str>>,
-    networks: ByFold<Network>,
-    /// The stage's errors.
+    networks: PerFold<Network>,
+    /// The number of errors of the stage.
     pub(crate) errors: usize,
-    /// The area under the ROC curve for "the answer is wrong", by plain confidence and by the gate, on pictures that it was
-    /// not fitted on.
+    /// The areas under the ROC curve for "the answer is wrong", by plain confidence and by the gate, on
+    /// images that it was not fitted on.
     pub(crate) by_confidence: f64,
     pub(crate) by_gate: f64,
-    /// By how much the second is larger: above 0 is better.
-    pub(crate) change: Figure,
+    /// The second area minus the first; above 0 is better.
+    pub(crate) change: Estimate,
     pub(crate) is_used: bool,
 }
 
 impl GatePart {
-    /// Whether there are errors enough to say so, and it is better for sure.
+    /// Returns whether it is significantly better: the 95 % interval of the change lies above 0, with enough
+    /// errors to tell.
     pub(crate) fn is_gain(&self) -> bool {
         self.errors >= ERRORS_MIN && self.change.low > 0.0
     }
 }
 
-/// What was learned on one backbone's feature.
+/// The networks that were trained on one backbone's feature.
 #[derive(Debug)]
 pub(crate) struct LearnedParts {
     pub(crate) backbone: Arc<str>,
     members: Vec<Arc<str>>,
     pub(crate) weights: Option<WeightsPart>,
-    /// Of stages but the last that have an accept rule and make an error.
+    /// The gates of the stages, other than the last, that have an accept rule and make an error.
     pub(crate) gates: Vec<GatePart>,
 }
 
 impl LearnedParts {
-    /// Whether this stage is to be accepted by its gate.
+    /// Returns whether this stage is accepted by its gate.
     pub(super) fn gates_stage(&self, stage: usize) -> bool {
         self.gates.iter().any(|part| part.stage == stage && part.is_used)
     }
 
-    /// Whether votes are to be fused by it.
+    /// Returns whether votes are fused by learned weights.
     pub(super) fn weighs(&self) -> bool {
         self.weights.as_ref().is_some_and(|part| part.is_used)
     }
 
-    /// What is to be written, of all pictures; `None` where nothing is used.
+    /// Returns the networks to be written, trained on all images; `None` if none are used.
     pub(super) fn used(&self) -> Option<Learned> {
         self.learned(None).filter(|learned| !learned.is_empty())
     }
 
-    /// Of all folds but this one, the networks that are used.
+    /// Returns the networks in use, trained without this fold.
     fn learned(&self, without: Option<usize>) -> Option<Learned> {
         let mut learned = Learned::of(Arc::clone(&self.backbone));
         if let Some(part) = self.weights.as_ref().filter(|part| part.is_used) {
@@ -115,7 +119,7 @@ impl LearnedParts {
         Some(learned)
     }
 
-    /// `policy` with them, where there are any.
+    /// Returns `policy` with the networks of `parts`, if there are any.
     pub(super) fn applied_to(
         parts: Option<&Self>,
         policy: &Policy,
@@ -124,28 +128,29 @@ impl LearnedParts {
         parts.map_or_else(|| Some(policy.clone()), |parts| parts.applied(policy, without))
     }
 
-    /// `policy` with them, as pictures of this fold are judged.
+    /// Returns `policy` with the networks trained without this fold.
     pub(super) fn applied(&self, policy: &Policy, without: Option<usize>) -> Option<Policy> {
         let learned = self.learned(without)?;
         let policy = match self.weights.as_ref().filter(|part| part.is_used) {
             Some(part) => fused(policy, part.fixed.without(without)?),
             None => policy.clone(),
         };
-        // What it asks now counts until a threshold has been found.
+        // The configured confidence is the gate's threshold until one has been found.
         let gates = |stage: usize, confidence: Probability| self.gates_stage(stage).then_some(confidence);
         let policy = policy.with_gates(gates);
         Some(if learned.is_empty() { policy } else { policy.with_learned(Arc::new(learned)) })
     }
 }
 
-impl Work<'_> {
-    /// What can be learned beside `plain`, the policy of a fold without networks, but for gates. `None` where no model gave a
-    /// feature with every picture.
+impl CrossFit<'_> {
+    /// Trains all networks except gates; `plain` has the policies without networks. `None` if no model gave a
+    /// feature with every image.
     ///
-    /// `has_errors` says whether the first stage makes enough of them to learn from: without any, being surer is always better.
+    /// `has_errors` is whether the first stage makes enough errors to learn from: without any, more
+    /// confidence is always better.
     pub(super) fn learn(
         &self,
-        plain: &ByFold<Policy>,
+        plain: &PerFold<Policy>,
         learning: Learning,
         has_errors: bool,
     ) -> Option<LearnedParts> {
@@ -157,11 +162,11 @@ impl Work<'_> {
         Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
     }
 
-    /// The gates of `policy`, whose stages are in the order that is to be used, as are those of `plain`.
+    /// Trains the gates of `policy`; its stages, and those of `plain`, are in the order to be written.
     pub(super) fn gates(
         &self,
         parts: &LearnedParts,
-        plain: PolicyOf<'_>,
+        plain: PolicyForFold<'_>,
         policy: &Policy,
         learning: Learning,
     ) -> Vec<GatePart> {
@@ -171,34 +176,35 @@ impl Work<'_> {
         stages.filter_map(|stage| self.gate_part(&weighted, backbone, policy, stage, learning)).collect()
     }
 
-    /// The first member that gave a feature with every picture.
+    /// Returns the first member that gave a feature with every image.
     fn backbone(&self) -> Option<usize> {
-        let has_all =
-            |member: &usize| self.pictures.iter().all(|picture| picture.votes[*member].feature.is_some());
+        let has_all = |member: &usize| self.images.iter().all(|image| image.votes[*member].feature.is_some());
         (0..self.policy.members().count()).find(has_all)
     }
 
     fn feature_width(&self, backbone: usize) -> Option<usize> {
-        Some(self.pictures.first()?.votes.get(backbone)?.feature.as_ref()?.len())
+        Some(self.images.first()?.votes.get(backbone)?.feature.as_ref()?.len())
     }
 
-    /// The pictures of all folds but this one, each with whether it only tells when to stop.
+    /// Returns the indices of the images of all folds but this one, each with `true` if it only serves for
+    /// early stopping.
     fn learned_on(&self, without: Option<usize>) -> impl Iterator<Item = (usize, bool)> {
         let stops = without.map_or(0, |fold| (fold + 1) % FOLDS);
         let folds = self.fold_of.iter().enumerate().filter(move |(_, fold)| Some(**fold) != without);
-        folds.map(move |(picture, fold)| (picture, *fold == stops))
+        folds.map(move |(image, fold)| (image, *fold == stops))
     }
 
-    /// `is_used` says whether they are, by whether they are better for sure. `None` where there is too little to learn from.
+    /// Trains and evaluates the weights; `is_used` decides by whether they are significantly better. `None`
+    /// if there is too little to learn from.
     fn weights_part(
         &self,
-        plain: &ByFold<Policy>,
+        plain: &PerFold<Policy>,
         backbone: usize,
         is_used: impl Fn(bool) -> bool,
     ) -> Option<WeightsPart> {
-        let fixed = ByFold::of(|without| self.log_linear(plain.without(without)?, without))?;
+        let fixed = PerFold::of(|without| self.log_linear(plain.without(without)?, without))?;
         let networks =
-            ByFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
+            PerFold::of(|without| self.weights_network(fixed.without(without)?, backbone, without))?;
         let names: Vec<Arc<str>> = self.policy.members().map(|member| Arc::clone(member.model())).collect();
         let name = names.get(backbone)?;
         let by_fold: Vec<[Vec<Policy>; 2]> = (0..FOLDS)
@@ -210,22 +216,21 @@ impl Work<'_> {
                 Some([up_to_each_stage(plain)?, up_to_each_stage(&learned)?])
             })
             .collect::<Option<_>>()?;
-        let change = |(picture, &fold): (&Judged<'_>, &usize)| {
+        let change = |(image, &fold): (&LabeledExample<'_>, &usize)| {
             let [plain, learned] = &by_fold[fold];
-            Some(self.mean_loss(learned, picture)? - self.mean_loss(plain, picture)?)
+            Some(self.mean_loss(learned, image)? - self.mean_loss(plain, image)?)
         };
-        let changes: Vec<f64> = self.pictures.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
-        let change = self.resampling.mean(&changes);
+        let changes: Vec<f64> = self.images.iter().zip(&self.fold_of).map(change).collect::<Option<_>>()?;
+        let change = self.bootstrap.mean(&changes);
         let mut part = WeightsPart { networks, fixed, change, is_used: false };
         part.is_used = is_used(part.is_gain());
         Some(part)
     }
 
-    /// Of what these policies answer.
-    fn mean_loss(&self, policies: &[Policy], picture: &Judged<'_>) -> Option<f64> {
-        let loss = |policy| {
-            Some(log_loss(&stage_answer(policy, self.policy, picture)?.probabilities, picture.label))
-        };
+    /// Returns the mean NLL of the answers of these policies for an image.
+    fn mean_loss(&self, policies: &[Policy], image: &LabeledExample<'_>) -> Option<f64> {
+        let loss =
+            |policy| Some(log_loss(&stage_answer(policy, self.policy, image)?.probabilities, image.label));
         let losses: Vec<f64> = policies.iter().map(loss).collect::<Option<_>>()?;
         Some(losses.iter().sum::<f64>() / losses.len() as f64)
     }
@@ -233,11 +238,11 @@ impl Work<'_> {
     fn weights_network(&self, fixed: &Policy, backbone: usize, without: Option<usize>) -> Option<Network> {
         let (mut examples, mut truths, mut log_probabilities) = (Vec::new(), Vec::new(), Vec::new());
         for (index, validates) in self.learned_on(without) {
-            let picture = &self.pictures[index];
-            examples.push(Example { input: picture.votes[backbone].feature.as_deref()?, validates });
-            truths.push(picture.label);
+            let image = &self.images[index];
+            examples.push(Example { input: image.votes[backbone].feature.as_deref()?, validates });
+            truths.push(image.label);
             for (member, of_policy) in fixed.members().enumerate() {
-                let probabilities = calibrated(picture, member, of_policy.calibration())?;
+                let probabilities = calibrated(image, member, of_policy.calibration())?;
                 log_probabilities.extend(probabilities.iter().map(|p| p.max(f64::MIN_POSITIVE).ln() as f32));
             }
         }
@@ -250,19 +255,20 @@ impl Work<'_> {
             .filter(|models| *models > backbone)
             .collect();
         let weights = fusion_of(fixed).weights;
-        let goal = Goal::Fusion {
+        let objective = Objective::Fusion {
             log_probabilities: &log_probabilities,
             truths: &truths,
             fixed: &weights,
             answers: &answers,
         };
-        trained(&examples, goal, self.feature_width(backbone)?)
+        trained(&examples, objective, self.feature_width(backbone)?)
     }
 
-    /// `None` where the stage has no accept rule, comes before the backbone, or makes no error at all.
+    /// Trains and evaluates the gate of a stage; `None` if the stage has no accept rule, comes before the
+    /// backbone, or makes no error.
     fn gate_part(
         &self,
-        weighted: PolicyOf<'_>,
+        weighted: PolicyForFold<'_>,
         backbone: usize,
         policy: &Policy,
         stage: usize,
@@ -275,31 +281,31 @@ impl Work<'_> {
         if !models.contains(backbone_name) {
             return None;
         }
-        let answers = ByFold::of(|without| self.gated(&weighted(without)?, backbone, stage))?;
-        let networks = ByFold::of(|without| {
+        let answers = PerFold::of(|without| self.gated(&weighted(without)?, backbone, stage))?;
+        let networks = PerFold::of(|without| {
             let answers = answers.without(without)?;
-            let chosen: Vec<(&Gated, bool)> =
+            let chosen: Vec<(&GateExample, bool)> =
                 self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
             let is_right: Vec<bool> = chosen.iter().map(|(answer, _)| answer.is_right).collect();
             let examples: Vec<Example<'_>> = chosen
                 .iter()
                 .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
                 .collect();
-            trained(&examples, Goal::Truth(&is_right), self.feature_width(backbone)?)
+            trained(&examples, Objective::Truth(&is_right), self.feature_width(backbone)?)
         })?;
-        // Each picture by the policy and the gate that did not see it.
+        // Each image is evaluated by the policy and the gate that were not fitted on it.
         let (mut by_confidence, mut by_gate) = (Vec::new(), Vec::new());
         for (index, &fold) in self.fold_of.iter().enumerate() {
-            let Gated { input, confidence, is_right } = answers.without(Some(fold))?.get(index)?;
+            let GateExample { input, confidence, is_right } = answers.without(Some(fold))?.get(index)?;
             let log_odds = *networks.without(Some(fold))?.forward(input)?.first()?;
             by_confidence.push((-confidence, !is_right));
             by_gate.push((-f64::from(log_odds), !is_right));
         }
         let errors = by_gate.iter().filter(|(_, is_wrong)| *is_wrong).count();
         let [confidence, gate] = [by_confidence, by_gate].map(|scores| Ranking::new(scores.into_iter()));
-        let each_once = vec![1; self.pictures.len()];
-        let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
-        let (low, high) = self.resampling.interval(difference);
+        let each_once = vec![1; self.images.len()];
+        let unified_diff = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
+        let (low, high) = self.bootstrap.interval(unified_diff);
         let mut part = GatePart {
             stage,
             models,
@@ -307,43 +313,43 @@ impl Work<'_> {
             errors,
             by_confidence: confidence.auroc(&each_once)?,
             by_gate: gate.auroc(&each_once)?,
-            change: Figure { value: difference(&each_once)?, low, high },
+            change: Estimate { value: unified_diff(&each_once)?, low, high },
             is_used: false,
         };
         part.is_used = part.is_gain() || (learning == Learning::Always && errors >= ERRORS_MIN);
         Some(part)
     }
 
-    /// What this stage answers for each picture, as a gate sees it.
-    fn gated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<Gated>> {
+    /// Returns the answer of this stage for each image, as the gate's input.
+    fn gated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<GateExample>> {
         let policy = policy.as_far_as(stage)?;
-        let gated = |picture: &Judged<'_>| {
-            let answer = answer(&policy, self.policy, picture)?;
-            let feature = picture.votes[backbone].feature.as_deref()?;
-            Some(Gated {
+        let gated = |image: &LabeledExample<'_>| {
+            let answer = answer(&policy, self.policy, image)?;
+            let feature = image.votes[backbone].feature.as_deref()?;
+            Some(GateExample {
                 input: gate_input(&answer.distribution, answer.agreement, feature),
                 confidence: answer.confidence().get(),
-                is_right: answer.label() == picture.label,
+                is_right: answer.label() == image.label,
             })
         };
-        self.pictures.iter().map(gated).collect()
+        self.images.iter().map(gated).collect()
     }
 }
 
-/// A stage's answer as a gate sees it.
-struct Gated {
+/// A stage's answer as the input of a gate.
+struct GateExample {
     input: Vec<f32>,
     confidence: f64,
     is_right: bool,
 }
 
-/// The hidden layer is a quarter as wide as the feature (1024 → 256), no narrower than this.
+/// The least width of the hidden layer, which is a quarter as wide as the feature (1024 → 256).
 const HIDDEN_MIN: usize = 32;
 
-/// `None` where there is too little to learn from.
-fn trained(examples: &[Example<'_>], goal: Goal<'_>, feature_width: usize) -> Option<Network> {
+/// Trains a network; `None` if there is too little to learn from.
+fn trained(examples: &[Example<'_>], objective: Objective<'_>, feature_width: usize) -> Option<Network> {
     let training = Training { hidden: (feature_width / 4).max(HIDDEN_MIN), ..Training::default() };
-    match train(examples, goal, training) {
+    match train(examples, objective, training) {
         Ok(network) => Some(network),
         Err(error) => {
             tracing::warn!(%error, "a network could not be trained");

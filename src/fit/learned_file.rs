@@ -1,13 +1,14 @@
-//! Where what was learned is kept: a new file each time, so that the `ensemble.toml` before still finds its own.
+//! The files of learned networks: each fit writes a new one, so that an older `ensemble.toml` still finds its
+//! own.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-/// More files of one task than that are not made: somebody should remove some.
+/// The largest number of files of one task; somebody should remove some then.
 const VERSIONS_MAX: u32 = 9999;
 
-/// The name of the next file of a task in this folder: `learned.TASK.vN.safetensors`.
+/// Returns the name of the next file of a task in this folder: `learned.TASK.vN.safetensors`.
 ///
 /// # Errors
 /// When there are too many.
@@ -17,18 +18,18 @@ pub(crate) fn next_learned_file(folder: &Path, task: &str) -> Result<String, Str
     free.next().ok_or(format!("{} has {VERSIONS_MAX} learned files of {task}: remove some", folder.display()))
 }
 
-/// Writes a file that was not there.
+/// Writes a new file.
 ///
 /// # Errors
-/// When it is there, or cannot be written.
+/// When it exists already, or cannot be written.
 pub(crate) fn write_learned_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), String> {
     let path = folder.join(name);
-    let told = |error: std::io::Error| match error.kind() {
-        ErrorKind::AlreadyExists => format!("{} is there already: run it again", path.display()),
+    let with_context = |error: std::io::Error| match error.kind() {
+        ErrorKind::AlreadyExists => format!("{} exists already: run it again", path.display()),
         _ => format!("{}: {error}", path.display()),
     };
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(told)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(told)
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(with_context)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(with_context)
 }
 
 #[cfg(test)]
@@ -43,7 +44,7 @@ mod tests {
             assert_eq!(name, format!("learned.roadwork.v{version}.safetensors"));
             write_learned_file(folder.path(), &name, b"bytes").unwrap();
             let error = write_learned_file(folder.path(), &name, b"others").unwrap_err();
-            assert!(error.contains("is there already"), "{error}");
+            assert!(error.contains("exists already"), "{error}");
         }
         assert_eq!(std::fs::read(folder.path().join("learned.roadwork.v1.safetensors")).unwrap(), b"bytes");
     }

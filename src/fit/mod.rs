@@ -1,21 +1,22 @@
-//! Calibration, fusion and thresholds from labelled pictures: what `concord fit` computes.
+//! The fit of calibration, fusion, stage order and thresholds to votes on labeled images, and the edit of
+//! `ensemble.toml` that writes it. It asks no model and knows no command.
 
 mod backup;
-mod by_fold;
 mod calibrate;
-mod cross;
+mod cross_fit;
 mod edit;
+mod folds;
 mod learned;
 mod learned_file;
-mod order;
 mod report;
 mod solve;
+mod stage_order;
 mod train_network;
-mod vector;
+mod vector_scaling;
 
 pub(crate) use backup::write_with_backup;
-pub(crate) use cross::{Fit, FitOptions, Labelled, fit};
-pub(crate) use edit::{TaskChange, difference, edited, with_head};
+pub(crate) use cross_fit::{Fit, FitData, FitOptions, fit};
+pub(crate) use edit::{TaskChange, apply_change, set_head, unified_diff};
 pub(crate) use learned::Learning;
 pub(crate) use learned_file::{next_learned_file, write_learned_file};
 pub(crate) use report::print;

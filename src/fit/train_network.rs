@@ -1,32 +1,34 @@
-//! Training of a small network: `AdamW` on random parts of the examples, until what was kept apart no longer gains.
+//! Trains a small network by `AdamW` on random batches, with early stopping on validation examples.
 
 use concord_policy::{Dense, ImageFusion, Network};
 use tch::nn::{self, Module, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// Weights are drawn towards 0 by this share of the learning rate: features are many and examples few.
+/// The weight decay. It is strong, because features are long and examples few.
 const WEIGHT_DECAY: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-3;
-/// So many examples a step.
+/// The number of examples in a step.
 const BATCH: usize = 256;
-/// An input that is the same everywhere tells nothing, and would be divided by 0: it is left as it is.
+/// The least standard deviation by which an input is divided: a constant input says nothing, and would be
+/// divided by 0.
 const DEVIATION_MIN: f64 = 1e-6;
-/// Of the loss, in nats: less is rounding, and no reason to leave what it starts from.
+/// The least decrease of the validation loss that counts, in nats: a smaller one is rounding, and no reason
+/// to leave the start.
 const GAIN_MIN: f64 = 1e-5;
 
-/// Why a network could not be trained.
+/// The error of a network that could not be trained.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrainError {
-    /// No example to learn from, or none kept apart.
+    /// There are no training or no validation examples.
     #[error("there are too few examples to train a network on")]
     TooFew,
-    /// Inputs of several lengths, or empty ones.
+    /// The inputs are empty, or have several lengths.
     #[error("the features of images are empty, or of several lengths")]
     Widths,
     /// The loss is not finite before anything has been learned.
     #[error("the examples to train a network on are not finite")]
     NotFinite,
-    /// The trained weights make no network.
+    /// The trained weights are not a valid network.
     #[error("{0}")]
     Network(String),
     /// libtorch failed.
@@ -34,47 +36,47 @@ pub(crate) enum TrainError {
     Libtorch(#[from] tch::TchError),
 }
 
-/// One image.
+/// An example to train on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Example<'a> {
-    /// What the network is given.
+    /// The input of the network.
     pub(crate) input: &'a [f32],
-    /// Whether it is kept apart: not learned from, but to see when to stop.
+    /// `true` for a validation example, which only serves for early stopping.
     pub(crate) validates: bool,
 }
 
-/// What the network's outputs are to be, in the order of the examples.
+/// The objective of a training; its values are in the order of the examples.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Goal<'a> {
-    /// For each image, how much each model counts and how sure it may be: [`ImageFusion`] makes of them weights and inverse
-    /// temperatures, by which the models' log-probabilities are summed so that the truth becomes as probable as possible.
-    /// Training starts from the fixed weights, and from inverse temperatures of 1.
+pub(crate) enum Objective<'a> {
+    /// The outputs are weights and inverse temperatures of the models for each image, as [`ImageFusion`]
+    /// reads them, which maximize the probability of the true label in the weighted sum of the models'
+    /// log-probabilities. Training starts from the fixed weights, and from inverse temperatures of 1.
     Fusion {
-        /// Finite, \[examples, models, labels\], row after row.
+        /// The finite log-probabilities, \[examples, models, labels\] in row-major order.
         log_probabilities: &'a [f32],
         /// The index of each example's true label.
         truths: &'a [usize],
-        /// Of each model, greater than 0.
+        /// The fixed weight of each model, greater than 0.
         fixed: &'a [f64],
-        /// With the votes of how many of the models, in their order, an answer may be given: at least one number. What counts
-        /// is the mean over them.
+        /// The numbers of models, in their order, whose votes an answer may be fused of: at least one number.
+        /// The loss is the mean over them.
         answers: &'a [usize],
     },
-    /// The one output is the log-odds that this is true. Training starts from what the first input says, which are such
+    /// The only output is the log-odds that this is true. Training starts from the first input, which is such
     /// log-odds.
     Truth(&'a [bool]),
 }
 
-/// How it is trained; the defaults are those that `docs/RESULTS.md` was made with.
+/// The options of a training; the defaults are those that `docs/RESULTS.md` was made with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Training {
-    /// Width of the hidden layer.
+    /// The width of the hidden layer.
     pub(crate) hidden: usize,
-    /// Passes over the examples, at most.
+    /// The largest number of passes over the training examples.
     pub(crate) epochs: usize,
-    /// It ends after so many passes in which the examples that were kept apart gained nothing.
+    /// The number of passes without a lower validation loss after which training ends.
     pub(crate) patience: usize,
-    /// Of the first weights and of the order of examples.
+    /// The seed of the initial weights and of the order of examples.
     pub(crate) seed: i64,
 }
 
@@ -84,37 +86,39 @@ impl Default for Training {
     }
 }
 
-/// The network that is best on the examples kept apart, out of those after each pass and the one that it starts from, which
-/// is what counts where nothing is learned. The same arguments give the same network on one machine.
+/// Trains a network, and returns the one with the lowest validation loss, of those after each pass and the
+/// one at the start, which makes the same predictions as the fixed weights or the confidence. The same
+/// arguments give the same network on one machine.
 ///
 /// # Errors
-/// When there are no examples to learn from or none kept apart, inputs of several lengths, or libtorch fails.
+/// When there are no training or no validation examples, inputs have several lengths, or libtorch fails.
 ///
 /// # Panics
-/// When the goal has not as many entries as there are examples, or is not as [`Goal`] says.
+/// When the objective does not have as many entries as there are examples, or is not as [`Objective`]
+/// requires.
 pub(crate) fn train(
     examples: &[Example<'_>],
-    goal: Goal<'_>,
+    objective: Objective<'_>,
     training: Training,
 ) -> Result<Network, TrainError> {
     let rows = |validates: bool| -> Vec<i64> {
         let indices = (0..).zip(examples).filter(|(_, example)| example.validates == validates);
         indices.map(|(index, _)| index).collect()
     };
-    let (mut learned, apart) = (rows(false), rows(true));
-    if learned.is_empty() || apart.is_empty() {
+    let (mut training_rows, held_out) = (rows(false), rows(true));
+    if training_rows.is_empty() || held_out.is_empty() {
         return Err(TrainError::TooFew);
     }
-    let apart = Tensor::f_from_slice(&apart)?;
-    let inputs = Inputs::of(examples, &learned)?;
-    let mut numbers = Numbers::new(training.seed);
+    let held_out = Tensor::f_from_slice(&held_out)?;
+    let inputs = Inputs::of(examples, &training_rows)?;
+    let mut rng = Rng::new(training.seed);
     let store = nn::VarStore::new(Device::Cpu);
-    let learner = Learner::new(&store, &inputs, Target::new(goal, examples.len())?, training, &mut numbers)?;
+    let learner = Learner::new(&store, &inputs, Target::new(objective, examples.len())?, training, &mut rng)?;
     let Inputs { values: inputs, mean, scale, .. } = inputs;
     let mut optimizer =
         nn::AdamW { wd: WEIGHT_DECAY, ..nn::AdamW::default() }.build(&store, LEARNING_RATE)?;
     let loss_apart = |learner: &Learner| -> Result<f64, TrainError> {
-        Ok(tch::no_grad(|| learner.loss(&inputs, &apart))?.f_double_value(&[])?)
+        Ok(tch::no_grad(|| learner.loss(&inputs, &held_out))?.f_double_value(&[])?)
     };
     let mut best = learner.layers()?;
     let (mut least, mut since) = (loss_apart(&learner)?, 0);
@@ -122,8 +126,8 @@ pub(crate) fn train(
         return Err(TrainError::NotFinite);
     }
     for _ in 0..training.epochs {
-        numbers.shuffle(&mut learned);
-        for part in learned.chunks(BATCH) {
+        rng.shuffle(&mut training_rows);
+        for part in training_rows.chunks(BATCH) {
             optimizer.backward_step(&learner.loss(&inputs, &Tensor::f_from_slice(part)?)?);
         }
         let loss = loss_apart(&learner)?;
@@ -139,9 +143,9 @@ pub(crate) fn train(
     Network::new(values(&mean)?, values(&scale)?, best).map_err(TrainError::Network)
 }
 
-/// All examples' inputs, standardised by those that are learned from.
+/// The inputs of all examples, standardized by the mean and deviation of the training examples.
 struct Inputs {
-    /// [examples, width].
+    /// The values, [examples, width].
     values: Tensor,
     mean: Tensor,
     scale: Tensor,
@@ -149,7 +153,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn of(examples: &[Example<'_>], learned: &[i64]) -> Result<Self, TrainError> {
+    fn of(examples: &[Example<'_>], training_rows: &[i64]) -> Result<Self, TrainError> {
         let width = examples.first().map_or(0, |example| example.input.len());
         if width == 0 || examples.iter().any(|example| example.input.len() != width) {
             return Err(TrainError::Widths);
@@ -157,7 +161,7 @@ impl Inputs {
         let values: Vec<f32> = examples.iter().flat_map(|example| example.input).copied().collect();
         let width = width as i64;
         let values = Tensor::f_from_slice(&values)?.f_view([-1, width])?;
-        let known = values.f_index_select(0, &Tensor::f_from_slice(learned)?)?;
+        let known = values.f_index_select(0, &Tensor::f_from_slice(training_rows)?)?;
         let mean = known.f_mean_dim([0].as_slice(), false, Kind::Float)?;
         let deviation = known.f_std_dim([0].as_slice(), false, false)?;
         let is_same = deviation.f_lt(DEVIATION_MIN)?;
@@ -166,7 +170,7 @@ impl Inputs {
     }
 }
 
-/// The network while it learns.
+/// The network in training.
 struct Learner {
     hidden: nn::Linear,
     output: nn::Linear,
@@ -175,22 +179,22 @@ struct Learner {
 
 enum Target {
     Fusion {
-        /// [examples, models, labels]
+        /// The log-probabilities, [examples, models, labels].
         log_probabilities: Tensor,
-        /// \[examples\]
+        /// The true labels, \[examples\].
         truths: Tensor,
         /// The logarithms of the fixed weights.
         start: Vec<f32>,
         answers: Vec<i64>,
     },
-    /// 0 or 1, [examples, 1].
+    /// The targets, 0 or 1, [examples, 1].
     Truth(Tensor),
 }
 
 impl Target {
-    fn new(goal: Goal<'_>, examples: usize) -> Result<Self, TrainError> {
-        match goal {
-            Goal::Fusion { log_probabilities, truths, fixed, answers } => {
+    fn new(objective: Objective<'_>, examples: usize) -> Result<Self, TrainError> {
+        match objective {
+            Objective::Fusion { log_probabilities, truths, fixed, answers } => {
                 assert_eq!(truths.len(), examples, "a truth for each example");
                 let models = fixed.len();
                 let labels = log_probabilities.len() / (examples * models).max(1);
@@ -208,7 +212,7 @@ impl Target {
                     answers: answers.iter().map(|models| *models as i64).collect(),
                 })
             }
-            Goal::Truth(is_true) => {
+            Objective::Truth(is_true) => {
                 assert_eq!(is_true.len(), examples, "a truth for each example");
                 let truths: Vec<f32> = is_true.iter().map(|is_true| f32::from(u8::from(*is_true))).collect();
                 Ok(Self::Truth(Tensor::f_from_slice(&truths)?.f_view([-1, 1])?))
@@ -216,16 +220,17 @@ impl Target {
         }
     }
 
-    /// \[outputs, hidden units\] and \[outputs\], and the rows of the hidden units that they need, each of one input.
+    /// Returns the initial output layer, with the weights \[outputs, hidden units\] and the bias \[outputs\],
+    /// and the hidden units that it needs, each of a single input.
     fn start(&self, hidden: usize, inputs: &Inputs) -> Result<Start, TrainError> {
         match self {
-            // Whatever the image, the fixed weights, and nothing surer or less sure.
+            // The fixed weights and inverse temperatures of 1, whatever the image.
             Self::Fusion { start, .. } => {
                 let mut bias = start.clone();
                 bias.resize(2 * start.len(), 0.0);
                 Ok(Start { weight: vec![0.0; bias.len() * hidden], bias, units: &[] })
             }
-            // x = relu(x) - relu(-x), of the first input as it was before it was standardised.
+            // x = relu(x) - relu(-x), for the first input x before its standardization.
             Self::Truth(_) => {
                 let mean = inputs.mean.f_double_value(&[0])? as f32;
                 let spread = 1.0 / inputs.scale.f_double_value(&[0])? as f32;
@@ -239,14 +244,14 @@ impl Target {
     }
 }
 
-/// What two hidden units multiply the first input by, so that their difference is that input.
+/// The factors of the first input in two hidden units, whose difference is then that input.
 const FIRST_INPUT: [f32; 2] = [1.0, -1.0];
 
-/// What the output layer is at first.
+/// The initial output layer.
 struct Start {
     weight: Vec<f32>,
     bias: Vec<f32>,
-    /// The first hidden units read the first input alone, multiplied by these.
+    /// The factors of the first input in the first hidden units, which read no other input.
     units: &'static [f32],
 }
 
@@ -256,7 +261,7 @@ impl Learner {
         inputs: &Inputs,
         target: Target,
         training: Training,
-        numbers: &mut Numbers,
+        rng: &mut Rng,
     ) -> Result<Self, TrainError> {
         let (root, width) = (store.root(), inputs.width as usize);
         let hidden_units = training.hidden.max(FIRST_INPUT.len());
@@ -266,9 +271,9 @@ impl Learner {
         };
         let hidden = layer("hidden", width, hidden_units);
         let output = layer("output", hidden_units, start.bias.len());
-        // PyTorch's own range for a linear layer.
+        // PyTorch's default range for a linear layer.
         let range = 1.0 / (width as f32).sqrt();
-        let mut rows = numbers.between(-range, range, width * hidden_units);
+        let mut rows = rng.between(-range, range, width * hidden_units);
         for (row, factor) in rows.chunks_exact_mut(width).zip(start.units) {
             row.fill(0.0);
             row[0] = *factor;
@@ -280,7 +285,7 @@ impl Learner {
         Ok(Self { hidden, output, target })
     }
 
-    /// Of the examples with these indices, the mean.
+    /// Returns the mean loss of the examples with these indices.
     fn loss(&self, inputs: &Tensor, indices: &Tensor) -> Result<Tensor, TrainError> {
         let outputs =
             self.output.forward(&self.hidden.forward(&inputs.f_index_select(0, indices)?).f_relu()?);
@@ -316,10 +321,10 @@ impl Learner {
     }
 
     fn layers(&self) -> Result<Vec<Dense>, TrainError> {
-        let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor.f_detach()?.f_flatten(0, -1)?);
+        let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor.f_detach()?.f_flatten(0, -1)?);
         let dense = |layer: &nn::Linear| {
-            let bias = layer.bs.as_ref().map(numbers).transpose()?.unwrap_or_default();
-            Ok(Dense { weight: numbers(&layer.ws)?, bias })
+            let bias = layer.bs.as_ref().map(values).transpose()?.unwrap_or_default();
+            Ok(Dense { weight: values(&layer.ws)?, bias })
         };
         [&self.hidden, &self.output].into_iter().map(dense).collect()
     }
@@ -333,11 +338,11 @@ fn set(layer: &nn::Linear, weight: &[f32], bias: &[f32]) -> Result<(), TrainErro
     Ok(())
 }
 
-/// Numbers that look random, the same for each seed. Those of libtorch belong to the whole process: whatever else draws some
-/// at the same time would change what is learned.
-struct Numbers(blake3::OutputReader);
+/// A pseudorandom generator that only depends on its seed. That of libtorch is shared by the whole process:
+/// another user of it at the same time would change the trained network.
+struct Rng(blake3::OutputReader);
 
-impl Numbers {
+impl Rng {
     fn new(seed: i64) -> Self {
         Self(blake3::Hasher::new().update(b"concord network ").update(&seed.to_le_bytes()).finalize_xof())
     }
@@ -352,7 +357,7 @@ impl Numbers {
         (0..count).map(|_| low + (high - low) * (self.next() as f32 / u32::MAX as f32)).collect()
     }
 
-    /// In an order of its own (Fisher and Yates, as Durstenfeld 1964 has it).
+    /// Shuffles values (Fisher and Yates, in the form of Durstenfeld 1964).
     fn shuffle(&mut self, values: &mut [i64]) {
         for last in (1..values.len()).rev() {
             let chosen = (u64::from(self.next()) * (last as u64 + 1)) >> 32;

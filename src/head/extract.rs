@@ -1,4 +1,5 @@
-//! Labelled pictures → what a backbone says of each, in the way of the server, or as it is known from before.
+//! Extracts a backbone's features of labeled images, with the preprocessing of the server, or takes them from
+//! the store.
 
 use std::collections::{BTreeSet, HashMap};
 use std::thread;
@@ -9,44 +10,44 @@ use concord_models::{FeatureKind, FeatureSource, Pixels, Preprocessor, Scale, de
 use super::store::FeatureStore;
 use crate::evaluate::Example;
 
-/// How the features of pictures are come by.
+/// The settings by which features are extracted.
 pub(crate) struct Extraction<'a, R> {
     pub(crate) source: &'a dyn FeatureSource,
     pub(crate) kind: FeatureKind,
     pub(crate) preparation: Preparation,
-    /// Pictures that run together.
+    /// The number of images in a batch.
     pub(crate) batch: usize,
-    /// The bytes of a picture, or why there are none.
+    /// Reads the bytes of an image.
     pub(crate) read: R,
 }
 
-/// How a picture becomes a model's input.
+/// The preparation of images as a model's input.
 #[derive(Debug)]
 pub(crate) struct Preparation {
-    /// For the model's device.
+    /// The preprocessor for the model's device.
     pub(crate) preprocessor: Preprocessor,
     pub(crate) max_pixels: u64,
-    /// Whether JPEGs are decoded no larger than the model needs.
+    /// `true` if JPEGs are decoded no larger than the model needs.
     pub(crate) decodes_fast: bool,
 }
 
-/// Pictures of which all is known that a head is trained on, each once.
+/// The features, labels and groups of images that a head is trained on, each image once.
 #[derive(Debug, Default)]
-pub(crate) struct Labelled {
-    /// Features, of one picture after the other.
+pub(crate) struct ExtractedFeatures {
+    /// The features, of one image after the other.
     pub(crate) values: Vec<f32>,
     pub(crate) labels: Vec<usize>,
     pub(crate) groups: Vec<usize>,
     digests: Vec<Digest>,
-    /// How many could not be read.
+    /// The number of images that could not be read.
     pub(crate) left_out: usize,
-    /// How many were there before.
+    /// The number of duplicate images.
     pub(crate) repeated: usize,
-    /// What went wrong, each fault once.
+    /// The distinct errors, in words.
     pub(crate) faults: BTreeSet<String>,
 }
 
-/// A picture whose bytes have been read.
+/// An image that has been read but not decoded.
 struct Encoded<'a> {
     example: &'a Example,
     digest: Digest,
@@ -54,17 +55,18 @@ struct Encoded<'a> {
 }
 
 impl<R: Fn(&Example) -> Result<Vec<u8>, String>> Extraction<'_, R> {
-    /// Of all pictures, asking `store` first and keeping there what is new; `on_progress` is told how many more are done.
+    /// Returns the features of all images: those in `store`, and the others by running the backbone, which
+    /// are then stored. `on_progress` is called with the number of images done since the last call.
     ///
     /// # Errors
-    /// When the model fails, features cannot be kept, or a picture is there with two labels.
+    /// When the model fails, features cannot be stored, or an image occurs with two labels.
     pub(crate) fn run(
         &self,
         examples: &[Example],
         store: &mut FeatureStore,
         mut on_progress: impl FnMut(u64),
-    ) -> Result<Labelled, String> {
-        let mut labelled = Labelled::default();
+    ) -> Result<ExtractedFeatures, String> {
+        let mut extracted = ExtractedFeatures::default();
         let mut seen = HashMap::<Digest, &Example>::new();
         for chunk in examples.chunks(self.batch) {
             let mut new = Vec::new();
@@ -72,73 +74,73 @@ impl<R: Fn(&Example) -> Result<Vec<u8>, String>> Extraction<'_, R> {
                 let bytes = match (self.read)(example) {
                     Ok(bytes) => bytes,
                     Err(fault) => {
-                        labelled.leave_out(fault);
+                        extracted.leave_out(fault);
                         continue;
                     }
                 };
                 let digest = Digest::of(&bytes);
                 match seen.insert(digest, example) {
                     None => new.push(Encoded { example, digest, bytes }),
-                    // It would be in the part that is trained on and in the part that is judged.
-                    Some(other) if other.label == example.label => labelled.repeated += 1,
+                    // Counted twice, it could be both in the training and in the validation part.
+                    Some(other) if other.label == example.label => extracted.repeated += 1,
                     Some(other) => {
                         let [one, other] = [&other.name, &example.name];
-                        return Err(format!("{one} and {other} are the same picture with two labels"));
+                        return Err(format!("{one} and {other} are the same image with two labels"));
                     }
                 }
             }
-            self.add(new, store, &mut labelled)?;
+            self.add(new, store, &mut extracted)?;
             on_progress(chunk.len() as u64);
         }
-        Ok(labelled)
+        Ok(extracted)
     }
 
-    /// Adds pictures that have not been seen before.
+    /// Adds the features of images that have not been seen before.
     fn add(
         &self,
-        pictures: Vec<Encoded<'_>>,
+        images: Vec<Encoded<'_>>,
         store: &mut FeatureStore,
-        labelled: &mut Labelled,
+        extracted: &mut ExtractedFeatures,
     ) -> Result<(), String> {
         let mut unknown = Vec::new();
-        for picture in pictures {
-            if store.read_into(&picture.digest, &mut labelled.values)? {
-                labelled.take(&picture);
+        for image in images {
+            if store.read_into(&image.digest, &mut extracted.values)? {
+                extracted.record(&image);
             } else {
-                unknown.push(picture);
+                unknown.push(image);
             }
         }
         let mut ready = Vec::new();
-        for (picture, pixels) in unknown.iter().zip(self.preparation.all(&unknown)) {
+        for (image, pixels) in unknown.iter().zip(self.preparation.all(&unknown)) {
             match pixels {
-                Ok(pixels) => ready.push((picture, pixels)),
-                Err(fault) => labelled.leave_out(format!("{}: {fault}", picture.example.name)),
+                Ok(pixels) => ready.push((image, pixels)),
+                Err(fault) => extracted.leave_out(format!("{}: {fault}", image.example.name)),
             }
         }
         let pixels: Vec<&Pixels> = ready.iter().map(|(_, pixels)| pixels).collect();
         let features = self.source.features(&pixels, self.kind).map_err(|error| error.to_string())?;
-        for ((picture, _), values) in ready.iter().zip(features) {
-            store.put(&picture.digest, &values)?;
-            labelled.values.extend(values);
-            labelled.take(picture);
+        for ((image, _), values) in ready.iter().zip(features) {
+            store.put(&image.digest, &values)?;
+            extracted.values.extend(values);
+            extracted.record(image);
         }
         Ok(())
     }
 }
 
 impl Preparation {
-    /// Each picture as the model's input, on all cores.
-    fn all(&self, pictures: &[Encoded<'_>]) -> Vec<Result<Pixels, String>> {
+    /// Prepares each image as the model's input, on all cores.
+    fn all(&self, images: &[Encoded<'_>]) -> Vec<Result<Pixels, String>> {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        let share = pictures.len().div_ceil(threads).max(1);
+        let share = images.len().div_ceil(threads).max(1);
         thread::scope(|scope| {
-            let parts = pictures.chunks(share).map(|part| {
-                let each = || part.iter().map(|picture| self.pixels(&picture.bytes)).collect::<Vec<_>>();
+            let parts = images.chunks(share).map(|part| {
+                let each = || part.iter().map(|image| self.pixels(&image.bytes)).collect::<Vec<_>>();
                 (part.len(), scope.spawn(each))
             });
             let started: Vec<_> = parts.collect();
             let finished = started.into_iter().flat_map(|(count, thread)| {
-                let panicked = |_| (0..count).map(|_| Err("the picture cannot be made ready".to_owned()));
+                let panicked = |_| (0..count).map(|_| Err("the image cannot be prepared".to_owned()));
                 thread.join().unwrap_or_else(|panic| panicked(panic).collect())
             });
             finished.collect()
@@ -152,17 +154,17 @@ impl Preparation {
             None
         };
         let scale = size.map_or(Scale::WHOLE, |size| self.preprocessor.scale(size));
-        let picture = decode_at(bytes, self.max_pixels, scale).map_err(|error| error.to_string())?;
-        self.preprocessor.apply_picture(&picture).map_err(|error| error.to_string())
+        let image = decode_at(bytes, self.max_pixels, scale).map_err(|error| error.to_string())?;
+        self.preprocessor.apply_picture(&image).map_err(|error| error.to_string())
     }
 }
 
-impl Labelled {
-    /// Counts a picture whose features have been added.
-    fn take(&mut self, picture: &Encoded<'_>) {
-        self.labels.push(picture.example.label);
-        self.groups.push(picture.example.group);
-        self.digests.push(picture.digest);
+impl ExtractedFeatures {
+    /// Records an image whose features have been added.
+    fn record(&mut self, image: &Encoded<'_>) {
+        self.labels.push(image.example.label);
+        self.groups.push(image.example.group);
+        self.digests.push(image.digest);
     }
 
     fn leave_out(&mut self, fault: String) {
@@ -170,7 +172,7 @@ impl Labelled {
         self.faults.insert(fault);
     }
 
-    /// The digest of all pictures with their labels, in whatever order they came.
+    /// Returns the digest of all images with their labels, whatever their order.
     pub(crate) fn digest(&self) -> Digest {
         let mut each: Vec<_> = self.digests.iter().zip(&self.labels).collect();
         each.sort_unstable();

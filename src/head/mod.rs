@@ -1,11 +1,12 @@
-//! What `concord head train` computes around a training: features on disk, the validation part, and what is told.
+//! The parts of `concord head train` around the training itself: stored features, the validation split, and
+//! the report. It knows no command and no policy.
 
-mod division;
 mod extract;
 mod report;
+mod split;
 mod store;
 
-pub(crate) use division::{Division, divide};
-pub(crate) use extract::{Extraction, Labelled, Preparation};
-pub(crate) use report::{Judgement, describe, facts, print};
+pub(crate) use extract::{ExtractedFeatures, Extraction, Preparation};
+pub(crate) use report::{Validation, describe, facts, print};
+pub(crate) use split::{Split, split};
 pub(crate) use store::FeatureStore;

@@ -1,4 +1,4 @@
-//! How good a head is on its validation part, in words and in the metadata of its file.
+//! Evaluates a head on the validation part, and reports it in words and in the metadata of its file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,71 +6,72 @@ use comfy_table::CellAlignment;
 use concord_models::{SNAPSHOT_NOTE, Scores, TrainedHead};
 use serde_json::json;
 
-use super::division::Division;
-use super::extract::Labelled;
-use crate::evaluate::{ERRORS_MIN, Figure, Measured, Resampling, Scored, measure};
+use super::extract::ExtractedFeatures;
+use super::split::Split;
+use crate::evaluate::{Bootstrap, ClassificationMetrics, ERRORS_MIN, Estimate, Prediction, measure};
 use crate::fit::temperature;
 use crate::table::new_table;
 
-/// Of the intervals.
+/// The number of bootstrap resamples of the intervals.
 const RESAMPLES: usize = 1000;
 
-/// What there is to train and to validate on.
-pub(crate) fn describe(labelled: &Labelled, division: &Division, labels: &[String]) -> String {
-    let groups = labelled.groups.iter().collect::<BTreeSet<_>>().len();
+/// Describes the images to train and to validate on.
+pub(crate) fn describe(extracted: &ExtractedFeatures, split: &Split, labels: &[String]) -> String {
+    let groups = extracted.groups.iter().collect::<BTreeSet<_>>().len();
     let mut text = format!(
-        "{} pictures in {groups} groups: {} to train on, {} to validate on",
-        labelled.labels.len(),
-        division.training.len(),
-        division.validation.len()
+        "{} images in {groups} groups: {} to train on, {} to validate on",
+        extracted.labels.len(),
+        split.training.len(),
+        split.validation.len()
     );
-    if !division.unvalidated.is_empty() {
-        let count = division.unvalidated.len();
-        let named = division.unvalidated_in_words(labels);
-        text.push_str(&format!("; of {count} labels there is one group only, which is trained on: {named}"));
+    if !split.unvalidated.is_empty() {
+        let count = split.unvalidated.len();
+        let named = split.unvalidated_in_words(labels);
+        text.push_str(&format!("; {count} labels have a single group, which is trained on: {named}"));
     }
     text
 }
 
-/// What the validation part says of a head.
+/// The evaluation of a head on the validation part.
 #[derive(Debug)]
-pub(crate) struct Judgement {
-    /// Of its probabilities as they are, at the temperature 1.
-    pub(crate) measured: Measured,
-    /// With which its probabilities fit best; no less than 1 where it makes fewer than [`ERRORS_MIN`] errors, for with few
-    /// errors a head would always be made surer.
+pub(crate) struct Validation {
+    /// The metrics of its uncalibrated probabilities (the temperature 1).
+    pub(crate) metrics: ClassificationMetrics,
+    /// The fitted temperature; at least 1 if the head makes fewer than [`ERRORS_MIN`] errors, because few
+    /// errors always make a head more confident.
     pub(crate) temperature: f64,
-    /// How many pictures it gets wrong.
+    /// The number of errors.
     pub(crate) errors: usize,
 }
 
-impl Judgement {
-    /// By what it says of each picture of the validation part.
+impl Validation {
+    /// Evaluates the outputs of a head for the images of the validation part.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there are none.
     pub(crate) fn of(
         scores: &[Scores],
-        labelled: &Labelled,
-        division: &Division,
+        extracted: &ExtractedFeatures,
+        split: &Split,
         classes: usize,
         seed: u64,
     ) -> Result<Self, String> {
         let of = |numbers: &[usize]| -> Vec<usize> {
-            division.validation.iter().map(|&picture| numbers[picture]).collect()
+            split.validation.iter().map(|&image| numbers[image]).collect()
         };
-        let (labels, groups) = (of(&labelled.labels), of(&labelled.groups));
+        let (labels, groups) = (of(&extracted.labels), of(&extracted.groups));
         let probabilities: Vec<Vec<f64>> = scores.iter().map(|scores| softmax(&scores.logits)).collect();
         let pairs = probabilities.iter().zip(&labels);
-        let scored: Vec<Scored<'_>> =
-            pairs.map(|(probabilities, &label)| Scored { probabilities, label }).collect();
-        let none = "there is no picture to validate on";
-        let measured = measure(&scored, classes, &Resampling::new(&groups, RESAMPLES, seed)).ok_or(none)?;
+        let predictions: Vec<Prediction<'_>> =
+            pairs.map(|(probabilities, &label)| Prediction { probabilities, label }).collect();
+        let none = "there are no images to validate on";
+        let metrics =
+            measure(&predictions, classes, &Bootstrap::new(&groups, RESAMPLES, seed)).ok_or(none)?;
         let rows: Vec<&[f32]> = scores.iter().map(|scores| &*scores.logits).collect();
         let temperature = temperature(&rows, &labels).ok_or(none)?;
-        let errors = ((1.0 - measured.accuracy.value) * labels.len() as f64).round() as usize;
+        let errors = ((1.0 - metrics.accuracy.value) * labels.len() as f64).round() as usize;
         let temperature = if errors < ERRORS_MIN { temperature.max(1.0) } else { temperature };
-        Ok(Self { measured, temperature, errors })
+        Ok(Self { metrics, temperature, errors })
     }
 }
 
@@ -81,9 +82,9 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-/// The figures that are told and kept, by name.
-fn figures(measured: &Measured) -> [(&'static str, Figure); 5] {
-    let Measured { accuracy, balanced_accuracy, mcc, nll, ece, .. } = *measured;
+/// Returns the metrics that are reported, by name.
+fn reported_metrics(metrics: &ClassificationMetrics) -> [(&'static str, Estimate); 5] {
+    let ClassificationMetrics { accuracy, balanced_accuracy, mcc, nll, ece, .. } = *metrics;
     [
         ("accuracy", accuracy),
         ("balanced accuracy", balanced_accuracy),
@@ -93,55 +94,56 @@ fn figures(measured: &Measured) -> [(&'static str, Figure); 5] {
     ]
 }
 
-/// What is to be known of a head later: the pictures that it was trained on, and how good it was on the others.
+/// Returns the metadata of a head's file: the images that it was trained on, and its metrics on the others.
 pub(crate) fn facts(
-    judgement: &Judgement,
-    labelled: &Labelled,
-    division: &Division,
+    validation_result: &Validation,
+    extracted: &ExtractedFeatures,
+    split: &Split,
     snapshot: &str,
 ) -> BTreeMap<String, String> {
-    let count_of = |label: usize| labelled.labels.iter().filter(|&&of| of == label).count();
-    let classes = labelled.labels.iter().max().map_or(0, |label| label + 1);
-    let groups: BTreeSet<&usize> = labelled.groups.iter().collect();
+    let count_of = |label: usize| extracted.labels.iter().filter(|&&of| of == label).count();
+    let classes = extracted.labels.iter().max().map_or(0, |label| label + 1);
+    let groups: BTreeSet<&usize> = extracted.groups.iter().collect();
     let counts = json!({
-        "training": division.training.len(),
-        "validation": division.validation.len(),
+        "training": split.training.len(),
+        "validation": split.validation.len(),
         "groups": groups.len(),
         "of_each_label": (0..classes).map(count_of).collect::<Vec<_>>(),
     });
-    let validation: serde_json::Map<String, serde_json::Value> = figures(&judgement.measured)
+    let validation: serde_json::Map<String, serde_json::Value> = reported_metrics(&validation_result.metrics)
         .into_iter()
-        .map(|(name, Figure { value, low, high })| {
+        .map(|(name, Estimate { value, low, high })| {
             (name.to_lowercase().replace(' ', "_"), json!({ "value": value, "low": low, "high": high }))
         })
         .collect();
     BTreeMap::from([
         ("concord".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         (SNAPSHOT_NOTE.to_owned(), snapshot.to_owned()),
-        ("data".to_owned(), labelled.digest().to_string()),
-        ("pictures".to_owned(), counts.to_string()),
+        ("data".to_owned(), extracted.digest().to_string()),
+        ("images".to_owned(), counts.to_string()),
         ("validation".to_owned(), serde_json::Value::Object(validation).to_string()),
-        ("temperature".to_owned(), format!("{:.4}", judgement.temperature)),
+        ("temperature".to_owned(), format!("{:.4}", validation_result.temperature)),
     ])
 }
 
-/// The same for people.
-pub(crate) fn print(judgement: &Judgement, head: &TrainedHead, division: &Division) -> String {
-    let figures = figures(&judgement.measured);
-    let mut table = new_table(figures.map(|(name, _)| name), true);
+/// Renders the evaluation for people.
+pub(crate) fn print(validation_result: &Validation, head: &TrainedHead, split: &Split) -> String {
+    let reported_metrics = reported_metrics(&validation_result.metrics);
+    let mut table = new_table(reported_metrics.map(|(name, _)| name), true);
     table.add_row(
-        figures.map(|(_, Figure { value, low, high })| format!("{value:.4} ({low:.4} – {high:.4})")),
+        reported_metrics
+            .map(|(_, Estimate { value, low, high })| format!("{value:.4} ({low:.4} – {high:.4})")),
     );
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
     format!(
-        "Epoch {} of {} was the best. On the {} pictures of the validation part, which have chosen it, so that other \
-         pictures may say less:\n{table}\n{} errors; the temperature {:.3} goes with it.",
+        "Epoch {} of {} was the best. Metrics on the {} images of the validation part, which are a little too optimistic \
+         because the epoch was chosen on them:\n{table}\n{} errors; fitted temperature {:.3}.",
         head.best.number,
         head.epochs,
-        division.validation.len(),
-        judgement.errors,
-        judgement.temperature
+        split.validation.len(),
+        validation_result.errors,
+        validation_result.temperature
     )
 }

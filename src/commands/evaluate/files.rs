@@ -1,21 +1,21 @@
-//! What `concord evaluate` writes: a page, and plots.
+//! The files that `concord evaluate` writes: a page, and plots.
 
 use std::path::Path;
 
 use super::super::arguments::read_at_most;
-use super::super::labelled::Voted;
+use super::super::labeled::VotedImages;
 use crate::config::ServerSection;
-use crate::evaluate::{Example, Pictures, Shown, charts, page, samples, sheets};
+use crate::evaluate::{Example, Images, Shown, charts, page, samples, sheets};
 
-/// Whether files can be written there, before any model is asked.
+/// Checks before any model is asked that files can be written there.
 ///
 /// # Errors
-/// In words that say what is missing.
+/// When there is no such folder, or it cannot be made.
 pub(super) fn check(html: Option<&Path>, plots: Option<&Path>) -> Result<(), String> {
     if let Some(html) = html {
         let folder = html.parent().filter(|folder| !folder.as_os_str().is_empty());
         if folder.is_some_and(|folder| !folder.is_dir()) || html.is_dir() {
-            return Err(format!("--html {}: name a file in a folder that there is", html.display()));
+            return Err(format!("--html {}: name a file in an existing folder", html.display()));
         }
     }
     if let Some(plots) = plots {
@@ -24,14 +24,14 @@ pub(super) fn check(html: Option<&Path>, plots: Option<&Path>) -> Result<(), Str
     Ok(())
 }
 
-/// Writes what was asked for.
+/// Writes the requested files.
 ///
 /// # Errors
 /// When something cannot be drawn or written.
 pub(super) fn write(
     html: Option<&Path>,
     plots: Option<&Path>,
-    voted: &Voted<'_>,
+    voted: &VotedImages<'_>,
     shown: &Shown<'_>,
     limits: &ServerSection,
 ) -> Result<(), String> {
@@ -49,11 +49,11 @@ pub(super) fn write(
         let read = |example: &Example| {
             read_at_most(&example.path, limits.max_body_bytes).map_err(|problem| problem.detail)
         };
-        let pictures = Pictures {
+        let images = Images {
             sheets: sheets(shown, &read, limits.max_pixels)?,
             samples: samples(shown, &read, limits.max_pixels),
         };
-        let page = page(voted.task, &voted.describe(), shown, &charts, &pictures)?;
+        let page = page(voted.task, &voted.describe(), shown, &charts, &images)?;
         put(file, page.as_bytes())?;
     }
     Ok(())

@@ -7,32 +7,32 @@ fn assert_close(found: f64, wanted: f64, what: &str) {
     assert!((found - wanted).abs() < TOLERANCE, "{what}: {found}, not {wanted}");
 }
 
-/// Answers with everything on one class.
+/// Returns predictions with all probability on one class.
 fn certain(predicted: &[usize], classes: usize) -> Vec<Vec<f64>> {
     let one_hot =
         |&answer: &usize| (0..classes).map(|class| if class == answer { 1.0 } else { 0.0 }).collect();
     predicted.iter().map(one_hot).collect()
 }
 
-fn scored<'a>(probabilities: &'a [Vec<f64>], labels: &[usize]) -> Vec<Scored<'a>> {
+fn predictions<'a>(probabilities: &'a [Vec<f64>], labels: &[usize]) -> Vec<Prediction<'a>> {
     let pairs = probabilities.iter().zip(labels);
-    pairs.map(|(probabilities, &label)| Scored { probabilities, label }).collect()
+    pairs.map(|(probabilities, &label)| Prediction { probabilities, label }).collect()
 }
 
-fn ungrouped(images: usize) -> Resampling {
-    Resampling::new(&(0..images).collect::<Vec<_>>(), 200, 1)
+fn ungrouped(images: usize) -> Bootstrap {
+    Bootstrap::new(&(0..images).collect::<Vec<_>>(), 200, 1)
 }
 
-fn measured(probabilities: &[Vec<f64>], labels: &[usize]) -> Measured {
+fn metrics(probabilities: &[Vec<f64>], labels: &[usize]) -> ClassificationMetrics {
     let classes = probabilities[0].len();
-    measure(&scored(probabilities, labels), classes, &ungrouped(labels.len())).unwrap()
+    measure(&predictions(probabilities, labels), classes, &ungrouped(labels.len())).unwrap()
 }
 
 #[test]
 fn figures_of_two_classes_as_computed_by_hand() {
     let probabilities = [vec![0.9, 0.1], vec![0.4, 0.6], vec![0.6, 0.4], vec![0.2, 0.8]];
     // Answers 0, 1, 0, 1: right, wrong, wrong, right.
-    let found = measured(&probabilities, &[0, 0, 1, 1]);
+    let found = metrics(&probabilities, &[0, 0, 1, 1]);
     assert_close(found.accuracy.value, 0.5, "accuracy");
     assert_close(found.balanced_accuracy.value, 0.5, "balanced accuracy, (1/2 + 1/2) / 2");
     assert_close(found.mcc.value, 0.0, "mcc, 4 * 2 - (2 * 2 + 2 * 2) = 0");
@@ -61,7 +61,7 @@ fn figures_of_three_classes_as_computed_by_hand() {
         vec![0.4, 0.4, 0.2],
     ];
     // Answers 0, 1, 1, 2, 0 (the first of two at 0.4): right, wrong, right, right, wrong.
-    let found = measured(&probabilities, &[0, 0, 1, 2, 2]);
+    let found = metrics(&probabilities, &[0, 0, 1, 2, 2]);
     assert_close(found.accuracy.value, 0.6, "accuracy");
     assert_close(found.balanced_accuracy.value, 2.0 / 3.0, "balanced accuracy, (1/2 + 1 + 1/2) / 3");
     // t = 2, 1, 2; p = 2, 2, 1: (5 * 3 - (4 + 2 + 2)) / sqrt((25 - 9) (25 - 9))
@@ -74,7 +74,8 @@ fn figures_of_three_classes_as_computed_by_hand() {
     assert_close(found.auroc.unwrap().value, auroc, "auroc");
     // 0.25 + 0.09 + 0.04; 0.64 + 0.49 + 0.01; 0.09 + 0.16 + 0.01; 0.01 + 0.04 + 0.09; 0.16 + 0.16 + 0.64
     assert_close(found.brier.value, (0.38 + 1.14 + 0.26 + 0.14 + 0.96) / 5.0, "brier");
-    // Right and wrong at 0.7, then right at 0.6, right at 0.5, wrong at 0.4: the tie counts as half wrong each.
+    // Right and wrong at 0.7, then right at 0.6, right at 0.5, wrong at 0.4: the tie counts as half wrong
+    // each.
     let risks = 0.5 / 1.0 + 1.0 / 2.0 + 1.0 / 3.0 + 1.0 / 4.0 + 2.0 / 5.0;
     assert_close(found.aurc.value, risks / 5.0, "aurc");
     assert_eq!(found.worst_class.map(|(class, recall)| (class, recall.value)), Some((0, 0.5)));
@@ -112,7 +113,7 @@ fn correlation_of_many_classes() {
     ];
     for case in cases {
         let classes = case.labels.iter().chain(case.predicted).max().unwrap() + 1;
-        let found = measured(&certain(case.predicted, classes), case.labels);
+        let found = metrics(&certain(case.predicted, classes), case.labels);
         assert_close(found.mcc.value, case.wanted, case.name);
         assert!(found.mcc.low.is_finite() && found.mcc.high.is_finite(), "{}", case.name);
     }
@@ -122,20 +123,20 @@ fn correlation_of_many_classes() {
 fn perfect_inverted_and_constant_answers() {
     let labels = [0, 1, 0, 1, 1];
 
-    let perfect = measured(&certain(&labels, 2), &labels);
-    let one = Figure { value: 1.0, low: 1.0, high: 1.0 };
+    let perfect = metrics(&certain(&labels, 2), &labels);
+    let one = Estimate { value: 1.0, low: 1.0, high: 1.0 };
     assert_eq!([perfect.accuracy, perfect.balanced_accuracy, perfect.mcc, perfect.f1], [one; 4]);
     assert_eq!((perfect.auroc, perfect.worst_class), (Some(one), Some((0, one))));
     assert_eq!([perfect.brier, perfect.ece, perfect.aurc, perfect.nll].map(|figure| figure.value), [0.0; 4]);
 
-    let inverted = measured(&certain(&[1, 0, 1, 0, 0], 2), &labels);
+    let inverted = metrics(&certain(&[1, 0, 1, 0, 0], 2), &labels);
     let of_inverted = [inverted.accuracy, inverted.f1, inverted.auroc.unwrap()].map(|figure| figure.value);
     assert_eq!(of_inverted, [0.0; 3]);
     assert_close(inverted.mcc.value, -1.0, "mcc");
     assert_close(inverted.nll.value, 12.0 * 10.0_f64.ln(), "nll at its limit");
     assert_eq!([inverted.brier, inverted.ece, inverted.aurc].map(|figure| figure.value), [2.0, 1.0, 1.0]);
 
-    let constant = measured(&vec![vec![0.5, 0.5]; 5], &labels);
+    let constant = metrics(&vec![vec![0.5, 0.5]; 5], &labels);
     assert_close(constant.accuracy.value, 0.4, "always class 0, the first of equal ones");
     assert_eq!([constant.balanced_accuracy, constant.auroc.unwrap()].map(|figure| figure.value), [0.5; 2]);
     assert_eq!([constant.mcc, constant.f1].map(|figure| figure.value), [0.0; 2]);
@@ -146,24 +147,24 @@ fn perfect_inverted_and_constant_answers() {
 
 #[test]
 fn classes_that_do_not_occur_are_left_out() {
-    // Class 1 never occurs, and is answered once.
+    // Class 1 never occurs, and is predicted once.
     let probabilities = [vec![0.8, 0.1, 0.1], vec![0.3, 0.6, 0.1], vec![0.1, 0.2, 0.7]];
-    let found = measured(&probabilities, &[0, 0, 2]);
+    let found = metrics(&probabilities, &[0, 0, 2]);
     assert_close(found.balanced_accuracy.value, 0.75, "(1/2 + 1) / 2");
     assert_close(found.f1.value, (2.0 / 3.0 + 1.0) / 2.0, "f1, 2 / (2 + 1) and 2 / (1 + 1)");
     assert_close(found.auroc.unwrap().value, 1.0, "auroc of classes 0 and 2");
     assert_eq!(found.worst_class.unwrap().0, 0);
 
-    let only_class_0 = measured(&[vec![0.8, 0.2], vec![0.6, 0.4]], &[0, 0]);
+    let only_class_0 = metrics(&[vec![0.8, 0.2], vec![0.6, 0.4]], &[0, 0]);
     assert_eq!(only_class_0.auroc, None);
-    assert_eq!([only_class_0.f1, only_class_0.mcc], [Figure::ZERO; 2]);
-    assert_eq!(only_class_0.worst_class, Some((0, Figure { value: 1.0, low: 1.0, high: 1.0 })));
+    assert_eq!([only_class_0.f1, only_class_0.mcc], [Estimate::ZERO; 2]);
+    assert_eq!(only_class_0.worst_class, Some((0, Estimate { value: 1.0, low: 1.0, high: 1.0 })));
 }
 
 #[test]
 fn a_rare_class_that_a_resample_lacks_does_not_lower_its_figures() {
     let labels = [1, 0, 0, 0, 0, 0];
-    let found = measured(&certain(&labels, 2), &labels);
+    let found = metrics(&certain(&labels, 2), &labels);
     let (_, recall) = found.worst_class.unwrap();
     for (name, figure) in [("f1", found.f1), ("mcc", found.mcc), ("recall", recall)] {
         assert_eq!((figure.low, figure.high), (1.0, 1.0), "{name}");
@@ -172,16 +173,16 @@ fn a_rare_class_that_a_resample_lacks_does_not_lower_its_figures() {
 
 #[test]
 fn calibrated_bins_have_no_calibration_error() {
-    // In each bin of ten answers, as many are right as the confidence says.
+    // In each bin of ten predictions, the accuracy equals the confidence.
     let (mut probabilities, mut labels) = (Vec::new(), Vec::new());
     for right in [6, 7, 8, 9, 10] {
         let confidence = f64::from(right) / 10.0;
         probabilities.extend(vec![vec![confidence, 1.0 - confidence]; 10]);
         labels.extend((0..10).map(|answer| usize::from(answer >= right)));
     }
-    assert_close(measured(&probabilities, &labels).ece.value, 0.0, "calibrated");
+    assert_close(metrics(&probabilities, &labels).ece.value, 0.0, "calibrated");
     // All right: the gaps are 0.4, 0.3, 0.2, 0.1 and 0.
-    assert_close(measured(&probabilities, &[0; 50]).ece.value, 0.2, "too modest");
+    assert_close(metrics(&probabilities, &[0; 50]).ece.value, 0.2, "too modest");
 }
 
 #[test]
@@ -239,7 +240,8 @@ fn scores_that_predict() {
     }
 }
 
-/// Answers about `images` images that are right about two times in three, with many equal confidences.
+/// Returns predictions for `images` images that are right about two times in three, with many equal
+/// confidences.
 fn made_up(images: usize, classes: usize) -> (Vec<Vec<f64>>, Vec<usize>) {
     let mut state = 0_usize;
     let mut draw = |bound: usize| {
@@ -262,9 +264,9 @@ fn made_up(images: usize, classes: usize) -> (Vec<Vec<f64>>, Vec<usize>) {
 fn a_weight_counts_an_image_so_many_times() {
     for classes in [2, 5] {
         let (probabilities, labels) = made_up(60, classes);
-        let answers = scored(&probabilities, &labels);
+        let answers = predictions(&probabilities, &labels);
         let weights: Vec<u16> = (0..60).map(|image| (image * 7 % 4) as u16).collect();
-        let repeated: Vec<Scored<'_>> = answers
+        let repeated: Vec<Prediction<'_>> = answers
             .iter()
             .zip(&weights)
             .flat_map(|(answer, &weight)| std::iter::repeat_n(*answer, usize::from(weight)))
@@ -286,40 +288,40 @@ fn a_weight_counts_an_image_so_many_times() {
 #[test]
 fn an_order_of_images_does_not_matter() {
     let (mut probabilities, mut labels) = made_up(80, 3);
-    let forwards = measured(&probabilities, &labels);
+    let forwards = metrics(&probabilities, &labels);
     probabilities.reverse();
     labels.reverse();
-    let backwards = measured(&probabilities, &labels);
+    let backwards = metrics(&probabilities, &labels);
     assert_close(forwards.aurc.value, backwards.aurc.value, "aurc");
     assert_close(forwards.auroc.unwrap().value, backwards.auroc.unwrap().value, "auroc");
 }
 
 #[test]
 fn intervals_hold_the_value_and_groups_widen_them() {
-    // Each of 100 answers about images that are 10 times in the data.
+    // 100 predictions, each for an image that is 10 times in the data.
     let (probabilities, labels) = made_up(100, 3);
-    let distinct = scored(&probabilities, &labels);
-    let repeated: Vec<Scored<'_>> = (0..1000).map(|image| distinct[image / 10]).collect();
-    let measured_in = |groups: Vec<usize>| measure(&repeated, 3, &Resampling::new(&groups, 500, 9)).unwrap();
+    let distinct = predictions(&probabilities, &labels);
+    let repeated: Vec<Prediction<'_>> = (0..1000).map(|image| distinct[image / 10]).collect();
+    let measured_in = |groups: Vec<usize>| measure(&repeated, 3, &Bootstrap::new(&groups, 500, 9)).unwrap();
     let grouped = measured_in((0..1000).map(|image| image / 10).collect());
     let ungrouped = measured_in((0..1000).collect());
 
-    let of = |found: &Measured| {
+    let of = |found: &ClassificationMetrics| {
         [found.accuracy, found.mcc, found.f1, found.auroc.unwrap(), found.nll, found.brier]
     };
     for (grouped, ungrouped) in of(&grouped).into_iter().zip(of(&ungrouped)) {
         assert_eq!(grouped.value, ungrouped.value);
-        for Figure { value, low, high } in [grouped, ungrouped] {
+        for Estimate { value, low, high } in [grouped, ungrouped] {
             assert!(low < value && value < high, "{value} in {low} to {high}");
         }
-        // By theory sqrt(10) = 3.2 times as wide.
+        // In theory sqrt(10) = 3.2 times as wide.
         let ratio = (grouped.high - grouped.low) / (ungrouped.high - ungrouped.low);
         assert!((2.5..4.0).contains(&ratio), "{ratio} times as wide");
     }
 }
 
 #[test]
-fn no_answers_are_not_measured() {
+fn no_predictions_have_no_metrics() {
     assert_eq!(measure(&[], 2, &ungrouped(0)), None);
 }
 
@@ -328,9 +330,9 @@ fn no_answers_are_not_measured() {
 #[ignore = "measures time"]
 fn many_classes_take_seconds() {
     let (probabilities, labels) = made_up(6315, 43);
-    let answers = scored(&probabilities, &labels);
-    let resampling = Resampling::new(&(0..6315).collect::<Vec<_>>(), 1000, 1);
+    let answers = predictions(&probabilities, &labels);
+    let bootstrap = Bootstrap::new(&(0..6315).collect::<Vec<_>>(), 1000, 1);
     let begun = std::time::Instant::now();
-    let found = measure(&answers, 43, &resampling).unwrap();
+    let found = measure(&answers, 43, &bootstrap).unwrap();
     println!("{:?} for {found:?}", begun.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Which label is taken for which.
+//! The plot of a confusion matrix.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -8,40 +8,40 @@ use super::style::{
 };
 use super::{Area, DrawError, Plot, plot};
 
-/// So wide and high are all cells together, in pixels, where none is too large or too small.
+/// The side of all cells together, in pixels, unless a cell would be too large or too small.
 const CELLS: u32 = 1600;
-/// Below this a cell has no room for its number.
+/// The smallest cell, which just has room for its number.
 const CELL_MIN: u32 = 36;
 const CELL_MAX: u32 = 220;
-/// Names are not written smaller.
+/// The smallest size of names.
 const NAME_MIN: u32 = 22;
-/// A cell that holds anything is coloured so strongly.
+/// The least intensity of a cell that is not 0.
 const PALEST: f64 = 0.12;
-/// Around names.
+/// The padding around names.
 const GAP: i32 = 18;
-/// What the title of an axis, and what is written above the cells, need.
+/// The room for the title of an axis, and for the text above the cells.
 const TITLE_HEIGHT: i32 = 60;
 
-/// How often each label was answered where each was true.
+/// A confusion matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct Confusion {
     pub(crate) labels: Vec<String>,
-    /// A row for each true label, a column for each answer.
+    /// The counts, with a row for each true label and a column for each answer.
     pub(crate) counts: Vec<Vec<usize>>,
 }
 
-/// Where everything is.
+/// The layout of the plot.
 struct Layout {
     cell: i32,
-    /// All cells together.
+    /// The side of all cells together.
     cells: i32,
-    /// Of the cells, from the left edge.
+    /// The distance of the cells from the left edge.
     left: i32,
-    /// What is below the cells.
+    /// The height of the part below the cells.
     below: i32,
     name_size: u32,
     number_size: u32,
-    /// Whether names below the cells stand upright, as they are wider than a cell.
+    /// Whether the names below the cells are rotated, because they are wider than a cell.
     upright: bool,
 }
 
@@ -68,7 +68,7 @@ impl Layout {
     }
 }
 
-/// The matrix, coloured by the share of each true label.
+/// Draws the matrix, each row coloured by its shares.
 pub(crate) fn confusion(name: &str, title: &str, data: &Confusion) -> Result<Plot, String> {
     register_font()?;
     let layout = Layout::of(data);
@@ -94,7 +94,7 @@ fn draw_frame(area: &Area<'_>, layout: &Layout) -> Result<(), DrawError> {
     let truth = placed(&title.transform(FontTransform::Rotate270), HPos::Center, VPos::Top);
     area.draw_text("truth", &truth, (10, top + cells / 2))?;
     let key = placed(&text(SMALL_SIZE, &INK), HPos::Left, VPos::Top);
-    area.draw_text("pictures; the darker, the larger the share of the true label", &key, (10, 14))?;
+    area.draw_text("images; the darker, the larger the share of the true label", &key, (10, 14))?;
     for line in 0..=cells / cell {
         let (x, y) = (left + line * cell, top + line * cell);
         area.draw(&PathElement::new(vec![(x, top), (x, top + cells)], PALE))?;
@@ -120,7 +120,8 @@ fn draw_names(area: &Area<'_>, data: &Confusion, layout: &Layout) -> Result<(), 
     Ok(())
 }
 
-/// Right answers in blue, wrong ones in vermillion; by the square root of the share, so that rare ones are seen.
+/// Returns the colour of a cell: blue for right answers, vermillion for wrong ones, with the square root of
+/// the share as its intensity, so that rare ones are visible.
 fn draw_cell(
     area: &Area<'_>,
     layout: &Layout,

@@ -1,4 +1,4 @@
-//! How sure right answers are, and how sure wrong ones.
+//! The plot of the confidences of right and of wrong answers.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -6,16 +6,16 @@ use plotters::style::text_anchor::{HPos, VPos};
 use super::style::{BLUE, INK, PALE, SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, VERMILLION, placed, text};
 use super::{Area, DrawError, Plot, plot};
 
-/// Right and wrong answers by their confidence.
+/// A histogram of right and wrong answers by their confidence.
 #[derive(Debug, Clone)]
 pub(crate) struct Histogram {
-    /// The lowest confidence that there can be; the highest is 1.
+    /// The lowest possible confidence; the highest is 1.
     pub(crate) low: f64,
-    /// How many right ones and how many wrong ones, in bins of equal width.
+    /// The numbers of right and of wrong answers, in bins of equal width.
     pub(crate) bins: Vec<[usize; 2]>,
 }
 
-/// One above the other, with the same axis.
+/// Draws right answers above wrong ones, with the same axis.
 pub(crate) fn histogram(name: &str, title: &str, data: &Histogram) -> Result<Plot, String> {
     plot(name, title, (1640, 1000), |area| {
         let (upper, lower) = area.split_vertically(460);
@@ -50,7 +50,7 @@ fn draw(
         .bold_line_style(PALE)
         .axis_style(INK)
         .x_desc(if is_last { "confidence of the cascade" } else { "" })
-        .y_desc("pictures")
+        .y_desc("images")
         .x_labels(11)
         .x_label_formatter(&|confidence| if is_last { format!("{confidence:.2}") } else { String::new() })
         .y_labels(5)

@@ -1,4 +1,4 @@
-//! Plots as SVG, and as PNG: numbers in, a picture out. What they show is computed elsewhere.
+//! Draws plots as SVG and as PNG from numbers that are computed elsewhere; knows no policy and no vote.
 
 mod confusion;
 mod histogram;
@@ -19,35 +19,36 @@ pub(crate) use panels::{Line, Panel, panels};
 pub(crate) use reliability::{CalibrationBin, Reliability, reliability};
 pub(crate) use tradeoff::{Point, Role, Tradeoff, tradeoff};
 
-/// A plot.
+/// A drawn plot.
 #[derive(Debug)]
 pub(crate) struct Plot {
-    /// What its files are called, without their endings.
+    /// The name of its files, without the extension.
     pub(crate) name: String,
-    /// What it shows, for a heading.
+    /// The heading.
     pub(crate) title: String,
-    /// How wide it is, in pixels of a screen: half of what it is drawn with.
+    /// The width in pixels of a screen: half of the width that it is drawn with.
     pub(crate) width: u32,
-    /// As XML without a declaration, so that it can stand in a page.
+    /// The SVG as XML without a declaration, so that it can be embedded in a page.
     pub(crate) svg: String,
 }
 
 impl Plot {
-    /// The same in pixels, with the embedded font.
+    /// Renders the plot as a PNG, with the embedded font.
     ///
     /// # Errors
-    /// When it cannot be drawn, for which no cause is known.
+    /// When it cannot be rendered, for which no cause is known.
     pub(crate) fn png(&self) -> Result<Vec<u8>, String> {
-        let told = |error: &dyn std::fmt::Display| format!("plot {}: {error}", self.name);
-        let tree = usvg::Tree::from_str(&self.svg, options()).map_err(|error| told(&error))?;
+        let with_context = |error: &dyn std::fmt::Display| format!("plot {}: {error}", self.name);
+        let tree = usvg::Tree::from_str(&self.svg, options()).map_err(|error| with_context(&error))?;
         let size = tree.size().to_int_size();
-        let mut pixels = Pixmap::new(size.width(), size.height()).ok_or_else(|| told(&"it is too large"))?;
+        let mut pixels =
+            Pixmap::new(size.width(), size.height()).ok_or_else(|| with_context(&"it is too large"))?;
         resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
-        pixels.encode_png().map_err(|error| told(&error))
+        pixels.encode_png().map_err(|error| with_context(&error))
     }
 }
 
-/// With the font that text is measured by.
+/// Returns render options with the font by which text is measured.
 fn options() -> &'static usvg::Options<'static> {
     static OPTIONS: OnceLock<usvg::Options<'static>> = OnceLock::new();
     OPTIONS.get_or_init(|| {
@@ -58,12 +59,12 @@ fn options() -> &'static usvg::Options<'static> {
     })
 }
 
-/// Where one draws.
+/// The area that is drawn on.
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-/// Why a plot could not be drawn.
+/// The error of a plot that could not be drawn.
 type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
-/// A plot of so many pixels that `draw` fills.
+/// Returns a plot of this size in pixels, drawn by `draw`.
 fn plot(
     name: &str,
     title: &str,
@@ -83,7 +84,7 @@ fn plot(
     Ok(Plot { name: name.to_owned(), title: title.to_owned(), width: size.0 / 2, svg })
 }
 
-/// With its title, for whoever cannot see it.
+/// Adds the title to an SVG, for screen readers.
 fn described(svg: &str, title: &str) -> String {
     let escaped = title.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     match svg.split_once('>') {

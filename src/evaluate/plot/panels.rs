@@ -1,4 +1,4 @@
-//! The same lines under several circumstances: a panel for each, all with the same axes.
+//! The plot of the same lines under several conditions: a panel for each condition, all with the same axes.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -10,28 +10,28 @@ use super::style::{
 };
 use super::{Area, DrawError, Plot, plot};
 
-/// Panels beside each other.
+/// The number of panels in a row.
 const COLUMNS: usize = 3;
-/// Width and height of each.
+/// The width and height of a panel.
 const PANEL: (u32, u32) = (640, 500);
 
-/// One circumstance.
+/// A panel: one condition.
 #[derive(Debug, Clone)]
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) lines: Vec<Line>,
 }
 
-/// One series; lines of the same place in their panels look the same.
+/// A series; lines at the same index of their panels have the same style.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// Whether it is what the plot is about.
+    /// Whether the plot is about this series.
     pub(crate) is_main: bool,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Panels in rows, below a legend.
+/// Draws panels in rows, below a legend.
 pub(crate) fn panels(
     name: &str,
     title: &str,
@@ -47,7 +47,7 @@ pub(crate) fn panels(
         };
         panel.lines.iter().enumerate().map(entry).collect()
     });
-    // Room for each entry in a line of its own, as nothing narrower is sure.
+    // Room for a line per entry of the legend, since their widths are not known yet.
     let width = PANEL.0.max(640) * u32::try_from(columns).unwrap_or(1);
     let lines_of_legend = entries.len().div_ceil(columns);
     let height_of_legend = ENTRY as u32 * u32::try_from(lines_of_legend).unwrap_or(1) + 24;
@@ -76,7 +76,7 @@ pub(crate) fn panels(
 
 fn look(line: &Line, index: usize) -> (RGBColor, Mark) {
     let (_, shape) = series(index);
-    // The last colour is that of what the plot is about.
+    // The last colour is that of the main series.
     if line.is_main { (VERMILLION, Mark::Circle) } else { (COLOURS[index % (COLOURS.len() - 1)], shape) }
 }
 

@@ -1,4 +1,4 @@
-//! Whether confidences are what they say: how often answers of about the same confidence are right.
+//! The plot of reliability diagrams: the accuracy of answers of about the same confidence.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -6,36 +6,36 @@ use plotters::style::text_anchor::{HPos, VPos};
 use super::style::{BLUE, GREY, INK, PALE, SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, VERMILLION, placed, text};
 use super::{Area, DrawError, Plot, plot};
 
-/// Width and height of one diagram with the counts below it.
+/// The width and height of one diagram with the counts below it.
 const PANEL: (u32, u32) = (800, 940);
-/// Height of its upper part.
+/// The height of the upper part of a diagram.
 const DIAGRAM: u32 = 660;
 
-/// Answers of about the same confidence.
+/// A bin of answers of about the same confidence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct CalibrationBin {
-    /// How many there are.
+    /// The number of answers.
     pub(crate) count: usize,
     /// Their mean confidence.
     pub(crate) confidence: f64,
-    /// The share of them that is right.
+    /// The share of them that are right.
     pub(crate) accuracy: f64,
-    /// Both ends of that share's 95 % interval.
+    /// Both ends of the 95 % interval of the accuracy.
     pub(crate) interval: (f64, f64),
 }
 
-/// One diagram.
+/// A reliability diagram.
 #[derive(Debug, Clone)]
 pub(crate) struct Reliability {
-    /// What is calibrated, and how.
+    /// The title: what is calibrated, and how.
     pub(crate) title: String,
     /// The expected calibration error.
     pub(crate) ece: f64,
-    /// From the least confident to the most; nothing where there is no answer. Of equal width.
+    /// The bins of equal width, in ascending order of confidence; `None` for an empty one.
     pub(crate) bins: Vec<Option<CalibrationBin>>,
 }
 
-/// Diagrams side by side.
+/// Draws diagrams side by side.
 pub(crate) fn reliability(name: &str, title: &str, diagrams: &[Reliability]) -> Result<Plot, String> {
     let columns = u32::try_from(diagrams.len()).unwrap_or(1).max(1);
     plot(name, title, (PANEL.0 * columns, PANEL.1), |area| {
@@ -75,7 +75,7 @@ fn draw_diagram(area: &Area<'_>, diagram: &Reliability) -> Result<(), DrawError>
         .draw()?;
     let width = 1.0 / diagram.bins.len().max(1) as f64;
     let bins = || diagram.bins.iter().enumerate().filter_map(|(index, bin)| Some((index as f64, (*bin)?)));
-    // Where none is right there is no bar.
+    // There is no bar where no answer is right.
     chart.draw_series(bins().filter(|(_, bin)| bin.accuracy > 0.0).map(|(index, bin)| {
         Rectangle::new([(index * width, 0.0), ((index + 1.0) * width, bin.accuracy)], BLUE.mix(0.25).filled())
     }))?;
@@ -90,7 +90,7 @@ fn draw_diagram(area: &Area<'_>, diagram: &Reliability) -> Result<(), DrawError>
     Ok(())
 }
 
-/// On a logarithmic axis, as nearly all answers are in the last bin.
+/// Draws the counts on a logarithmic axis, because nearly all answers are in the last bin.
 fn draw_counts(area: &Area<'_>, diagram: &Reliability) -> Result<(), DrawError> {
     let most = diagram.bins.iter().flatten().map(|bin| bin.count).max().unwrap_or(1) as f64;
     let mut chart = ChartBuilder::on(area)
@@ -106,7 +106,7 @@ fn draw_counts(area: &Area<'_>, diagram: &Reliability) -> Result<(), DrawError> 
         .bold_line_style(PALE)
         .axis_style(INK)
         .x_desc("confidence")
-        .y_desc("pictures")
+        .y_desc("images")
         .x_labels(6)
         .x_label_formatter(&|confidence| format!("{confidence:.1}"))
         .y_labels(4)

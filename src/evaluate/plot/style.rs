@@ -1,4 +1,4 @@
-//! What all plots have in common: colours, sizes, marks, and the words of a legend.
+//! The style of all plots: colours, sizes, marks, and legends.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -6,17 +6,18 @@ use plotters::style::{TextStyle, register_font as register};
 
 use super::{Area, DrawError};
 
-/// Of all text; also what a browser takes for any font without serifs.
+/// The font of all text, which is also the name by which a browser finds its own sans-serif font.
 pub(super) const FONT: &str = "sans-serif";
-/// Sizes in pixels. Plots are drawn at twice the size at which they are looked at: coordinates are whole pixels.
+/// Sizes in pixels. Plots are drawn at twice the size at which they are shown, because coordinates are whole
+/// pixels.
 pub(super) const TITLE_SIZE: u32 = 36;
 pub(super) const TEXT_SIZE: u32 = 29;
 pub(super) const SMALL_SIZE: u32 = 25;
-/// Longer words of a legend, and names of labels, are cut.
+/// The number of characters to which legend entries and names of labels are cut.
 const WORDS_MAX: usize = 34;
 
-/// Colours that people with any kind of colour vision can tell apart (Okabe and Ito 2008, "Color Universal Design"); its
-/// yellow, too pale for a line on white, is left out.
+/// Colours that people with any kind of colour vision can tell apart (Okabe and Ito 2008, "Color Universal
+/// Design"); its yellow, too pale for a line on white, is left out.
 pub(super) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -31,7 +32,7 @@ pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const GREY: RGBColor = RGBColor(130, 130, 130);
 pub(super) const PALE: RGBColor = RGBColor(225, 225, 225);
 
-/// Shapes, so that colour is never all that tells two series apart.
+/// The shape of a mark, so that series never differ in colour only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Circle,
@@ -44,29 +45,29 @@ pub(super) enum Mark {
     Star,
 }
 
-/// Of the first, second, … of several series.
+/// The marks of the first, second, … series.
 pub(super) fn series(index: usize) -> (RGBColor, Mark) {
     const MARKS: [Mark; 5] = [Mark::Square, Mark::Triangle, Mark::Diamond, Mark::Cross, Mark::Circle];
     (COLOURS[index % COLOURS.len()], MARKS[index % MARKS.len()])
 }
 
-/// Makes the embedded font known to what measures text. Doing it again changes nothing.
+/// Registers the embedded font with the library that measures text. It is idempotent.
 pub(super) fn register_font() -> Result<(), String> {
     register(FONT, FontStyle::Normal, ttf_noto_sans::REGULAR)
         .map_err(|_| "the embedded font cannot be read".to_owned())
 }
 
-/// Text of this size.
+/// Returns the text style of this size.
 pub(super) fn text(size: u32, colour: &'static RGBColor) -> TextStyle<'static> {
     TextStyle::from((FONT, size).into_font()).color(colour)
 }
 
-/// The same, placed around its point.
+/// Returns the style with an anchor.
 pub(super) fn placed(style: &TextStyle<'static>, across: HPos, down: VPos) -> TextStyle<'static> {
     style.pos(Pos::new(across, down))
 }
 
-/// Cut to what a legend has room for.
+/// Cuts text to the room of a legend.
 pub(super) fn short(words: &str) -> String {
     if words.chars().count() <= WORDS_MAX {
         return words.to_owned();
@@ -75,13 +76,13 @@ pub(super) fn short(words: &str) -> String {
     format!("{}…", kept.trim_end())
 }
 
-/// How wide text is.
+/// Returns the width of text in pixels.
 pub(super) fn width(words: &str, style: &TextStyle<'_>) -> i32 {
-    // The font is embedded, and measures everything.
+    // Measuring with the embedded font cannot fail.
     style.font.box_size(words).map_or(0, |(width, _)| i32::try_from(width).unwrap_or(i32::MAX))
 }
 
-/// A mark around a point of the whole plot.
+/// Draws a mark around a point of the whole plot.
 pub(super) fn mark(area: &Area<'_>, at: (i32, i32), mark: Mark, colour: RGBColor) -> Result<(), DrawError> {
     let (x, y) = at;
     let outline = |corners: &[(i32, i32)]| -> Vec<(i32, i32)> {
@@ -105,11 +106,11 @@ pub(super) fn mark(area: &Area<'_>, at: (i32, i32), mark: Mark, colour: RGBColor
     }
 }
 
-/// Five points around a circle of radius 22, and five between them at 9.
+/// The outline of a star: five points on a circle of radius 22, and five between them on one of radius 9.
 const STAR: [(i32, i32); 10] =
     [(0, -22), (5, -7), (21, -7), (9, 3), (13, 18), (0, 9), (-13, 18), (-9, 3), (-21, -7), (-5, -7)];
 
-/// How an entry of a legend is drawn.
+/// The sign of a legend entry.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Sign {
     Mark(Mark, RGBColor),
@@ -117,12 +118,12 @@ pub(super) enum Sign {
     MarkedLine(Mark, RGBColor),
 }
 
-/// Height of an entry.
+/// The height of an entry.
 pub(super) const ENTRY: i32 = 46;
-/// From its left edge to its words.
+/// The distance from the left edge of an entry to its text.
 const SIGN_WIDTH: i32 = 70;
 
-/// One entry below the other, from this corner of the plot.
+/// Draws entries below each other, from this corner of the plot.
 pub(super) fn legend(
     area: &Area<'_>,
     corner: (i32, i32),
@@ -137,7 +138,7 @@ pub(super) fn legend(
     Ok(())
 }
 
-/// The same side by side, as far as there is room.
+/// Draws entries side by side, in as many rows as they need.
 pub(super) fn legend_across(
     area: &Area<'_>,
     corner: (i32, i32),
@@ -174,7 +175,7 @@ fn draw_sign(area: &Area<'_>, (left, middle): (i32, i32), sign: Sign) -> Result<
     }
 }
 
-/// A share as percent, with the decimals that tell apart shares that differ by so much.
+/// Formats a share as a percentage, with enough decimals to tell apart shares that differ by `step`.
 pub(super) fn percent(share: f64, step: f64) -> String {
     let decimals = if step >= 0.01 {
         0

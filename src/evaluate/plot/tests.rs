@@ -1,4 +1,4 @@
-//! Every plot is drawn, as SVG that a renderer reads and as pixels that show something.
+//! Tests that every plot is drawn, as SVG that a renderer reads and as pixels that show something.
 
 use super::*;
 
@@ -47,7 +47,7 @@ fn drawn(costs: f64) -> Vec<Plot> {
 
 #[test]
 fn every_plot_is_drawn_in_both_forms() {
-    // Costs that are nothing, as given prices may be, are drawn as well.
+    // Costs of 0, which given prices may be, are drawn as well.
     for plot in drawn(1.0).into_iter().chain(drawn(0.0)) {
         let document = usvg::Tree::from_str(&plot.svg, options()).unwrap();
         assert!(plot.svg.starts_with("<svg "), "{}", plot.name);

@@ -1,4 +1,4 @@
-//! What answers cost, and how often they are right.
+//! The plot of cost and accuracy.
 
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
@@ -9,21 +9,21 @@ use super::style::{
 };
 use super::{Area, DrawError, Plot, plot};
 
-/// Where costs differ by more, equal ratios get equal widths.
+/// The largest ratio of costs on a linear axis; above it the axis is logarithmic.
 const LINEAR_RATIO_MAX: f64 = 4.0;
 
-/// What a point stands for.
+/// The role of a point, which decides its mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Model,
     Fusion,
     Cascade,
-    /// Always the same model: drawn around its point.
+    /// A baseline that always asks the same model: a ring around the point of that model.
     Choice,
     Baseline,
 }
 
-/// One way to answer.
+/// A strategy of answering.
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
     pub(crate) name: String,
@@ -34,17 +34,17 @@ pub(crate) struct Point {
     pub(crate) interval: (f64, f64),
 }
 
-/// All of them.
+/// The data of the plot.
 #[derive(Debug, Clone)]
 pub(crate) struct Tradeoff<'a> {
     pub(crate) points: &'a [Point],
-    /// Cost and accuracy of the cascade with other thresholds, the cheapest first.
+    /// The cost and accuracy of the cascade with other thresholds, the cheapest first.
     pub(crate) curve: &'a [(f64, f64)],
-    /// What costs are, for the axis.
+    /// The label of the cost axis.
     pub(crate) unit: &'a str,
 }
 
-/// The plot; the legend stands beside it.
+/// Draws the plot, with the legend beside it.
 pub(crate) fn tradeoff(data: &Tradeoff<'_>) -> Result<Plot, String> {
     plot("accuracy_cost", "Accuracy and cost", (1640, 960), |area| {
         let costs =
@@ -89,7 +89,7 @@ where
         .label_style(text(SMALL_SIZE, &INK))
         .draw()?;
     let mut entries = Vec::new();
-    // A point is no line: a cascade of one stage, or one that only gets worse.
+    // A single point is no line: a cascade of one stage, or one that other thresholds only make worse.
     if data.curve.len() > 1 {
         chart.draw_series(LineSeries::new(data.curve.iter().copied(), BLUE.stroke_width(4)))?;
         entries.push((Sign::Line(BLUE), "cascade, other thresholds".to_owned()));
@@ -105,7 +105,7 @@ where
         marks.push((at, shape, colour));
         entries.push((Sign::Mark(shape, colour), point.name.clone()));
     }
-    // The policy as it is lies on top.
+    // The configured policy is drawn on top.
     marks.sort_by_key(|(_, shape, _)| *shape == Mark::Star);
     for (at, shape, colour) in marks {
         mark(area, at, shape, colour)?;
@@ -113,7 +113,7 @@ where
     legend(area, (1150, 24), &entries)
 }
 
-/// Round numbers for a logarithmic axis: few where it is long.
+/// Returns round numbers for a logarithmic axis: the longer it is, the fewer per decade.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let steps: &[f64] = match (high / low).log10() {
@@ -125,14 +125,14 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     all.filter(|tick| (low..=high).contains(tick)).collect()
 }
 
-/// With as many digits as a round number needs.
+/// Formats a number with as many digits as a round number needs.
 fn number(value: f64) -> String {
     let digits_wanted = 3.0 - value.abs().max(f64::MIN_POSITIVE).log10().ceil();
     let text = format!("{value:.*}", digits_wanted.clamp(0.0, 12.0) as usize);
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// From a little below the lowest to a little above the highest, never more than what can be.
+/// Returns the range of the accuracy axis, with a margin, within the possible values.
 fn accuracies(data: &Tradeoff<'_>) -> std::ops::Range<f64> {
     let all = || {
         let points = data.points.iter().flat_map(|point| match point.role {
@@ -142,12 +142,12 @@ fn accuracies(data: &Tradeoff<'_>) -> std::ops::Range<f64> {
         points.chain(data.curve.iter().map(|(_, accuracy)| *accuracy)).filter(|accuracy| accuracy.is_finite())
     };
     let (low, high) = (all().fold(1.0, f64::min), all().fold(0.0, f64::max));
-    // Something to see where all are the same.
+    // A range that is not empty if all are the same.
     let room = ((high - low) * 0.08).max(0.0005);
     (low - room).max(0.0)..(high + room).min(1.0 + room / 2.0)
 }
 
-/// Models and fusions by colour, what they are compared with by shape.
+/// Returns the mark and colour of each point: models and fusions differ by colour, baselines by shape.
 fn looks(points: &[Point]) -> impl Iterator<Item = (Mark, RGBColor)> {
     const RINGS: [Mark; 2] = [Mark::Ring, Mark::WideRing];
     const BASELINES: [Mark; 3] = [Mark::Triangle, Mark::Diamond, Mark::Cross];

@@ -1,18 +1,18 @@
-//! Answers by their confidence: what reliability diagrams and histograms show. Pure.
+//! Bins answers by their confidence, for reliability diagrams and histograms. Pure.
 
 use crate::evaluate::metrics::{CALIBRATION_BINS, calibration_bin};
 use crate::evaluate::plot::{CalibrationBin, Histogram, Reliability};
 
-/// Bars of a histogram.
+/// The number of bars of a histogram.
 const BARS: usize = 25;
-/// Of a 95 % interval: so many standard errors to each side.
+/// The half width of a 95 % interval, in standard errors.
 const STANDARD_ERRORS: f64 = 1.959_964;
 
-/// An answer's confidence, and whether it is right.
-pub(super) type Sureness = (f64, bool);
+/// The confidence of an answer, and `true` if it is right.
+pub(super) type ScoredAnswer = (f64, bool);
 
-/// In the bins of the calibration error.
-pub(super) fn reliability_of(title: String, answers: &[Sureness]) -> Reliability {
+/// Computes a reliability diagram, with the bins of the calibration error.
+pub(super) fn reliability_of(title: String, answers: &[ScoredAnswer]) -> Reliability {
     let mut sums = [(0_usize, 0.0, 0_usize); CALIBRATION_BINS];
     for (confidence, is_right) in answers {
         let (count, confidences, right) = &mut sums[calibration_bin(*confidence)];
@@ -34,8 +34,8 @@ pub(super) fn reliability_of(title: String, answers: &[Sureness]) -> Reliability
     Reliability { title, ece, bins }
 }
 
-/// From the least confidence that an answer among so many labels can have.
-pub(super) fn histogram_of(answers: &[Sureness], labels: usize) -> Histogram {
+/// Computes a histogram of confidences, from the least one that an answer among so many labels can have.
+pub(super) fn histogram_of(answers: &[ScoredAnswer], labels: usize) -> Histogram {
     let low = 1.0 / labels.max(1) as f64;
     let mut bins = vec![[0; 2]; BARS];
     for (confidence, is_right) in answers {
@@ -45,8 +45,8 @@ pub(super) fn histogram_of(answers: &[Sureness], labels: usize) -> Histogram {
     Histogram { low, bins }
 }
 
-/// The 95 % interval of a share of which so many of `count` are (Wilson 1927, "Probable inference, the law of succession,
-/// and statistical inference"); it is good for few answers, and for shares near 0 and 1.
+/// Returns the 95 % interval of the share `right` / `count` (Wilson 1927, "Probable inference, the law of
+/// succession, and statistical inference"); it is good for small counts, and for shares near 0 and 1.
 fn wilson(right: usize, count: usize) -> (f64, f64) {
     let (count, share) = (count as f64, right as f64 / count as f64);
     let square = STANDARD_ERRORS * STANDARD_ERRORS;

@@ -1,34 +1,34 @@
-//! Which plots a comparison has, and what is said below each.
+//! The plots of a comparison, with their captions.
 
 use concord_policy::{Answer, Calibration, Member, Policy};
 
-use super::calibration::{Sureness, histogram_of, reliability_of};
-use crate::evaluate::compare::{Answerer, Comparison, Judged, Kind, answer};
+use super::calibration::{ScoredAnswer, histogram_of, reliability_of};
+use crate::evaluate::compare::{Comparison, Kind, LabeledExample, Strategy, answer};
 use crate::evaluate::cost::CostUnit;
 use crate::evaluate::curve::curve_of;
 use crate::evaluate::dataset::Example;
 use crate::evaluate::plot::{
     Confusion, Plot, Point, Role, Tradeoff, confusion, histogram, reliability, tradeoff,
 };
-use crate::evaluate::shift::{self, Shifted};
+use crate::evaluate::shift::{self, ShiftResult};
 
-/// A matrix of more labels shows those that are mistaken most often.
+/// The largest number of labels in a confusion matrix; of more, those with the most mistakes are shown.
 const LABELS_MAX: usize = 64;
 
-/// What a report is about.
+/// The subject of a report: a comparison with the data that it was made of.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown<'a> {
     pub(crate) policy: &'a Policy,
-    pub(crate) pictures: &'a [Judged<'a>],
-    /// The same pictures, as they were read.
+    pub(crate) images: &'a [LabeledExample<'a>],
+    /// The same images as the data set has them.
     pub(crate) examples: &'a [&'a Example],
     pub(crate) comparison: &'a Comparison,
     pub(crate) unit: CostUnit,
-    /// As they are, and made worse; empty where that was not asked for.
-    pub(crate) shifted: &'a [Shifted],
+    /// The results on clean and on corrupted images; empty if no corruption was requested.
+    pub(crate) shift_results: &'a [ShiftResult],
 }
 
-/// A plot with what is said of it.
+/// A plot with its caption.
 #[derive(Debug)]
 pub(crate) struct Chart {
     pub(crate) plot: Plot,
@@ -36,44 +36,44 @@ pub(crate) struct Chart {
 }
 
 impl Shown<'_> {
-    /// What the cascade answers for each picture.
+    /// Returns the cascade's answer for each image; `None` if a vote is invalid.
     pub(super) fn cascade(&self) -> Option<Vec<Answer>> {
-        self.pictures.iter().map(|picture| answer(self.policy, self.policy, picture)).collect()
+        self.images.iter().map(|image| answer(self.policy, self.policy, image)).collect()
     }
 
-    /// What a model says of a picture, calibrated like this.
-    pub(super) fn opinion(
+    /// Returns a model's probabilities for an image with this calibration; `None` if the vote is invalid.
+    pub(super) fn member_probabilities(
         &self,
         member: usize,
-        picture: usize,
+        image: usize,
         calibration: &Calibration,
     ) -> Option<Vec<f64>> {
-        let logits = self.pictures[picture].votes[member].logits.clone();
+        let logits = self.images[image].votes[member].logits.clone();
         let logits = concord_policy::Logits::new(logits, self.policy.labels().len()).ok()?;
         Some(logits.calibrated(calibration).probabilities().to_vec())
     }
 }
 
-/// All plots, in the order in which they are shown.
+/// Draws all plots, in the order in which they are shown.
 ///
 /// # Errors
 /// When one cannot be drawn.
 pub(crate) fn charts(shown: &Shown<'_>) -> Result<Vec<Chart>, String> {
-    let cascade = shown.cascade().ok_or("a picture has no answer")?;
+    let cascade = shown.cascade().ok_or("an image has no answer")?;
     let mut charts = vec![tradeoff_chart(shown)?];
-    let sureness: Vec<Sureness> = cascade
+    let answers: Vec<ScoredAnswer> = cascade
         .iter()
-        .zip(shown.pictures)
-        .map(|(answer, picture)| (answer.confidence().get(), answer.label() == picture.label))
+        .zip(shown.images)
+        .map(|(answer, image)| (answer.confidence().get(), answer.label() == image.label))
         .collect();
     charts.push(Chart {
         plot: reliability(
             "reliability_cascade",
             "Reliability of the cascade",
-            &[reliability_of("cascade".to_owned(), &sureness)],
+            &[reliability_of("cascade".to_owned(), &answers)],
         )?,
-        caption: "Answers of about the same confidence, and the share of them that is right, with its 95 % interval \
-                  (Wilson): on the dashed line confidences are what they say. Below, how many answers there are."
+        caption: "The accuracy of answers of about the same confidence, with its 95 % interval (Wilson). On the dashed line \
+                  the confidence is perfectly calibrated. Below: the number of answers."
             .to_owned(),
     });
     for (index, member) in shown.policy.members().enumerate() {
@@ -84,49 +84,49 @@ pub(crate) fn charts(shown: &Shown<'_>) -> Result<Vec<Chart>, String> {
         plot: histogram(
             "confidence",
             "Confidence of the cascade",
-            &histogram_of(&sureness, shown.policy.labels().len()),
+            &histogram_of(&answers, shown.policy.labels().len()),
         )?,
         caption: "Right and wrong answers of the cascade by their confidence.".to_owned(),
     });
-    charts.extend(shift::plots(shown.shifted)?);
+    charts.extend(shift::plots(shown.shift_results)?);
     Ok(charts)
 }
 
 fn tradeoff_chart(shown: &Shown<'_>) -> Result<Chart, String> {
-    let point = |answerer: &Answerer| Point {
-        name: answerer.name.clone(),
-        role: match answerer.kind {
+    let point = |strategy: &Strategy| Point {
+        name: strategy.name.clone(),
+        role: match strategy.kind {
             Kind::Model => Role::Model,
             Kind::Fusion => Role::Fusion,
             Kind::Cascade => Role::Cascade,
-            Kind::Baseline if answerer.name.starts_with("always ") => Role::Choice,
+            Kind::Baseline if strategy.name.starts_with("always ") => Role::Choice,
             Kind::Baseline => Role::Baseline,
         },
-        cost: answerer.cost.value,
-        accuracy: answerer.measured.accuracy.value,
-        interval: (answerer.measured.accuracy.low, answerer.measured.accuracy.high),
+        cost: strategy.cost.value,
+        accuracy: strategy.metrics.accuracy.value,
+        interval: (strategy.metrics.accuracy.low, strategy.metrics.accuracy.high),
     };
-    let points: Vec<Point> = shown.comparison.answerers.iter().map(point).collect();
-    let curve = curve_of(shown.policy, shown.pictures).ok_or("a picture has no answer")?;
+    let points: Vec<Point> = shown.comparison.strategies.iter().map(point).collect();
+    let curve = curve_of(shown.policy, shown.images).ok_or("an image has no answer")?;
     let curve: Vec<(f64, f64)> = curve.iter().map(|outcome| (outcome.cost, outcome.accuracy)).collect();
     let data = Tradeoff { points: &points, curve: &curve, unit: shown.unit.axis() };
-    let caption = "Every way to answer by what it costs and how often it is right; the cascade as it is configured with \
-                   its 95 % interval. The line is what the cascade would come to with other thresholds: they are found \
-                   on these pictures, so it promises a little too much.";
+    let caption = "The cost and accuracy of every strategy; the configured cascade has its 95 % interval. The line shows \
+                   the cascade with other thresholds. They are searched on these images, so the line is a little too \
+                   optimistic.";
     Ok(Chart { plot: tradeoff(&data)?, caption: caption.to_owned() })
 }
 
 fn model_chart(shown: &Shown<'_>, index: usize, member: &Member) -> Result<Chart, String> {
-    let answers_by = |calibration: &Calibration| -> Option<Vec<Sureness>> {
-        let of = |(place, picture): (usize, &Judged<'_>)| {
-            let opinion = shown.opinion(index, place, calibration)?;
-            let best = crate::evaluate::metrics::argmax(&opinion);
-            Some((opinion[best], best == picture.label))
+    let answers_by = |calibration: &Calibration| -> Option<Vec<ScoredAnswer>> {
+        let of = |(place, image): (usize, &LabeledExample<'_>)| {
+            let member_probabilities = shown.member_probabilities(index, place, calibration)?;
+            let best = crate::evaluate::metrics::argmax(&member_probabilities);
+            Some((member_probabilities[best], best == image.label))
         };
-        shown.pictures.iter().enumerate().map(of).collect()
+        shown.images.iter().enumerate().map(of).collect()
     };
     let diagram = |calibration: &Calibration| {
-        let answers = answers_by(calibration).ok_or("a vote is none")?;
+        let answers = answers_by(calibration).ok_or("a vote is invalid")?;
         Ok::<_, String>(reliability_of(calibration.to_string(), &answers))
     };
     let model = member.model();
@@ -135,15 +135,15 @@ fn model_chart(shown: &Shown<'_>, index: usize, member: &Member) -> Result<Chart
         &format!("Reliability of {model}, before and after calibration"),
         &[diagram(&Calibration::NEUTRAL)?, diagram(member.calibration())?],
     )?;
-    let caption = format!("{model} as it is, and with the calibration of the policy.");
+    let caption = format!("{model} uncalibrated, and with the calibration of the policy.");
     Ok(Chart { plot, caption })
 }
 
 fn confusion_chart(shown: &Shown<'_>, cascade: &[Answer]) -> Result<Chart, String> {
     let labels = shown.policy.labels();
     let mut counts = vec![vec![0; labels.len()]; labels.len()];
-    for (answer, picture) in cascade.iter().zip(shown.pictures) {
-        counts[picture.label][answer.label()] += 1;
+    for (answer, image) in cascade.iter().zip(shown.images) {
+        counts[image.label][answer.label()] += 1;
     }
     let chosen = most_mistaken(&counts);
     let data = Confusion {
@@ -153,15 +153,18 @@ fn confusion_chart(shown: &Shown<'_>, cascade: &[Answer]) -> Result<Chart, Strin
             .map(|row| chosen.iter().map(|column| counts[*row][*column]).collect())
             .collect(),
     };
-    let mut caption = "What the cascade takes for what; right answers are blue, mistakes orange.".to_owned();
+    let mut caption =
+        "True labels and answers of the cascade; right answers are blue, mistakes orange.".to_owned();
     if chosen.len() < labels.len() {
-        caption
-            .push_str(&format!(" Of {} labels the {LABELS_MAX} that are mistaken most often.", labels.len()));
+        caption.push_str(&format!(
+            " The {LABELS_MAX} labels of {} with the most mistakes are shown.",
+            labels.len()
+        ));
     }
     Ok(Chart { plot: confusion("confusion", "Confusion of the cascade", &data)?, caption })
 }
 
-/// The labels that are in most mistakes, in their own order; all where there are few.
+/// Returns the labels with the most mistakes, in their own order; all if there are few.
 fn most_mistaken(counts: &[Vec<usize>]) -> Vec<usize> {
     let mistakes = |label: usize| {
         let as_truth: usize = counts[label].iter().sum();

@@ -1,45 +1,46 @@
-//! The report as one page, which needs nothing but itself.
+//! Renders the report as one self-contained page.
 
 use minijinja::{Environment, context};
 
 use super::charts::{Chart, Shown};
-use super::sheets::{Sample, Sheet};
-use super::{Told, header, row, stages_in_words};
+use super::contact_sheets::{Sample, Sheet};
+use super::{ReportCell, header, row, stages_in_words};
 use crate::evaluate::plot::Plot;
 use crate::evaluate::shift;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// A page of more bytes is not written: a few plots of some hundred kilobytes each, and some 130 thumbnails of at most 43, are less.
+/// The largest page that is written. A few plots of some hundred kilobytes each, and some 130 thumbnails of
+/// at most 43 kB, are less.
 const PAGE_BYTES_MAX: usize = 24 << 20;
 
-/// What a page shows of the pictures themselves.
+/// The images that a page shows.
 #[derive(Debug)]
-pub(crate) struct Pictures {
+pub(crate) struct Images {
     pub(crate) sheets: Vec<Sheet>,
-    /// One, as each shift makes it.
+    /// One image under each corruption.
     pub(crate) samples: Vec<Sample>,
 }
 
-/// HTML with everything inside: tables, plots as SVG, thumbnails as `data:` addresses.
+/// Renders the page as HTML with everything inside: tables, plots as SVG, thumbnails as `data:` URLs.
 ///
 /// # Errors
-/// When it would be too large.
+/// When the page would be too large.
 pub(crate) fn page(
     task: &str,
     described: &str,
     shown: &Shown<'_>,
     charts: &[Chart],
-    pictures: &Pictures,
+    images: &Images,
 ) -> Result<String, String> {
-    let rows: Vec<Vec<Told>> =
-        shown.comparison.answerers.iter().map(|answerer| row(answerer, shown.policy, shown.unit)).collect();
+    let rows: Vec<Vec<ReportCell>> =
+        shown.comparison.strategies.iter().map(|strategy| row(strategy, shown.policy, shown.unit)).collect();
     let charts: Vec<_> = charts
         .iter()
         .map(|Chart { plot: Plot { name, title, width, svg }, caption }| context! { name, title, width, svg, caption })
         .collect();
-    let (shift_header, shift_rows) = shift::rows(shown.shifted, shown.policy, shown.unit);
+    let (shift_header, shift_rows) = shift::rows(shown.shift_results, shown.policy, shown.unit);
     let mut environment = Environment::new();
-    // Its name ends so that whatever is filled in is escaped.
+    // The file extension makes the engine escape whatever is filled in.
     environment.add_template("page.html", TEMPLATE).map_err(|error| error.to_string())?;
     let template = environment.get_template("page.html").map_err(|error| error.to_string())?;
     let page = template.render(context! {
@@ -51,8 +52,8 @@ pub(crate) fn page(
         unit => shown.unit.name(),
         stages => stages_in_words(shown.comparison, shown.policy),
         charts,
-        sheets => pictures.sheets,
-        samples => pictures.samples,
+        sheets => images.sheets,
+        samples => images.samples,
         shift_header,
         shift_rows,
     });

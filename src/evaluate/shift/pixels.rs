@@ -1,18 +1,18 @@
-//! Corruptions that treat each pixel by itself, or hide some.
+//! Corruptions that change each pixel by itself, or hide some of them.
 
 use image::{Rgb, RgbImage};
 
-use super::super::random::SplitMix64;
+use super::super::rng::Rng;
 
-/// What hides a part of a picture.
+/// The colour of the square that hides a part of an image.
 const GREY: Rgb<u8> = Rgb([128; 3]);
 
-/// Adds to each channel of each pixel; `deviation` is of a range from 0 to 1.
-pub(super) fn add_noise(picture: &mut RgbImage, deviation: f64, random: &mut SplitMix64) {
+/// Adds Gaussian noise to each channel of each pixel, with a standard deviation for samples from 0 to 1.
+pub(super) fn add_noise(image: &mut RgbImage, deviation: f64, random: &mut Rng) {
     let noisy = |sample: &mut u8, normal: f64| {
         *sample = (f64::from(*sample) + 255.0 * deviation * normal).round().clamp(0.0, 255.0) as u8;
     };
-    for samples in picture.chunks_mut(2) {
+    for samples in image.chunks_mut(2) {
         let (one, other) = random.normal_pair();
         for (sample, normal) in samples.iter_mut().zip([one, other]) {
             noisy(sample, normal);
@@ -20,22 +20,22 @@ pub(super) fn add_noise(picture: &mut RgbImage, deviation: f64, random: &mut Spl
     }
 }
 
-/// Leaves this share of the light.
-pub(super) fn darken(picture: &mut RgbImage, light: f64) {
-    for sample in picture.iter_mut() {
+/// Scales the light to this share.
+pub(super) fn darken(image: &mut RgbImage, light: f64) {
+    for sample in image.iter_mut() {
         *sample = (f64::from(*sample) * light).round() as u8;
     }
 }
 
-/// Hides this share of the picture behind a grey rectangle of the picture's proportions, anywhere in it.
-pub(super) fn hide_square(picture: &mut RgbImage, share: f64, random: &mut SplitMix64) {
+/// Hides this share of the image behind a grey rectangle of its proportions, at a random place.
+pub(super) fn hide_square(image: &mut RgbImage, share: f64, random: &mut Rng) {
     let hidden = |side: u32| ((f64::from(side) * share.sqrt()).round() as u32).clamp(1, side);
-    let (width, height) = (hidden(picture.width()), hidden(picture.height()));
+    let (width, height) = (hidden(image.width()), hidden(image.height()));
     let mut place = |room: u32| random.below(room as usize + 1) as u32;
-    let (left, top) = (place(picture.width() - width), place(picture.height() - height));
+    let (left, top) = (place(image.width() - width), place(image.height() - height));
     for y in top..top + height {
         for x in left..left + width {
-            picture.put_pixel(x, y, GREY);
+            image.put_pixel(x, y, GREY);
         }
     }
 }

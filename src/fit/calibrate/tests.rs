@@ -3,11 +3,11 @@ use std::collections::BTreeSet;
 use concord_policy::{FusionMethod, TaskSection};
 use serde_json::{Value, json};
 
-use super::super::cross::{Fit, FitOptions, Labelled, fit};
+use super::super::cross_fit::{Fit, FitData, FitOptions, fit};
 use super::*;
 use crate::evaluate::StoredVote;
 
-/// Two stages of a model each, which know three labels.
+/// Returns a policy of two stages with one model each, and three labels.
 fn policy(more: &Value) -> Policy {
     let mut section = json!({
         "question": "?", "labels": ["a", "b", "c"],
@@ -20,12 +20,13 @@ fn policy(more: &Value) -> Policy {
     Policy::from_section(&section, &BTreeSet::from(["fond", "plain"].map(str::to_owned))).unwrap()
 }
 
-/// A fraction that looks like chance, the same each time (Weyl's sequence).
+/// Returns a pseudorandom fraction that is the same in every run (Weyl's sequence).
 fn chance(index: usize, of: u32) -> f64 {
     (index as f64 * f64::from(of).sqrt()).fract()
 }
 
-/// Both models say how likely each label is, from what they see; but `fond` adds `excess` to the logit of the last.
+/// Returns votes of two models that are calibrated, except that `fond` adds `excess` to the logit of the last
+/// label.
 fn data(count: usize, excess: f32) -> Vec<(usize, [StoredVote; 2])> {
     let vote = |logits: [f64; 3], excess: f32| {
         let [a, b, c] = logits.map(|logit| logit as f32);
@@ -43,12 +44,12 @@ fn data(count: usize, excess: f32) -> Vec<(usize, [StoredVote; 2])> {
 }
 
 fn fitted(policy: &Policy, data: &[(usize, [StoredVote; 2])]) -> Fit {
-    let pictures: Vec<Judged<'_>> = data
+    let images: Vec<LabeledExample<'_>> = data
         .iter()
-        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .map(|(label, votes)| LabeledExample { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
-    fit(policy, policy, Labelled { pictures: &pictures, groups: &groups }, FitOptions::default()).unwrap()
+    fit(policy, policy, FitData { images: &images, groups: &groups }, FitOptions::default()).unwrap()
 }
 
 #[test]
@@ -61,10 +62,10 @@ fn a_model_that_is_too_fond_of_a_label_gets_scales_and_biases_and_another_is_lef
     let bias = scaling.bias();
     assert!((bias[0] - bias[2] - 2.0).abs() < 0.5 && (bias[1] - bias[2] - 2.0).abs() < 0.5, "{bias:?}");
     assert_eq!(plain.gained(), None, "{plain:?}");
-    // All that comes later has it: by fixed weights both say the same now.
+    // Later parts are fitted with this calibration: both models have the same distributions now.
     let linear = fit.fusions.iter().find(|part| part.fitted.method == FusionMethod::Linear).unwrap();
     assert!(linear.change.value.abs() < 0.02, "{linear:?}");
-    let (before, after) = (&fit.before.measured, &fit.after.measured);
+    let (before, after) = (&fit.before.metrics, &fit.after.metrics);
     assert!(after.nll.value < before.nll.value - 0.05, "{} after {}", after.nll.value, before.nll.value);
 }
 
@@ -73,7 +74,7 @@ fn scaling_that_is_configured_is_compared_with() {
     let right = json!({ "scaling": { "fond": { "scale": [1, 1, 1], "bias": [0, 0, -2] } } });
     let fit = fitted(&policy(&right), &data(2000, 2.0));
     assert_eq!(fit.calibrations[0].gained(), None, "neither a temperature nor others are better");
-    // Where a model has become another, a temperature takes its place.
+    // After the model has changed, a temperature replaces the scaling.
     let fit = fitted(&policy(&right), &data(2000, 0.0));
     let gained = fit.calibrations[0].gained().unwrap();
     let temperature = gained.temperature().unwrap().get();
@@ -81,7 +82,7 @@ fn scaling_that_is_configured_is_compared_with() {
 }
 
 #[test]
-fn two_labels_and_few_pictures_have_temperatures_only() {
+fn two_labels_and_few_images_get_temperatures_only() {
     let two = TaskSection {
         labels: vec!["no".to_owned(), "yes".to_owned()],
         question: "?".to_owned(),

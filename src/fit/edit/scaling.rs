@@ -1,4 +1,4 @@
-//! Vector scaling in the text; and of the two calibrations of a model, the one that goes where the other comes.
+//! Edits vector scaling, and removes the calibration of a model that a new one replaces.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,25 +6,25 @@ use std::ops::Range;
 use concord_policy::VectorScaling;
 use toml_edit::{Array, Document, Key, Value};
 
-use super::{AnyTable, Edit, Place, Plan, TaskChange, Wanted, as_written, last_end, parsed, spliced};
+use super::{AnyTable, Edit, EditPlan, NewValue, TablePath, TaskChange, as_written, last_end, parse, splice};
 
-/// Where lists of numbers are broken.
+/// The width at which lists of numbers are broken into lines.
 const COLUMNS_MAX: usize = 110;
 
-/// `text` without the vector scaling of models that get a temperature, and without the temperatures of those that get vector
-/// scaling: both together are a fault.
+/// Returns `text` without the vector scaling of models that get a temperature, and without the temperatures
+/// of those that get vector scaling: having both is a fault.
 ///
 /// # Errors
-/// When `text` is not TOML, or is laid out in a way that this does not know.
+/// When `text` is not TOML, or has a layout that cannot be edited.
 pub(super) fn without_replaced(text: &str, task: &str, change: &TaskChange) -> Result<String, String> {
     let scalings = change.temperatures.keys().map(|model| ("scaling", model));
     let temperatures = change.scalings.keys().map(|model| ("calibration", model));
     let mut text = text.to_owned();
     for (section, model) in scalings.chain(temperatures) {
-        // Cut by cut, as two of them may share a comma; each leaves less.
+        // One by one, because two cuts may share a comma; each shortens the text.
         while let Some(cuts) = next_cuts(&text, &["tasks", task, section, model])? {
-            let after = spliced(&text, cuts)?;
-            if after.len() >= text.len() || parsed(&after).is_err() {
+            let after = splice(&text, cuts)?;
+            if after.len() >= text.len() || parse(&after).is_err() {
                 return Err(format!(
                     "{section} of {model:?} in tasks.{task} cannot be taken out: do it by hand"
                 ));
@@ -35,14 +35,14 @@ pub(super) fn without_replaced(text: &str, task: &str, change: &TaskChange) -> R
     Ok(text)
 }
 
-/// What has to be cut for the first thing that the text has at these keys; `None` where it has none.
+/// Returns the edits that cut the first value at these keys; `None` if there is none.
 fn next_cuts(text: &str, keys: &[&str]) -> Result<Option<Vec<Edit>>, String> {
-    let document = parsed(text)?;
+    let document = parse(text)?;
     let Some(found) = Found::at(&document, keys) else { return Ok(None) };
-    let plan = Plan::of(text);
+    let plan = EditPlan::of(text);
     let statements = found.owner.statements();
     let Some(place) = statements.iter().position(|statement| found.is_meant(statement)) else {
-        // A header with nothing left below it.
+        // A header with nothing left below it is cut as well.
         let header = if found.rest.is_empty() { found.owner.header() } else { None };
         return Ok(header.map(|header| vec![plan.header_cut(header)]));
     };
@@ -56,15 +56,15 @@ fn next_cuts(text: &str, keys: &[&str]) -> Result<Option<Vec<Edit>>, String> {
     }))
 }
 
-/// What there is at some keys.
+/// The value at some keys.
 struct Found<'a, 'k> {
-    /// The innermost header, or pair of braces, that it stands in; its own where it has a header.
+    /// The innermost table with a header or braces that contains it; the table itself if it has a header.
     owner: AnyTable<'a>,
-    /// The keys from there.
+    /// The keys from there to the value.
     rest: &'k [&'k str],
 }
 
-/// A key with dots, and its value.
+/// A dotted key with its value.
 struct Statement<'a> {
     keys: Vec<&'a Key>,
     range: Range<usize>,
@@ -93,7 +93,7 @@ impl<'a, 'k> Found<'a, 'k> {
 }
 
 impl<'a> AnyTable<'a> {
-    /// Those that stand in it, with dots or without, in their order in the text.
+    /// Returns the statements of the table, dotted or not, in their order in the text.
     fn statements(self) -> Vec<Statement<'a>> {
         let values = match self {
             Self::Sections(table) => table.get_values(),
@@ -116,12 +116,12 @@ impl<'a> AnyTable<'a> {
     }
 }
 
-impl Plan<'_> {
-    /// Adds or changes the vector scaling of models in a task's table: under a header each, behind all else of the task, where
-    /// it has headers itself.
+impl EditPlan<'_> {
+    /// Plans the edits that set the vector scaling of models in a task's table: under a header each, after
+    /// all else of the task, if the task has headers itself.
     pub(super) fn scalings(
         &mut self,
-        place: &Place<'_>,
+        place: &TablePath<'_>,
         scalings: &BTreeMap<String, VectorScaling>,
     ) -> Result<(), String> {
         for (model, scaling) in scalings {
@@ -129,8 +129,9 @@ impl Plan<'_> {
                 .map(|(key, numbers)| (key, numbers.iter().map(|number| as_written(*number)).collect()));
             let section = place.child("scaling")?;
             let known = section.as_ref().map(|section| section.child(model)).transpose()?.flatten();
-            let may_have_headers =
-                |place: &Place<'_>| matches!(place.table, AnyTable::Sections(_)) && !place.table.is_dotted();
+            let may_have_headers = |place: &TablePath<'_>| {
+                matches!(place.table, AnyTable::Sections(_)) && !place.table.is_dotted()
+            };
             match place.table {
                 AnyTable::Sections(table)
                     if known.is_none()
@@ -143,8 +144,8 @@ impl Plan<'_> {
                 }
                 _ => {
                     let numbers =
-                        numbers.map(|(key, numbers)| (key.to_owned(), Wanted::Numbers(numbers))).into();
-                    let of_model = Wanted::Entries(vec![(model.clone(), Wanted::Entries(numbers))]);
+                        numbers.map(|(key, numbers)| (key.to_owned(), NewValue::Numbers(numbers))).into();
+                    let of_model = NewValue::Entries(vec![(model.clone(), NewValue::Entries(numbers))]);
                     self.merge(place, &[("scaling".to_owned(), of_model)], Some("calibration"))?;
                 }
             }
@@ -152,10 +153,10 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// A list, broken where it is long.
+    /// Returns a list as it is written, broken into lines if it is long.
     fn list_in_lines(&self, key: &str, numbers: Vec<f64>) -> String {
         const INDENT: &str = "    ";
-        let short = format!("{key} = {}", Wanted::Numbers(numbers.clone()).literal());
+        let short = format!("{key} = {}", NewValue::Numbers(numbers.clone()).literal());
         if short.len() <= COLUMNS_MAX {
             return short;
         }
@@ -173,17 +174,17 @@ impl Plan<'_> {
         text + &format!("{line}{}]", self.newline)
     }
 
-    /// Each number of a list in its place.
+    /// Plans the edits that replace the numbers of a list one by one.
     pub(super) fn replace_numbers(&mut self, old: &Array, new: &[f64]) {
         for (old, new) in old.iter().zip(new) {
-            let wanted = Wanted::Number(*new);
-            if let Some(range) = old.span().filter(|_| !wanted.is_said_by(old)) {
+            let wanted = NewValue::Number(*new);
+            if let Some(range) = old.span().filter(|_| !wanted.equals(old)) {
                 self.edits.push(Edit { range, text: wanted.literal() });
             }
         }
     }
 
-    /// A statement that begins its line; all of the line, unless a comment is left.
+    /// Returns the cut of a statement that begins its line: the whole line, unless a comment follows.
     fn line_cut(&self, statement: Range<usize>) -> Edit {
         let start = statement.start - self.line_before(statement.start).len();
         let line_end = self.line_end(statement.end);
@@ -196,7 +197,7 @@ impl Plan<'_> {
         Edit { range, text: String::new() }
     }
 
-    /// A header with the empty line before it, unless a comment is left.
+    /// Returns the cut of a header, with the empty line before it unless a comment follows.
     fn header_cut(&self, header: Range<usize>) -> Edit {
         let line_end = self.line_end(header.end);
         let mut cut = self.line_cut(header);
@@ -207,7 +208,8 @@ impl Plan<'_> {
         cut
     }
 
-    /// A statement in braces with its comma, or the comma after the one that ends at `before` where it has none itself.
+    /// Returns the cuts of a statement in braces with its comma, or with the comma after the statement that
+    /// ends at `before` if it has none itself.
     fn cuts_in_braces(&self, before: Option<usize>, statement: Range<usize>) -> Vec<Edit> {
         let cut = |range| Edit { range, text: String::new() };
         let has_line = self.line_before(statement.start).trim().is_empty();
@@ -230,7 +232,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Where the line after the one that ends at `line_end` begins.
+    /// Returns the start of the line after the one that ends at `line_end`.
     fn next_line(&self, line_end: usize) -> usize {
         let behind = self.text.get(line_end..).unwrap_or_default();
         let newline = ["\r\n", "\n"].into_iter().find(|newline| behind.starts_with(newline));

@@ -24,7 +24,7 @@ fn confidences(values: &[Option<f64>]) -> TaskChange {
     TaskChange { confidences: values.to_vec(), ..TaskChange::default() }
 }
 
-/// The number at keys and indexes with dots between them.
+/// Returns the number at a dotted path of keys and indexes.
 fn number(text: &str, path: &str) -> Option<f64> {
     let document: DocumentMut = text.parse().unwrap();
     let mut item = document.as_item();
@@ -37,9 +37,9 @@ fn number(text: &str, path: &str) -> Option<f64> {
     item.as_float()
 }
 
-/// The lines of a difference that were taken away and added.
+/// Returns the removed and added lines of a diff.
 fn changed_lines(before: &str, after: &str) -> Vec<String> {
-    let lines = difference(before, after, "ensemble.toml");
+    let lines = unified_diff(before, after, "ensemble.toml");
     lines.lines().skip(2).filter(|line| line.starts_with(['-', '+'])).map(str::to_owned).collect()
 }
 
@@ -52,7 +52,7 @@ fn the_real_file_changes_in_these_lines_only() {
         confidences: vec![Some(0.999_412_345), None, Some(0.9), Some(0.75)],
         ..TaskChange::default()
     };
-    let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
+    let after = apply_change(ENSEMBLE, "roadwork", &change).unwrap();
     let expected = [
         r#"-fusion = { method = "linear", weights = { dinov3 = 0.4, siglip2 = 0.2, florence2 = 0.15, molmo2 = 0.15, cloud = 0.1 } }"#,
         r#"+fusion = { method = "log_linear", weights = { dinov3 = 0.5123, siglip2 = 0.2, florence2 = 0.15, molmo2 = 0.15, cloud = 0.0001235 } }"#,
@@ -77,19 +77,19 @@ fn the_real_file_changes_in_these_lines_only() {
     ] {
         assert_eq!(number(&after, path), Some(value), "{path}");
     }
-    // The last stage's key comes before the comment that announces the next task.
+    // The last stage's key comes before the comment that introduces the next task.
     assert!(after.contains("for it\naccept = { confidence = 0.75 }\n\n# ---- Which traffic sign"), "{after}");
 }
 
 #[test]
-fn what_was_learned_is_named_and_asked() {
+fn learned_networks_are_named_and_used() {
     let change = TaskChange {
         method: Some("learned".to_owned()),
         gates: vec![Some(0.98)],
         learned: Some("learned.roadwork.v1.safetensors".to_owned()),
         ..TaskChange::default()
     };
-    let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
+    let after = apply_change(ENSEMBLE, "roadwork", &change).unwrap();
     for line in [
         r#"+learned = "learned.roadwork.v1.safetensors""#,
         "+accept = { confidence = 0.999, gate = 0.98 }",
@@ -98,11 +98,11 @@ fn what_was_learned_is_named_and_asked() {
         let changed = changed_lines(ENSEMBLE, &after);
         assert!(changed.iter().any(|found| found.starts_with(line)), "{line:?} is missing in {changed:#?}");
     }
-    assert_eq!(edited(&after, "roadwork", &change).unwrap(), after, "a second time");
+    assert_eq!(apply_change(&after, "roadwork", &change).unwrap(), after, "a second time");
 }
 
 #[test]
-fn what_does_not_change_is_the_very_same_text() {
+fn unchanged_values_keep_the_text_byte_for_byte() {
     let said = TaskChange {
         temperatures: by_model(&[("dinov3", 0.61)]),
         weights: Some(by_model(&[("molmo2", 0.150_000_01)])),
@@ -113,19 +113,19 @@ fn what_does_not_change_is_the_very_same_text() {
     let crlf = ENSEMBLE.replace('\n', "\r\n");
     for text in [ENSEMBLE, crlf.as_str(), ENSEMBLE.trim_end()] {
         for change in [TaskChange::default(), weights(&[]), said.clone()] {
-            assert_eq!(edited(text, "roadwork", &change).unwrap(), text, "{change:?}");
+            assert_eq!(apply_change(text, "roadwork", &change).unwrap(), text, "{change:?}");
         }
     }
-    assert_eq!(difference(ENSEMBLE, ENSEMBLE, "ensemble.toml"), "");
+    assert_eq!(unified_diff(ENSEMBLE, ENSEMBLE, "ensemble.toml"), "");
     // 0.70 stays 0.70.
     let same = confidences(&[None, Some(0.7)]);
-    assert_eq!(edited(ENSEMBLE, "traffic_sign", &same).unwrap(), ENSEMBLE);
+    assert_eq!(apply_change(ENSEMBLE, "traffic_sign", &same).unwrap(), ENSEMBLE);
 }
 
 #[test]
 fn a_difference_reads_like_that_of_diff() {
     assert_eq!(
-        difference("1\n2\n3\n4\n5\n6\n", "1\n2\n3\nfour\n5\n6\n", "some.toml"),
+        unified_diff("1\n2\n3\n4\n5\n6\n", "1\n2\n3\nfour\n5\n6\n", "some.toml"),
         "--- some.toml\n+++ some.toml\n@@ -2,5 +2,5 @@\n 2\n 3\n-4\n+four\n 5\n 6\n"
     );
 }
@@ -295,10 +295,10 @@ fn every_layout_keeps_its_layout() {
         ),
     ];
     for (name, before, change, after) in cases {
-        assert_eq!(edited(before, "t", &change).as_deref(), Ok(after), "{name}");
+        assert_eq!(apply_change(before, "t", &change).as_deref(), Ok(after), "{name}");
     }
     let quoted =
-        edited("[tasks.\"a b\"]\n[tasks.\"a b\".fusion.weights]\n", "a b", &method("linear")).unwrap();
+        apply_change("[tasks.\"a b\"]\n[tasks.\"a b\".fusion.weights]\n", "a b", &method("linear")).unwrap();
     assert_eq!(
         quoted,
         "[tasks.\"a b\"]\n[tasks.\"a b\".fusion.weights]\n\n[tasks.\"a b\".fusion]\nmethod = \"linear\"\n"
@@ -306,7 +306,7 @@ fn every_layout_keeps_its_layout() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told() {
+fn changes_that_cannot_be_written_are_errors() {
     let text = "[tasks.t]\nfusion = 1\ncalibration = { a = { b = 1 } }\n[[tasks.t.stages]]\n";
     for (text, task, change, message) in [
         ("a = 1\nb = = 2", "t", TaskChange::default(), "not TOML, line 2"),
@@ -334,8 +334,8 @@ fn what_cannot_be_written_is_told() {
         ),
         (text, "t", weights(&[("a b", 0.0)]), "tasks.t.fusion.weights.\"a b\" cannot be 0"),
     ] {
-        let told = edited(text, task, &change).unwrap_err();
-        assert!(told.contains(message), "{told:?} instead of {message:?}");
+        let error = apply_change(text, task, &change).unwrap_err();
+        assert!(error.contains(message), "{error:?} instead of {message:?}");
     }
 }
 
@@ -378,7 +378,7 @@ fn numbers_are_as_long_as_they_need_to_be() {
 
 #[test]
 fn a_head_is_named_wherever_heads_are() {
-    let after = with_head(ENSEMBLE, "dinov3", "roadwork", "head.roadwork.v2.safetensors").unwrap();
+    let after = set_head(ENSEMBLE, "dinov3", "roadwork", "head.roadwork.v2.safetensors").unwrap();
     let expected = [
         r#"-heads = { roadwork = "head.roadwork.safetensors", traffic_sign = "head.traffic_sign.safetensors" }"#,
         r#"+heads = { roadwork = "head.roadwork.v2.safetensors", traffic_sign = "head.traffic_sign.safetensors" }"#,
@@ -394,14 +394,14 @@ fn a_head_is_named_wherever_heads_are() {
         ("[models]\na.heads.t = \"g\"\n", "[models]\na.heads.t = \"f\"\n"),
         ("[models.a]\nheads.t = \"f\"\n", "[models.a]\nheads.t = \"f\"\n"),
     ] {
-        assert_eq!(with_head(before, "a", "t", "f").as_deref(), Ok(after));
+        assert_eq!(set_head(before, "a", "t", "f").as_deref(), Ok(after));
     }
-    for (text, told) in [
+    for (text, message) in [
         ("[models.b]\n", "no model \"a\": there is no [models.a]"),
         ("[models.a]\nheads = 1\n", "models.a.heads is integer: must be a table"),
         ("[models.a]\nheads = { t = {} }\n", "models.a.heads.t is inline table"),
     ] {
-        let error = with_head(text, "a", "t", "f").unwrap_err();
-        assert!(error.contains(told), "{told:?} is not in {error}");
+        let error = set_head(text, "a", "t", "f").unwrap_err();
+        assert!(error.contains(message), "{message:?} is not in {error}");
     }
 }

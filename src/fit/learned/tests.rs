@@ -3,9 +3,9 @@ use std::collections::BTreeSet;
 use concord_policy::TaskSection;
 use serde_json::json;
 
-use super::super::cross::{Fit, FitOptions, Labelled, fit};
+use super::super::cross_fit::{Fit, FitData, FitOptions, fit};
 use super::*;
-use crate::evaluate::{Goal as Aim, StoredVote};
+use crate::evaluate::{Objective as CascadeObjective, StoredVote};
 
 fn policy() -> Policy {
     let section: TaskSection = serde_json::from_value(json!({
@@ -16,24 +16,24 @@ fn policy() -> Policy {
     Policy::from_section(&section, &BTreeSet::from(["cheap", "dear"].map(str::to_owned))).unwrap()
 }
 
-/// A fraction that looks like chance, the same each time (Weyl's sequence).
+/// Returns a pseudorandom fraction that is the same in every run (Weyl's sequence).
 fn chance(index: usize, of: u32) -> f64 {
     (index as f64 * f64::from(of).sqrt()).fract()
 }
 
-/// What the pictures are like. Of the light ones `cheap` knows the answer, and guesses at the dark ones; so `dear` does the other
-/// way round, at ten times the cost. Both always say that they are fairly sure.
+/// The kind of synthetic images. `cheap` knows the answers for the light ones and guesses for the dark ones;
+/// `dear` does the reverse, at ten times the cost. Both always have the same confidence.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Pictures {
-    /// The first number of the feature tells light from dark.
-    Told,
-    /// It does not, and `dear` says what `cheap` says.
-    Untold,
-    /// It does not, and `cheap` is the surer where it guesses.
+enum Images {
+    /// The first number of the feature separates light from dark images.
+    Informative,
+    /// The same, but `dear` always gives the answer of `cheap`.
+    Uninformative,
+    /// The same, but `cheap` is more confident where it guesses.
     Misleading,
 }
 
-fn data(count: usize, pictures: Pictures) -> Vec<(usize, [StoredVote; 2])> {
+fn data(count: usize, images: Images) -> Vec<(usize, [StoredVote; 2])> {
     let vote = |logit: f32, feature: Option<Vec<f32>>, milliseconds: u64| StoredVote {
         logits: vec![0.0, logit],
         feature,
@@ -46,49 +46,49 @@ fn data(count: usize, pictures: Pictures) -> Vec<(usize, [StoredVote; 2])> {
                 let says_yes = if knows { is_yes } else { chance(index, of) < 0.5 };
                 if says_yes { 2.0 } else { -2.0 }
             };
-            let seen = if pictures == Pictures::Told && is_dark { 1.0 } else { -1.0 };
+            let seen = if images == Images::Informative && is_dark { 1.0 } else { -1.0 };
             let feature = Some(vec![seen, chance(index, 7) as f32]);
             let cheap = says(!is_dark, 5);
-            let dear = if pictures == Pictures::Untold { cheap } else { says(is_dark, 11) };
-            let sureness = if pictures == Pictures::Misleading && is_dark { 2.0 } else { 1.0 };
+            let dear = if images == Images::Uninformative { cheap } else { says(is_dark, 11) };
+            let sureness = if images == Images::Misleading && is_dark { 2.0 } else { 1.0 };
             (usize::from(is_yes), [vote(sureness * cheap, feature, 1), vote(dear, None, 10)])
         })
         .collect()
 }
 
-fn with_goal(goal: Aim) -> FitOptions {
-    FitOptions { goal: Some(goal), ..FitOptions::default() }
+fn with_goal(objective: CascadeObjective) -> FitOptions {
+    FitOptions { objective: Some(objective), ..FitOptions::default() }
 }
 
 fn fitted(data: &[(usize, [StoredVote; 2])], options: FitOptions) -> Fit {
-    let pictures: Vec<Judged<'_>> = data
+    let images: Vec<LabeledExample<'_>> = data
         .iter()
-        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .map(|(label, votes)| LabeledExample { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..data.len()).collect();
-    fit(&policy(), &policy(), Labelled { pictures: &pictures, groups: &groups }, options).unwrap()
+    fit(&policy(), &policy(), FitData { images: &images, groups: &groups }, options).unwrap()
 }
 
 #[test]
 fn weights_and_temperatures_are_learned_where_the_feature_tells_who_is_right() {
-    let fit = fitted(&data(1000, Pictures::Told), with_goal(Aim::MinAccuracy(0.9)));
+    let fit = fitted(&data(1000, Images::Informative), with_goal(CascadeObjective::MinAccuracy(0.9)));
     let learned = fit.learned.as_ref().unwrap();
     let weights = learned.weights.as_ref().unwrap();
     assert!(weights.is_gain() && weights.change.value < -0.1, "{:?}", weights.change);
     assert_eq!(fit.method(), Some(FusionMethod::Learned));
     let networks = fit.networks().unwrap();
     assert!(networks.weighs("cheap") && networks.weighs("dear"));
-    // The confidence tells by itself what `cheap` does not know, and a gate has nothing to add.
+    // The confidence alone shows what `cheap` does not know, and a gate has nothing to add.
     let gate = &learned.gates[0];
     assert!(gate.by_confidence > 0.8 && !gate.is_gain() && !fit.gates_stage(0), "{gate:?}");
-    // Only what the first does not know is asked twice.
+    // The second model is asked only about images that the first does not know.
     assert!(fit.after.outcome.accuracy > 0.97, "{:?}", fit.after.outcome);
     assert!(fit.after.outcome.cost < 7.0, "{:?}", fit.after.outcome);
 }
 
 #[test]
 fn a_gate_is_learned_where_the_confidence_misleads() {
-    let fit = fitted(&data(1000, Pictures::Misleading), with_goal(Aim::MinAccuracy(0.8)));
+    let fit = fitted(&data(1000, Images::Misleading), with_goal(CascadeObjective::MinAccuracy(0.8)));
     let gate = &fit.learned.as_ref().unwrap().gates[0];
     assert!(gate.is_gain() && gate.by_gate > 0.8 && gate.by_confidence < 0.4, "{gate:?}");
     assert!(fit.gates_stage(0) && !fit.gates_stage(1));
@@ -96,8 +96,8 @@ fn a_gate_is_learned_where_the_confidence_misleads() {
 }
 
 #[test]
-fn what_the_feature_does_not_tell_is_not_learned() {
-    let fit = fitted(&data(1000, Pictures::Untold), with_goal(Aim::MinAccuracy(0.5)));
+fn an_uninformative_feature_gives_no_significant_gain() {
+    let fit = fitted(&data(1000, Images::Uninformative), with_goal(CascadeObjective::MinAccuracy(0.5)));
     let learned = fit.learned.as_ref().unwrap();
     let weights = learned.weights.as_ref().unwrap();
     assert!(!weights.is_gain(), "{:?}", weights.change);
@@ -108,8 +108,8 @@ fn what_the_feature_does_not_tell_is_not_learned() {
 
 #[test]
 fn networks_that_do_not_gain_are_used_where_that_is_asked_for_and_none_is_learned_where_none_is_wanted() {
-    let data = data(1000, Pictures::Untold);
-    let wanted = |learning| FitOptions { learning, ..with_goal(Aim::MinAccuracy(0.5)) };
+    let data = data(1000, Images::Uninformative);
+    let wanted = |learning| FitOptions { learning, ..with_goal(CascadeObjective::MinAccuracy(0.5)) };
     let always = fitted(&data, wanted(Learning::Always));
     assert!(!always.learned.as_ref().unwrap().weights.as_ref().unwrap().is_gain());
     assert!(always.gates_stage(0) && always.networks().unwrap().weighs("dear"));
@@ -124,11 +124,11 @@ fn networks_that_do_not_gain_are_used_where_that_is_asked_for_and_none_is_learne
 
 #[test]
 fn gates_want_a_goal_and_networks_a_feature() {
-    let mut data = data(400, Pictures::Told);
+    let mut data = data(400, Images::Informative);
     let without_goal = fitted(&data, FitOptions::default());
     assert!(without_goal.learned.as_ref().unwrap().gates.is_empty());
-    let unreachable = fitted(&data, with_goal(Aim::MaxCost(0.5)));
+    let unreachable = fitted(&data, with_goal(CascadeObjective::MaxCost(0.5)));
     assert!(unreachable.confidences.is_none() && !unreachable.gates_stage(0));
     data[7].1[0].feature = None;
-    assert!(fitted(&data, FitOptions::default()).learned.is_none(), "one picture has none");
+    assert!(fitted(&data, FitOptions::default()).learned.is_none(), "one image has none");
 }

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Numbers that are the same in every run.
+/// A generator of numbers that are the same in every run.
 pub(in crate::fit) struct Random {
     state: u64,
 }
@@ -10,13 +10,13 @@ impl Random {
         Self { state: splitmix64(seed) }
     }
 
-    /// Between 0 and 1.
+    /// Returns a number between 0 and 1.
     pub(in crate::fit) fn share(&mut self) -> f64 {
         self.state = self.state.wrapping_add(1);
         (splitmix64(self.state) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Nearly normal, with the mean 0 and the standard deviation 1.
+    /// Returns a nearly normal number, with the mean 0 and the standard deviation 1.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.share()).sum::<f64>() - 6.0
     }
@@ -32,7 +32,7 @@ impl Random {
         probabilities.len() - 1
     }
 
-    /// Any point of the simplex is as likely as any other; none of its weights is below the minimum.
+    /// Returns a uniform point of the simplex of weights, none of which is below the minimum.
     fn weights(&mut self, models: usize) -> Vec<f64> {
         let exponential: Vec<f64> = (0..models).map(|_| -(1.0 - self.share()).ln()).collect();
         let sum: f64 = exponential.iter().sum();
@@ -52,7 +52,7 @@ fn rows(of_images: &[Vec<f32>]) -> Vec<&[f32]> {
     of_images.iter().map(Vec::as_slice).collect()
 }
 
-/// Logits, and labels drawn as softmax(logits / `temperature`) says.
+/// Returns logits, and labels drawn from softmax(logits / `temperature`).
 fn labelled_logits(images: usize, temperature: f64, seed: u64) -> (Vec<Vec<f32>>, Vec<usize>) {
     let mut random = Random::new(seed);
     let mut labels = Vec::new();
@@ -69,10 +69,10 @@ fn labelled_logits(images: usize, temperature: f64, seed: u64) -> (Vec<Vec<f32>>
     (logits, labels)
 }
 
-/// How one model answers labelled images.
+/// A model that answers labeled images.
 #[derive(Debug, Clone, Copy)]
 struct Skill {
-    /// By how much the true class's logit is above the others.
+    /// The margin of the true class's logit over the others.
     margin: f64,
     noise: f64,
 }
@@ -80,7 +80,7 @@ struct Skill {
 const PERFECT: Skill = Skill { margin: 8.0, noise: 0.0 };
 const USELESS: Skill = Skill { margin: 0.0, noise: 1.0 };
 
-/// Each model's probabilities for each image.
+/// Returns each model's probabilities for each image.
 struct Answers {
     probabilities: Vec<Vec<Vec<f64>>>,
     labels: Vec<usize>,
@@ -127,12 +127,12 @@ impl Pool {
 
     fn fit(self, answers: &Answers) -> Option<Vec<f64>> {
         match self {
-            Self::Mixture => mixture_weights(&borrowed(&answers.probabilities), &answers.labels),
-            Self::Product => product_weights(&borrowed(&answers.logarithms()), &answers.labels),
+            Self::Mixture => linear_pool_weights(&borrowed(&answers.probabilities), &answers.labels),
+            Self::Product => log_pool_weights(&borrowed(&answers.logarithms()), &answers.labels),
         }
     }
 
-    /// The mean NLL of the fused answers.
+    /// Returns the mean NLL of the fused answers.
     fn nll(self, answers: &Answers, weights: &[f64]) -> f64 {
         let fused_at_label = |(image, &label): (usize, &usize)| {
             let models = answers.probabilities.iter().zip(weights);
@@ -153,7 +153,7 @@ impl Pool {
         -sum / answers.labels.len() as f64
     }
 
-    /// What the fit minimises: with the cost of the prior.
+    /// Returns the objective of the fit: the NLL with the cost of the prior.
     fn loss(self, answers: &Answers, weights: &[f64]) -> f64 {
         let equal = 1.0 / weights.len() as f64;
         let cost: f64 = match self {
@@ -182,13 +182,13 @@ fn a_known_temperature_is_recovered() {
 }
 
 #[test]
-fn the_temperature_says_whether_a_model_is_too_sure() {
+fn the_temperature_shows_overconfidence() {
     let with_margin = |margin: f32| vec![vec![margin, 0.0]; 100];
     // 80 of 100 right: calibrated with a margin of ln 4 = 1.39.
     let labels: Vec<usize> = (0..100).map(|image| usize::from(image % 5 == 0)).collect();
     let overconfident = temperature(&rows(&with_margin(6.0)), &labels).unwrap();
     let underconfident = temperature(&rows(&with_margin(0.5)), &labels).unwrap();
-    // By hand without the prior, which draws them a little towards 1.
+    // Computed by hand without the prior, which draws it a little towards 1.
     assert!(overconfident > 3.7 && overconfident < 6.0 / 4.0_f64.ln(), "{overconfident}");
     assert!(underconfident > 0.5 / 4.0_f64.ln() && underconfident < 0.42, "{underconfident}");
 }
@@ -221,7 +221,7 @@ fn without_errors_the_temperature_is_not_extreme() {
         Case { margin: 10.0, images: 3, from: 0.9, to: 1.0 },
         Case { margin: 10.0, images: 10_000, from: 0.5, to: 1.0 },
         Case { margin: 1.0, images: 100, from: 0.1, to: 0.5 },
-        // What similarities differ by before they are scaled to logits.
+        // Differences of similarities before they are scaled to logits.
         Case { margin: 0.1, images: 100, from: 0.02, to: 0.1 },
     ];
     for Case { margin, images, from, to } in cases {
@@ -239,7 +239,7 @@ fn the_temperature_keeps_its_limits() {
 }
 
 #[test]
-fn what_does_not_depend_on_the_temperature_leaves_it_at_1() {
+fn losses_that_do_not_depend_on_the_temperature_leave_it_at_1() {
     let equal_logits = temperature(&[&[3.0, 3.0], &[-1.0, -1.0]], &[0, 1]).unwrap();
     let one_class = temperature(&[&[3.0], &[5.0]], &[0, 0]).unwrap();
     for found in [equal_logits, one_class] {
@@ -339,8 +339,8 @@ fn no_other_weights_are_better() {
                 let others = random.weights(models);
                 assert_best(&others);
                 for closeness in [1e-2, 1e-4] {
-                    let difference = moved(&others, &weights, -1.0);
-                    assert_best(&moved(&weights, &difference, closeness));
+                    let unified_diff = moved(&others, &weights, -1.0);
+                    assert_best(&moved(&weights, &unified_diff, closeness));
                 }
             }
             let most_of_one = |model| (0..models).map(move |other| if other == model { 1.0 } else { 0.0 });
@@ -364,7 +364,7 @@ fn a_fit_beats_equal_weights_without_the_prior() {
 
 #[test]
 fn certain_answers_and_certain_errors_can_be_fitted() {
-    // Both rule the truth out in the last image.
+    // Both models rule out the true label of the last image.
     let certain = vec![vec![1.0, 0.0], vec![0.0, 1.0], vec![1.0, 0.0]];
     let wrong = vec![vec![0.0, 1.0], vec![1.0, 0.0], vec![1.0, 0.0]];
     let answers = Answers { probabilities: vec![certain, wrong], labels: vec![0, 1, 1] };
@@ -420,7 +420,7 @@ fn weights_that_are_too_low_are_raised_at_the_cost_of_the_others() {
     };
     assert_close(&shares(&[3.0, 1.0]), &[0.75, 0.25]);
     assert_close(&shares(&[1.0, 0.0, 2.0]), &[0.33, 0.01, 0.66]);
-    // 10.01 of 1000 is enough, until the first takes its part of it.
+    // 10.01 of 1000 is enough until raising the first weight lowers it.
     assert_close(&shares(&[0.0, 10.01, 989.99]), &[0.01, 0.01, 0.98]);
     assert_close(&projected(&[0.5, 0.5]), &[0.5, 0.5]);
     assert_close(&projected(&[7.5, 7.1]), &[0.7, 0.3]);
@@ -446,7 +446,7 @@ fn a_fit_of_many_images_takes_seconds() {
     assert!(took.as_secs() < 20, "{took:?}");
 }
 
-/// Images of 40 groups of 1 to 5, the groups of three classes in unequal numbers.
+/// Returns images in 40 groups of 1 to 5, with unequal numbers of groups of three classes.
 fn grouped() -> (Vec<usize>, Vec<usize>) {
     let mut groups = Vec::new();
     let mut labels = Vec::new();

@@ -1,4 +1,4 @@
-use super::super::{difference, edited};
+use super::super::{apply_change, unified_diff};
 use super::*;
 
 const ENSEMBLE: &str = include_str!("../../../../ensemble.toml");
@@ -22,8 +22,8 @@ fn the_real_file_has_a_section_behind_its_stages_and_one_temperature_less() {
         confidences: vec![None, None, Some(0.6)],
         ..scalings(&["dinov3", "siglip2"], &scale, &bias)
     };
-    let after = edited(ENSEMBLE, "traffic_sign", &change).unwrap();
-    let lines = difference(ENSEMBLE, &after, "ensemble.toml");
+    let after = apply_change(ENSEMBLE, "traffic_sign", &change).unwrap();
+    let lines = unified_diff(ENSEMBLE, &after, "ensemble.toml");
     let removed: Vec<&str> =
         lines.lines().skip(2).filter(|line| line.starts_with('-')).map(|line| &line[1..]).collect();
     assert_eq!(
@@ -50,9 +50,10 @@ fn the_real_file_has_a_section_behind_its_stages_and_one_temperature_less() {
         assert_eq!(numbers("scale"), scale.iter().map(|number| as_written(*number)).collect::<Vec<_>>());
         assert_eq!(numbers("bias"), bias.iter().map(|number| as_written(*number)).collect::<Vec<_>>());
     }
-    assert_eq!(edited(&after, "traffic_sign", &change).unwrap(), after, "a second time");
-    // And back.
-    let back = edited(&after, "traffic_sign", &temperatures(&[("dinov3", 1.07), ("siglip2", 1.08)])).unwrap();
+    assert_eq!(apply_change(&after, "traffic_sign", &change).unwrap(), after, "a second time");
+    // The reverse replacement.
+    let back =
+        apply_change(&after, "traffic_sign", &temperatures(&[("dinov3", 1.07), ("siglip2", 1.08)])).unwrap();
     assert!(
         !back.contains("\n[tasks.traffic_sign.scaling") && back.ends_with("accept = { confidence = 0.6 }\n"),
         "{back}"
@@ -141,7 +142,7 @@ fn every_layout_gets_scaling_and_loses_its_temperature() {
     ];
     let change = scalings(&["a"], &[0.5, 2.0], &[0.0, -1.5]);
     for (name, before, after) in cases {
-        assert_eq!(edited(&before, "t", &change), Ok(after), "{name}");
+        assert_eq!(apply_change(&before, "t", &change), Ok(after), "{name}");
     }
 }
 
@@ -170,12 +171,12 @@ fn a_temperature_takes_the_place_of_scaling() {
         ),
     ];
     for (name, before, after) in cases {
-        assert_eq!(edited(before, "t", &temperatures(&[("a", 1.5)])).as_deref(), Ok(after), "{name}");
+        assert_eq!(apply_change(before, "t", &temperatures(&[("a", 1.5)])).as_deref(), Ok(after), "{name}");
     }
 }
 
 #[test]
-fn what_cannot_be_written_is_told() {
+fn changes_that_cannot_be_written_are_errors() {
     let change = scalings(&["a"], &[0.5, 2.0], &[0.0, -1.5]);
     for (text, message) in [
         ("[tasks.t]\nscaling = 1\n", "tasks.t.scaling is integer: must be a table"),
@@ -186,7 +187,7 @@ fn what_cannot_be_written_is_told() {
         ),
         ("[x]\n", "no task \"t\""),
     ] {
-        let told = edited(text, "t", &change).unwrap_err();
-        assert!(told.contains(message), "{told:?} instead of {message:?}");
+        let error = apply_change(text, "t", &change).unwrap_err();
+        assert!(error.contains(message), "{error:?} instead of {message:?}");
     }
 }

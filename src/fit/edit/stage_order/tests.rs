@@ -1,4 +1,4 @@
-use super::super::{TaskChange, edited};
+use super::super::{TaskChange, apply_change};
 use super::*;
 
 const ENSEMBLE: &str = include_str!("../../../../ensemble.toml");
@@ -11,7 +11,7 @@ fn moved(text: &str, order: &[usize]) -> String {
 fn stages_of_the_real_file_move_with_their_comments() {
     let change =
         TaskChange { order: vec![2, 0, 1, 3], confidences: vec![Some(0.9)], ..TaskChange::default() };
-    let after = edited(ENSEMBLE, "roadwork", &change).unwrap();
+    let after = apply_change(ENSEMBLE, "roadwork", &change).unwrap();
     let begin = ENSEMBLE.find("[[tasks.roadwork.stages]]").unwrap();
     let end = ENSEMBLE.find("[[tasks.roadwork.stages]]                # skipped").unwrap();
     let expected = r#"[[tasks.roadwork.stages]]
@@ -33,7 +33,7 @@ accept = { confidence = 0.95, agreement = true }    # and only if all votes have
 }
 
 #[test]
-fn the_last_stage_leaves_behind_what_announces_the_next_table() {
+fn the_last_stage_leaves_the_comment_of_the_next_table() {
     let after = with_stages_in(ENSEMBLE, "roadwork", &[0, 1, 3, 2]).unwrap();
     let end = "with the reason \"exhausted\"\n\n# ---- Which traffic sign is it? The 43";
     assert!(after.contains(end), "{after}");
@@ -96,7 +96,7 @@ fn without_empty_lines_and_at_the_end_of_a_file_nothing_is_lost() {
 }
 
 #[test]
-fn ends_of_lines_stay_what_they_are() {
+fn line_endings_are_kept() {
     let text = "[[tasks.t.stages]]\nmodels = [\"a\"] # a\n\n# b\n[[tasks.t.stages]]\nmodels = [\n  \"b\",\n]\n\n# next\n[models.a]\n";
     let windows = text.replace('\n', "\r\n");
     assert_eq!(moved(&windows, &[1, 0]), moved(text, &[1, 0]).replace('\n', "\r\n"));
@@ -127,8 +127,8 @@ fn elements_of_an_inline_list_change_places() {
 }
 
 #[test]
-fn what_cannot_be_moved_is_told_with_the_order_to_make() {
-    // The second table belongs to the first stage only as long as that one is the last before it.
+fn stages_that_cannot_be_moved_are_errors_that_name_the_order() {
+    // The second table belongs to the first stage only while that stage is the last before it.
     let text = "\
 [[tasks.t.stages]]
 models = [\"a\", \"x\"]

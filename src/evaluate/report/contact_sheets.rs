@@ -1,4 +1,4 @@
-//! Contact sheets: pictures that are worth a look, with what was said of them.
+//! Contact sheets: the images that are most worth a look, with the answers to them.
 
 use std::cmp::Reverse;
 use std::io::Cursor;
@@ -15,25 +15,25 @@ use serde::Serialize;
 use super::charts::Shown;
 use crate::evaluate::dataset::Example;
 use crate::evaluate::metrics::argmax;
-use crate::evaluate::shift::Shifted;
+use crate::evaluate::shift::ShiftResult;
 
-/// Pictures on a sheet.
+/// The number of images on a sheet.
 const CARDS_MAX: usize = 48;
-/// The longer side of a thumbnail, in pixels; smaller pictures stay as they are.
+/// The longer side of a thumbnail, in pixels; smaller images keep their size.
 const SIDE_MAX: u32 = 128;
 const JPEG_QUALITY: u8 = 82;
-/// A thumbnail of more bytes, which none of that size should have, is left out.
+/// The largest thumbnail in bytes; a larger one, which none of that size should be, is left out.
 const THUMBNAIL_BYTES_MAX: usize = 32 << 10;
 
-/// A probability, on one line whatever the room.
+/// Formats a probability with a no-break space.
 fn percent(probability: f64) -> String {
     super::percent(probability).replace(' ', "\u{a0}")
 }
 
-/// Reads a picture's file.
-pub(crate) type ReadPicture<'a> = &'a dyn Fn(&Example) -> Result<Vec<u8>, String>;
+/// A function that reads the file of an image.
+pub(crate) type ReadImage<'a> = &'a dyn Fn(&Example) -> Result<Vec<u8>, String>;
 
-/// Pictures of one kind.
+/// A contact sheet: images that have something in common.
 #[derive(Debug, Serialize)]
 pub(crate) struct Sheet {
     title: String,
@@ -41,49 +41,45 @@ pub(crate) struct Sheet {
     cards: Vec<Card>,
 }
 
-/// One picture, and what was said of it.
+/// One image, with the answers to it.
 #[derive(Debug, Serialize)]
 struct Card {
-    /// A `data:` address; nothing where it could not be read again.
+    /// A `data:` URL; `None` if the image could not be read again.
     thumbnail: Option<String>,
     name: String,
     truth: String,
     answer: String,
     confidence: String,
     is_right: bool,
-    models: Vec<Opinion>,
+    models: Vec<ModelAnswer>,
 }
 
 #[derive(Debug, Serialize)]
-struct Opinion {
+struct ModelAnswer {
     model: String,
     answer: String,
     probability: String,
     is_right: bool,
 }
 
-/// The most confident mistakes, and the pictures that the models disagree about most.
+/// Returns the sheets of the most confident mistakes, and of the images that the models disagree about most.
 ///
 /// # Errors
-/// When a picture has no answer.
-pub(crate) fn sheets(
-    shown: &Shown<'_>,
-    read: ReadPicture<'_>,
-    pixels_max: u64,
-) -> Result<Vec<Sheet>, String> {
-    let cascade = shown.cascade().ok_or("a picture has no answer")?;
+/// When an image has no answer.
+pub(crate) fn sheets(shown: &Shown<'_>, read: ReadImage<'_>, pixels_max: u64) -> Result<Vec<Sheet>, String> {
+    let cascade = shown.cascade().ok_or("an image has no answer")?;
     let card = |index: usize| card(shown, index, &cascade[index], read, pixels_max);
     let mistakes = most(
         cascade
             .iter()
-            .zip(shown.pictures)
-            .map(|(answer, picture)| (answer.label() != picture.label).then(|| answer.confidence().get())),
+            .zip(shown.images)
+            .map(|(answer, image)| (answer.label() != image.label).then(|| answer.confidence().get())),
     );
-    let disputed = most((0..shown.pictures.len()).map(|picture| {
-        let opinions = opinions(shown, picture)?;
-        let first = argmax(opinions.first()?);
-        let is_disputed = opinions.iter().any(|opinion| argmax(opinion) != first);
-        is_disputed.then(|| divergence(&opinions))
+    let disputed = most((0..shown.images.len()).map(|image| {
+        let probabilities = members_probabilities(shown, image)?;
+        let first = argmax(probabilities.first()?);
+        let is_disputed = probabilities.iter().any(|of_member| argmax(of_member) != first);
+        is_disputed.then(|| divergence(&probabilities))
     }));
     let (mistakes_all, disputed_all) = (mistakes.len(), disputed.len());
     let sheet = |title: &str, caption: String, chosen: &[usize]| Sheet {
@@ -98,14 +94,14 @@ pub(crate) fn sheets(
     Ok(vec![
         sheet(
             "Most confident mistakes of the cascade",
-            format!("{} wrong answers, the surest first.", of(mistakes_all)),
+            format!("{} wrong answers, the most confident first.", of(mistakes_all)),
             &mistakes,
         ),
         sheet(
             "Where the models disagree most",
             format!(
-                "{} pictures about which not all models say the same, by the Jensen–Shannon divergence of their \
-                 calibrated probabilities.",
+                "{} images on which the models' answers differ, by the Jensen–Shannon divergence of their calibrated \
+                 probabilities.",
                 of(disputed_all)
             ),
             &disputed,
@@ -113,31 +109,33 @@ pub(crate) fn sheets(
     ])
 }
 
-/// A picture as a shift makes it.
+/// A corrupted image.
 #[derive(Debug, Serialize)]
 pub(crate) struct Sample {
     name: String,
     thumbnail: Option<String>,
 }
 
-/// What each shift does to one picture, the first of the last label; nothing where there are none.
-pub(crate) fn samples(shown: &Shown<'_>, read: ReadPicture<'_>, pixels_max: u64) -> Vec<Sample> {
-    let label = |picture: &usize| shown.pictures[*picture].label;
-    let last = (0..shown.pictures.len()).max_by_key(|picture| (label(picture), Reverse(*picture)));
-    let file = last.and_then(|picture| read(shown.examples[picture]).ok());
+/// Returns one image, the first of the last label, under each corruption; empty if no corruption was
+/// requested.
+pub(crate) fn samples(shown: &Shown<'_>, read: ReadImage<'_>, pixels_max: u64) -> Vec<Sample> {
+    let label = |image: &usize| shown.images[*image].label;
+    let last = (0..shown.images.len()).max_by_key(|image| (label(image), Reverse(*image)));
+    let file = last.and_then(|image| read(shown.examples[image]).ok());
     let Some(file) = file else { return Vec::new() };
-    let sample = |shifted: &Shifted| {
-        let worse =
-            shifted.corruption.map_or(Ok(file.clone()), |corruption| corruption.apply(&file, pixels_max));
+    let sample = |shift_result: &ShiftResult| {
+        let corrupted = shift_result
+            .corruption
+            .map_or(Ok(file.clone()), |corruption| corruption.apply(&file, pixels_max));
         Sample {
-            name: shifted.name(),
-            thumbnail: worse.ok().and_then(|worse| data_address(&worse, pixels_max)),
+            name: shift_result.name(),
+            thumbnail: corrupted.ok().and_then(|corrupted| data_url(&corrupted, pixels_max)),
         }
     };
-    shown.shifted.iter().map(sample).collect()
+    shown.shift_results.iter().map(sample).collect()
 }
 
-/// Those that have a value, the highest first; of equal ones the first.
+/// Returns the indices that have a value, the highest value first; equal ones keep their order.
 fn most(values: impl Iterator<Item = Option<f64>>) -> Vec<usize> {
     let mut found: Vec<(usize, f64)> =
         values.enumerate().filter_map(|(index, value)| Some((index, value?))).collect();
@@ -145,14 +143,14 @@ fn most(values: impl Iterator<Item = Option<f64>>) -> Vec<usize> {
     found.into_iter().map(|(index, _)| index).collect()
 }
 
-/// What every model says of a picture, calibrated.
-fn opinions(shown: &Shown<'_>, picture: usize) -> Option<Vec<Vec<f64>>> {
+/// Returns the calibrated probabilities of every model for an image.
+fn members_probabilities(shown: &Shown<'_>, image: usize) -> Option<Vec<Vec<f64>>> {
     let members = shown.policy.members().enumerate();
-    members.map(|(index, member)| shown.opinion(index, picture, member.calibration())).collect()
+    members.map(|(index, member)| shown.member_probabilities(index, image, member.calibration())).collect()
 }
 
-/// How far distributions are from their mean: the entropy of the mean less the mean of the entropies, in nats (Lin 1991,
-/// "Divergence measures based on the Shannon entropy").
+/// Returns the Jensen–Shannon divergence of distributions, in nats: the entropy of their mean less the mean
+/// of their entropies (Lin 1991, "Divergence measures based on the Shannon entropy").
 fn divergence(distributions: &[Vec<f64>]) -> f64 {
     let entropy = |distribution: &[f64]| -> f64 {
         distribution.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum()
@@ -165,42 +163,42 @@ fn divergence(distributions: &[Vec<f64>]) -> f64 {
     entropy(&mean) - distributions.iter().map(|distribution| entropy(distribution)).sum::<f64>() / count
 }
 
-fn card(shown: &Shown<'_>, index: usize, answer: &Answer, read: ReadPicture<'_>, pixels_max: u64) -> Card {
-    let (truth, labels) = (shown.pictures[index].label, shown.policy.labels());
-    let said = |(member, opinion): (&Member, Vec<f64>)| {
-        let best = argmax(&opinion);
-        Opinion {
+fn card(shown: &Shown<'_>, index: usize, answer: &Answer, read: ReadImage<'_>, pixels_max: u64) -> Card {
+    let (truth, labels) = (shown.images[index].label, shown.policy.labels());
+    let model_answer = |(member, probabilities): (&Member, Vec<f64>)| {
+        let best = argmax(&probabilities);
+        ModelAnswer {
             model: member.model().to_string(),
             answer: labels[best].clone(),
-            probability: percent(opinion[best]),
+            probability: percent(probabilities[best]),
             is_right: best == truth,
         }
     };
-    let opinions = opinions(shown, index).unwrap_or_default();
+    let probabilities = members_probabilities(shown, index).unwrap_or_default();
     let example = shown.examples[index];
     Card {
-        thumbnail: read(example).ok().and_then(|file| data_address(&file, pixels_max)),
+        thumbnail: read(example).ok().and_then(|file| data_url(&file, pixels_max)),
         name: example.name.clone(),
         truth: labels[truth].clone(),
         answer: labels[answer.label()].clone(),
         confidence: percent(answer.confidence().get()),
         is_right: answer.label() == truth,
-        models: shown.policy.members().zip(opinions).map(said).collect(),
+        models: shown.policy.members().zip(probabilities).map(model_answer).collect(),
     }
 }
 
-/// The picture made small, as a `data:` address.
-fn data_address(file: &[u8], pixels_max: u64) -> Option<String> {
-    let mut picture = decode(file, pixels_max).ok()?;
-    let longer = picture.width().max(picture.height());
+/// Returns a thumbnail of an image as a `data:` URL.
+fn data_url(file: &[u8], pixels_max: u64) -> Option<String> {
+    let mut image = decode(file, pixels_max).ok()?;
+    let longer = image.width().max(image.height());
     if longer > SIDE_MAX {
         let scaled = |side: u32| (u64::from(side) * u64::from(SIDE_MAX) / u64::from(longer)).max(1) as u32;
-        picture = thumbnail(&picture, scaled(picture.width()), scaled(picture.height()));
+        image = thumbnail(&image, scaled(image.width()), scaled(image.height()));
     }
     let mut bytes = Vec::new();
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     JpegEncoder::new_with_quality(Cursor::new(&mut bytes), JPEG_QUALITY)
-        .encode(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+        .encode(image.as_raw(), width, height, ExtendedColorType::Rgb8)
         .ok()?;
     (bytes.len() <= THUMBNAIL_BYTES_MAX)
         .then(|| format!("data:image/jpeg;base64,{}", STANDARD.encode(&bytes)))
@@ -224,13 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn a_large_picture_becomes_small_and_what_is_none_is_left_out() {
+    fn a_large_image_is_scaled_down_and_a_file_that_is_no_image_has_no_thumbnail() {
         let large = image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 90]));
         let mut file = Cursor::new(Vec::new());
         large.write_to(&mut file, image::ImageFormat::Png).unwrap();
-        let address = data_address(file.get_ref(), 1_000_000).unwrap();
+        let address = data_url(file.get_ref(), 1_000_000).unwrap();
         let bytes = STANDARD.decode(address.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
         assert_eq!(decode(&bytes, 1_000_000).unwrap().dimensions(), (128, 42));
-        assert_eq!(data_address(b"no picture", 1_000_000), None);
+        assert_eq!(data_url(b"no image", 1_000_000), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What shall stand at a key, and how it is written.
+//! The new values of keys, and the way they are written.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,23 @@ use toml_edit::Value;
 
 use super::{joined, quoted};
 
-/// Digits of a confidence that are kept after the nines it begins with.
+/// The number of digits of a confidence that are kept after its leading nines.
 const CONFIDENCE_DIGITS: usize = 4;
 
-/// A temperature or weight as it is written: with 4 significant digits, which no set of pictures tells from more, and
-/// which a person can read. What is reported about fitted values should be measured with these.
+/// Rounds a temperature or weight as it is written: to 4 significant digits, which a person can read, and
+/// which no set of images can tell from more. Reported metrics should be computed with rounded values.
 pub(super) fn as_written(value: f64) -> f64 {
     let rounded = format!("{value:.3e}").parse().ok();
     rounded.filter(|rounded: &f64| rounded.is_finite()).unwrap_or(value)
 }
 
-/// A confidence as it is written: with 4 digits after the nines it begins with, as its distance from 1 is what it is
-/// about, and 0.99996 with 4 digits would be 1, which hardly anything is accepted with.
+/// Rounds a confidence as it is written: to 4 digits after its leading nines, because its distance from 1 is
+/// what matters, and 0.99996 with 4 digits would be 1, which hardly any answer reaches.
 ///
-/// The last one is rounded up: who asked that at most so many accepted answers are wrong gets a rule that is a little
-/// stricter, never one that lets more through. As the digit after the nines is not a nine, that cannot give 1; and no
-/// more can it give 0.
+/// The last digit is rounded up, so that the rule is never less strict than the one that was fitted. As the
+/// digit after the nines is not a nine, the result cannot be 1; nor can it be 0.
 pub(crate) fn confidence_as_written(value: f64) -> f64 {
-    let text = value.to_string(); // the fewest digits that say it, and never an exponent
+    let text = value.to_string(); // the shortest exact digits, and never an exponent
     let Some(digits) = text.strip_prefix("0.") else { return value };
     let nines = digits.bytes().take_while(|&digit| digit == b'9').count();
     let Some((kept, cut)) = digits.split_at_checked(nines + CONFIDENCE_DIGITS) else { return value };
@@ -42,16 +41,16 @@ pub(crate) fn confidence_as_written(value: f64) -> f64 {
     format!("0.{}", String::from_utf8_lossy(&kept)).parse().unwrap_or(value)
 }
 
-/// What should be at a key.
-pub(super) enum Wanted {
+/// The new value of a key.
+pub(super) enum NewValue {
     Number(f64),
     Numbers(Vec<f64>),
     Text(String),
-    Entries(Vec<(String, Wanted)>),
+    Entries(Vec<(String, NewValue)>),
 }
 
-impl Wanted {
-    /// A number for each model, as [`as_written`].
+impl NewValue {
+    /// Returns entries with a number for each model, rounded by [`as_written`].
     pub(super) fn numbers(path: &[String], values: &BTreeMap<String, f64>) -> Result<Self, String> {
         let mut entries = Vec::with_capacity(values.len());
         for (model, &value) in values {
@@ -64,11 +63,11 @@ impl Wanted {
         Ok(Self::Entries(entries))
     }
 
-    pub(super) fn is_nothing(&self) -> bool {
-        matches!(self, Self::Entries(entries) if entries.iter().all(|(_, wanted)| wanted.is_nothing()))
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Entries(entries) if entries.iter().all(|(_, value)| value.is_empty()))
     }
 
-    /// As it is written after the `=`, in one line.
+    /// Returns the value as it is written after the `=`, in one line.
     pub(super) fn literal(&self) -> String {
         match self {
             Self::Number(number) => Value::from(*number).to_string(),
@@ -77,20 +76,20 @@ impl Wanted {
             Self::Entries(entries) => {
                 let entries: Vec<_> = entries
                     .iter()
-                    .filter(|(_, wanted)| !wanted.is_nothing())
-                    .map(|(key, wanted)| format!("{} = {}", quoted(key), wanted.literal()))
+                    .filter(|(_, value)| !value.is_empty())
+                    .map(|(key, value)| format!("{} = {}", quoted(key), value.literal()))
                     .collect();
                 format!("{{ {} }}", entries.join(", "))
             }
         }
     }
 
-    /// Whether a person's way of writing it, such as `0.70` or `1`, may stay.
-    pub(super) fn is_said_by(&self, value: &Value) -> bool {
+    /// Returns whether `value` is equal, however it is written: a person's `0.70` or `1` may stay.
+    pub(super) fn equals(&self, value: &Value) -> bool {
         match self {
             Self::Number(number) => {
-                let said = value.as_float().or_else(|| value.as_integer().map(|integer| integer as f64));
-                said == Some(*number)
+                let old = value.as_float().or_else(|| value.as_integer().map(|integer| integer as f64));
+                old == Some(*number)
             }
             Self::Text(text) => value.as_str() == Some(text),
             Self::Numbers(_) | Self::Entries(_) => false,

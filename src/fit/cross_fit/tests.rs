@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::evaluate::StoredVote;
 
-/// Two stages of a model each.
+/// Returns a policy of two stages with one model each.
 fn policy(temperature: f64) -> Policy {
     let section: TaskSection = serde_json::from_value(json!({
         "question": "?", "labels": ["no", "yes"], "calibration": { "cheap": temperature },
@@ -19,12 +19,13 @@ fn policy(temperature: f64) -> Policy {
     Policy::from_section(&section, &BTreeSet::from(["cheap", "dear"].map(str::to_owned))).unwrap()
 }
 
-/// A fraction that looks like chance, the same each time (Weyl's sequence).
+/// Returns a pseudorandom fraction that is the same in every run (Weyl's sequence).
 fn chance(index: usize, of: u32) -> f64 {
     (index as f64 * f64::from(of).sqrt()).fract()
 }
 
-/// `cheap` is right as often as its logit says; `dear` is nearly always right, at ten times the cost.
+/// Returns votes of `cheap`, which is calibrated, and of `dear`, which is nearly always right at ten times
+/// the cost.
 fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
     let vote = |logit: f64, milliseconds: u64| {
         let microseconds = 1000 * milliseconds;
@@ -41,18 +42,18 @@ fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
         .collect()
 }
 
-fn fitted(policy: &Policy, count: usize, goal: Option<Goal>) -> Option<Fit> {
+fn fitted(policy: &Policy, count: usize, objective: Option<Objective>) -> Option<Fit> {
     let data = data(count);
-    let pictures: Vec<Judged<'_>> = data
+    let images: Vec<LabeledExample<'_>> = data
         .iter()
-        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .map(|(label, votes)| LabeledExample { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..count).collect();
     fit(
         policy,
         policy,
-        Labelled { pictures: &pictures, groups: &groups },
-        FitOptions { goal, ..FitOptions::default() },
+        FitData { images: &images, groups: &groups },
+        FitOptions { objective, ..FitOptions::default() },
     )
 }
 
@@ -62,7 +63,7 @@ fn a_wrong_temperature_is_mended_and_a_right_one_left_alone() {
     let part = &wrong.calibrations[0].temperature.part;
     let temperature = part.fitted.temperature().unwrap().get();
     assert!(part.is_gain() && (temperature - 1.0).abs() < 0.15, "{part:?}");
-    assert!(wrong.after.measured.nll.value < wrong.before.measured.nll.value);
+    assert!(wrong.after.metrics.nll.value < wrong.before.metrics.nll.value);
     let right = fitted(&policy(1.0), 1500, None).unwrap();
     assert_eq!(right.calibrations[0].gained(), None, "{:?}", right.calibrations[0]);
 }
@@ -77,13 +78,13 @@ fn the_better_model_gets_the_weight() {
 
 #[test]
 fn thresholds_keep_to_a_cost() {
-    let fit = fitted(&policy(1.0), 1500, Some(Goal::MaxCost(6.0))).unwrap();
+    let fit = fitted(&policy(1.0), 1500, Some(Objective::MaxCost(6.0))).unwrap();
     assert_eq!(fit.confidences.as_ref().unwrap().len(), 1);
-    // They were fitted on four fifths, and are judged on the rest.
+    // They were fitted on four fifths of the images, and are evaluated on the rest.
     assert!(fit.after.outcome.cost < 6.6, "{:?}", fit.after.outcome);
     assert!(fit.before.outcome.cost > 10.9, "nothing was sure enough: {:?}", fit.before.outcome);
     assert!(fit.after.outcome.accuracy > 0.9, "{:?}", fit.after.outcome);
-    let none = fitted(&policy(1.0), 1500, Some(Goal::MaxCost(0.5))).unwrap();
+    let none = fitted(&policy(1.0), 1500, Some(Objective::MaxCost(0.5))).unwrap();
     assert_eq!(none.confidences, None, "half a millisecond is less than the first model takes");
 }
 
@@ -95,15 +96,15 @@ fn a_stage_that_ends_no_cascade_may_stay_so() {
     .unwrap();
     let never =
         Policy::from_section(&section, &BTreeSet::from(["cheap", "dear"].map(str::to_owned))).unwrap();
-    let fit = fitted(&never, 1500, Some(Goal::MaxCost(1000.0))).unwrap();
+    let fit = fitted(&never, 1500, Some(Objective::MaxCost(1000.0))).unwrap();
     let [confidence] = fit.confidences.unwrap()[..] else { panic!("one stage but the last") };
     assert!(confidence.is_none_or(|confidence| confidence <= 1.0), "{confidence:?}");
 }
 
 #[test]
 fn thresholds_are_not_fitted_to_a_few_errors() {
-    // A hundred pictures have some twenty errors of the first stage.
-    let fit = fitted(&policy(1.0), 100, Some(Goal::MaxCost(6.0))).unwrap();
+    // The first stage makes about twenty errors on a hundred images.
+    let fit = fitted(&policy(1.0), 100, Some(Objective::MaxCost(6.0))).unwrap();
     assert!((1..50).contains(&fit.first_stage_errors), "{}", fit.first_stage_errors);
     assert_eq!(fit.confidences, None);
 }

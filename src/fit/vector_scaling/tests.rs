@@ -3,16 +3,16 @@ use super::super::solve::tests::Random;
 use super::*;
 
 const LABELS: usize = 5;
-/// What the model of these tests is too fond of, or would be.
+/// The label that the model of these tests overestimates.
 const FAVOURED: usize = 2;
 
-/// A model's log-probabilities and labels drawn as they say; then the model says `excess` more of one label.
+/// Returns a model's log-probabilities, and labels drawn from them, before `excess` is added to one label.
 fn images(count: usize, excess: f64, seed: u64) -> (Vec<Vec<f64>>, Vec<usize>) {
     let mut random = Random::new(seed);
     let mut of_images = Vec::new();
     let mut labels = Vec::new();
     for _ in 0..count {
-        // Between a guess and nearly sure.
+        // Between a guess and near certainty.
         let mut logits: Vec<f64> = (0..LABELS).map(|_| 8.0 * random.share()).collect();
         let mut left = random.share();
         let drawn = softmax(&logits).iter().position(|probability| {
@@ -31,7 +31,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
     logits.iter().map(|logit| logit.exp() / sum).collect()
 }
 
-/// As a temperature is fitted to them.
+/// Returns the temperature that is fitted to these log-probabilities.
 fn best_temperature(images: &[Vec<f64>], labels: &[usize]) -> f64 {
     let logits: Vec<Vec<f32>> =
         images.iter().map(|image| image.iter().map(|logarithm| *logarithm as f32).collect()).collect();
@@ -66,7 +66,7 @@ fn a_label_that_a_model_is_too_fond_of_is_found() {
         let excess = bias[other] - bias[FAVOURED];
         assert!((1.5..2.5).contains(&excess), "{excess} instead of 2: {scaling:?}");
     }
-    // On others as well, where a temperature cannot.
+    // It also helps on other images, where a temperature cannot.
     let (unseen, labels) = images(4000, 2.0, 2);
     let (truth, truth_labels) = images(4000, 0.0, 2);
     let least = mean_nll(&truth, &truth_labels, &by_temperature(&truth, 1.0));
@@ -90,7 +90,7 @@ fn a_well_calibrated_model_is_left_about_as_it_is() {
 
 #[test]
 fn few_images_give_no_extremes() {
-    // All that is known of some labels is nothing, or one image without or with an error.
+    // Some labels have no image, or one image with or without an error.
     for count in 1..12 {
         for (excess, seed) in [(0.0, 4), (3.0, 5)] {
             let (seen, labels) = images(count, excess, seed);
@@ -101,7 +101,7 @@ fn few_images_give_no_extremes() {
             }
         }
     }
-    // And a label that no image has stays near the temperature, however many there are of others.
+    // A label that no image has stays near the temperature, however many there are of others.
     let (seen, labels): (Vec<Vec<f64>>, Vec<usize>) = (0..2000)
         .map(|index| {
             let logits: Vec<f64> =
@@ -116,7 +116,7 @@ fn few_images_give_no_extremes() {
 }
 
 #[test]
-fn it_is_never_worse_than_the_temperature_and_always_the_same() {
+fn vector_scaling_is_deterministic_and_never_worse_than_the_temperature() {
     for (count, excess, factor) in [(3, 1.0, 1.0), (50, -4.0, 0.05), (500, 0.5, 20.0), (500, 30.0, 1.0)] {
         let (mut seen, labels) = images(count, excess, 6);
         seen.iter_mut().flatten().for_each(|logarithm| *logarithm *= factor);

@@ -1,4 +1,4 @@
-//! The tables of a text, written in either of TOML's two ways, and the way to them.
+//! The tables of a TOML text, in either of their two notations, and the paths to them.
 
 use std::ops::Range;
 
@@ -6,12 +6,12 @@ use toml_edit::{Document, InlineTable, Item, Key, Table, Value};
 
 use super::{joined, quoted};
 
-/// The two kinds of tables in a text.
+/// A table in one of TOML's two notations.
 #[derive(Clone, Copy)]
 pub(super) enum AnyTable<'a> {
-    /// Under a `[header]`, with a line for each key.
+    /// A table under a `[header]`, with a line for each key.
     Sections(&'a Table),
-    /// In braces.
+    /// An inline table in braces.
     Braces(&'a InlineTable),
 }
 
@@ -38,7 +38,8 @@ impl<'a> AnyTable<'a> {
         }
     }
 
-    /// Where the last of its values stands, of those of `key` where one is given; not those under headers of their own.
+    /// Returns the range of the last value (of `key`, if one is given), except those under headers of their
+    /// own.
     pub(super) fn last_value(self, key: Option<&str>) -> Option<Range<usize>> {
         let values = match self {
             Self::Sections(table) => table.get_values(),
@@ -54,27 +55,30 @@ impl<'a> AnyTable<'a> {
     }
 }
 
-/// A table and the way to it.
-pub(super) struct Place<'a> {
+/// A table and the path to it.
+pub(super) struct TablePath<'a> {
     pub(super) table: AnyTable<'a>,
-    /// From the root of the text.
+    /// The keys from the root of the text.
     pub(super) keys: Vec<String>,
-    /// How many of them stand in the header, or before the braces, around it; the others, of dotted keys, are repeated
-    /// for each of its values.
+    /// The number of keys that stand in the header, or before the braces, around it; the others belong to
+    /// dotted keys, which repeat them for each value.
     pub(super) own: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> TablePath<'a> {
     pub(super) fn root(document: &'a Document<&str>) -> Self {
         Self { table: AnyTable::Sections(document.as_table()), keys: Vec::new(), own: 0 }
     }
 
-    /// The table of this name in that of `kind`; `None` where there is nothing.
+    /// Returns the table of this name in that of `kind`; `None` if there is none.
     pub(super) fn named(&self, kind: &str, name: &str) -> Result<Option<Self>, String> {
         self.child(kind)?.map_or(Ok(None), |tables| tables.child(name))
     }
 
-    /// The table at `key`; `None` where there is nothing.
+    /// Returns the table at `key`; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the value at `key` is not a table.
     pub(super) fn child(&self, key: &str) -> Result<Option<Self>, String> {
         let Some(item) = self.table.get(key) else { return Ok(None) };
         let keys = [&self.keys[..], &[key.to_owned()]].concat();
@@ -85,7 +89,10 @@ impl<'a> Place<'a> {
         Ok(Some(Self { table, keys, own }))
     }
 
-    /// The tables of the list at `key`; none where there is no such list.
+    /// Returns the tables of the list at `key`; none if there is no such list.
+    ///
+    /// # Errors
+    /// When the value at `key` is not a list of tables.
     pub(super) fn elements(&self, key: &str) -> Result<Vec<Self>, String> {
         let Some(item) = self.table.get(key) else { return Ok(Vec::new()) };
         let keys = [&self.keys[..], &[key.to_owned()]].concat();
@@ -100,7 +107,7 @@ impl<'a> Place<'a> {
         Ok(tables.into_iter().map(|table| Self { table, own: keys.len(), keys: keys.clone() }).collect())
     }
 
-    /// `key` as it is written in this table.
+    /// Returns `key` as it is written in this table, with the dotted keys before it.
     pub(super) fn written(&self, key: &str) -> String {
         let dotted = self.keys.iter().skip(self.own).map(String::as_str);
         dotted.chain([key]).map(quoted).collect::<Vec<_>>().join(".")

@@ -1,4 +1,4 @@
-//! Every model's vote on each picture: those on disk, and the others by asking.
+//! Collects every model's vote on each image: asks the router for those that are not stored yet.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -15,69 +15,80 @@ use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;
 
 use super::super::arguments::TIME_LIMIT;
-use super::reading::{Digests, Limits, Picture, read_all, read_at_once};
-use crate::evaluate::{Dataset, StoredVote, VoteStore, Worsening};
+use super::read::{Digests, Limits, LoadedImage, read_all, read_at_once};
+use crate::evaluate::{CorruptionPlan, Dataset, StoredVote, VoteStore};
 use crate::telemetry::Sampling;
 
-/// The votes of one model.
-pub(super) struct ModelVotes {
+/// The stored votes of one model.
+pub(super) struct ModelVoteStore {
     pub(super) model: Arc<str>,
     pub(super) store: VoteStore,
 }
 
-/// What is known of the pictures.
-pub(super) struct Known {
-    /// What they are called where they were made worse.
-    pub(super) worse: Option<String>,
-    /// Of each, in their order; nothing where it could not be read.
-    pub(super) pictures: Vec<Option<Digests>>,
-    /// What went wrong, as it was told.
+/// The images of a data set that models were asked about, after one corruption plan.
+pub(super) struct CollectedImages {
+    /// The name of the corruption in messages; `None` if the images are clean.
+    pub(super) corruption: Option<String>,
+    /// The digests of each image, in the order of the data set; `None` if it could not be read.
+    pub(super) images: Vec<Option<Digests>>,
+    /// The distinct errors, in words.
     pub(super) faults: BTreeSet<String>,
 }
 
-pub(super) struct Asking<'a> {
+/// The router that is asked for votes on a task, and the limits of asking.
+pub(super) struct VoteCollector<'a> {
     pub(super) task: &'a str,
     pub(super) limits: Limits,
-    /// Pictures under way at once.
+    /// The number of images in flight at once.
     pub(super) concurrency: usize,
     pub(super) router: Addr<Router>,
     pub(super) progress: ProgressBar,
 }
 
-impl Asking<'_> {
-    /// In the order of the policy's members.
-    pub(super) fn stores(&self, engine: &Engine, folder: &Path) -> Result<Vec<ModelVotes>, String> {
+impl VoteCollector<'_> {
+    /// Opens the vote store of every model, in the order of the policy's members.
+    ///
+    /// # Errors
+    /// When one cannot be read or written.
+    pub(super) fn stores(&self, engine: &Engine, folder: &Path) -> Result<Vec<ModelVoteStore>, String> {
         let plan = engine.plan();
         let planned = plan.task(self.task).ok_or("the task could not be prepared")?;
         let labels = planned.policy().labels().len();
         let members = planned.policy().members().map(|member| Arc::clone(member.model()));
         let open = |(model, digest): (Arc<str>, Digest)| {
-            Ok(ModelVotes { model, store: VoteStore::open(folder, &digest, labels)? })
+            Ok(ModelVoteStore { model, store: VoteStore::open(folder, &digest, labels)? })
         };
         members.zip(planned.vote_digests()).map(open).collect()
     }
 
-    /// Asks about the pictures on which a vote is not known yet, and keeps what is new. It ends where that is impossible.
+    /// Asks about the images on which a vote is not stored yet, and stores the new votes.
+    ///
+    /// # Errors
+    /// When a vote cannot be stored; an image that cannot be read or asked about is a fault of the result.
     pub(super) async fn all_votes(
         &self,
         data: &Dataset,
-        worsening: &Worsening,
-        stores: &mut [ModelVotes],
-    ) -> Result<Known, String> {
-        let mut known = Known { worse: worsening.name(), pictures: Vec::new(), faults: BTreeSet::new() };
-        if let Some(name) = &known.worse {
+        corruption_plan: &CorruptionPlan,
+        stores: &mut [ModelVoteStore],
+    ) -> Result<CollectedImages, String> {
+        let mut collected = CollectedImages {
+            corruption: corruption_plan.name(),
+            images: Vec::new(),
+            faults: BTreeSet::new(),
+        };
+        if let Some(name) = &collected.corruption {
             self.progress.set_message(format!(" ({name})"));
         }
         let chunks = stream::iter(data.examples.chunks(read_at_once(self.concurrency)));
-        let mut reading = pin!(chunks.then(|chunk| read_all(chunk, worsening, self.limits)));
+        let mut reading = pin!(chunks.then(|chunk| read_all(chunk, corruption_plan, self.limits)));
         let mut next = reading.next().await;
         while let Some(read) = next {
             let count = read.len();
-            let unknown = known.note(read, stores);
+            let unknown = collected.note(read, stores);
             self.progress.inc((count - unknown.len()) as u64);
-            let asking = self.ask_about(unknown, stores, &mut known.faults);
+            let asking = self.ask_about(unknown, stores, &mut collected.faults);
             next = if self.concurrency == 1 {
-                // What a vote takes is measured and kept: nothing else is to run meanwhile.
+                // The duration of a vote is measured and stored: nothing else may run meanwhile.
                 asking.await?;
                 reading.next().await
             } else {
@@ -86,18 +97,18 @@ impl Asking<'_> {
                 next
             };
         }
-        Ok(known)
+        Ok(collected)
     }
 
-    /// Asks about these, and keeps each answer when it comes.
+    /// Asks about these images, and stores each answer as it arrives.
     async fn ask_about(
         &self,
-        pictures: Vec<Picture>,
-        stores: &mut [ModelVotes],
+        images: Vec<LoadedImage>,
+        stores: &mut [ModelVoteStore],
         faults: &mut BTreeSet<String>,
     ) -> Result<(), String> {
-        let answers = stream::iter(pictures)
-            .map(|Picture { digests, bytes }| async move { (digests.asked, self.ask(bytes).await) });
+        let answers = stream::iter(images)
+            .map(|LoadedImage { digests, bytes }| async move { (digests.sent, self.ask(bytes).await) });
         let mut answers = pin!(answers.buffered(self.concurrency));
         while let Some((digest, opinions)) = answers.next().await {
             match opinions {
@@ -109,7 +120,7 @@ impl Asking<'_> {
         Ok(())
     }
 
-    /// What every model says about a picture.
+    /// Asks every model about an image.
     async fn ask(&self, image: Bytes) -> Result<Vec<Opinion>, String> {
         let (caller, _presence) = Caller::new();
         let question = Classify {
@@ -118,7 +129,7 @@ impl Asking<'_> {
             deadline: Instant::now() + TIME_LIMIT,
             fresh: true,
             explain: false,
-            trace: Sampling::none().request("labelled", None).trace,
+            trace: Sampling::none().request("labeled", None).trace,
             caller,
         };
         let routed = self.router.send(question).await.map_err(|_| "the router did not answer".to_owned())?;
@@ -126,23 +137,27 @@ impl Asking<'_> {
     }
 }
 
-impl Known {
-    /// Notes what was read, and gives the pictures on which a vote is missing: of several that are the same, one.
-    fn note(&mut self, read: Vec<Result<Picture, String>>, stores: &[ModelVotes]) -> Vec<Picture> {
+impl CollectedImages {
+    /// Records images that were read, and returns those on which a vote is missing, without duplicates.
+    fn note(
+        &mut self,
+        read: Vec<Result<LoadedImage, String>>,
+        stores: &[ModelVoteStore],
+    ) -> Vec<LoadedImage> {
         let mut unknown = Vec::new();
         let mut seen = HashSet::new();
         for read in read {
             match read {
-                Ok(picture) => {
-                    self.pictures.push(Some(picture.digests));
-                    let asked = picture.digests.asked;
-                    let is_missing = stores.iter().any(|votes| votes.store.get(&asked).is_none());
-                    if is_missing && seen.insert(asked) {
-                        unknown.push(picture);
+                Ok(image) => {
+                    self.images.push(Some(image.digests));
+                    let sent = image.digests.sent;
+                    let is_missing = stores.iter().any(|votes| votes.store.get(&sent).is_none());
+                    if is_missing && seen.insert(sent) {
+                        unknown.push(image);
                     }
                 }
                 Err(fault) => {
-                    self.pictures.push(None);
+                    self.images.push(None);
                     self.faults.insert(fault);
                 }
             }
@@ -151,11 +166,11 @@ impl Known {
     }
 }
 
-/// Keeps the votes that were not known; gives what the others failed by.
+/// Stores the votes that were not stored yet, and returns the failures of the other models.
 ///
 /// # Errors
-/// When they cannot be kept: the rest would be asked for in vain.
-fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVotes]) -> Result<Vec<String>, String> {
+/// When a vote cannot be stored: the rest would be asked for in vain.
+fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVoteStore]) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
     for votes in stores {
         let opinion = opinions.iter().find(|opinion| opinion.model == votes.model);

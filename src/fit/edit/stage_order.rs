@@ -1,24 +1,24 @@
-//! The stages of a task in another order: the text of each, with its comments, as it is written.
+//! Reorders the stages of a task: the text of each stage is moved with its comments.
 
 use std::ops::Range;
 
 use serde_json::Value as Plain;
 use toml_edit::{Item, Table};
 
-use super::{AnyTable, Edit, Place, Plan, last_end, parsed, quoted, spliced};
+use super::{AnyTable, Edit, EditPlan, TablePath, last_end, parse, quoted, splice};
 
-/// `text` with the stages of `[tasks.TASK]` in this order, which says the place that each has now, and nothing else of it
-/// changed; an empty order is the one that there is.
+/// Returns `text` with the stages of `[tasks.TASK]` in this order of their present places, and nothing else
+/// changed; an empty order keeps the present one.
 ///
 /// # Errors
-/// When `text` is not TOML or has no such stages, or they are laid out in a way that cannot be moved: then in words that say
-/// which order is to be made by hand.
+/// When `text` is not TOML or has no such stages, or their layout cannot be reordered; the error then names
+/// the order to make by hand.
 pub(super) fn with_stages_in(text: &str, task: &str, order: &[usize]) -> Result<String, String> {
     if order.iter().enumerate().all(|(place, &now)| place == now) {
         return Ok(text.to_owned());
     }
-    let document = parsed(text)?;
-    let found = Place::root(&document).named("tasks", task)?;
+    let document = parse(text)?;
+    let found = TablePath::root(&document).named("tasks", task)?;
     let stages = found.as_ref().map_or(Ok(Vec::new()), |place| place.elements("stages"))?;
     let mut sorted = order.to_vec();
     sorted.sort_unstable();
@@ -42,31 +42,32 @@ pub(super) fn with_stages_in(text: &str, task: &str, order: &[usize]) -> Result<
             edits.push(Edit { range: pieces[place].clone(), text: moved });
         }
     }
-    let after = spliced(text, edits).map_err(|_| by_hand())?;
+    let after = splice(text, edits).map_err(|_| by_hand())?;
     if is_meant(text, &after, task, order) { Ok(after) } else { Err(by_hand()) }
 }
 
-/// The models of a stage, as they are told.
-fn models_of(stage: &Place<'_>) -> String {
+/// Names the models of a stage for messages.
+fn models_of(stage: &TablePath<'_>) -> String {
     let models = stage.table.get("models").and_then(Item::as_array);
     let names: Vec<&str> = models.into_iter().flatten().filter_map(|model| model.as_str()).collect();
     names.join(" + ")
 }
 
-/// Whether both texts say the same, but for the order of these stages.
+/// Returns whether both texts have the same values, except for the order of these stages.
 fn is_meant(before: &str, after: &str, task: &str, order: &[usize]) -> bool {
-    let said = |text: &str| toml_edit::de::from_str::<Plain>(text).ok();
-    let (Some(mut wanted), Some(after)) = (said(before), said(after)) else { return false };
-    let Some(stages) = wanted.get_mut("tasks").and_then(|tasks| tasks.get_mut(task)?.get_mut("stages"))
+    let values = |text: &str| toml_edit::de::from_str::<Plain>(text).ok();
+    let (Some(mut expected), Some(after)) = (values(before), values(after)) else { return false };
+    let Some(stages) = expected.get_mut("tasks").and_then(|tasks| tasks.get_mut(task)?.get_mut("stages"))
     else {
         return false;
     };
     *stages = order.iter().map(|&now| stages[now].clone()).collect();
-    wanted == after
+    expected == after
 }
 
-/// The texts that change places with each other, one of each stage in each list, in the order of the stages.
-fn pieces(text: &str, root: &Table, stages: &[Place<'_>]) -> Option<Vec<Vec<Range<usize>>>> {
+/// Returns lists of ranges that change places with each other; each list has one range per stage, in the
+/// order of the stages.
+fn pieces(text: &str, root: &Table, stages: &[TablePath<'_>]) -> Option<Vec<Vec<Range<usize>>>> {
     let mut sections = Vec::new();
     let mut braces = Vec::new();
     for stage in stages {
@@ -84,13 +85,13 @@ fn pieces(text: &str, root: &Table, stages: &[Place<'_>]) -> Option<Vec<Vec<Rang
             sections.iter().map(|table| section(text, &headers, &of_list, table)).collect();
         return Some(vec![pieces?]);
     }
-    let plan = Plan::of(text);
+    let plan = EditPlan::of(text);
     let values =
         braces.iter().map(|value| comments_above(text, value.start).unwrap_or(value.start)..value.end);
     Some(vec![values.collect(), braces.iter().map(|value| comment_behind(&plan, value.end)).collect()])
 }
 
-/// Where the headers of a table and of all in it begin.
+/// Collects the starts of the headers of a table and of its subtables.
 fn headers_of(table: &Table, found: &mut Vec<usize>) {
     if !table.is_implicit() && !table.is_dotted() {
         found.extend(table.span().map(|span| span.start));
@@ -104,10 +105,11 @@ fn headers_of(table: &Table, found: &mut Vec<usize>) {
     }
 }
 
-/// A table with a header, from the comments directly above it to the end of what is said in it.
+/// Returns the range of a table with a header, from the comments directly above it to the end of its text.
 ///
-/// What follows belongs to it as far as the next table with a header of its own, but for empty lines; where that is not one
-/// of the same list, as far as the first empty line only, behind which a comment may announce what comes.
+/// The text up to the next table with a header of its own belongs to it, except trailing empty lines. If the
+/// next table is not one of the same list, only the text up to the first empty line does, because a comment
+/// after that may introduce the next table.
 fn section(text: &str, headers: &[usize], of_list: &[usize], table: &Table) -> Option<Range<usize>> {
     let header = table.span()?.start;
     let start = comments_above(text, header)?;
@@ -115,21 +117,23 @@ fn section(text: &str, headers: &[usize], of_list: &[usize], table: &Table) -> O
     headers_of(table, &mut own);
     let next = headers.iter().copied().filter(|other| *other > header && !own.contains(other)).min();
     let limit = next.map_or(Some(text.len()), |next| comments_above(text, next))?;
-    let said = last_end(table).max(table.span()?.end);
+    let values_end = last_end(table).max(table.span()?.end);
     let mut end = limit;
     if !next.is_some_and(|next| of_list.contains(&next)) {
         // The rest of the line in which the last value ends, and the comments below it.
-        let behind = text.get(said..limit)?;
+        let behind = text.get(values_end..limit)?;
         let mut lines = behind.split_inclusive('\n');
         let first = lines.next().map_or(0, str::len);
-        end = said + first + lines.take_while(|line| !line.trim().is_empty()).map(str::len).sum::<usize>();
+        end = values_end
+            + first
+            + lines.take_while(|line| !line.trim().is_empty()).map(str::len).sum::<usize>();
     }
     let trimmed = text.get(start..end)?.trim_end().len();
-    (start + trimmed >= said).then_some(start..start + trimmed)
+    (start + trimmed >= values_end).then_some(start..start + trimmed)
 }
 
-/// Where the line of `offset` begins, or the first of the comment lines directly above it; `None` where something else stands
-/// before it in its line.
+/// Returns the start of the line of `offset`, or of the first comment line directly above it; `None` if
+/// something else precedes it in its line.
 fn comments_above(text: &str, offset: usize) -> Option<usize> {
     let before = text.get(..offset)?;
     let mut start = before.rfind('\n').map_or(0, |end| end + 1);
@@ -146,8 +150,8 @@ fn comments_above(text: &str, offset: usize) -> Option<usize> {
     Some(start)
 }
 
-/// The comment behind a value, and behind its comma, in the same line; an empty range where there is none.
-fn comment_behind(plan: &Plan<'_>, end: usize) -> Range<usize> {
+/// Returns the range of the comment after a value and its comma in the same line; empty if there is none.
+fn comment_behind(plan: &EditPlan<'_>, end: usize) -> Range<usize> {
     let line_end = plan.line_end(end);
     let start = plan.comma_after(end).filter(|comma| *comma < line_end).map_or(end, |comma| comma + 1);
     let is_comment =

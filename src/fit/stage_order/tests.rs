@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use concord_policy::TaskSection;
 use serde_json::{Value, json};
 
-use super::super::cross::{Fit, FitOptions, Labelled, fit};
+use super::super::cross_fit::{Fit, FitData, FitOptions, fit};
 use super::*;
 use crate::evaluate::StoredVote;
 
@@ -17,20 +17,20 @@ fn policy(stages: &Value) -> Policy {
     Policy::from_section(&section, &BTreeSet::from(["a", "b", "c", "d", "e"].map(str::to_owned))).unwrap()
 }
 
-/// A fraction that looks like chance, the same each time (Weyl's sequence).
+/// Returns a pseudorandom fraction that is the same in every run (Weyl's sequence).
 fn chance(index: usize, of: u32) -> f64 {
     (index as f64 * f64::from(of).sqrt()).fract()
 }
 
-/// A model that is right so often, for so many milliseconds.
+/// A model with an accuracy and a cost in milliseconds.
 #[derive(Clone, Copy)]
 struct Model {
     right: f64,
     milliseconds: u64,
 }
 
-/// Fits a policy of `a` and `b`, which are right by lots of their own.
-fn fitted(stages: &Value, [a, b]: [Model; 2], goal: Goal) -> Fit {
+/// Fits a policy of `a` and `b`, whose errors are independent.
+fn fitted(stages: &Value, [a, b]: [Model; 2], objective: Objective) -> Fit {
     let vote = |index: usize, label: usize, model: Model, of: u32| {
         let says_yes = (chance(index, of) < model.right) == (label == 1);
         let sure = 2.0 + chance(index, 7) as f32;
@@ -41,14 +41,14 @@ fn fitted(stages: &Value, [a, b]: [Model; 2], goal: Goal) -> Fit {
         .map(|index| (index, usize::from(chance(index, 2) < 0.5)))
         .map(|(index, label)| (label, [vote(index, label, a, 3), vote(index, label, b, 5)]))
         .collect();
-    let pictures: Vec<Judged<'_>> = data
+    let images: Vec<LabeledExample<'_>> = data
         .iter()
-        .map(|(label, votes)| Judged { label: *label, votes: votes.iter().collect(), prices: None })
+        .map(|(label, votes)| LabeledExample { label: *label, votes: votes.iter().collect(), prices: None })
         .collect();
     let groups: Vec<usize> = (0..COUNT).collect();
     let policy = policy(stages);
-    let options = FitOptions { goal: Some(goal), ..FitOptions::default() };
-    fit(&policy, &policy, Labelled { pictures: &pictures, groups: &groups }, options).unwrap()
+    let options = FitOptions { objective: Some(objective), ..FitOptions::default() };
+    fit(&policy, &policy, FitData { images: &images, groups: &groups }, options).unwrap()
 }
 
 fn a_then_b() -> Value {
@@ -59,12 +59,12 @@ const DEAR_AND_BAD: Model = Model { right: 0.7, milliseconds: 10 };
 const CHEAP_AND_GOOD: Model = Model { right: 0.95, milliseconds: 1 };
 
 #[test]
-fn a_cheap_good_model_behind_a_dear_bad_one_is_asked_first() {
-    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MinAccuracy(0.9));
+fn a_cheap_accurate_model_is_moved_before_an_expensive_inaccurate_one() {
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Objective::MinAccuracy(0.9));
     assert_eq!(fit.orders.gain(), Some(&[1, 0][..]), "{:?}", fit.orders);
-    let Orders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
+    let StageOrders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
     assert!(part.now_reaches && part.cost.high < -7.0, "{part:?}");
-    // Which had no rule of its own where it was last.
+    // As the last stage it had no rule of its own.
     let confidences = fit.confidences.as_ref().unwrap();
     assert!(matches!(confidences[..], [Some(confidence)] if confidence < 0.99), "{confidences:?}");
     assert!(fit.after.outcome.cost < 2.0 && fit.before.outcome.cost > 9.9, "{:?}", fit.after.outcome);
@@ -73,24 +73,24 @@ fn a_cheap_good_model_behind_a_dear_bad_one_is_asked_first() {
 
 #[test]
 fn where_only_another_order_keeps_to_a_cost_it_is_used() {
-    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(5.0));
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Objective::MaxCost(5.0));
     assert_eq!(fit.orders.gain(), Some(&[1, 0][..]), "{:?}", fit.orders);
-    assert!(matches!(&fit.orders, Orders::Best(part) if !part.now_reaches), "{:?}", fit.orders);
+    assert!(matches!(&fit.orders, StageOrders::Best(part) if !part.now_reaches), "{:?}", fit.orders);
     assert!(fit.after.outcome.cost < 5.5, "{:?}", fit.after.outcome);
 }
 
 #[test]
-fn what_is_not_better_for_sure_leaves_the_order_alone() {
+fn an_order_that_is_not_significantly_better_is_not_written() {
     let equal = Model { right: 0.8, milliseconds: 5 };
-    for (models, goal) in [
-        ([equal, equal], Goal::MinAccuracy(0.75)),
-        ([equal, equal], Goal::MaxCost(7.0)),
-        // The order is right as it is.
-        ([Model { right: 0.9, ..CHEAP_AND_GOOD }, DEAR_AND_BAD], Goal::MinAccuracy(0.8)),
+    for (models, objective) in [
+        ([equal, equal], Objective::MinAccuracy(0.75)),
+        ([equal, equal], Objective::MaxCost(7.0)),
+        // The configured order is the better one.
+        ([Model { right: 0.9, ..CHEAP_AND_GOOD }, DEAR_AND_BAD], Objective::MinAccuracy(0.8)),
     ] {
-        let fit = fitted(&a_then_b(), models, goal);
-        assert_eq!(fit.orders.gain(), None, "{goal:?}: {:?}", fit.orders);
-        let Orders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
+        let fit = fitted(&a_then_b(), models, objective);
+        assert_eq!(fit.orders.gain(), None, "{objective:?}: {:?}", fit.orders);
+        let StageOrders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
         assert_eq!(part.order, [1, 0], "what it would have come to is told");
         assert_eq!((fit.place_of(0), fit.place_of(1)), (0, 1));
     }
@@ -98,8 +98,8 @@ fn what_is_not_better_for_sure_leaves_the_order_alone() {
 
 #[test]
 fn a_goal_that_no_order_reaches_changes_none() {
-    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Goal::MaxCost(0.5));
-    assert!(matches!(fit.orders, Orders::Unreached), "{:?}", fit.orders);
+    let fit = fitted(&a_then_b(), [DEAR_AND_BAD, CHEAP_AND_GOOD], Objective::MaxCost(0.5));
+    assert!(matches!(fit.orders, StageOrders::Unreached), "{:?}", fit.orders);
     assert_eq!(fit.confidences, None);
 }
 

@@ -11,23 +11,24 @@ use super::solve::{
 #[cfg(test)]
 mod tests;
 
-/// Each is one pass over images x labels, seldom two. For the test photographs (6,315, 43 labels) of four models, each fitted
-/// six times, `concord fit` takes 14 s of one core with all else that it does.
+/// The largest number of steps. Each is one pass over images x labels, seldom two. For the test photographs
+/// (6,315, 43 labels) of four models, each fitted six times, `concord fit` takes 14 s of one core in total.
 const STEPS_MAX: u32 = 300;
 
-/// Steps of which the bend of the loss is remembered (Nocedal 1980 has 3 to 7).
+/// The number of past steps that approximate the curvature (Nocedal 1980 has 3 to 7).
 const REMEMBERED: usize = 8;
 
-/// The vector scaling with the lowest mean NLL, of a model's log-probabilities whose best temperature is `temperature`; `None`
-/// where there are no images.
+/// Fits the vector scaling with the lowest mean NLL to a model's log-probabilities, whose best temperature is
+/// `temperature`; `None` if there are no images.
 ///
-/// It starts from that temperature (the scales 1 / T, no biases), and the prior draws towards it: `PRIOR_IMAGES` times the sum
-/// of all (ln (T scale))^2 and bias^2, as though it were known beforehand of each label that its scale and its odds are, with 95
-/// % certainty, between 1/4 and 4 times what the temperature makes of them. So a label of which there are few images stays
-/// with the temperature. Scales are sought by their logarithms, which keeps them above 0.
+/// The fit starts from that temperature (the scales 1 / T, no biases), and a prior draws towards it:
+/// `PRIOR_IMAGES` times the sum of all (ln (T scale))^2 and bias^2, as though it were known beforehand of
+/// each label that its scale and its odds are, with 95 % certainty, between 1/4 and 4 times those of the
+/// temperature. So a label with few images stays close to the temperature. The parameters are the logarithms
+/// of the scales, which keeps these above 0.
 ///
-/// Found by L-BFGS (Nocedal 1980, "Updating quasi-Newton matrices with limited storage"). No step makes it worse, so that the
-/// result is no worse on these images than the temperature.
+/// The optimizer is L-BFGS (Nocedal 1980, "Updating quasi-Newton matrices with limited storage"). No step
+/// increases the loss, so that the result is no worse on these images than the temperature.
 ///
 /// # Panics
 /// When there is not one label for each image, or an image has other labels than the first.
@@ -44,13 +45,13 @@ pub(crate) fn vector_scaling(
     let curvature_min = 2.0 * PRIOR_IMAGES / labels.len() as f64;
     let mut memory = Memory::default();
     for _ in 0..STEPS_MAX {
-        // What could still be gained where the loss bends as little as the prior.
+        // The largest possible gain, if the loss has only the curvature of the prior.
         if dot(&loss.gradient, &loss.gradient) / (2.0 * curvature_min) < MEAN_NLL_TOLERANCE {
             break;
         }
         let mut direction = memory.direction(&loss.gradient);
         if dot(&direction, &loss.gradient) >= 0.0 {
-            // Where the loss is not convex, what was remembered may lead upwards.
+            // Where the loss is not convex, the remembered curvature may lead upwards.
             memory = Memory::default();
             direction = memory.direction(&loss.gradient);
         }
@@ -75,21 +76,21 @@ fn scales(ln_scales: &[f64], temperature: f64) -> Vec<f64> {
     ln_scales.iter().map(|ln_scale| ln_scale.exp() / temperature).collect()
 }
 
-/// What is fitted on.
+/// The data of a fit.
 struct Images<'a> {
     log_probabilities: &'a [Vec<f64>],
     labels: &'a [usize],
     temperature: f64,
 }
 
-/// The mean NLL with the prior's cost, and its derivative by each number.
+/// The mean NLL plus the cost of the prior, and its gradient.
 struct Loss {
     value: f64,
     gradient: Vec<f64>,
 }
 
 impl Images<'_> {
-    /// At these logarithms of the scales, in units of 1 / T, and these biases behind them.
+    /// Computes the loss at `place`: the logarithms of the scales, in units of 1 / T, followed by the biases.
     fn loss(&self, place: &[f64]) -> Loss {
         let (ln_scales, biases) = place.split_at(place.len() / 2);
         let scales = scales(ln_scales, self.temperature);
@@ -124,43 +125,47 @@ impl Images<'_> {
     }
 }
 
-/// The last steps and how the gradient changed with each, from which the bend of the loss is guessed.
+/// The last steps and the changes of the gradient, which approximate the curvature of the loss.
 #[derive(Default)]
 struct Memory(VecDeque<Step>);
 
 struct Step {
     step: Vec<f64>,
-    bend: Vec<f64>,
+    gradient_change: Vec<f64>,
     /// The product of the two, greater than 0.
     product: f64,
 }
 
 impl Memory {
-    /// Keeps a step, if the loss is convex along it.
-    fn learn(&mut self, step: Vec<f64>, bend: Vec<f64>) {
-        let product = dot(&step, &bend);
+    /// Remembers a step, if the loss is convex along it.
+    fn learn(&mut self, step: Vec<f64>, gradient_change: Vec<f64>) {
+        let product = dot(&step, &gradient_change);
         if product > 0.0 {
-            self.0.push_back(Step { step, bend, product });
+            self.0.push_back(Step { step, gradient_change, product });
         }
         if self.0.len() > REMEMBERED {
             self.0.pop_front();
         }
     }
 
-    /// Towards the guessed minimum: the two loops of Nocedal 1980. The first time so far that the steepest number moves by 1.
+    /// Returns the step to the approximate minimum, by the two loops of Nocedal 1980. The first step is so
+    /// long that the parameter with the steepest slope moves by 1.
     fn direction(&self, gradient: &[f64]) -> Vec<f64> {
         let mut direction: Vec<f64> = gradient.iter().map(|slope| -slope).collect();
         let mut shares = Vec::with_capacity(self.0.len());
-        for Step { step, bend, product } in self.0.iter().rev() {
+        for Step { step, gradient_change, product } in self.0.iter().rev() {
             let share = dot(step, &direction) / product;
-            direction = moved(&direction, bend, -share);
+            direction = moved(&direction, gradient_change, -share);
             shares.push(share);
         }
         let steepest = gradient.iter().map(|slope| slope.abs()).fold(f64::MIN_POSITIVE, f64::max);
-        let length = self.0.back().map_or(1.0 / steepest, |last| last.product / dot(&last.bend, &last.bend));
+        let length = self
+            .0
+            .back()
+            .map_or(1.0 / steepest, |last| last.product / dot(&last.gradient_change, &last.gradient_change));
         direction.iter_mut().for_each(|value| *value *= length);
-        for (Step { step, bend, product }, share) in self.0.iter().zip(shares.into_iter().rev()) {
-            let already = dot(bend, &direction) / product;
+        for (Step { step, gradient_change, product }, share) in self.0.iter().zip(shares.into_iter().rev()) {
+            let already = dot(gradient_change, &direction) / product;
             direction = moved(&direction, step, share - already);
         }
         direction
