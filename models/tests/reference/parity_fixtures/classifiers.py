@@ -64,7 +64,7 @@ def make_convnextv2(fx, spec):
 
     model, x, o, out = _classifier(fx, ConvNextV2ForImageClassification, cfg, proc, run, _grn)
     for i, state in enumerate(o.hidden_states):      # NCHW: of the stem, then of each stage
-        if fx.args.size == "tiny" or i in (0, len(o.hidden_states) - 1):
+        if fx.args.size != "full" or i in (0, len(o.hidden_states) - 1):
             fx.put(f"hidden_states.{i}", state)
     fx.noise(model, lambda: run(model, x.double())[1], out, "float64")
 

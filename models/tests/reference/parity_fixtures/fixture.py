@@ -21,8 +21,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Fixture:
     """One model's folder, its tensors and its facts."""
 
-    def __init__(self, args, name):
-        self.args, self.name = args, name
+    def __init__(self, args, name, sizes=None):
+        """`sizes` {label: (width, height)} replace those that the family asks for."""
+        self.args, self.name, self.sizes = args, name, sizes or {}
         self.dir = Path(args.out) / name
         self.snapshot = self.dir / "snapshot"
         (self.dir / "images").mkdir(parents=True, exist_ok=True)
@@ -30,6 +31,7 @@ class Fixture:
         self.tensors, self.meta = {}, {"name": name, "noise": {}}
 
     def image(self, label, width, height):
+        width, height = self.sizes.get(label, (width, height))
         img = make_image(width, height, self.args.seed + zlib.crc32(label.encode()) % 1000)
         img.save(self.dir / "images" / f"{label}.png")
         return img
@@ -56,9 +58,9 @@ class Fixture:
         self.put(key, value)
 
     def put_layers(self, prefix, states):
-        """Hidden states [batch, sequence, hidden]: of all layers for tiny models, otherwise first, middle, last."""
+        """Hidden states [batch, sequence, hidden]: of all layers unless the model is of full size, then first, middle, last."""
         states = list(states)
-        keep = range(len(states)) if self.args.size == "tiny" else sorted({0, len(states) // 2, len(states) - 1})
+        keep = range(len(states)) if self.args.size != "full" else sorted({0, len(states) // 2, len(states) - 1})
         for i in keep:
             self.put_rows(f"{prefix}.{i}", states[i], 1)
 
@@ -106,8 +108,8 @@ def greedy(model, inputs, fx, key, **kw):
     out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **kw)
     logits = torch.stack(out.logits, dim=1).float()          # before any logits processor
     fx.put(f"{key}.ids", out.sequences)
-    fx.put(f"{key}.step_logits" if fx.args.size == "tiny" else f"{key}.step_logits_top",
-           logits if fx.args.size == "tiny" else logits.topk(8, -1).values)
+    fx.put(f"{key}.step_logits" if fx.args.size != "full" else f"{key}.step_logits_top",
+           logits if fx.args.size != "full" else logits.topk(8, -1).values)
     top = logits.topk(2, -1).values
     fx.meta.setdefault("greedy_margins", {})[key] = [[round(float(v), 5) for v in row] for row in (top[..., 0] - top[..., 1])]
     return out.sequences
@@ -118,7 +120,7 @@ def ask(fx, model, case, inputs, features=None, other="sdpa", brief=False):
     logits of the last 4 positions, and up to 8 tokens written greedily; returns the text's ids. Where `brief`, because another
     case has the same images, neither pixels nor layers but the last."""
     for k, v in inputs.items():
-        if not k.startswith("pixel_values") or (fx.args.size == "tiny" and not brief):
+        if not k.startswith("pixel_values") or (fx.args.size != "full" and not brief):
             fx.put(f"{case}.{k}", v)
 
     def run():

@@ -69,7 +69,7 @@ def make_grounding_dino(fx, spec):
         inputs = to_device(batch, fx.args)
         length = inputs["input_ids"].shape[1]
         for k, v in inputs.items():
-            if fx.args.size == "tiny" or not k.startswith("pixel_"):
+            if fx.args.size != "full" or not k.startswith("pixel_"):
                 fx.put(f"{case}.{k}", v)
 
         def run(dtype):
@@ -93,7 +93,7 @@ def make_grounding_dino(fx, spec):
         fx.put_layers(f"{case}.encoder.text.hidden_states", o.encoder_text_hidden_states[:-1])
         fx.put_layers(f"{case}.decoder.hidden_states", o.intermediate_hidden_states.unbind(1))
         fx.put(f"{case}.decoder.reference_points", o.intermediate_reference_points)
-        if fx.args.size == "tiny":
+        if fx.args.size != "full":
             for i, m in enumerate(swin):
                 fx.put(f"{case}.swin.{i}", m)
             fx.put(f"{case}.proposals.class", o.enc_outputs_class[..., :length])

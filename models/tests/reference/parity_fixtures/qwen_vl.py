@@ -100,7 +100,7 @@ def _qwen_vl(fx, spec, cls, cfg, proc, vision):
                 if pixels in inputs:
                     tensors, states = vision(model.model.visual, inputs[pixels].to(model.dtype), inputs[grid])
                     out.update({f"{kind}.{k}": v for k, v in tensors.items()})
-                    if fx.args.size == "tiny" and case in ("single", "video"):
+                    if fx.args.size != "full" and case in ("single", "video"):
                         out.update({f"{kind}.vision.hidden_states.{i}": state for i, state in enumerate(states)})
             return out
 

@@ -12,6 +12,7 @@ CORPUS = ["what is the text in the image? with regions", "what does the image de
 def _byte_level(vocab_size, specials, merges=60, normalizer=None, pre=None):
     """A byte-level BPE `Tokenizer` with exactly `vocab_size` entries, `specials` being {token: id}; ids that
     nothing else takes are filled with `<fill_N>`, as model tables are larger than tokenizers."""
+    merges = min(merges, vocab_size - 256 - len(specials) - 1)
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=256 + merges, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
