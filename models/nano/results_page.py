@@ -34,12 +34,12 @@ def best(rows, kind):
     return max((row for row in rows["strategies"] if row["kind"] == kind), key=lambda row: value(row, "mcc"))
 
 
-def auroc(foretold):
-    if not foretold:
+def auroc(detection):
+    if not detection:
         return "–"
-    if "too_few" in foretold:
-        return f"{foretold['too_few']} errors: too few"
-    return figure(foretold, "auroc", 3) if "auroc" in foretold else "none is right"
+    if "too_few" in detection:
+        return f"{detection['too_few']} errors: too few"
+    return figure(detection, "auroc", 3) if "auroc" in detection else "none is right"
 
 
 def verdict(is_so):
@@ -145,31 +145,31 @@ def confidences(found):
                         f"shifted, {shift}", "all ≤ 0.05?"])
 
 
-def gates(found):
-    """How well are the first stage's errors foretold?"""
+def estimators(found):
+    """How well are the first stage's errors predicted?"""
     rows = []
     for key, of in found.items():
-        def foretold(fit, by):
+        def errors(fit, by):
             return auroc(of[fit]["test"].get(f"first_stage_{by}"))
 
-        def mean_foretold(fit):
+        def mean_auroc(fit):
             pairs = [(one["first_stage_errors"], one["first_stage_gate"]) for one in shifts(of[fit])]
             pairs = [(one["auroc"]["value"], other["auroc"]["value"]) for one, other in pairs if other and "auroc" in other]
             if not pairs:
                 return "–"
             return " / ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
-        written = [f"stage {place}" for place in gates_written(of["shift"])]
-        rows.append([title(key), *(foretold(fit, by) for fit, by in (
+        written = [f"stage {place}" for place in estimators_written(of["shift"])]
+        rows.append([title(key), *(errors(fit, by) for fit, by in (
             ("fixed", "errors"), ("always", "errors"), ("always", "gate"), ("shift_always", "errors"), ("shift_always", "gate"))),
-            mean_foretold("shift_always"), ", ".join(written) or "no"])
+            mean_auroc("shift_always"), ", ".join(written) or "no"])
     return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by an estimator",
                         "fitted with `--shift all`: by confidence, for each image", "by an estimator",
                         "shifted: by the estimator / by the confidence, mean (where there are 50 errors)", "does `fit --shift all` write estimators?"])
 
 
-def gates_written(fit):
-    lines = [line for line in fit["told"].splitlines() if line.startswith("Gate of stage")]
-    return [line.split()[3].rstrip(":") for line in lines if is_better(line)]
+def estimators_written(fit):
+    lines = [line for line in fit["told"].splitlines() if line.startswith("Correctness estimator of stage")]
+    return [line.split()[4].rstrip(":") for line in lines if is_better(line)]
 
 
 def curve(found):
@@ -230,7 +230,7 @@ QUESTIONS = [
     ("What does the cascade cost?", costs),
     ("Do weights and temperatures for each image beat fixed ones?", image_weights),
     ("Can the confidence be believed?", confidences),
-    ("Does a correctness estimator predict errors better than the confidence?", gates),
+    ("Does a correctness estimator predict errors better than the confidence?", estimators),
     ("How many labelled images does `fit` need?", curve),
 ]
 
