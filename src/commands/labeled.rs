@@ -185,7 +185,7 @@ fn voted<'a>(
             continue;
         };
         // Counted twice, one image could be both in the part that is fitted on and in the part that it is
-        // judged on.
+        // evaluated on.
         if let Some((label, name)) = seen.insert(digests.original, (example.label, &example.name)) {
             if label != example.label {
                 return Err(format!("{name} and {} are the same image with two labels", example.name));

@@ -230,17 +230,19 @@ impl EvaluationSet<'_> {
 
     /// Pairs each answer with the cost of the models that were asked for it.
     fn with_costs(&self, answers: &[Option<Answer>]) -> Option<Vec<Answered>> {
-        let members: Vec<&Arc<str>> = self.policy.members().map(Member::model).collect();
-        let cost = |answer: &Answer, image: &LabeledExample<'_>| {
-            let asked = |model: &Arc<str>| answer.opinions.iter().any(|opinion| opinion.model == *model);
-            let asked = members.iter().enumerate().filter(|(_, model)| asked(model));
-            asked.map(|(member, _)| image.cost(member)).sum::<f64>()
-        };
         let with_cost = |(answer, image): (&Option<Answer>, &LabeledExample<'_>)| {
             let answer = answer.as_ref()?;
-            Some((answer.distribution.probabilities().to_vec(), cost(answer, image)))
+            Some((answer.distribution.probabilities().to_vec(), self.cost(answer, image)))
         };
         answers.iter().zip(self.images).map(with_cost).collect()
+    }
+
+    /// Returns the cost of the models that were asked for an answer.
+    fn cost(&self, answer: &Answer, image: &LabeledExample<'_>) -> f64 {
+        let is_asked =
+            |member: &Member| answer.opinions.iter().any(|opinion| opinion.model == *member.model());
+        let asked = self.policy.members().enumerate().filter(|(_, member)| is_asked(member));
+        asked.map(|(index, _)| image.cost(index)).sum()
     }
 
     fn fused(&self, name: &str, kind: Kind, policy: &Policy) -> Option<Strategy> {

@@ -174,27 +174,19 @@ pub(crate) fn fit(
     let read = learned.as_ref().filter(|learned| learned.weighs()).map(|learned| &*learned.backbone);
     let orders = objective
         .map_or(Some(StageOrders::None), |objective| cross_fit.orders(whole, &weighted, read, objective))?;
-    let in_order = |policy: &Policy| match orders.gain() {
-        Some(order) => policy.in_order(order),
-        None => Some(policy.clone()),
-    };
-    let ordered = |without| in_order(plain.without(without)?);
-    let rules = rules(&in_order(policy)?);
+    let ordered = |without| orders.applied_to(plain.without(without)?);
+    let policy_in_order = orders.applied_to(policy)?;
+    let rules = rules(&policy_in_order);
     if let Some(learned) = learned.as_mut().filter(|_| objective.is_some()) {
-        learned.gates = cross_fit.gates(learned, &ordered, &in_order(policy)?, learning);
+        learned.gates = cross_fit.gates(learned, &ordered, &policy_in_order, learning);
     }
     let (after, found) = cross_fit.with_thresholds(&mut learned, &ordered, &rules, objective)?;
+    let searched_for = objective.filter(|_| found.is_some());
     Some(Fit {
         first_stage_errors,
         before: cross_fit.cascade(&before, &|_| Some(rules_before.clone()))?,
-        after: cross_fit.cascade(&after, &|fold| match objective.filter(|_| found.is_some()) {
-            // The thresholds of a fold are searched on the answers of the others.
-            Some(objective) => Some(
-                searched(&cross_fit.without(fold, &after), &rules, objective)
-                    .unwrap_or_else(|| rules.clone()),
-            ),
-            None => Some(rules.clone()),
-        })?,
+        after: cross_fit
+            .cascade(&after, &|fold| Some(cross_fit.rules_without(fold, &after, &rules, searched_for)))?,
         confidences: found.map(|rules| rules.iter().map(Rule::finite_confidence).collect()),
         calibrations,
         fusions,
@@ -258,6 +250,19 @@ impl CrossFit<'_> {
         others.map(|(answers, _)| answers.as_slice()).collect()
     }
 
+    /// Returns the rules of a fold, searched on the answers of the others; `rules` if there is no objective or
+    /// none reach it.
+    fn rules_without(
+        &self,
+        fold: usize,
+        answers: &[Vec<StageAnswer>],
+        rules: &[Rule],
+        objective: Option<Objective>,
+    ) -> Vec<Rule> {
+        let found = objective.and_then(|objective| searched(&self.without(fold, answers), rules, objective));
+        found.unwrap_or_else(|| rules.to_vec())
+    }
+
     /// Fits weights by this method on all folds but one, under the calibrations of `policy`.
     fn weights(&self, policy: &Policy, method: FusionMethod, without: Option<usize>) -> Option<Vec<f64>> {
         let images: Vec<&LabeledExample<'_>> = self.outside_fold(without).collect();
@@ -285,25 +290,27 @@ impl CrossFit<'_> {
 
     /// Fits the weights of both methods, and evaluates them, under the calibrations of `policy`.
     fn fusions(&self, policy: &Policy) -> Option<Vec<Part<Fusion>>> {
-        let now = fusion_of(policy);
-        let fused = |policy: &Policy, image: &LabeledExample<'_>| {
-            let answer = stage_answer(&policy.all_at_once(policy.fusion()), self.policy, image)?;
-            Some(log_loss(&answer.probabilities, image.label))
-        };
-        let part = |method: FusionMethod| {
-            let fusion = |without| Some(Fusion { method, weights: self.weights(policy, method, without)? });
-            let by_fold: Vec<Policy> = (0..FOLDS)
-                .map(|fold| Some(set_fusion(policy, &fusion(Some(fold))?)))
-                .collect::<Option<_>>()?;
-            let changes: Vec<f64> = self
-                .images
-                .iter()
-                .zip(&self.fold_of)
-                .map(|(image, &fold)| Some(fused(&by_fold[fold], image)? - fused(policy, image)?))
-                .collect::<Option<_>>()?;
-            Some(Part { now: now.clone(), fitted: fusion(None)?, change: self.bootstrap.mean(&changes) })
-        };
-        FusionMethod::FIXED.into_iter().map(part).collect()
+        FusionMethod::FIXED.into_iter().map(|method| self.fusion_part(policy, method)).collect()
+    }
+
+    /// Fits the weights of one method on all folds but each and on all images, and compares them with the
+    /// configured fusion.
+    fn fusion_part(&self, policy: &Policy, method: FusionMethod) -> Option<Part<Fusion>> {
+        let fitted = |without| Some(Fusion { method, weights: self.weights(policy, method, without)? });
+        let by_fold: Vec<Policy> =
+            (0..FOLDS).map(|fold| Some(set_fusion(policy, &fitted(Some(fold))?))).collect::<Option<_>>()?;
+        let mut changes = Vec::with_capacity(self.images.len());
+        for (image, &fold) in self.images.iter().zip(&self.fold_of) {
+            changes.push(self.fused_loss(&by_fold[fold], image)? - self.fused_loss(policy, image)?);
+        }
+        let change = self.bootstrap.mean(&changes);
+        Some(Part { now: fusion_of(policy), fitted: fitted(None)?, change })
+    }
+
+    /// Returns the NLL of the fusion of all members for an image.
+    fn fused_loss(&self, policy: &Policy, image: &LabeledExample<'_>) -> Option<f64> {
+        let answer = stage_answer(&policy.all_at_once(policy.fusion()), self.policy, image)?;
+        Some(log_loss(&answer.probabilities, image.label))
     }
 
     /// Returns the policy with log-linear fusion by weights that are fitted on all folds but one.

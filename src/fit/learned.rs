@@ -282,17 +282,8 @@ impl CrossFit<'_> {
             return None;
         }
         let answers = PerFold::of(|without| self.gated(&weighted(without)?, backbone, stage))?;
-        let networks = PerFold::of(|without| {
-            let answers = answers.without(without)?;
-            let chosen: Vec<(&GateExample, bool)> =
-                self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
-            let is_right: Vec<bool> = chosen.iter().map(|(answer, _)| answer.is_right).collect();
-            let examples: Vec<Example<'_>> = chosen
-                .iter()
-                .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
-                .collect();
-            trained(&examples, Objective::Truth(&is_right), self.feature_width(backbone)?)
-        })?;
+        let networks =
+            PerFold::of(|without| self.gate_network(answers.without(without)?, backbone, without))?;
         // Each image is evaluated by the policy and the gate that were not fitted on it.
         let (mut by_confidence, mut by_gate) = (Vec::new(), Vec::new());
         for (index, &fold) in self.fold_of.iter().enumerate() {
@@ -304,8 +295,8 @@ impl CrossFit<'_> {
         let errors = by_gate.iter().filter(|(_, is_wrong)| *is_wrong).count();
         let [confidence, gate] = [by_confidence, by_gate].map(|scores| Ranking::new(scores.into_iter()));
         let each_once = vec![1; self.images.len()];
-        let unified_diff = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
-        let (low, high) = self.bootstrap.interval(unified_diff);
+        let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
+        let (low, high) = self.bootstrap.interval(difference);
         let mut part = GatePart {
             stage,
             models,
@@ -313,11 +304,28 @@ impl CrossFit<'_> {
             errors,
             by_confidence: confidence.auroc(&each_once)?,
             by_gate: gate.auroc(&each_once)?,
-            change: Estimate { value: unified_diff(&each_once)?, low, high },
+            change: Estimate { value: difference(&each_once)?, low, high },
             is_used: false,
         };
         part.is_used = part.is_gain() || (learning == Learning::Always && errors >= ERRORS_MIN);
         Some(part)
+    }
+
+    /// Trains a gate on all folds but one; `None` if there is too little to learn from.
+    fn gate_network(
+        &self,
+        answers: &[GateExample],
+        backbone: usize,
+        without: Option<usize>,
+    ) -> Option<Network> {
+        let rows: Vec<(&GateExample, bool)> =
+            self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
+        let is_right: Vec<bool> = rows.iter().map(|(answer, _)| answer.is_right).collect();
+        let examples: Vec<Example<'_>> = rows
+            .iter()
+            .map(|(answer, validates)| Example { input: &answer.input, validates: *validates })
+            .collect();
+        trained(&examples, Objective::Truth(&is_right), self.feature_width(backbone)?)
     }
 
     /// Returns the answer of this stage for each image, as the gate's input.

@@ -54,6 +54,14 @@ impl StageOrders {
             _ => None,
         }
     }
+
+    /// Returns the policy with its stages in the order to be written; `None` if it has other stages.
+    pub(super) fn applied_to(&self, policy: &Policy) -> Option<Policy> {
+        match self.gain() {
+            Some(order) => policy.in_order(order),
+            None => Some(policy.clone()),
+        }
+    }
 }
 
 /// Returns a number for each stage of `policy`; stages of the same number may change places, and one with
@@ -183,14 +191,8 @@ impl CrossFit<'_> {
 
     /// Returns the answers of these stages together, which do not depend on their order.
     fn answered_together(&self, stages: &BTreeSet<usize>, by_fold: &[Policy]) -> Option<Vec<StageAnswer>> {
-        let asked = |policy: &Policy| {
-            let is_out = |model: &str| {
-                let of = |place: &usize| &policy.stages()[*place];
-                !stages.iter().map(of).any(|stage| stage.members().iter().any(|it| **it.model() == *model))
-            };
-            Some(policy.without(is_out)?.all_at_once(policy.fusion()))
-        };
-        let by_fold: Vec<Policy> = by_fold.iter().map(asked).collect::<Option<_>>()?;
+        let by_fold: Vec<Policy> =
+            by_fold.iter().map(|policy| only_stages(policy, stages)).collect::<Option<_>>()?;
         let answer = |(image, &fold): (&LabeledExample<'_>, &usize)| {
             let answer = stage_answer(&by_fold[fold], self.policy, image)?;
             // Not needed here, and large.
@@ -275,6 +277,13 @@ impl CrossFit<'_> {
             is_gain,
         })
     }
+}
+
+/// Returns the policy that asks all models of these stages at once; `None` if they have none.
+fn only_stages(policy: &Policy, stages: &BTreeSet<usize>) -> Option<Policy> {
+    let members = || stages.iter().flat_map(|place| policy.stages()[*place].members());
+    let is_out = |model: &str| !members().any(|member| **member.model() == *model);
+    Some(policy.without(is_out)?.all_at_once(policy.fusion()))
 }
 
 /// Returns the order with the best outcome, of those that have one.
