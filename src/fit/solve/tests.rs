@@ -339,8 +339,8 @@ fn no_other_weights_are_better() {
                 let others = random.weights(models);
                 assert_best(&others);
                 for closeness in [1e-2, 1e-4] {
-                    let unified_diff = moved(&others, &weights, -1.0);
-                    assert_best(&moved(&weights, &unified_diff, closeness));
+                    let difference = moved(&others, &weights, -1.0);
+                    assert_best(&moved(&weights, &difference, closeness));
                 }
             }
             let most_of_one = |model| (0..models).map(move |other| if other == model { 1.0 } else { 0.0 });
