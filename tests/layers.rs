@@ -21,7 +21,7 @@ const CRATES: [Crate; 3] = [
             &["libtorch"],
             &["error", "task", "output"],
             &["runtime"],
-            &["kernels", "snapshot", "network"],
+            &["kernels", "snapshot"],
             &["image", "nn"],
             &["generation", "head", "inspect", "options"],
             &["model"],

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use concord::config::{ConfigError, Ensemble, Faults};
+use concord_models::OptionSpec;
 use concord_policy::FusionMethod;
 
 const SHIPPED: &str = include_str!("../ensemble.toml");
@@ -194,7 +195,8 @@ fn variables_override_tables() {
     let ensemble = parse(SHIPPED, &variables).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(ensemble.server().max_pixels, 1000);
     assert_eq!(ensemble.models()["dinov3"].device, "cpu");
-    assert!(!ensemble.models()["siglip2"].lowercase);
+    let lowercase = OptionSpec::flag("lowercase", true, "");
+    assert!(!ensemble.models()["siglip2"].own.flag(&lowercase));
     assert_eq!(ensemble.tasks()["traffic_sign"].question(), "Which?");
     let roadwork = &ensemble.tasks()["roadwork"];
     assert_eq!(roadwork.fusion(), FusionMethod::LogLinear);

@@ -60,9 +60,7 @@ pub(crate) fn vote_digest(
 ) -> Digest {
     let mut fields = Fields::new("vote");
     fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
-    fields.number(u64::from(options.lowercase)).text(&options.mode).bytes(head.map_or(&[][..], |head| head));
-    fields.text(&format!("{:?}", options.input)).text(&options.output);
-    fields.text(&options.decode).number(options.mc_dropout_passes as u64);
+    fields.text(&options.decode).bytes(head.map_or(&[][..], |head| head)).bytes(&options.own.key_material());
     fields.text(policy.question());
     for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
         fields.text(label).number(prompts.len() as u64);
@@ -199,6 +197,7 @@ mod tests {
 
     use std::sync::Arc;
 
+    use concord_models::{OptionSpec, OptionTable};
     use concord_policy::{Dense, Network};
 
     use super::*;
@@ -259,8 +258,15 @@ mod tests {
             vote_digest(&options, &[0; 32], None, &policy)
         };
         assert_ne!(key("exact"), key("fast"));
-        let several = ModelOptions { mc_dropout_passes: 20, ..ModelOptions::default() };
-        assert_ne!(key("exact"), vote_digest(&several, &[0; 32], None, &policy));
+        // Any option that an architecture takes is part of the key.
+        let specs = [OptionSpec::whole("passes", [0, 99], 0, "")];
+        let with_passes = |passes: u64| {
+            let given = serde_json::json!({ "passes": passes });
+            let (own, _) = OptionTable::read(&specs, given.as_object().unwrap());
+            vote_digest(&ModelOptions { own, ..ModelOptions::default() }, &[0; 32], None, &policy)
+        };
+        assert_ne!(with_passes(0), with_passes(20));
+        assert_eq!(with_passes(20), with_passes(20));
         assert_eq!(key("exact"), vote_digest(&ModelOptions::default(), &[0; 32], None, &policy));
     }
 }

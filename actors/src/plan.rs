@@ -156,7 +156,7 @@ struct Preparation<'a> {
 impl Preparation<'_> {
     /// `options` are those of the configuration to come; of them only the head counts, the rest is as it was started.
     fn seat(&self, model: &ModelHandle, options: Option<&ModelOptions>) -> Result<PlannedModel, VoteFailure> {
-        let head: Option<PathBuf> = options.and_then(|options| options.heads.get(self.task).cloned());
+        let head: Option<PathBuf> = options.and_then(|options| options.head(self.task));
         let snapshot = &model.options.snapshot;
         let head_digest = head
             .as_ref()

@@ -121,7 +121,7 @@ fn task_models() -> Vec<TaskModel> {
         for member in policy.members() {
             let Some(options) = ensemble.models().get(&**member.model()) else { continue };
             let mut model = load_model(options, file.parent().expect("a folder")).expect("the model loads");
-            let labels = task_labels(task, policy, options.heads.get(task).cloned());
+            let labels = task_labels(task, policy, options.head(task));
             model.prepare(TaskId::default(), &labels).expect("the model takes the task");
             models.push(TaskModel { task: task.clone(), name: member.model().to_string(), model });
         }

@@ -21,12 +21,11 @@ mod task;
 
 pub use crate::image::decode::{DecodeError, decode, decode_at, jpeg_size};
 pub use crate::image::decoded::{DECODES, Picture, Scale};
-pub use crate::image::preprocess::{FILTERS, InputOptions, OUTPUTS, Pixels, Preprocessor, Tiles};
+pub use crate::image::preprocess::{PixelLayout, Pixels, Preprocessor, Tiles};
 pub use ::image::RgbImage;
-pub use architectures::architecture::Architecture;
-pub use architectures::florence2::MODES;
+pub use architectures::architecture::{Architecture, Capability, Load};
 pub use architectures::memory::{MemoryEstimate, free_host_memory};
-pub use architectures::registry::{ARCHITECTURES, load_model, load_random};
+pub use architectures::registry::{ARCHITECTURES, architectures_with, load_model, load_random};
 pub use error::{ModelError, is_out_of_memory};
 pub use generation::api::{GenerateRequest, Generated, Generator};
 pub use head::{
@@ -36,12 +35,15 @@ pub use head::{
 pub use inspect::bench_target::{Part, PartOutput};
 pub use libtorch::cache_folder;
 pub use model::{Loaded, Model};
-pub use options::ModelOptions;
+pub use options::{
+    HEADS, ModelOptions, OptionFault, OptionKind, OptionProblem, OptionSpec, OptionStep, OptionTable,
+};
 pub use output::Scores;
 pub use runtime::cuda_graphs::graph_fallbacks;
 pub use runtime::device::{
     DEVICES, DTYPES, DeviceWish, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,
 };
 pub use snapshot::digest::{head_digest, snapshot_digest};
+pub use snapshot::folder::Snapshot;
 pub use snapshot::presets;
 pub use task::{TaskId, TaskLabels};

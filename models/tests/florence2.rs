@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, TaskId, TaskLabels, decode,
-    load_model,
+    Architecture, GenerateRequest, Generated, Model, ModelError, ModelOptions, OptionTable, Pixels, TaskId,
+    TaskLabels, decode, load_model,
 };
 use concord_policy::Shape;
 
@@ -33,13 +33,20 @@ fn copy() -> tempfile::TempDir {
     copy
 }
 
+/// The options of an architecture's own, as a configuration gives them.
+fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
+    let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
+    assert!(faults.is_empty(), "{faults:?}");
+    own
+}
+
 fn load(folder: &Path, mode: &str, dtype: &str) -> Result<Box<dyn Model>, ModelError> {
     let options = ModelOptions {
         architecture: "florence2".to_owned(),
         snapshot: folder.join("snapshot"),
         device: "cpu".to_owned(),
         dtype: dtype.to_owned(),
-        mode: mode.to_owned(),
+        own: own("florence2", &serde_json::json!({ "mode": mode })),
         ..ModelOptions::default()
     };
     load_model(&options, Path::new(""))

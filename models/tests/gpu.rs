@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use concord_models::libtorch::{Stream, cuda_devices, load_cuda_part};
 use concord_models::parity::{Comparison, Fixture, check_with};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels, decode,
-    graph_fallbacks, load_model,
+    Architecture, GenerateRequest, Generated, Model, ModelOptions, OptionTable, Pixels, RgbImage, TaskId,
+    TaskLabels, decode, graph_fallbacks, load_model,
 };
 use image::imageops::{flip_horizontal, flip_vertical, rotate180};
 use tch::{Device, Kind, Tensor};
@@ -82,6 +82,13 @@ impl Way {
     }
 }
 
+/// The options of an architecture's own, as a configuration gives them.
+fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
+    let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
+    assert!(faults.is_empty(), "{faults:?}");
+    own
+}
+
 /// A snapshot that votes.
 #[derive(Debug, Clone, Copy)]
 struct Voter {
@@ -121,7 +128,10 @@ impl Voter {
         let options = ModelOptions {
             architecture: self.architecture.to_owned(),
             snapshot: self.snapshot.into(),
-            mode: self.mode.to_owned(),
+            own: match self.mode {
+                "" => OptionTable::default(),
+                mode => own(self.architecture, &serde_json::json!({ "mode": mode })),
+            },
             ..way.options()
         };
         load_model(&options, &models()).unwrap()

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use concord_models::{
-    FeatureSet, HeadKind, HeadTraining, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
-    TaskLabels, TrainedHead, load_model, train_head,
+    Architecture, FeatureSet, HeadKind, HeadTraining, Model, ModelError, ModelOptions, OptionTable, Pixels,
+    RgbImage, Scores, TaskId, TaskLabels, TrainedHead, load_model, train_head,
 };
 
 const TASK: TaskId = TaskId(1);
@@ -25,12 +25,19 @@ fn snapshot() -> tempfile::TempDir {
     copy
 }
 
+/// The options of an architecture's own, as a configuration gives them.
+fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
+    let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
+    assert!(faults.is_empty(), "{faults:?}");
+    own
+}
+
 fn load(folder: &Path, mc_dropout_passes: usize) -> Box<dyn Model> {
     let options = ModelOptions {
         architecture: "dinov3".to_owned(),
         snapshot: folder.to_owned(),
         device: "cpu".to_owned(),
-        mc_dropout_passes,
+        own: own("dinov3", &serde_json::json!({ "mc_dropout_passes": mc_dropout_passes })),
         ..ModelOptions::default()
     };
     load_model(&options, Path::new("")).unwrap()

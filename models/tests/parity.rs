@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 use concord_models::parity::{Comparison, check};
 use concord_models::{ModelOptions, Pixels, TaskId, TaskLabels, decode, load_model};
 
-const FIXTURES: [&str; 7] =
-    ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2", "molmo2", "molmo2_o"];
+/// Every folder with a fixture: a new architecture brings its own.
+fn fixtures() -> Vec<String> {
+    let folders = std::fs::read_dir(folder("")).unwrap();
+    let mut names: Vec<String> =
+        folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name)
@@ -15,8 +21,8 @@ fn folder(name: &str) -> PathBuf {
 
 #[test]
 fn every_tensor_agrees_with_the_reference() {
-    for name in FIXTURES {
-        let comparisons = check(&folder(name), "cpu").unwrap();
+    for name in fixtures() {
+        let comparisons = check(&folder(&name), "cpu").unwrap();
         assert!(comparisons.len() >= 14, "{name}: only {} comparisons", comparisons.len());
         let misses: Vec<&Comparison> = comparisons.iter().filter(|comparison| !comparison.passes()).collect();
         assert!(misses.is_empty(), "{name}: {misses:#?}");

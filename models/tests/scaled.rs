@@ -48,9 +48,9 @@ fn every_recipe_gives_the_same_shape_and_place_and_nearly_the_same_values() {
         assert!(eighths == 0 || scale.eighths() == eighths, "{snapshot}: {}/8", scale.eighths());
         assert!(scale < Scale::WHOLE, "{snapshot}: nothing is saved");
         assert_eq!(exact.values.size(), fast.values.size(), "{snapshot}");
-        assert_eq!((exact.grid, exact.image_size), (fast.grid, fast.image_size), "{snapshot}");
+        assert_eq!((exact.grid(), exact.image_size), (fast.grid(), fast.image_size), "{snapshot}");
         assert_eq!(fast.image_size, [640, 427], "{snapshot}: boxes are of the picture itself");
-        let grids = [&exact, &fast].map(|pixels| pixels.tiles.as_ref().map(|tiles| tiles.grid));
+        let grids = [&exact, &fast].map(|pixels| pixels.tiles().map(|tiles| tiles.grid));
         assert_eq!(grids[0], grids[1], "{snapshot}");
         let distance = (&exact.values - &fast.values).abs().mean(None).double_value(&[]);
         assert!(distance < 0.1, "{snapshot}: {distance} on average, of pixels of deviation 1");

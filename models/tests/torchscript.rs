@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use concord_models::{
-    InputOptions, Model, ModelError, ModelOptions, RgbImage, TaskId, TaskLabels, load_model, snapshot_digest,
+    Architecture, Model, ModelError, ModelOptions, OptionTable, RgbImage, TaskId, TaskLabels, load_model,
+    snapshot_digest,
 };
 use tch::{CModule, Device, Kind, Tensor};
 
@@ -24,15 +25,21 @@ fn module(folder: &Path, probabilities: bool) {
         .unwrap();
 }
 
+/// The options of an architecture's own, as a configuration gives them.
+fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
+    let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
+    assert!(faults.is_empty(), "{faults:?}");
+    own
+}
+
 fn load(folder: &Path, output: &str) -> Result<Box<dyn Model>, ModelError> {
-    let input =
-        InputOptions { height: 8, width: 6, mean: [0.0; 3], std: [1.0; 3], ..InputOptions::default() };
+    let input = serde_json::json!({ "height": 8, "width": 6, "mean": [0, 0, 0], "std": [1, 1, 1] });
+    let given = serde_json::json!({ "input": input, "output": output });
     let options = ModelOptions {
         architecture: "torchscript".to_owned(),
         snapshot: folder.to_owned(),
         device: "cpu".to_owned(),
-        input,
-        output: output.to_owned(),
+        own: own("torchscript", &given),
         ..ModelOptions::default()
     };
     load_model(&options, Path::new(""))

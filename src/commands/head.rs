@@ -11,9 +11,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use concord_actors::{Digest, feature_digest};
 use concord_models::presets::random_name;
 use concord_models::{
-    DEVICES, FeatureSet, HeadKind, HeadTraining, Model, ModelOptions, TrainedHead, cache_folder,
-    check_head_folder, free_host_memory, is_device_name, load_model, set_cpu_threads, snapshot_digest,
-    train_head,
+    Capability, DEVICES, FeatureSet, HeadKind, HeadTraining, Model, ModelOptions, TrainedHead,
+    architectures_with, cache_folder, check_head_folder, free_host_memory, is_device_name, load_model,
+    set_cpu_threads, snapshot_digest, train_head,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -182,13 +182,13 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
     drop(values);
     let head = train_with_progress(&set, &split, &training, &*model)?;
     // Computed as the model will compute them when it serves the head.
-    let scores = contained(|| head.scores(&set, &split.validation, options.mc_dropout_passes))?;
+    let scores = contained(|| head.scores(&set, &split.validation, options.mc_dropout_passes()))?;
     let validation_result = Validation::of(&scores, &extracted, &split, labels.len(), args.seed)?;
     print_line(&print(&validation_result, &head, &split));
 
     let mut notes = facts(&validation_result, &extracted, &split, &Digest::from(snapshot).to_string());
     // The metrics and the temperature hold for this number of passes.
-    notes.insert("mc_dropout_passes".to_owned(), options.mc_dropout_passes.to_string());
+    notes.insert("mc_dropout_passes".to_owned(), options.mc_dropout_passes().to_string());
     let file = head.write(&folder, &task, labels, notes).map_err(|error| error.to_string())?;
     print_line(&format!("Written: {}", folder.join(&file).display()));
     args.apply_head(&task, &file, validation_result.temperature)?;
@@ -219,7 +219,7 @@ impl TrainArgs {
 
     /// Checks that the model can serve the head, if it is to be applied.
     fn check_dropout(&self, options: &ModelOptions, training: &HeadTraining) -> Result<(), String> {
-        let passes = options.mc_dropout_passes;
+        let passes = options.mc_dropout_passes();
         if self.apply && passes > 0 && training.dropout == 0.0 {
             return Err(format!(
                 "{} asks its heads with dropout (mc_dropout_passes = {passes}), and this one would have none: train it \
@@ -330,7 +330,8 @@ impl TrainArgs {
 
 fn no_features(model: &str) -> String {
     format!(
-        "{model} has no features that a head could be trained on: only models of architecture dinov3 have"
+        "{model} has no features that a head could be trained on: only models of architecture {} have",
+        architectures_with(Capability::Heads).join(" or ")
     )
 }
 

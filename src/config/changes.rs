@@ -67,5 +67,5 @@ pub fn change(started: &Ensemble, current: &BTreeMap<String, Policy>, changed: &
 }
 
 fn same_but_for_heads(running: &ModelOptions, changed: &ModelOptions) -> bool {
-    *running == ModelOptions { heads: running.heads.clone(), ..changed.clone() }
+    running.is_same_but_for_heads(changed)
 }

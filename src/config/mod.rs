@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod learned;
 mod model;
+mod own_options;
 mod reader;
 mod section;
 mod server;

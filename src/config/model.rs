@@ -7,8 +7,7 @@ use concord_actors::CloudSection;
 use concord_actors::{Diagnostic, not_one_of};
 use concord_models::presets::{PRESETS, Preset, random_name};
 use concord_models::{
-    ARCHITECTURES, Architecture, DECODES, DEVICES, DTYPES, FILTERS, MODES, ModelOptions, OUTPUTS,
-    is_device_name,
+    ARCHITECTURES, Architecture, Capability, DECODES, DEVICES, DTYPES, HEADS, ModelOptions, is_device_name,
 };
 
 use super::server::out_of_range;
@@ -23,29 +22,21 @@ const QUEUE_CAPACITY: RangeInclusive<u64> = 1..=65_536;
 const REPLICAS: RangeInclusive<u64> = 1..=64;
 /// Each trial of a larger batch costs a forward that fails; a day is as good as never.
 const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
-/// Beyond some tens passes the mean hardly moves; each costs a head.
-const MC_DROPOUT_PASSES: RangeInclusive<u64> = 0..=256;
 
 /// The number format that only some devices and architectures have.
 const FP8: &str = "fp8";
 
-/// The option that gives a model something of its own for each task.
-const HEADS: &str = "heads";
-
 /// Whether a model answers only the tasks that it has a head for.
 pub(crate) fn needs_heads(options: &ModelOptions) -> bool {
     Architecture::by_name(&options.architecture)
-        .is_some_and(|architecture| architecture.options.contains(&HEADS))
+        .is_some_and(|architecture| architecture.can(Capability::Heads))
 }
 
 /// What is wrong with a model, as far as the file tells: whether its snapshot exists and loads is another matter.
 ///
-/// `given` are the keys that the section has, `tasks` the names of the configured tasks.
-pub(super) fn check_model(
-    options: &ModelOptions,
-    given: &[String],
-    tasks: &BTreeSet<String>,
-) -> Vec<Diagnostic> {
+/// `tasks` are the names of the configured tasks. What is wrong with the options of its architecture's own is found when
+/// they are read.
+pub(super) fn check_model(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
     let architectures = || {
@@ -53,11 +44,7 @@ pub(super) fn check_model(
         local.chain([CloudSection::ARCHITECTURE])
     };
     match Architecture::by_name(&options.architecture) {
-        Some(architecture) => {
-            for (key, message) in misplaced_options(architecture, given) {
-                fault(key, message);
-            }
-        }
+        Some(_) => {}
         None if options.architecture.is_empty() => {
             let names: Vec<&str> = architectures().collect();
             fault("architecture", format!("is missing or empty: must be one of {}", names.join(", ")));
@@ -82,20 +69,14 @@ pub(super) fn check_model(
     if options.dtype == FP8 {
         faults.extend(check_fp8(options));
     }
-    let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
-    if !options.mode.is_empty() && !MODES.contains(&options.mode.as_str()) {
-        fault("mode", not_one_of(&options.mode, "a mode", MODES));
-    }
     faults.extend(out_of_range([
         ("max_batch", options.max_batch as u64, MAX_BATCH),
         ("max_delay_ms", options.max_delay_ms, MAX_DELAY_MS),
         ("queue_capacity", options.queue_capacity as u64, QUEUE_CAPACITY),
         ("replicas", options.replicas as u64, REPLICAS),
         ("batch_recovery_s", options.batch_recovery_s, BATCH_RECOVERY_S),
-        ("mc_dropout_passes", options.mc_dropout_passes as u64, MC_DROPOUT_PASSES),
     ]));
     faults.extend(check_graph_batches(options));
-    faults.extend(check_torchscript(options));
     faults.extend(check_heads(options, tasks));
     faults
 }
@@ -139,35 +120,12 @@ fn check_fp8(options: &ModelOptions) -> Option<Diagnostic> {
     Some(Diagnostic::new(vec!["dtype".into()], message))
 }
 
-fn check_torchscript(options: &ModelOptions) -> Vec<Diagnostic> {
-    let mut faults = Vec::new();
-    let input = &options.input;
-    let mut fault = |path: &[&str], message: String| {
-        faults.push(Diagnostic::new(path.iter().map(|&part| part.into()).collect(), message));
-    };
-    if !OUTPUTS.contains(&options.output.as_str()) {
-        fault(&["output"], not_one_of(&options.output, "an output", OUTPUTS));
-    }
-    if !FILTERS.contains(&input.filter.as_str()) {
-        fault(&["input", "filter"], not_one_of(&input.filter, "a filter", FILTERS));
-    }
-    for (key, side) in [("height", input.height), ("width", input.width)] {
-        if !(1..=8192).contains(&side) {
-            fault(&["input", key], format!("{side} is out of range: must be from 1 to 8192"));
-        }
-    }
-    if input.std.iter().any(|&std| !(std > 0.0 && std.is_finite())) {
-        fault(&["input", "std"], format!("{:?} must be greater than 0", input.std));
-    }
-    faults
-}
-
 fn check_heads(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
-    for (task, file) in &options.heads {
-        let path = || vec![HEADS.into(), task.as_str().into()];
-        if !tasks.contains(task) {
-            let message = not_one_of(task, "a configured task", tasks.iter().map(String::as_str));
+    for (task, file) in options.heads() {
+        let path = || vec![HEADS.name.into(), task.as_str().into()];
+        if !tasks.contains(&task) {
+            let message = not_one_of(&task, "a configured task", tasks.iter().map(String::as_str));
             faults.push(Diagnostic::new(path(), message));
         }
         if file.as_os_str().is_empty() {
@@ -175,25 +133,4 @@ fn check_heads(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Diagnost
         }
     }
     faults
-}
-
-/// The keys among `given` that only other architectures take, each with a message.
-fn misplaced_options<'a>(architecture: &Architecture, given: &'a [String]) -> Vec<(&'a str, String)> {
-    let mut misplaced = Vec::new();
-    for key in given.iter().map(String::as_str).filter(|key| !architecture.options.contains(key)) {
-        let takers: Vec<&str> = ARCHITECTURES
-            .iter()
-            .filter(|other| other.options.contains(&key))
-            .map(|other| other.name)
-            .collect();
-        if !takers.is_empty() {
-            let message = format!(
-                "not an option of architecture {}: only {} takes it",
-                architecture.name,
-                takers.join(" or ")
-            );
-            misplaced.push((key, message));
-        }
-    }
-    misplaced
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use concord_actors::Diagnostic;
 use concord_actors::{CacheSection, CloudSection};
-use concord_models::{InputOptions, ModelOptions};
+use concord_models::{ARCHITECTURES, HEADS, ModelOptions};
 use concord_policy::{
     AcceptSection, FusionSection, Learned, PathPart, Policy, ScalingSection, StageSection, TaskSection,
 };
@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::keys::fields_of;
 use super::learned::read_learned;
 use super::model::{check_model, needs_heads};
+use super::own_options::OwnOptions;
 use super::section::{Section, flat_keys, unknown_key};
 use super::server::ServerSection;
 use crate::telemetry::TelemetrySection;
@@ -100,16 +101,15 @@ impl Reader<'_> {
         tasks: &BTreeSet<String>,
     ) -> BTreeMap<String, ModelOptions> {
         let mut models = BTreeMap::new();
-        for (name, value) in tables {
-            let given: Vec<String> =
-                value.as_object().map(|table| table.keys().cloned().collect()).unwrap_or_default();
-            let section = Section::<ModelOptions>::read(value, model_keys);
-            let semantic = section
-                .content
-                .as_ref()
-                .map(|options| check_model(options, &given, tasks))
-                .unwrap_or_default();
-            let is_intact = section.is_intact();
+        for (name, mut value) in tables {
+            let own = OwnOptions::take(&mut value, ARCHITECTURES);
+            let mut section = Section::<ModelOptions>::read_with(value, flat_keys::<ModelOptions>, &own.keys);
+            let is_intact = section.is_intact() && own.is_intact;
+            let mut semantic = own.faults;
+            if let Some(options) = &mut section.content {
+                options.own = own.table;
+                semantic.extend(check_model(options, tasks));
+            }
             let options = self.finish(&["models".into(), name.as_str().into()], section, semantic);
             models.extend(options.filter(|_| is_intact).map(|options| (name, options)));
         }
@@ -202,15 +202,6 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(is_allowed)
 }
 
-/// Returns the keys of the table at `path` in `[models.NAME]`.
-fn model_keys(path: &[PathPart]) -> &'static [&'static str] {
-    match path {
-        [] => fields_of::<ModelOptions>(),
-        [input] if *input == PathPart::from("input") => fields_of::<InputOptions>(),
-        _ => &[],
-    }
-}
-
 /// Returns the keys of the table at `path` in `[tasks.NAME]`.
 fn task_keys(path: &[PathPart]) -> &'static [&'static str] {
     let key = |part: &PathPart, name: &str| *part == PathPart::from(name);
@@ -229,12 +220,13 @@ fn missing_heads(name: &str, task: &TaskSection, models: &BTreeMap<String, Model
     let mut faults = Vec::new();
     for (stage, section) in task.stages.iter().enumerate() {
         for (index, model) in section.models.iter().enumerate() {
-            let lacks_head =
-                |options: &&ModelOptions| needs_heads(options) && !options.heads.contains_key(name);
+            let lacks_head = |options: &&ModelOptions| needs_heads(options) && options.head(name).is_none();
             if models.get(model).filter(lacks_head).is_some() {
                 let path = vec!["stages".into(), stage.into(), "models".into(), index.into()];
-                let message =
-                    format!("{model:?} has no head for this task: must have one in models.{model}.heads");
+                let message = format!(
+                    "{model:?} has no head for this task: must have one in models.{model}.{}",
+                    HEADS.name
+                );
                 faults.push(Diagnostic::new(path, message));
             }
         }

@@ -31,14 +31,19 @@ pub(super) fn flat_keys<T: DeserializeOwned>(path: &[PathPart]) -> &'static [&'s
 
 impl<T: DeserializeOwned> Section<T> {
     /// Reads `value`, and records where it does not fit `T`.
-    pub(super) fn read(mut value: Value, known_keys: KnownKeys) -> Self {
+    pub(super) fn read(value: Value, known_keys: KnownKeys) -> Self {
+        Self::read_with(value, known_keys, &[])
+    }
+
+    /// Does the same for what is left of a section out of which these keys were taken: messages name them too.
+    pub(super) fn read_with(mut value: Value, known_keys: KnownKeys, taken: &[&str]) -> Self {
         let mut section = Self { content: None, faults: Vec::new(), removed: Vec::new() };
         loop {
             let mut unknown = Vec::new();
             match read_once::<T>(&value, known_keys, &mut unknown) {
                 Ok(content) => {
                     section.content = Some(content);
-                    section.add_unknown(unknown, known_keys);
+                    section.add_unknown(unknown, known_keys, taken);
                     return section;
                 }
                 Err((path, message)) => {
@@ -58,10 +63,11 @@ impl<T: DeserializeOwned> Section<T> {
         self.removed.is_empty()
     }
 
-    fn add_unknown(&mut self, unknown: Vec<Vec<PathPart>>, known_keys: KnownKeys) {
+    fn add_unknown(&mut self, unknown: Vec<Vec<PathPart>>, known_keys: KnownKeys, taken: &[&str]) {
         for path in unknown {
             let Some((PathPart::Key(key), table)) = path.split_last() else { continue };
-            let message = unknown_key(key, known_keys(table));
+            let taken = if table.is_empty() { taken } else { &[] };
+            let message = unknown_key(key, &[known_keys(table), taken].concat());
             self.faults.push(Diagnostic::new(self.original(&path), message));
         }
     }
@@ -201,6 +207,11 @@ fn in_plain_words(message: &str) -> String {
         wanted if wanted.starts_with("struct ") => "a table",
         other => other,
     };
+    wrong_type(&found, wanted)
+}
+
+/// Returns the message for a value of a wrong type.
+pub(super) fn wrong_type(found: &str, wanted: &str) -> String {
     format!("{found} is of the wrong type: must be {wanted}")
 }
 

@@ -6,9 +6,10 @@ use ::image::RgbImage;
 use serde_json::Value;
 use tch::Kind;
 
+use super::torchscript;
 use crate::ModelError;
 use crate::architectures::architecture::Architecture;
-use crate::image::preprocess::{Pixels, Preprocessor};
+use crate::image::preprocess::{PixelLayout, Preprocessor};
 use crate::kernels::fp8;
 use crate::options::ModelOptions;
 use crate::runtime::device::{computed_in, parse_dtype};
@@ -66,7 +67,7 @@ impl MemoryEstimate {
         for file in snapshot.weight_files()? {
             layout.add(&file, kind)?;
         }
-        for head in options.heads.values() {
+        for head in options.heads().values() {
             layout.add(&snapshot.path(&head.to_string_lossy()), kind)?;
         }
         let tokens = tokens_of_an_image(&snapshot, options)?;
@@ -135,18 +136,18 @@ fn size_of_kind(kind: Kind) -> u64 {
 fn tokens_of_an_image(snapshot: &Snapshot, options: &ModelOptions) -> Result<u64, ModelError> {
     let is_module = snapshot.path(TORCHSCRIPT_FILE).is_file();
     let (preprocessor, patch) = if is_module {
-        let preprocessor = Preprocessor::of_input(&options.input)
-            .map_err(|message| ModelError::malformed(&snapshot.path(TORCHSCRIPT_FILE), message))?;
-        (preprocessor, PATCH)
+        (torchscript::preprocessor(snapshot, options)?, PATCH)
     } else {
         let config = snapshot.json("config.json")?;
         (Preprocessor::load(snapshot)?, patch_of(&config).unwrap_or(PATCH))
     };
     let pixels = preprocessor.apply(&RgbImage::new(PROBE_SIDE, PROBE_SIDE))?;
-    let tokens = match &pixels {
-        Pixels { tiles: Some(tiles), .. } => tiles.pooling.size().first().copied().unwrap_or(0),
-        Pixels { grid: Some([rows, columns]), .. } => rows * columns,
-        Pixels { values, .. } => i64::try_from(values.numel() as u64 / (3 * patch * patch)).unwrap_or(0),
+    let tokens = match &pixels.layout {
+        PixelLayout::Crops(tiles) => tiles.pooling.size().first().copied().unwrap_or(0),
+        PixelLayout::Patches { grid: [rows, columns] } => rows * columns,
+        PixelLayout::Planes | PixelLayout::Bytes => {
+            i64::try_from(pixels.values.numel() as u64 / (3 * patch * patch)).unwrap_or(0)
+        }
     };
     Ok(u64::try_from(tokens).unwrap_or(0))
 }

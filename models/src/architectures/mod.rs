@@ -3,6 +3,8 @@
 //! Nothing below knows one of them by name.
 
 pub(crate) mod architecture;
+#[cfg(test)]
+pub(crate) mod brightness;
 pub(crate) mod dinov3;
 pub(crate) mod florence2;
 pub(crate) mod memory;

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use tch::{Device, Kind};
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, Capability};
 use super::{dinov3, florence2, molmo2, siglip2, torchscript};
 use crate::ModelError;
 use crate::libtorch::{Stream, compute_capability, release_unused_memory};
@@ -19,14 +19,21 @@ use crate::snapshot::weights::WeightSource;
 /// The oldest GPUs whose tensor cores multiply fp8 (Ada), by compute capability.
 const FP8_CAPABILITY_MIN: u32 = 89;
 
-/// Every architecture. A new one is a file beside this and a line here.
+/// Every architecture. A new one is a folder beside this and a line here.
 pub const ARCHITECTURES: &[Architecture] = &[
     dinov3::ARCHITECTURE,
     siglip2::ARCHITECTURE,
     florence2::ARCHITECTURE,
     molmo2::ARCHITECTURE,
     torchscript::ARCHITECTURE,
+    #[cfg(test)]
+    super::brightness::ARCHITECTURE,
 ];
+
+/// Returns the names of the architectures whose models can do this.
+pub fn architectures_with(capability: Capability) -> Vec<&'static str> {
+    ARCHITECTURES.iter().filter(|one| one.can(capability)).map(|one| one.name).collect()
+}
 
 impl Architecture {
     /// The architecture of that name in `ensemble.toml`.

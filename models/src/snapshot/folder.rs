@@ -18,7 +18,7 @@ const SEED: i64 = 0;
 
 /// A folder with `config.json`, safetensors, and what else the model ships; or with a TorchScript module.
 #[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
+pub struct Snapshot {
     folder: PathBuf,
     source: WeightSource,
 }

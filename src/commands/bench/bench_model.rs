@@ -147,7 +147,7 @@ fn tasks_of(name: &str, options: &ModelOptions, ensemble: &Ensemble) -> Vec<Task
         .tasks()
         .iter()
         .filter(|(_, policy)| policy.members().any(|member| member.model().as_ref() == name));
-    tasks.map(|(task, policy)| task_labels(task, policy, options.heads.get(task).cloned())).collect()
+    tasks.map(|(task, policy)| task_labels(task, policy, options.head(task))).collect()
 }
 
 impl BenchModel {

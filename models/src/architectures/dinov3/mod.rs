@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::architectures::architecture::Architecture;
+use crate::architectures::architecture::{Architecture, Capability};
 use crate::head::{FeatureKind, FeatureSource, Features, Head, TaskHead};
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::bench_target::{POOLED, Part};
@@ -22,7 +22,7 @@ use crate::nn::encoder::{Encoder, Layer, Surroundings};
 use crate::nn::layers::{Activation, Linear, PatchEmbedding, size4};
 use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::Product;
-use crate::options::ModelOptions;
+use crate::options::{HEADS, MC_DROPOUT_PASSES, ModelOptions};
 use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
@@ -34,7 +34,8 @@ use crate::task::{TaskId, TaskLabels};
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "dinov3",
     model_types: &["dinov3_vit"],
-    options: &["heads", "mc_dropout_passes"],
+    capabilities: &[Capability::Heads],
+    options: &[HEADS, MC_DROPOUT_PASSES],
     fp8: &["layer."],
     load,
 };
@@ -121,7 +122,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
-        mc_dropout_passes: options.mc_dropout_passes,
+        mc_dropout_passes: options.mc_dropout_passes(),
         replays: options.cuda_graphs(place),
     }))
 }

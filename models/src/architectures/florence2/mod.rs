@@ -25,14 +25,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use tch::Tensor;
 
-use crate::architectures::architecture::Architecture;
+use crate::architectures::architecture::{Architecture, Capability};
 use crate::generation::beam::BeamSettings;
 use crate::generation::greedy::Kept;
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
 use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
-use crate::options::ModelOptions;
+use crate::options::{ModelOptions, OptionKind, OptionSpec};
 use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
@@ -49,11 +49,23 @@ use projector::Projector;
 use text::TextCodec;
 use writer::Writing;
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "florence2", model_types: &["florence2"], options: &["mode"], fp8: &[], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "florence2",
+    model_types: &["florence2"],
+    capabilities: &[Capability::Generate],
+    options: &[MODE],
+    fp8: &[],
+    load,
+};
 
-/// What [`ModelOptions::mode`] may be, the first where it is empty.
-pub const MODES: [&str; 2] = ["likelihood", "detect"];
+/// The names of [`Mode`]; an empty text is the first.
+const MODES: &[&str] = &["likelihood", "detect"];
+const MODE: OptionSpec = OptionSpec {
+    name: "mode",
+    kind: OptionKind::Choice { what: "a mode", values: MODES, default: "" },
+    doc: "How labels are voted on: likelihood (how probable each label's prompts are as captions; the default) or detect \
+          (whether the prompts of each label but the first are found in the image, and where).",
+};
 
 /// How labels are voted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +90,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 
 impl Florence2 {
     fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
-        let mode = Mode::parse(&options.mode)?;
+        let mode = Mode::parse(&options.own.choice(&MODE))?;
         let config: Config = snapshot.json("config.json")?;
         let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
         config.check().map_err(malformed)?;

@@ -31,7 +31,9 @@ fn crate_folder() -> &'static Path {
 
 fn load(snapshot: &str, mode: &str, pads_sources: bool) -> Florence2 {
     let snapshot = Snapshot::open(&crate_folder().join(snapshot)).unwrap();
-    let options = ModelOptions { mode: mode.to_owned(), ..ModelOptions::default() };
+    let given = serde_json::json!({ "mode": mode });
+    let (own, _) = super::ARCHITECTURE.read_options(given.as_object().unwrap());
+    let options = ModelOptions { own, ..ModelOptions::default() };
     let place = Placement { device: Device::Cpu, kind: Kind::Float };
     let mut model = Florence2::load(&snapshot, &options, place).unwrap();
     model.network.pads_sources = pads_sources;

@@ -27,7 +27,7 @@ pub(super) struct Images {
 /// How the image was cut.
 pub(super) fn tiles_of(image: &Pixels) -> Result<&Tiles, ModelError> {
     let missing = || ModelError::Unsupported("these pixels are of another model's preprocessor".to_owned());
-    image.tiles.as_ref().ok_or_else(missing)
+    image.tiles().ok_or_else(missing)
 }
 
 impl Images {

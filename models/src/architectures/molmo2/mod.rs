@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 
 use tch::{Kind, Tensor};
 
-use crate::architectures::architecture::Architecture;
+use crate::architectures::architecture::{Architecture, Capability};
 use crate::generation::greedy::{Greedy, Kept, KeptShape, Written};
 use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::generation::text_stream::TextStream;
@@ -48,6 +48,7 @@ use vision::VisionTower;
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "molmo2",
     model_types: &["molmo2"],
+    capabilities: &[Capability::Generate],
     options: &[],
     fp8: &["model.vision_backbone.image_vit.transformer.resblocks.", "model.transformer.blocks."],
     load,

@@ -19,7 +19,7 @@ use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::nn::encoder::Names;
 use crate::nn::layers::unit_rows;
-use crate::options::ModelOptions;
+use crate::options::{ModelOptions, OptionSpec};
 use crate::output::{Scores, scores};
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
@@ -31,10 +31,17 @@ use vision::{VisionBatch, VisionConfig, VisionTower};
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "siglip2",
     model_types: &["siglip", "siglip2"],
-    options: &["lowercase"],
+    capabilities: &[],
+    options: &[LOWERCASE],
     fp8: &["vision_model.encoder.layers."],
     load,
 };
+
+const LOWERCASE: OptionSpec = OptionSpec::flag(
+    "lowercase",
+    true,
+    "Whether prompts are put in lower case, as the published models were trained.",
+);
 
 /// How both towers call the parts of a layer.
 const NAMES: Names = Names {
@@ -69,9 +76,10 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     config.vision_config.check_preprocessor(naflex, &preprocessor).map_err(malformed)?;
 
     let mut weights = snapshot.weights(place)?;
+    let lowercase = options.own.flag(&LOWERCASE);
     // Prompts are embedded once, and all images are compared with them.
-    let text = weights
-        .without_fp8(|weights| TextTower::load(weights, snapshot, &config.text_config, options.lowercase))?;
+    let text =
+        weights.without_fp8(|weights| TextTower::load(weights, snapshot, &config.text_config, lowercase))?;
     let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
     let (logit_scale, logit_bias) = (weights.tensor("logit_scale", &[1]), weights.tensor("logit_bias", &[1]));
     let parameters = weights.finish()?;

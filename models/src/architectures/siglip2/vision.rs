@@ -112,7 +112,7 @@ impl VisionBatch {
         let Some(length) = max_patches else {
             return Self::Fixed(crate::image::preprocess::stack(images, device));
         };
-        let grids: Vec<[i64; 2]> = images.iter().map(|image| image.grid.unwrap_or_default()).collect();
+        let grids: Vec<[i64; 2]> = images.iter().map(|image| image.grid().unwrap_or_default()).collect();
         let padded: Vec<Tensor> = images
             .iter()
             .map(|image| image.values.constant_pad_nd([0, 0, 0, length - image.values.size()[0]]))

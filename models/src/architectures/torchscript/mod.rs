@@ -1,13 +1,15 @@
 //! A module that its user has traced or scripted with `torch.jit`: the folder holds `model.pt`, and the configuration says
 //! what goes in and what comes out.
 
+mod options;
+
 use std::collections::{BTreeMap, HashMap};
 
 use tch::{CModule, Kind, Tensor};
 
 use crate::ModelError;
 use crate::architectures::architecture::Architecture;
-use crate::image::preprocess::{OUTPUTS, Pixels, Preprocessor, stack};
+use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::options::ModelOptions;
@@ -16,23 +18,37 @@ use crate::runtime::device::Placement;
 use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
 use crate::task::{TaskId, TaskLabels};
 
-pub(crate) const ARCHITECTURE: Architecture =
-    Architecture { name: "torchscript", model_types: &[], options: &["input", "output"], fp8: &[], load };
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "torchscript",
+    model_types: &[],
+    capabilities: &[],
+    options: &[options::INPUT, options::OUTPUT],
+    fp8: &[],
+    load,
+};
 
 /// A probability of 0 has no logarithm.
 const PROBABILITY_MIN: f64 = 1e-9;
 
+/// Returns the preprocessor that the options describe.
+///
+/// # Errors
+/// When an option is out of its range.
+pub(super) fn preprocessor(snapshot: &Snapshot, options: &ModelOptions) -> Result<Preprocessor, ModelError> {
+    Preprocessor::of_input(&options::input_of(&options.own))
+        .map_err(|message| ModelError::malformed(&snapshot.path(TORCHSCRIPT_FILE), message))
+}
+
 fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
     let path = snapshot.path(TORCHSCRIPT_FILE);
-    let preprocessor =
-        Preprocessor::of_input(&options.input).map_err(|message| ModelError::malformed(&path, message))?;
+    let preprocessor = preprocessor(snapshot, options)?;
     if !path.is_file() {
         return Err(ModelError::file(&path, std::io::ErrorKind::NotFound.into()));
     }
     let mut module = CModule::load_on_device(&path, place.device)?;
     module.f_set_eval()?;
     module.to(place.device, place.kind, false);
-    let gives_probabilities = options.output == OUTPUTS[1];
+    let gives_probabilities = options.own.choice(&options::OUTPUT) == options::OUTPUTS[1];
     let tensors = module.named_parameters().unwrap_or_default();
     let parameters =
         tensors.iter().map(|(_, tensor)| i64::try_from(tensor.numel()).unwrap_or(i64::MAX)).sum();

@@ -48,7 +48,7 @@ const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// A larger side would be a mistake: the published models take at most 1024.
-const SIDE_MAX: i64 = 8192;
+pub(crate) const SIDE_MAX: i64 = 8192;
 
 impl Preprocessor {
     /// The one that the configuration of a TorchScript module describes.

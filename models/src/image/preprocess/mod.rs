@@ -14,7 +14,8 @@ mod tiling;
 use ::image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
-pub use self::input_options::{InputOptions, OUTPUTS};
+pub(crate) use self::config::SIDE_MAX;
+pub(crate) use self::input_options::InputOptions;
 use self::resize::{naflex_size, resize, resize_rounded};
 use self::staged::Rest;
 pub use self::tiling::Tiles;
@@ -25,19 +26,32 @@ use crate::image::decoded::{Picture, Scale};
 /// One image, ready for a model.
 #[derive(Debug)]
 pub struct Pixels {
-    /// [3, height, width] where the model has one resolution, otherwise [patches, patch·patch·3] with
-    /// the values of a patch in the order row, column, channel, of several crops [crops, patches, patch·patch·3]; fp32,
-    /// on the CPU. For a model that takes images as they are, and where the rest is left to a GPU: [height, width, 3],
-    /// bytes.
+    /// The values, of the shape that the layout names: fp32 on the CPU, but for bytes.
     pub values: Tensor,
-    /// Rows and columns of patches, where the model takes any resolution (NaFlex).
-    pub grid: Option<[i64; 2]>,
-    /// How the tokens of an image follow from its crops, where the model takes several (Molmo2).
-    pub tiles: Option<Tiles>,
+    /// What the values are.
+    pub layout: PixelLayout,
     /// Upright width and height of the picture itself, in pixels, however small it was decoded.
     pub image_size: [u32; 2],
     /// What is left to the device, where anything is.
     rest: Option<Box<Rest>>,
+}
+
+/// What the values of [`Pixels`] are. A recipe that makes something else adds a variant.
+#[derive(Debug)]
+pub enum PixelLayout {
+    /// One image of the model's resolution, [3, height, width].
+    Planes,
+    /// The image as it is, [height, width, 3] in bytes: for a model that resizes by itself, and while the rest is left to
+    /// a GPU.
+    Bytes,
+    /// Patches of an image of any resolution (NaFlex), [patches, patch·patch·3], the values of a patch in the order row,
+    /// column, channel.
+    Patches {
+        /// Rows and columns of patches.
+        grid: [i64; 2],
+    },
+    /// Patches of several crops (Molmo2), [crops, patches, patch·patch·3]; how tokens follow from them.
+    Crops(Tiles),
 }
 
 /// What turns an image into [`Pixels`]; shared between threads.
@@ -74,7 +88,7 @@ enum Filter {
 }
 
 /// How images may be resized, as the configuration calls it.
-pub const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
+pub(crate) const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
 
 impl Preprocessor {
     /// Leaves images as they are, for a model that resizes and normalises by itself.
@@ -132,52 +146,39 @@ impl Preprocessor {
         {
             return Ok(staged);
         }
-        let bytes = image_tensor(image)?;
-        let [image_width, image_height] = image_size;
+        let (values, layout) = self.values_of(&image_tensor(image)?, image_size)?;
+        Ok(Pixels { values, layout, image_size, rest: None })
+    }
+
+    /// Applies the recipe to bytes [1, 3, height, width] of an image that has this upright width and height.
+    fn values_of(
+        &self,
+        bytes: &Tensor,
+        [image_width, image_height]: [u32; 2],
+    ) -> Result<(Tensor, PixelLayout), tch::TchError> {
         match &self.recipe {
-            Recipe::Bytes => {
-                let values = bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
-                Ok(Pixels { values, grid: None, tiles: None, image_size, rest: None })
-            }
+            Recipe::Bytes => Ok((bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?, PixelLayout::Bytes)),
             &Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
                 // In place: of 64 megapixels each copy takes 768 MB.
                 let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
-                Ok(Pixels {
-                    values: self.normalise(&resized, 1.0)?,
-                    grid: None,
-                    tiles: None,
-                    image_size,
-                    rest: None,
-                })
+                Ok((self.normalise(&resized, 1.0)?, PixelLayout::Planes))
             }
             &Recipe::ResizeBytes { height, width, filter } => {
-                let resized = resize(&bytes, height, width, filter)?;
-                Ok(Pixels {
-                    values: self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?,
-                    grid: None,
-                    tiles: None,
-                    image_size,
-                    rest: None,
-                })
+                let resized = resize(bytes, height, width, filter)?;
+                Ok((self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?, PixelLayout::Planes))
             }
             &Recipe::NaFlex { patch, max_patches, filter } => {
                 let (height, width) = naflex_size(image_height, image_width, patch, max_patches);
-                let resized = resize(&bytes, height, width, filter)?;
+                let resized = resize(bytes, height, width, filter)?;
                 let values = self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?;
                 let (rows, columns) = (height / patch, width / patch);
                 let patches = values
                     .f_view([3, rows, patch, columns, patch])?
                     .f_permute([1, 3, 2, 4, 0])?
                     .f_reshape([rows * columns, patch * patch * 3])?;
-                Ok(Pixels {
-                    values: patches,
-                    grid: Some([rows, columns]),
-                    tiles: None,
-                    image_size,
-                    rest: None,
-                })
+                Ok((patches, PixelLayout::Patches { grid: [rows, columns] }))
             }
             Recipe::Tiles(tiling) => {
                 let plan = tiling.plan(image_height, image_width);
@@ -186,7 +187,7 @@ impl Preprocessor {
                 let view = |size| self.normalise(&resize_rounded(&floats, size)?, self.rescale);
                 let values =
                     tiling.patches(&plan, &view([tiling.crop, tiling.crop])?, &view(plan.canvas)?)?;
-                Ok(Pixels { values, grid: None, tiles: Some(tiling.tiles(&plan)?), image_size, rest: None })
+                Ok((values, PixelLayout::Crops(tiling.tiles(&plan)?)))
             }
         }
     }
@@ -257,11 +258,27 @@ impl Pixels {
     /// # Errors
     /// When libtorch refuses.
     pub fn on(self, device: Device) -> Result<Self, ModelError> {
-        let values = match staged::finish(&[&self], device) {
-            Some(finished) => finished.f_squeeze_dim(0)?,
-            None => self.values.f_to_device(device)?,
+        let (values, layout) = match staged::finish(&[&self], device) {
+            Some(finished) => (finished.f_squeeze_dim(0)?, PixelLayout::Planes),
+            None => (self.values.f_to_device(device)?, self.layout),
         };
-        Ok(Self { values, rest: None, ..self })
+        Ok(Self { values, layout, image_size: self.image_size, rest: None })
+    }
+
+    /// Returns the rows and columns of patches, if the model takes any resolution.
+    pub fn grid(&self) -> Option<[i64; 2]> {
+        match self.layout {
+            PixelLayout::Patches { grid } => Some(grid),
+            _ => None,
+        }
+    }
+
+    /// Returns how tokens follow from the crops, if the model takes several.
+    pub fn tiles(&self) -> Option<&Tiles> {
+        match &self.layout {
+            PixelLayout::Crops(tiles) => Some(tiles),
+            _ => None,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
-use super::{Filter, Pixels, Preprocessor, Recipe};
+use super::{Filter, PixelLayout, Pixels, Preprocessor, Recipe};
 use crate::libtorch::{LibtorchError, pinned};
 
 /// Of one picture: 16 megapixels. On the GPU it takes five times as much for a moment.
@@ -68,7 +68,7 @@ impl Preprocessor {
         match pinned(image.as_raw(), &[sides[0], sides[1], 3], device) {
             Ok(values) => {
                 let rest = Rest { preprocessor: self.clone(), _share: share };
-                Some(Pixels { values, grid: None, tiles: None, image_size, rest: Some(Box::new(rest)) })
+                Some(Pixels { values, layout: PixelLayout::Bytes, image_size, rest: Some(Box::new(rest)) })
             }
             Err(error) => {
                 tell_once(&error);

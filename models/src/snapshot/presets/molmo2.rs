@@ -90,7 +90,7 @@ pub(super) const TINY: Sizes = Sizes {
     },
 };
 
-const CHAT_TEMPLATE: &[u8] = include_bytes!("../../../nano/molmo2/chat_template.jinja");
+const CHAT_TEMPLATE: &[u8] = include_bytes!("molmo2_chat_template.jinja");
 /// From the end of the base vocabulary on, in this order.
 const IMAGE_TOKENS: [&str; 9] = [
     "<im_start>",

@@ -1,4 +1,8 @@
-//! `[models.NAME]` of `ensemble.toml`: which snapshot a model is, and how it runs.
+//! `[models.NAME]` of `ensemble.toml`: which snapshot a model is, and how it runs. Knows no architecture: each describes the
+//! options of its own.
+
+mod heads;
+mod spec;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,9 +10,12 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::image::decoded::DECODES;
-use crate::image::preprocess::{InputOptions, OUTPUTS};
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
+
+pub use heads::HEADS;
+pub(crate) use heads::MC_DROPOUT_PASSES;
+pub use spec::{OptionFault, OptionKind, OptionProblem, OptionSpec, OptionStep, OptionTable};
 
 /// `[models.NAME]` in `ensemble.toml`: a snapshot, and how to run it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -32,20 +39,9 @@ pub struct ModelOptions {
     /// What batches are filled up to for their graphs, ascending; none: powers of two. Batches above the last one run
     /// without a graph.
     pub graph_batches: Vec<usize>,
-    /// dinov3 only: the trained head for each task, a safetensors file in the snapshot's folder.
-    pub heads: BTreeMap<String, PathBuf>,
-    /// dinov3 only: how often a head is asked with dropout about each image, for an uncertainty; 0: once, without. Needs
-    /// heads that were trained with dropout. The backbone runs once in any case.
-    pub mc_dropout_passes: usize,
-    /// siglip2 only: whether prompts are put in lower case, as the published ones were trained.
-    pub lowercase: bool,
-    /// florence2 only: `likelihood` (how probable each label's prompts are as captions; also what an empty text
-    /// means) or `detect` (whether the prompts of each label but the first are found in the image, and where).
-    pub mode: String,
-    /// torchscript only: what goes into the module.
-    pub input: InputOptions,
-    /// torchscript only: what comes out of it, in the order of the task's labels: `logits` or `probabilities`.
-    pub output: String,
+    /// The options that only its architecture takes, with the values of the configuration.
+    #[serde(skip)]
+    pub own: OptionTable,
     /// The most images that run together.
     pub max_batch: usize,
     /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
@@ -69,12 +65,7 @@ impl Default for ModelOptions {
             decode: DECODES[0].to_owned(),
             graphs: true,
             graph_batches: Vec::new(),
-            heads: BTreeMap::new(),
-            mc_dropout_passes: 0,
-            lowercase: true,
-            mode: String::new(),
-            input: InputOptions::default(),
-            output: OUTPUTS[0].to_owned(),
+            own: OptionTable::default(),
             max_batch: 32,
             max_delay_ms: 2,
             queue_capacity: 256,
@@ -88,6 +79,26 @@ impl ModelOptions {
     /// Whether JPEGs are decoded no larger than the model needs.
     pub fn decodes_fast(&self) -> bool {
         self.decode == DECODES[1]
+    }
+
+    /// Returns the files of its trained heads, by task.
+    pub fn heads(&self) -> BTreeMap<String, PathBuf> {
+        self.own.task_files(&HEADS)
+    }
+
+    /// Returns the file of the trained head for a task, relative to the snapshot's folder.
+    pub fn head(&self, task: &str) -> Option<PathBuf> {
+        self.heads().remove(task)
+    }
+
+    /// Returns how often a head runs with dropout on each image; 0: once, without.
+    pub fn mc_dropout_passes(&self) -> usize {
+        usize::try_from(self.own.whole(&MC_DROPOUT_PASSES)).unwrap_or(usize::MAX)
+    }
+
+    /// Returns whether nothing but the trained heads differs between the two.
+    pub fn is_same_but_for_heads(&self, other: &Self) -> bool {
+        *self == Self { own: other.own.with_files_of(&self.own, &HEADS), ..other.clone() }
     }
 
     /// Whether a model that is there has graphs.

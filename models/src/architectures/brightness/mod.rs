@@ -1,0 +1,100 @@
+//! An architecture for tests alone: it votes by how bright an image is.
+//!
+//! What it needs besides this folder is what every architecture needs: a line in the registry and a fixture (which its
+//! tests make), and a row in `docs/MODELS.md` once it is for users.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::architecture::Architecture;
+use crate::ModelError;
+use crate::image::preprocess::{Pixels, Preprocessor, stack};
+use crate::inspect::fixture::Fixture;
+use crate::model::{Loaded, Model};
+use crate::options::{ModelOptions, OptionSpec};
+use crate::output::{Scores, scores};
+use crate::runtime::device::Placement;
+use crate::snapshot::folder::Snapshot;
+use crate::task::{TaskId, TaskLabels};
+
+pub(crate) const ARCHITECTURE: Architecture = Architecture {
+    name: "brightness",
+    model_types: &["brightness"],
+    capabilities: &[],
+    options: &[GAIN],
+    fp8: &[],
+    load,
+};
+
+/// An option of its own.
+const GAIN: OptionSpec = OptionSpec::whole("gain", [1, 100], 1, "The factor of the logits.");
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    threshold: f64,
+}
+
+fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Box<dyn Model>, ModelError> {
+    let config: Config = snapshot.json("config.json")?;
+    let mut weights = snapshot.weights(place)?;
+    let slope = weights.tensor("slope", &[1]);
+    let loaded = Loaded {
+        preprocessor: Preprocessor::load(snapshot)?,
+        parameters: weights.finish()?,
+        placement: place,
+    };
+    let gain = options.own.whole(&GAIN) as f64;
+    Ok(Box::new(Brightness { loaded, slope, gain, threshold: config.threshold, tasks: BTreeSet::new() }))
+}
+
+#[derive(Debug)]
+struct Brightness {
+    loaded: Loaded,
+    slope: Tensor,
+    gain: f64,
+    threshold: f64,
+    tasks: BTreeSet<TaskId>,
+}
+
+impl Brightness {
+    /// Returns the logits [images, 2] of pixels [images, 3, height, width]: dark, bright.
+    fn logits(&self, pixels: &Tensor) -> Tensor {
+        let mean = pixels.mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Float).view([-1, 1]);
+        let bright = (mean - self.threshold) * &self.slope * self.gain;
+        Tensor::cat(&[&-&bright, &bright], 1)
+    }
+}
+
+impl Model for Brightness {
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    fn prepare(&mut self, id: TaskId, _: &TaskLabels) -> Result<(), ModelError> {
+        self.tasks.insert(id);
+        Ok(())
+    }
+
+    fn forget(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+    }
+
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+        if !self.tasks.contains(&id) {
+            return Err(ModelError::NotPrepared);
+        }
+        Ok(scores(&self.logits(&stack(images, self.loaded.placement.device)))?)
+    }
+
+    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let images = fixture.images(&["grey"], &self.loaded.preprocessor)?;
+        let pixels = stack(&images.iter().collect::<Vec<_>>(), self.loaded.placement.device);
+        let logits = self.logits(&pixels);
+        Ok(BTreeMap::from([("pixel_values".to_owned(), pixels), ("logits".to_owned(), logits)]))
+    }
+}
