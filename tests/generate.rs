@@ -180,3 +180,95 @@ fn a_client_that_disconnects_frees_the_model() {
     let answer = ask(&server.client, "molmo2", &json!({ "image": image(), "prompt": "What is this?" }));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
+
+/// The counter of requests for text.
+fn texts(client: &Endpoint, model: &str, outcome: &str) -> f64 {
+    let labels = [format!("model=\"{model}\""), format!("outcome=\"{outcome}\"")];
+    client.metric("concord_generate_requests_total", &[&labels[0], &labels[1]])
+}
+
+#[test]
+fn a_full_server_refuses_texts_and_verdicts_alike() {
+    let (_folder, file) = ensemble();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, replace(&text, "max_in_flight = 1024", "max_in_flight = 1")).unwrap();
+    let server = FaultyServer::start(&file);
+    let client = &server.client;
+    server.faults.generating.hold();
+    let url = format!("{}/v1/models/molmo2/generate?prompt=Why&stream=true", client.address);
+    let reading = client.http().post(url).body(photograph(1)).send().unwrap();
+    assert_eq!(reading.status(), 200);
+
+    let body = json!({ "image": image(), "prompt": "What is this?" });
+    for refused in [ask(client, "molmo2", &body), client.classify("roadwork", &photograph(1))] {
+        assert_eq!((refused.status, &refused.body["type"]), (429, &"busy".into()), "{refused:?}");
+        assert_eq!(refused.header("retry-after"), "1");
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.contains("max_in_flight = 1"), "{detail}");
+    }
+    // The permit is free when the text has ended.
+    server.faults.generating.release();
+    let events = reading.text().unwrap();
+    assert!(events.contains("event: done"), "{events}");
+    client
+        .wait_until("nothing is in flight", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
+    assert_eq!(ask(client, "molmo2", &body).status, 200);
+    assert_eq!(client.classify("roadwork", &photograph(1)).status, 200);
+    assert_eq!((texts(client, "molmo2", "busy"), texts(client, "molmo2", "ok")), (1.0, 2.0));
+    assert_eq!(client.metric("concord_generate_request_seconds_count", &["molmo2"]), 2.0);
+    assert_eq!(client.metric("concord_requests_total", &["busy"]), 1.0);
+}
+
+#[test]
+fn texts_are_counted_by_their_outcome() {
+    let (_folder, file) = with_time_limit(1500);
+    let server = FaultyServer::start(&file);
+    let client = &server.client;
+    let body = json!({ "image": image(), "prompt": "What is this?", "max_new_tokens": 4 });
+    assert_eq!(ask(client, "molmo2", &body).status, 200);
+    assert_eq!(ask(client, "nobody", &body).status, 404);
+    assert_eq!(ask(client, "dinov3", &body).status, 404);
+    assert_eq!(ask(client, "molmo2", &json!({ "image": "aGVsbG8=", "prompt": "x" })).status, 400);
+    server.faults.generating.hold();
+    assert_eq!(ask(client, "molmo2", &body).status, 504);
+    let url = format!("{}/v1/models/molmo2/generate?prompt=Why&stream=true", client.address);
+    drop(client.http().post(url).body(photograph(1)).send().unwrap());
+    client.wait_until("it is abandoned", |client| texts(client, "molmo2", "abandoned") == 1.0);
+    server.faults.generating.release();
+    for (model, outcome, count) in [
+        ("molmo2", "ok", 1.0),
+        ("molmo2", "bad_image", 1.0),
+        ("molmo2", "expired", 1.0),
+        ("unknown", "unknown_model", 2.0),
+    ] {
+        assert_eq!(texts(client, model, outcome), count, "{model} {outcome}");
+    }
+    assert_eq!(client.metric("concord_in_flight_requests", &[]), 0.0);
+    assert_eq!(client.metric("concord_generate_requests_total", &["nobody"]), 0.0, "labels are bounded");
+}
+
+#[test]
+fn an_explanation_runs_in_the_permit_of_its_verdict() {
+    let (_folder, file) = with_time_limit(10_000);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, replace(&text, "max_in_flight = 1024", "max_in_flight = 1")).unwrap();
+    let server = FaultyServer::start(&file);
+    let client = &server.client;
+    let url = format!("{}/v1/tasks/roadwork/classify?explain=true", client.address);
+    let explain = || client.http().post(&url).body(photograph(1));
+    let explained = client.send(explain());
+    assert!(explained.body["explanation"]["text"].is_string(), "{explained:?}");
+
+    server.faults.generating.hold();
+    std::thread::scope(|scope| {
+        let explaining = scope.spawn(|| client.send(explain()));
+        client.wait_until("the explanation is being written", |client| {
+            client.metric("concord_queue_depth", &["molmo2"]) == 1.0
+        });
+        let refused = client.classify("roadwork", &photograph(1));
+        assert_eq!(refused.status, 429, "{refused:?}");
+        server.faults.generating.release();
+        assert_eq!(explaining.join().unwrap().status, 200);
+    });
+    assert_eq!(client.metric("concord_generate_requests_total", &[]), 0.0, "no request for text was made");
+}

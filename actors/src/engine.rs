@@ -10,7 +10,6 @@ use std::time::Duration;
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
 use concord_models::{MemoryEstimate, ModelOptions};
-use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
 use crate::cloud::{CloudHandle, CloudSection};
@@ -20,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::{LoadedModel, ModelHandle, Running};
 use crate::plan::{Plan, RunningModels};
 use crate::pool::Pool;
-use crate::router::{Flights, Router, Shared};
+use crate::router::{Admission, Flights, Router, Shared};
 use crate::startup::{Startup, StartupStatus};
 use concord_policy::{Policy, VoteFailure};
 
@@ -134,7 +133,7 @@ impl Engine {
             is_ready: AtomicBool::new(false),
             startup: Startup::default(),
             flights: Flights::default(),
-            admission: Semaphore::new(options.max_in_flight),
+            admission: Admission::new(options.max_in_flight, &metrics.in_flight),
             pool,
             metrics,
             max_pixels: options.max_pixels,

@@ -30,10 +30,8 @@ pub use digest::{Digest, feature_digest};
 pub use engine::{Engine, EngineOptions, LoadError, Loader, ModelInfo, StartError};
 pub use fatal::Fatal;
 pub use metrics::Metrics;
-pub use model::{TextEvent, Written};
+pub use model::{GenerateOutput, TextEvent};
 pub use plan::{Plan, TaskPlan, task_labels};
-pub use router::{
-    CacheOutcome, Caller, Classify, Explanation, Presence, RouteError, Routed, Router, Write, Writing,
-};
+pub use router::{CacheOutcome, Classify, Explanation, Generate, GenerateStream, RouteError, Routed, Router};
 pub use startup::StartupStatus;
 pub use trace::{TRACE_TARGET, Trace};

@@ -19,6 +19,10 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// From the request's arrival at its router to the answer, by `task` and `cache` outcome.
     pub request_seconds: HistogramVec,
+    /// Texts by `model` and `outcome`: `ok`, `abandoned` (the reader left before the end), or why there was none.
+    pub generate_requests: IntCounterVec,
+    /// From the request's arrival at its router to the end of the text, by `model`; of texts that came whole.
+    pub generate_request_seconds: HistogramVec,
     /// By `phase`: `cache_get`, `decode`, `preprocess`, `queue`, `model`.
     pub phase_seconds: HistogramVec,
     /// Requests that are being answered.
@@ -91,6 +95,17 @@ impl Metrics {
                 &SECONDS,
             )?,
             phase_seconds: histograms("phase_seconds", "Where the time goes.", &["phase"], &SECONDS)?,
+            generate_requests: counters(
+                "generate_requests_total",
+                "Requests for text by model and outcome.",
+                &["model", "outcome"],
+            )?,
+            generate_request_seconds: histograms(
+                "generate_request_seconds",
+                "From a request's arrival at its router to the end of the text.",
+                &["model"],
+                &SECONDS,
+            )?,
             in_flight: registered(
                 &registry,
                 IntGauge::new("in_flight_requests", "Requests that are being answered.")?,

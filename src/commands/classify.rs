@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use actix::Addr;
-use concord_actors::{Caller, Classify, Router};
+use concord_actors::{Classify, Router};
 use concord_policy::Policy;
 use futures::stream::{self, StreamExt};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     EXIT_UNUSABLE, EnsembleArgs, TIME_LIMIT, choose_task, print_line, progress_bar, read_at_most, warn,
@@ -112,7 +113,6 @@ async fn verdict_on(
     request: &RequestContext,
 ) -> Result<Verdict, Problem> {
     let image = read_at_most(path, context.server.max_body_bytes)?.into();
-    let (caller, _presence) = Caller::new();
     let question = Classify {
         task: context.task.to_owned(),
         image,
@@ -120,7 +120,7 @@ async fn verdict_on(
         fresh: false,
         explain: false,
         trace: request.trace.clone(),
-        caller,
+        client_left: CancellationToken::new(),
     };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     Ok(Verdict::new(request, &context.router.send(question).await.map_err(lost)??))

@@ -4,8 +4,9 @@
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::web::{Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
-use concord_actors::{Caller, Classify};
+use concord_actors::Classify;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
 use super::auth::Authorized;
 use super::body;
@@ -75,10 +76,11 @@ async fn verdict(
     let image = body::image(incoming.headers(), payload, incoming.max_body_bytes());
     let image = incoming.in_time(image).await?;
     // Dropped with this future when the client disconnects.
-    let (caller, _presence) = Caller::new();
+    let client_left = CancellationToken::new();
+    let _cancels_on_drop = client_left.clone().drop_guard();
     let fresh = incoming.headers().get(CACHE_CONTROL).is_some_and(|value| value == "no-cache");
     let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
-    let question = Classify { task, image, deadline, fresh, explain, trace, caller };
+    let question = Classify { task, image, deadline, fresh, explain, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     let routed = incoming.worker.router.send(question).await.map_err(lost)??;
     Ok(Verdict::new(&incoming.context, &routed))

@@ -2,11 +2,12 @@
 
 use actix_web::web::{Bytes, Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
-use concord_actors::{TextEvent, Write, Writing, Written};
+use concord_actors::{Generate, GenerateOutput, GenerateStream, TextEvent};
 use concord_models::GenerateRequest;
 use concord_policy::Region;
 use futures::Stream;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::auth::Authorized;
@@ -114,15 +115,18 @@ async fn begin(
     model: &str,
     query: GenerateParams,
     payload: Payload,
-) -> Result<(Writing, bool), Problem> {
+) -> Result<(GenerateStream, bool), Problem> {
     let read = body::image_with_params(incoming.headers(), payload, incoming.max_body_bytes());
     let (image, in_body) = incoming.in_time(read).await?;
     let is_streamed = in_body.stream.or(query.stream).unwrap_or(false);
     let request = generate_request(&query, in_body)?;
     let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
-    let write = Write { model: model.to_owned(), image, request, deadline, trace };
+    // Dropped with this future when the client disconnects; later the stream is.
+    let client_left = CancellationToken::new();
+    let _cancels_on_drop = client_left.clone().drop_guard();
+    let generate = Generate { model: model.to_owned(), image, request, deadline, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
-    Ok((incoming.worker.router.send(write).await.map_err(lost)??, is_streamed))
+    Ok((incoming.worker.router.send(generate).await.map_err(lost)??, is_streamed))
 }
 
 /// Checks the parameters; those in the body take precedence over those in the query.
@@ -145,7 +149,7 @@ fn generate_request(query: &GenerateParams, in_body: GenerateParams) -> Result<G
 }
 
 /// Waits for the end of the text.
-async fn end(writing: &mut Writing) -> Result<Written, Problem> {
+async fn end(writing: &mut GenerateStream) -> Result<GenerateOutput, Problem> {
     while let Some(event) = writing.next().await {
         if let TextEvent::Done(outcome) = event {
             return outcome.map_err(|failure| Problem::of_vote(&failure));
@@ -156,7 +160,7 @@ async fn end(writing: &mut Writing) -> Result<Written, Problem> {
 
 /// Returns the text as server-sent events.
 fn pieces(
-    writing: Writing,
+    writing: GenerateStream,
     model: String,
     context: RequestContext,
 ) -> impl Stream<Item = Result<Bytes, actix_web::Error>> {
@@ -188,8 +192,8 @@ fn event(name: &str, data: &impl Serialize) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
-fn report(context: &RequestContext, model: String, written: Written) -> TextReport {
-    let Written { generated, queue, model: in_model } = written;
+fn report(context: &RequestContext, model: String, written: GenerateOutput) -> TextReport {
+    let GenerateOutput { generated, queue, model: in_model } = written;
     TextReport {
         request_id: context.id.to_string(),
         trace_id: context.trace_id.clone(),

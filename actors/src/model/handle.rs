@@ -13,7 +13,7 @@ use concord_models::{
 use super::queue::Entry;
 use super::replica::{Replica, reserve};
 use super::text::TextEntry;
-use super::{ModelActor, Place, Seat, Writer};
+use super::{ModelActor, Place, Seat, TokenSink};
 use crate::Trace;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
@@ -68,13 +68,13 @@ pub(crate) struct LoadedModel {
 
 /// A text that is asked for; its place has been reserved.
 #[derive(Debug)]
-pub(crate) struct AskedText {
+pub(crate) struct TextRequest {
     pub(crate) request: GenerateRequest,
     pub(crate) place: Place,
     pub(crate) ticket: Arc<Ticket>,
     /// The text's span.
     pub(crate) trace: Trace,
-    pub(crate) writer: Writer,
+    pub(crate) sink: TokenSink,
 }
 
 /// A task made ready in a model, under the same name in each of its replicas; forgotten there on drop.
@@ -167,16 +167,16 @@ impl ModelHandle {
     }
 
     /// Makes the image ready and queues the text; the caller is a thread of the CPU pool.
-    pub(crate) fn write(&self, picture: &Picture, text: AskedText) {
-        let AskedText { request, place, ticket, trace, writer } = text;
+    pub(crate) fn write(&self, picture: &Picture, text: TextRequest) {
+        let TextRequest { request, place, ticket, trace, sink } = text;
         match self.preprocessor.apply_picture(picture) {
             Ok(pixels) => {
                 let queued = Instant::now();
                 let replica = Arc::clone(&place.replica);
-                let entry = TextEntry { request, pixels, place, ticket, trace, writer, queued };
+                let entry = TextEntry { request, pixels, place, ticket, trace, sink, queued };
                 replica.queue.push_text(Box::new(entry));
             }
-            Err(error) => writer.done(Err(VoteFailure::new(error.to_string()))),
+            Err(error) => sink.done(Err(VoteFailure::new(error.to_string()))),
         }
     }
 

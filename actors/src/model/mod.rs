@@ -19,13 +19,13 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 use concord_models::ModelOptions;
 
-pub(crate) use self::handle::{AskedText, LoadedModel, ModelHandle, Prepared, Running};
+pub(crate) use self::handle::{LoadedModel, ModelHandle, Prepared, Running, TextRequest};
 pub(crate) use self::replica::Place;
 pub(crate) use self::reply::{Reply, VoteReply};
 pub use self::seat::Loader;
 pub(crate) use self::seat::Seat;
-pub(crate) use self::text::Writer;
-pub use self::text::{TextEvent, Written};
+pub(crate) use self::text::TokenSink;
+pub use self::text::{GenerateOutput, TextEvent};
 
 use self::replica::Replica;
 use self::worker::{Exit, Limits, Worker};

@@ -51,7 +51,7 @@ impl Item {
     fn expire(self) {
         match self {
             Self::Vote(entry) => entry.wanted.reply.expired(),
-            Self::Text(entry) => entry.writer.done(Err(VoteFailure::expired())),
+            Self::Text(entry) => entry.sink.done(Err(VoteFailure::expired())),
         }
     }
 }

@@ -18,12 +18,12 @@ pub enum TextEvent {
     /// A piece that is certain.
     Piece(String),
     /// The end: the whole, or why there is none. Comes once, and last.
-    Done(Result<Written, VoteFailure>),
+    Done(Result<GenerateOutput, VoteFailure>),
 }
 
 /// A text, and what it took.
 #[derive(Debug)]
-pub struct Written {
+pub struct GenerateOutput {
     /// What the model wrote.
     pub generated: Generated,
     /// Waiting for the model, ready to run.
@@ -41,15 +41,15 @@ pub(crate) struct TextEntry {
     pub(crate) ticket: Arc<Ticket>,
     /// The text's span.
     pub(crate) trace: Trace,
-    pub(crate) writer: Writer,
+    pub(crate) sink: TokenSink,
     pub(crate) queued: Instant,
 }
 
 /// Sends a text on. Ends it once: at the latest when it is dropped, which happens to whatever a panic finds on its way.
 #[derive(Debug)]
-pub(crate) struct Writer(Option<mpsc::Sender<TextEvent>>);
+pub(crate) struct TokenSink(Option<mpsc::Sender<TextEvent>>);
 
-impl Writer {
+impl TokenSink {
     /// And where the text arrives. `pieces` is the most that there can be: the channel never fills.
     pub(crate) fn new(pieces: usize) -> (Self, mpsc::Receiver<TextEvent>) {
         let (sender, receiver) = mpsc::channel(pieces + 2);
@@ -65,11 +65,11 @@ impl Writer {
         }
     }
 
-    pub(crate) fn done(mut self, outcome: Result<Written, VoteFailure>) {
+    pub(crate) fn done(mut self, outcome: Result<GenerateOutput, VoteFailure>) {
         self.end(outcome);
     }
 
-    fn end(&mut self, outcome: Result<Written, VoteFailure>) {
+    fn end(&mut self, outcome: Result<GenerateOutput, VoteFailure>) {
         if let Some(sender) = self.0.take() {
             // Whoever has left needs no answer.
             let _left = sender.try_send(TextEvent::Done(outcome));
@@ -77,7 +77,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for TokenSink {
     fn drop(&mut self) {
         let reason = if std::thread::panicking() { "the model panicked" } else { "the model is gone" };
         self.end(Err(VoteFailure::new(reason)));

@@ -15,7 +15,7 @@ use super::queue::{Entry, Work};
 use super::replica::Replica;
 use super::seat::panic_text;
 use super::text::TextEntry;
-use super::{Seat, VoteReply, Written};
+use super::{GenerateOutput, Seat, VoteReply};
 use crate::metrics::Metrics;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
@@ -194,10 +194,10 @@ impl Worker {
 
     /// Writes a text, until it ends, or nobody reads it any more.
     fn write(&self, seat: &Seat, entry: TextEntry) {
-        let TextEntry { request, pixels, place, ticket, trace, writer, queued } = entry;
+        let TextEntry { request, pixels, place, ticket, trace, sink, queued } = entry;
         let started = Instant::now();
         let mut on_text = |text: &str| {
-            if ticket.unwanted().is_some() { ControlFlow::Break(()) } else { writer.piece(text) }
+            if ticket.unwanted().is_some() { ControlFlow::Break(()) } else { sink.piece(text) }
         };
         let outcome = seat.write(&pixels, &request, &mut on_text);
         let (queue, model) = (started.saturating_duration_since(queued), started.elapsed());
@@ -205,7 +205,7 @@ impl Worker {
             Ok(_) if ticket.unwanted().is_some() => Err(VoteFailure::expired()),
             Ok(generated) => {
                 trace.record("tokens", generated.new_tokens);
-                Ok(Written { generated, queue, model })
+                Ok(GenerateOutput { generated, queue, model })
             }
             Err(error @ ModelError::Unsupported(_)) => {
                 Err(VoteFailure::of(FailureKind::Refused, error.to_string()))
@@ -213,7 +213,7 @@ impl Worker {
             Err(error) => Err(VoteFailure::new(error.to_string())),
         };
         drop(place);
-        writer.done(outcome);
+        sink.done(outcome);
     }
 
     fn count(&self, batch: &[Entry], started: Instant, model: Duration) {

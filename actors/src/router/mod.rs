@@ -1,11 +1,12 @@
 //! The Router actor: a request in, the answer out. The only actor that knows a policy.
 
+mod admission;
 mod cascade;
 mod error;
 mod explain;
 mod flight;
+mod generate;
 mod pictures;
-mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,16 +15,17 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr, Context, Handler, Message, ResponseFuture};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures::FutureExt;
-use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::admission::Admission;
 pub use self::error::RouteError;
 pub use self::explain::Explanation;
 pub(crate) use self::flight::Flights;
-pub use self::write::{Write, Writing};
+pub use self::generate::{Generate, GenerateStream};
 
+use self::admission::while_wanted;
 use self::cascade::{Cascade, Computed};
-use self::explain::Wish;
+use self::explain::ExplainRequest;
 use self::flight::{Boarding, Start};
 use crate::Trace;
 use crate::cache::{Cache, Get, KnownVote, Lookup, Value};
@@ -56,24 +58,8 @@ pub struct Classify {
     pub explain: bool,
     /// The request's span.
     pub trace: Trace,
-    /// Told when whoever asked has left.
-    pub caller: Caller,
-}
-
-/// Tells a router that whoever asked has left.
-#[derive(Debug)]
-pub struct Caller(oneshot::Receiver<()>);
-
-/// Kept by whoever asks; dropping it means leaving.
-#[derive(Debug)]
-pub struct Presence(#[expect(dead_code, reason = "its drop is what it is for")] oneshot::Sender<()>);
-
-impl Caller {
-    /// A caller, who is there as long as the presence is kept.
-    pub fn new() -> (Self, Presence) {
-        let (sender, receiver) = oneshot::channel();
-        (Self(receiver), Presence(sender))
-    }
+    /// Cancelled when the client has left.
+    pub client_left: CancellationToken,
 }
 
 /// An answer, and how it came about.
@@ -130,10 +116,17 @@ pub(crate) struct Shared {
     pub(crate) is_ready: AtomicBool,
     pub(crate) startup: Startup,
     pub(crate) flights: Flights,
-    pub(crate) admission: Semaphore,
+    pub(crate) admission: Admission,
     pub(crate) pool: Pool,
     pub(crate) metrics: Metrics,
     pub(crate) max_pixels: u64,
+}
+
+impl Shared {
+    /// Refuses requests while the models are being loaded or warmed up.
+    fn check_ready(&self) -> Result<(), RouteError> {
+        if self.is_ready.load(Ordering::Acquire) { Ok(()) } else { Err(RouteError::NotReady) }
+    }
 }
 
 /// The actor: one on each HTTP worker's thread, with a cache actor beside it.
@@ -176,36 +169,23 @@ struct Route {
 
 impl Route {
     async fn answer(self, mut request: Classify) -> Result<Routed, RouteError> {
-        self.shared.metrics.in_flight.inc();
+        let _in_flight = self.shared.admission.arrive();
         request.trace = request.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "route", concord.service = "concord-router",
                 task = request.task, cache = tracing::field::Empty, stage = tracing::field::Empty,
                 outcome = tracing::field::Empty)
         });
-        let task = self.task(&request.task);
-        let known_task = task.as_ref().ok().cloned();
         let trace = request.trace.clone();
-        let result = match task {
-            Ok(task) => {
-                let wish = request.explain.then(|| Wish::of(&request));
-                let mut result = self.answer_task(task, request).await;
-                if let (Ok(routed), Some(wish)) = (&mut result, wish) {
-                    routed.explanation = Some(explain::explain(&self.shared, routed, wish).await);
-                    routed.total = self.arrived.elapsed();
-                }
-                result
-            }
-            Err(error) => Err(error),
+        let (known_task, result) = match self.task(&request.task) {
+            Ok(task) => (Some(Arc::clone(&task)), self.admitted(task, request).await),
+            Err(error) => (None, Err(error)),
         };
         self.count(known_task.as_deref(), &result, &trace);
-        self.shared.metrics.in_flight.dec();
         result
     }
 
     fn task(&self, name: &str) -> Result<Arc<TaskPlan>, RouteError> {
-        if !self.shared.is_ready.load(Ordering::Acquire) {
-            return Err(RouteError::NotReady);
-        }
+        self.shared.check_ready()?;
         let plan = self.shared.plan.load();
         plan.task(name).cloned().ok_or_else(|| RouteError::UnknownTask {
             task: name.to_owned(),
@@ -213,10 +193,19 @@ impl Route {
         })
     }
 
+    /// Answers and, where that is asked for, explains, all within one permit.
+    async fn admitted(&self, task: Arc<TaskPlan>, request: Classify) -> Result<Routed, RouteError> {
+        let _permit = self.shared.admission.admit()?;
+        let explain_request = request.explain.then(|| ExplainRequest::of(&request));
+        let mut routed = self.answer_task(task, request).await?;
+        if let Some(explain_request) = explain_request {
+            routed.explanation = Some(explain::explain(&self.shared, &routed, explain_request).await);
+            routed.total = self.arrived.elapsed();
+        }
+        Ok(routed)
+    }
+
     async fn answer_task(&self, task: Arc<TaskPlan>, request: Classify) -> Result<Routed, RouteError> {
-        let _admitted = self.shared.admission.try_acquire().map_err(|_| {
-            RouteError::Busy("as many requests are in flight as may be (max_in_flight)".to_owned())
-        })?;
         let image = self.digest(&request.image).await?;
         let verdict_key = task.verdict_key(&image);
         let vote_keys = task.vote_keys(&image);
@@ -246,7 +235,9 @@ impl Route {
             };
             self.start(cascade, start, known(found.votes));
         }
-        let computed = wait(boarding.arrival, request.deadline, request.caller).await?;
+        let arrived = while_wanted(request.deadline, &request.client_left, boarding.arrival).await?;
+        let computed =
+            arrived.unwrap_or(Err(RouteError::Lost("its computation ended without an outcome")))?;
         drop(boarding.waiter);
         let Computed { answer, decode } = &*computed;
         let cache = if joined { CacheOutcome::Joined } else { outcome_of(answer) };
@@ -314,21 +305,6 @@ impl Route {
 
 /// Stages as labels; ensembles have fewer.
 const STAGES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-
-/// The outcome, or whatever ends the waiting before.
-async fn wait(
-    arrival: flight::Arrival,
-    deadline: Instant,
-    caller: Caller,
-) -> Result<Arc<Computed>, RouteError> {
-    // Nothing is ever sent to a caller's channel: it only closes.
-    let caller_left = caller.0.map(drop);
-    tokio::select! {
-        outcome = arrival => outcome.unwrap_or(Err(RouteError::Lost("its computation ended without an outcome"))),
-        () = tokio::time::sleep_until(deadline.into()) => Err(RouteError::Expired),
-        () = caller_left => Err(RouteError::Expired),
-    }
-}
 
 fn known(values: Vec<Option<Value>>) -> Vec<Option<KnownVote>> {
     let known = |value| match value {

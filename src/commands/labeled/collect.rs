@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use actix::Addr;
 use bytes::Bytes;
-use concord_actors::{Caller, Classify, Digest, Engine, Router};
+use concord_actors::{Classify, Digest, Engine, Router};
 use concord_policy::Opinion;
 use futures::future::join;
 use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;
+use tokio_util::sync::CancellationToken;
 
 use super::super::arguments::TIME_LIMIT;
 use super::read::{Digests, Limits, LoadedImage, read_all, read_at_once};
@@ -122,7 +123,6 @@ impl VoteCollector<'_> {
 
     /// Asks every model about an image.
     async fn ask(&self, image: Bytes) -> Result<Vec<Opinion>, String> {
-        let (caller, _presence) = Caller::new();
         let question = Classify {
             task: self.task.to_owned(),
             image,
@@ -130,7 +130,7 @@ impl VoteCollector<'_> {
             fresh: true,
             explain: false,
             trace: Sampling::none().request("labeled", None).trace,
-            caller,
+            client_left: CancellationToken::new(),
         };
         let routed = self.router.send(question).await.map_err(|_| "the router did not answer".to_owned())?;
         Ok(routed.map_err(|error| error.to_string())?.answer.opinions.clone())
