@@ -2,8 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Error, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry,
+    CounterVec, Error, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 /// From a cache hit, in tens of microseconds, to the longest timeouts.
@@ -57,10 +57,11 @@ pub struct Metrics {
     pub graph_fallbacks: IntCounterVec,
     /// How often the thread of a `model` was started again after a panic.
     pub restarts: IntCounterVec,
-    /// Changes of the configuration, by `outcome` (`applied`, `rejected`, `unchanged`).
+    /// Changes of the configuration, by `outcome` (`applied`, `rejected`).
     pub config_reloads: IntCounterVec,
-    /// The faults of the configuration file as it is now, by `location` and `fault`; none where it is in use.
-    pub config_faults: GaugeVec,
+    /// How many faults the configuration file has as it is now; 0 while it is in use. The log names them: their text and
+    /// location are unbounded, and so are no labels.
+    pub config_faults: IntGauge,
     /// 1 while requests are taken.
     pub ready: Gauge,
 }
@@ -94,7 +95,6 @@ impl Metrics {
                 &["task", "cache"],
                 &SECONDS,
             )?,
-            phase_seconds: histograms("phase_seconds", "Where the time goes.", &["phase"], &SECONDS)?,
             generate_requests: counters(
                 "generate_requests_total",
                 "Requests for text by model and outcome.",
@@ -106,6 +106,7 @@ impl Metrics {
                 &["model"],
                 &SECONDS,
             )?,
+            phase_seconds: histograms("phase_seconds", "Where the time goes.", &["phase"], &SECONDS)?,
             in_flight: registered(
                 &registry,
                 IntGauge::new("in_flight_requests", "Requests that are being answered.")?,
@@ -169,10 +170,7 @@ impl Metrics {
             )?,
             config_faults: registered(
                 &registry,
-                GaugeVec::new(
-                    Opts::new("config_fault", "1 for each fault of the configuration file as it is now."),
-                    &["location", "fault"],
-                )?,
+                IntGauge::new("config_faults", "Faults of the configuration file as it is now.")?,
             )?,
             ready: registered(&registry, Gauge::new("ready", "1 while requests are taken.")?)?,
             registry,

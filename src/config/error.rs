@@ -46,20 +46,24 @@ impl Faults {
     pub fn faults(&self) -> &[Located] {
         &self.faults
     }
+
+    /// Returns a location as messages write it: the file with line and column, or the variable's name.
+    pub fn place(&self, location: &Location) -> String {
+        let file = &self.file;
+        match location {
+            Location::File => file.clone(),
+            Location::Line(line) => format!("{file}:{line}"),
+            Location::Column { line, column } => format!("{file}:{line}:{column}"),
+            Location::Variable(name) => name.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Faults {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Located { location, fault }) in self.faults.iter().enumerate() {
             let newline = if index == 0 { "" } else { "\n" };
-            write!(formatter, "{newline}")?;
-            match location {
-                Location::File => write!(formatter, "{}", self.file)?,
-                Location::Line(line) => write!(formatter, "{}:{line}", self.file)?,
-                Location::Column { line, column } => write!(formatter, "{}:{line}:{column}", self.file)?,
-                Location::Variable(name) => formatter.write_str(name)?,
-            }
-            write!(formatter, ": {fault}")?;
+            write!(formatter, "{newline}{}: {fault}", self.place(location))?;
         }
         Ok(())
     }

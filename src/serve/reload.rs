@@ -9,12 +9,14 @@ use concord_actors::Engine;
 use concord_policy::Policy;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-use crate::config::{Change, ConfigError, Ensemble, change};
+use crate::config::{Change, ConfigError, Ensemble, Located, change};
 
 /// Editors write a file in several steps; it is read when they have been quiet for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// The faults that metrics name; a file with more is not worth more labels.
-const FAULTS_IN_METRICS_MAX: usize = 32;
+/// The outcomes in `concord_config_reloads_total`.
+const APPLIED: &str = "applied";
+const REJECTED: &str = "rejected";
+const FAULTY: &str = "the changed configuration is faulty, and the old one stays in force";
 
 /// Follows the file until it is dropped.
 pub(super) struct Reloader {
@@ -26,7 +28,7 @@ impl Reloader {
     /// Watches the folder, not the file: editors and Kubernetes replace it by another of the same name.
     pub(super) fn start(file: PathBuf, started: Ensemble, engine: &Arc<Engine>) -> Self {
         let (changed, changes) = mpsc::channel();
-        let follower = Follower { file, started, engine: Arc::clone(engine), seen: None, told: None };
+        let follower = Follower { file, started, engine: Arc::clone(engine), seen: None, reported: None };
         let folder = follower.folder();
         let watch = || {
             let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -58,9 +60,9 @@ struct Follower {
     engine: Arc<Engine>,
     /// What the file said when it was last read; `None` before that, and when it could not be.
     seen: Option<Ensemble>,
-    /// What was wrong with it then. Other files of the folder change too, the log for instance, and must not make it
-    /// longer.
-    told: Option<String>,
+    /// The error that was logged last, while it stands. Other files of the folder change too, the log for instance, and
+    /// must not have it logged again.
+    reported: Option<String>,
 }
 
 impl Follower {
@@ -82,42 +84,49 @@ impl Follower {
     }
 
     fn reload(&mut self) {
-        let metrics = self.engine.metrics().clone();
-        let count = |outcome: &str| metrics.config_reloads.with_label_values(&[outcome]).inc();
         match Ensemble::load(&self.file) {
-            // A head may have been trained again under its old name.
-            Ok(ensemble) if self.seen.as_ref() == Some(&ensemble) => {
-                let tasks = change(&self.started, &self.current(), &ensemble).tasks;
-                match self.engine.apply(&tasks, ensemble.models()) {
-                    Ok(()) => self.told = None,
-                    Err(error) if self.is_news(&error.to_string()) => {
-                        tracing::error!(%error, "a head that has changed cannot be used, and the old one stays");
-                    }
-                    Err(_) => {}
-                }
-            }
+            Ok(ensemble) if self.seen.as_ref() == Some(&ensemble) => self.reload_heads(&ensemble),
             Ok(ensemble) => {
-                self.told = None;
-                metrics.config_faults.reset();
+                self.reported = None;
                 let change = change(&self.started, &self.current(), &ensemble);
-                count(if self.apply(&change, &ensemble) { "applied" } else { "rejected" });
+                let outcome = if self.apply(&change, &ensemble) { APPLIED } else { REJECTED };
+                self.count(outcome);
                 self.seen = Some(ensemble);
             }
             Err(error) => {
                 self.seen = None;
                 if self.is_news(&error.to_string()) {
-                    // Whoever sees the count finds it told.
-                    self.tell(&error);
-                    count("rejected");
+                    // Before it is counted, so that whoever sees the count finds the log and the gauge.
+                    self.report(&error);
+                    self.count(REJECTED);
                 }
             }
         }
     }
 
-    /// Whether a fault has not been told yet; it has been then.
-    fn is_news(&mut self, fault: &str) -> bool {
-        let is_news = self.told.as_deref() != Some(fault);
-        self.told = Some(fault.to_owned());
+    /// The file is the same, but a head may have been trained again under its old name.
+    fn reload_heads(&mut self, ensemble: &Ensemble) {
+        let tasks = change(&self.started, &self.current(), ensemble).tasks;
+        match self.engine.apply(&tasks, ensemble.models()) {
+            Ok(()) => {
+                self.reported = None;
+                self.set_fault_count(0);
+            }
+            Err(error) => {
+                self.set_fault_count(error.failures.len());
+                if self.is_news(&error.to_string()) {
+                    for (model, failure) in &error.failures {
+                        tracing::error!(model, %failure, "a head that has changed cannot be used, and the old one stays in force");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether an error has not been reported yet, and takes it for reported.
+    fn is_news(&mut self, error: &str) -> bool {
+        let is_news = self.reported.as_deref() != Some(error);
+        self.reported = Some(error.to_owned());
         is_news
     }
 
@@ -127,49 +136,53 @@ impl Follower {
         plan.tasks().map(|task| (task.name().to_owned(), task.policy().clone())).collect()
     }
 
+    /// Applies the change and returns true, or reports why it cannot be applied.
     fn apply(&mut self, change: &Change, ensemble: &Ensemble) -> bool {
         for what in &change.needs_restart {
             tracing::warn!(what, "needs a restart, and stays as it was");
         }
         match self.engine.apply(&change.tasks, ensemble.models()) {
             Ok(()) => {
+                self.set_fault_count(0);
                 tracing::info!(tasks = change.tasks.len(), "the changed configuration applies from now on");
                 true
             }
             Err(error) => {
-                self.told = Some(error.to_string());
+                self.reported = Some(error.to_string());
+                self.set_fault_count(error.failures.len());
                 for (model, failure) in &error.failures {
-                    let fault = format!("model {model}: {failure}");
-                    tracing::error!(fault, "the changed configuration cannot be used, and the old one stays");
-                    self.fault_in_metrics(&self.file.display().to_string(), &fault);
+                    tracing::error!(
+                        model,
+                        %failure,
+                        "the changed configuration cannot be used, and the old one stays in force"
+                    );
                 }
                 false
             }
         }
     }
 
-    /// Names every fault, and what stays in force.
-    fn tell(&self, error: &ConfigError) {
-        self.engine.metrics().config_faults.reset();
-        const KEPT: &str = "the changed configuration is faulty, and the old one stays";
+    /// Logs every fault of the file, and shows how many there are.
+    fn report(&self, error: &ConfigError) {
         match error {
-            ConfigError::Read { .. } => {
-                tracing::error!(fault = %error, "{KEPT}");
-                self.fault_in_metrics(&self.file.display().to_string(), &error.to_string());
+            ConfigError::Read { path, source } => {
+                self.set_fault_count(1);
+                tracing::error!(location = %path.display(), fault = %source, "{FAULTY}");
             }
             ConfigError::Faults(faults) => {
-                for (index, line) in faults.to_string().lines().enumerate() {
-                    tracing::error!(fault = line, "{KEPT}");
-                    if index < FAULTS_IN_METRICS_MAX {
-                        let (location, fault) = line.split_once(": ").unwrap_or(("", line));
-                        self.fault_in_metrics(location, fault);
-                    }
+                self.set_fault_count(faults.faults().len());
+                for Located { location, fault } in faults.faults() {
+                    tracing::error!(location = faults.place(location), %fault, "{FAULTY}");
                 }
             }
         }
     }
 
-    fn fault_in_metrics(&self, location: &str, fault: &str) {
-        self.engine.metrics().config_faults.with_label_values(&[location, fault]).set(1.0);
+    fn set_fault_count(&self, count: usize) {
+        self.engine.metrics().config_faults.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    fn count(&self, outcome: &str) {
+        self.engine.metrics().config_reloads.with_label_values(&[outcome]).inc();
     }
 }
