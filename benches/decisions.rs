@@ -12,8 +12,8 @@ use std::sync::Arc;
 use concord_actors::Digest;
 use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
 use concord_policy::{
-    Context, Cost, Dense, Evidence, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Logits, Network,
-    Policy, TaskSection, Vote, decide,
+    Context, Cost, Dense, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Network, Policy, Source,
+    TaskSection, Vote, decide,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
@@ -44,12 +44,14 @@ fn policy(labels: usize, method: FusionMethod) -> Policy {
 }
 
 fn votes(labels: usize) -> Vec<Vote> {
-    let logits = |model: usize| (0..labels).map(|label| ((label * 7 + model) % 11) as f32 * 0.3).collect();
+    let logits = |model: usize| -> Vec<f32> {
+        (0..labels).map(|label| ((label * 7 + model) % 11) as f32 * 0.3).collect()
+    };
     let vote = |(index, model): (usize, &&str)| Vote {
         model: Arc::from(*model),
-        outcome: Ok(Logits::new(logits(index), labels).expect("the logits are finite")),
-        evidence: Evidence::default(),
+        output: Ok(logits(index).into()),
         cost: Cost::default(),
+        source: Source::Fresh,
     };
     MODELS.iter().enumerate().map(vote).collect()
 }
@@ -92,7 +94,8 @@ fn learned(criterion: &mut Criterion) {
     section["stages"][0]["accept"]["gate"] = json!(1.0);
     let policy = validated(section).with_learned(Arc::new(learned));
     let mut votes = votes(2);
-    votes[0].evidence.feature = Some(vec![0.5; FEATURE].into());
+    let output = votes[0].output.as_mut().expect("it has voted");
+    output.evidence.feature = Some(vec![0.5; FEATURE].into());
     criterion.bench_function("decide/2 labels, 4 votes, learned weights and a gate", |bencher| {
         bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
     });

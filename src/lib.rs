@@ -12,7 +12,7 @@ mod head;
 pub mod http;
 pub mod inputs;
 pub mod problem;
+pub mod response;
 pub mod serve;
 mod table;
 pub mod telemetry;
-pub mod verdict;

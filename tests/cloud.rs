@@ -147,10 +147,13 @@ fn repeated_refusals_are_retried_and_then_open_the_circuit() {
     }
     assert_eq!(cloud.requests().len(), 5 * 3, "each question is sent three times");
     for number in 5..8 {
-        assert_eq!(hosted(&server.client.classify("roadwork", &photograph(number)))["failure"], "left_alone");
+        assert_eq!(
+            hosted(&server.client.classify("roadwork", &photograph(number)))["failure"],
+            "circuit_open"
+        );
     }
     assert_eq!(cloud.requests().len(), 5 * 3, "then the circuit is open");
-    assert_eq!(server.client.metric("concord_votes_total", &["hosted", "left_alone"]), 3.0);
+    assert_eq!(server.client.metric("concord_votes_total", &["hosted", "circuit_open"]), 3.0);
 }
 
 #[test]

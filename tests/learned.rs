@@ -155,7 +155,7 @@ fn a_stage_that_would_count_for_too_little_is_left_out_and_the_verdict_says_so()
     // Nothing that a verdict has is missing in its description.
     let api = server.client.get("/openapi.json").body;
     for field in ["gate", "skipped", "fallbacks"] {
-        assert!(api["components"]["schemas"]["Verdict"]["properties"][field].is_object(), "{field}");
+        assert!(api["components"]["schemas"]["ClassifyResponse"]["properties"][field].is_object(), "{field}");
     }
 }
 
@@ -180,7 +180,7 @@ fn without_the_backbone_what_is_configured_counts_and_the_verdict_says_so() {
     let failing = server.client.classify("roadwork", &image).body;
     assert_eq!((&failing["votes"][0]["failure"], &failing["complete"]), (&json!("failed"), &json!(false)));
     assert_eq!(weights(&failing), [0.75, 0.25]);
-    let expected = json!([{ "part": "weights", "stage": 2, "why": "backbone_failed" }]);
+    let expected = json!([{ "part": "weights", "stage": 2, "reason": "backbone_failed" }]);
     assert_eq!(failing["fallbacks"], expected, "{failing}");
     let counted = ["task=\"roadwork\"", "part=\"weights\"", "why=\"backbone_failed\""];
     assert_eq!(server.client.metric("concord_learned_fallbacks_total", &counted), 1.0);

@@ -270,7 +270,7 @@ fn the_endpoint_describes_itself() {
         assert!(api["paths"][path].is_object(), "{path} is not described");
     }
     let verdict = client.classify("roadwork", &photograph(1)).body;
-    let described = api["components"]["schemas"]["Verdict"]["properties"].as_object().unwrap();
+    let described = api["components"]["schemas"]["ClassifyResponse"]["properties"].as_object().unwrap();
     let fields: Vec<&String> = verdict.as_object().unwrap().keys().collect();
     assert!(fields.iter().all(|field| described.contains_key(*field)), "{fields:?} {described:?}");
     let problem = &api["components"]["schemas"]["Problem"]["properties"];

@@ -46,7 +46,7 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
     pub dropped: IntCounterVec,
-    /// Votes by `model` and `outcome` (`given`, `failed`, `busy`, `expired`, `over_budget`, `left_alone`, `timed_out`).
+    /// Votes by `model` and `outcome` (`ok`, `failed`, `busy`, `expired`, `over_budget`, `circuit_open`, `timed_out`).
     pub votes: IntCounterVec,
     /// Learned parts of a `task` that could not be used, by `part` (`weights`, `gate`, `min_weight`) and `why`; votes that were
     /// fused again are counted again.

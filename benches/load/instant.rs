@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use concord_models::parity::Fixture;
-use concord_models::{
-    Loaded, Model, ModelError, Pixels, Placement, Preprocessor, Scores, TaskId, TaskLabels,
-};
+use concord_models::{Loaded, Model, ModelError, Pixels, Placement, Preprocessor, TaskId, TaskLabels};
+use concord_policy::ModelOutput;
 use tch::{Device, Kind, Tensor};
 
 /// A model that takes images as they are, and always returns the same vote.
@@ -36,7 +35,7 @@ impl Model for Instant {
     fn forget(&mut self, _: TaskId) {}
 
     /// Votes for the second of two labels with near certainty.
-    fn classify(&self, _: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, _: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         if !self.per_batch.is_zero() {
             std::thread::sleep(self.per_batch);
         }

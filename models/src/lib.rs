@@ -38,7 +38,6 @@ pub use model::{Loaded, Model};
 pub use options::{
     HEADS, ModelOptions, OptionFault, OptionKind, OptionProblem, OptionSpec, OptionStep, OptionTable,
 };
-pub use output::Scores;
 pub use runtime::cuda_graphs::graph_fallbacks;
 pub use runtime::device::{
     DEVICES, DTYPES, DeviceWish, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use concord_policy::ModelOutput;
 use tch::{Device, Tensor};
 
 use crate::ModelError;
@@ -11,7 +12,6 @@ use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::inspect::bench_target::Part;
 use crate::inspect::fixture::Fixture;
 use crate::options::ModelOptions;
-use crate::output::Scores;
 use crate::runtime::cuda_graphs::{buckets, take_fallbacks_here};
 use crate::runtime::device::Placement;
 use crate::task::{TaskId, TaskLabels};
@@ -50,7 +50,7 @@ pub trait Model: Send + std::fmt::Debug {
     ///
     /// # Errors
     /// When it was not, or libtorch refuses.
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError>;
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError>;
 
     /// The batch sizes that are run before requests come, in this order. A batch of one has run by then: each task is
     /// tried with one image when it is prepared.

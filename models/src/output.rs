@@ -1,41 +1,28 @@
-//! What a model says about one image.
+//! From tensors to the outputs of a model, one for each image.
 
-use concord_policy::Region;
+use std::sync::Arc;
+
+use concord_policy::{Evidence, ModelOutput};
 use tch::{Kind, Tensor};
 
-/// What a model says about one image for one task.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scores {
-    /// Uncalibrated, one for each label.
-    pub logits: Vec<f32>,
-    /// What was found in the image, where the model looks for things.
-    pub regions: Vec<Region>,
-    /// What the backbone made of the image, where the model is a head on one: its CLS token after the final norm.
-    pub feature: Option<Vec<f32>>,
-    /// How much passes with dropout differ in their answers, where there are several: their mutual information in nats.
-    pub uncertainty: Option<f32>,
+/// Returns the rows of logits [images, labels] as outputs.
+pub(crate) fn outputs(logits: &Tensor) -> Result<Vec<ModelOutput>, tch::TchError> {
+    Ok(rows(logits)?.into_iter().map(ModelOutput::from).collect())
 }
 
-impl From<Vec<f32>> for Scores {
-    fn from(logits: Vec<f32>) -> Self {
-        Self { logits, ..Self::default() }
-    }
-}
-
-/// The logits [images, labels] as the answers that they are.
-pub(crate) fn scores(logits: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
-    Ok(rows(logits)?.into_iter().map(Scores::from).collect())
-}
-
-/// The same with what they were made of, [images, width]: copied to the CPU together, as a GPU is waited for once then.
-pub(crate) fn scores_with_features(logits: &Tensor, features: &Tensor) -> Result<Vec<Scores>, tch::TchError> {
+/// Returns the same with the features [images, width] that the logits were computed from. Both are copied to the CPU
+/// together, as a GPU is waited for once then.
+pub(crate) fn outputs_with_features(
+    logits: &Tensor,
+    features: &Tensor,
+) -> Result<Vec<ModelOutput>, tch::TchError> {
     let labels = usize::try_from(logits.size().last().copied().unwrap_or_default()).unwrap_or_default();
     let both = Tensor::f_cat(&[logits, features], -1)?;
-    let scores = |mut row: Vec<f32>| {
-        let feature = Some(row.split_off(labels));
-        Scores { feature, ..Scores::from(row) }
+    let output = |mut row: Vec<f32>| {
+        let feature = Some(Arc::from(row.split_off(labels)));
+        ModelOutput { logits: row, evidence: Evidence { feature, ..Evidence::default() } }
     };
-    Ok(rows(&both)?.into_iter().map(scores).collect())
+    Ok(rows(&both)?.into_iter().map(output).collect())
 }
 
 fn rows(values: &Tensor) -> Result<Vec<Vec<f32>>, tch::TchError> {

@@ -115,7 +115,7 @@ fn a_batch_of_n_equals_n_single_runs() {
         for (image, in_batch) in images.iter().zip(&together) {
             let alone = &model.classify(TaskId(1), &[image]).unwrap()[0];
             assert_close(&alone.logits, &in_batch.logits, 1e-4);
-            assert_eq!(alone.regions, in_batch.regions, "{mode}");
+            assert_eq!(alone.evidence.regions, in_batch.evidence.regions, "{mode}");
         }
     }
 }
@@ -125,8 +125,8 @@ fn what_is_detected_lies_in_the_image() {
     let mut model = load(&fixture(), "detect", "fp32").unwrap();
     model.prepare(TaskId(1), &task()).unwrap();
     let scores = model.classify(TaskId(1), &[&image(model.as_ref())]).unwrap();
-    assert!(!scores[0].regions.is_empty());
-    for region in &scores[0].regions {
+    assert!(!scores[0].evidence.regions.is_empty());
+    for region in &*scores[0].evidence.regions {
         assert!(task().labels[1..].iter().any(|(_, prompts)| prompts.contains(&region.label)), "{region:?}");
         let Shape::Box([left, top, right, bottom]) = region.shape else { unreachable!("not a box") };
         let is_inside = 0.0 <= left && left <= right && right < IMAGE_SIZE[0];

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use concord_models::{
     Architecture, FeatureSet, HeadKind, HeadTraining, Model, ModelError, ModelOptions, OptionTable, Pixels,
-    RgbImage, Scores, TaskId, TaskLabels, TrainedHead, load_model, train_head,
+    RgbImage, TaskId, TaskLabels, TrainedHead, load_model, train_head,
 };
+use concord_policy::ModelOutput;
 
 const TASK: TaskId = TaskId(1);
 const LABELS: [&str; 3] = ["red", "green", "blue"];
@@ -100,7 +101,7 @@ fn written(head: &TrainedHead, folder: &Path) -> TaskLabels {
     }
 }
 
-fn votes(model: &mut dyn Model, task: &TaskLabels, images: &[&Pixels]) -> Vec<Scores> {
+fn votes(model: &mut dyn Model, task: &TaskLabels, images: &[&Pixels]) -> Vec<ModelOutput> {
     model.prepare(TASK, task).unwrap();
     model.classify(TASK, images).unwrap()
 }
@@ -126,7 +127,7 @@ fn a_head_says_of_images_what_it_said_of_their_features() {
         let votes = votes(&mut *model, &task, &images.iter().collect::<Vec<_>>());
         for (vote, expected) in votes.iter().zip(&expected) {
             assert_close(&vote.logits, &expected.logits, kind.name());
-            assert_eq!(vote.uncertainty, None);
+            assert_eq!(vote.evidence.uncertainty, None);
         }
     }
 }
@@ -145,15 +146,18 @@ fn passes_with_dropout_are_the_same_for_every_batch() {
     let mut most_uncertain = 0.0_f32;
     for (index, image) in images.iter().enumerate() {
         let alone = &model.classify(TASK, &[image]).unwrap()[0];
-        let (logits, uncertainty) = (&together[index].logits, together[index].uncertainty.unwrap());
+        let (logits, uncertainty) = (&together[index].logits, together[index].evidence.uncertainty.unwrap());
         assert_close(&alone.logits, logits, "a batch of one");
-        assert_close(&[alone.uncertainty.unwrap()], &[uncertainty], "a batch of one");
+        assert_close(&[alone.evidence.uncertainty.unwrap()], &[uncertainty], "a batch of one");
         assert_close(&judged[index].logits, logits, "what it was judged by");
         let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
         assert!((sum - 1.0).abs() < 1e-4, "the logits are logarithms of probabilities: {logits:?}");
         assert!((0.0..=3.0_f32.ln()).contains(&uncertainty), "{uncertainty}");
-        assert!(together[index].feature == plain[index].feature && plain[index].feature.is_some());
-        assert_close(&[once[index].uncertainty.unwrap()], &[0.0], "one pass agrees with itself");
+        assert!(
+            together[index].evidence.feature == plain[index].evidence.feature
+                && plain[index].evidence.feature.is_some()
+        );
+        assert_close(&[once[index].evidence.uncertainty.unwrap()], &[0.0], "one pass agrees with itself");
         most_uncertain = most_uncertain.max(uncertainty);
     }
     assert!(most_uncertain > 1e-4, "the passes differ: {most_uncertain}");

@@ -94,9 +94,9 @@ impl VectorScaling {
     }
 }
 
-impl Logits {
+impl Logits<'_> {
     /// The probabilities that a calibration makes of the logits. One of vector scaling has as many labels as these.
-    pub fn calibrated(&self, calibration: &Calibration) -> Distribution {
+    pub fn calibrated(self, calibration: &Calibration) -> Distribution {
         match calibration {
             Calibration::Temperature(temperature) => self.softmax(*temperature),
             Calibration::Vector(scaling) => scaling.applied(&self.log_probabilities()),
@@ -104,11 +104,11 @@ impl Logits {
     }
 
     /// The logarithm of each label's uncalibrated probability, all finite.
-    pub fn log_probabilities(&self) -> Vec<f64> {
+    pub fn log_probabilities(self) -> Vec<f64> {
         self.softmax(Temperature::NEUTRAL).logarithms().collect()
     }
 
-    fn softmax(&self, temperature: Temperature) -> Distribution {
+    fn softmax(self, temperature: Temperature) -> Distribution {
         let logits: Vec<f64> = self.values().iter().map(|&logit| f64::from(logit)).collect();
         Distribution::softmax(&logits, temperature)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::calibration::Calibration;
 use crate::probability::{Probability, Weight};
-use crate::verdict::Answer;
+use crate::verdict::Verdict;
 
 /// Models that are asked together.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,7 +94,7 @@ impl AcceptRule {
     }
 
     /// Whether a fused answer may end the cascade.
-    pub(crate) fn accepts(self, fused: &Answer) -> bool {
+    pub(crate) fn accepts(self, fused: &Verdict) -> bool {
         let is_sure = match (self.gate, fused.gate) {
             (Some(least), Some(gate)) => gate >= least,
             _ => fused.confidence() >= self.confidence,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::cascade::{Member, Stage};
 use crate::policy::Policy;
-use crate::tally::{Hearing, usable};
-use crate::verdict::{Answer, Failure, Reason};
+use crate::tally::{VoteTally, usable};
+use crate::verdict::{Failure, StopReason, Verdict};
 use crate::vote::Vote;
 
 /// What happens next to a request.
@@ -18,7 +18,7 @@ pub enum Decision {
         stage: usize,
     },
     /// The cascade ends with an answer.
-    Answer(Answer),
+    Verdict(Verdict),
     /// The cascade ends without one.
     Failed(Failure),
 }
@@ -45,16 +45,16 @@ pub struct Context {
 /// A stage whose models would count for too little (`min_weight`) is left out whatever votes of it there are, unless there
 /// is no answer yet.
 pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
-    let mut hearing = Hearing::new(policy);
+    let mut tally = VoteTally::new(policy);
     let mut answer = None;
     let (mut burst, mut skipped) = (false, Vec::new());
     for (index, stage) in policy.stages().iter().enumerate() {
-        if answer.is_some() && !hearing.is_worth_asking(index, stage) {
+        if answer.is_some() && !tally.is_worth_asking(index, stage) {
             skipped.push(index);
             continue;
         }
         if !stage.is_asked(votes) {
-            match stand_in(index, &hearing, policy, votes, context) {
+            match stand_in(index, &tally, policy, votes, context) {
                 Some(StandIn::Voted) => {
                     burst = true;
                     continue;
@@ -67,22 +67,22 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
             let Some(vote) = votes.iter().find(|vote| vote.model == *member.model()) else {
                 return Decision::Ask { stage: index };
             };
-            hearing.hear(index, member, vote);
+            tally.add_vote(index, member, vote);
         }
-        if let Some(failure) = hearing.required_failure() {
+        if let Some(failure) = tally.required_failure() {
             return Decision::Failed(failure);
         }
-        answer = hearing.fuse(index);
+        answer = tally.fuse(index);
         let (Some(fused), Some(rule)) = (&mut answer, stage.accept()) else { continue };
-        fused.gate = hearing.ask_gate(rule, fused);
+        fused.gate = tally.ask_gate(rule, fused);
         if rule.accepts(fused) {
-            fused.reason = Reason::Accepted;
+            fused.reason = StopReason::Accepted;
             break;
         }
     }
-    let fallbacks = hearing.into_fallbacks();
+    let fallbacks = tally.into_fallbacks();
     answer.map_or(Decision::Failed(Failure::NoVote), |answer| {
-        Decision::Answer(Answer { burst, skipped, fallbacks, ..answer })
+        Decision::Verdict(Verdict { burst, skipped, fallbacks, ..answer })
     })
 }
 
@@ -97,7 +97,7 @@ enum StandIn {
 /// Whether a later stage stands in for the stage `index`.
 fn stand_in(
     index: usize,
-    hearing: &Hearing<'_>,
+    tally: &VoteTally<'_>,
     policy: &Policy,
     votes: &[Vote],
     context: &Context,
@@ -108,7 +108,7 @@ fn stand_in(
     let depth = policy.stages()[index].members().iter().map(depth_of).max().unwrap_or(0);
     bursts.find_map(|(later, stage, limit)| {
         if !stage.is_asked(votes) {
-            let is_free = depth > limit && hearing.may_stand_in(stage);
+            let is_free = depth > limit && tally.may_stand_in(stage);
             return is_free.then_some(StandIn::Free(later));
         }
         let has_voted = |member: &Member| {

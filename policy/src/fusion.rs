@@ -37,18 +37,20 @@ impl FusionMethod {
         Self::ALL.into_iter().find(|method| method.name() == name)
     }
 
-    /// Combines beliefs over the same labels; `None` where there are none.
-    pub(crate) fn fuse<'a>(self, beliefs: impl IntoIterator<Item = &'a Belief>) -> Option<Distribution> {
-        let mut beliefs = beliefs.into_iter().peekable();
-        let mut totals = vec![0.0; beliefs.peek()?.distribution.probabilities().len()];
-        for belief in beliefs {
+    /// Combines distributions over the same labels, each with its weight; `None` where there are none.
+    pub(crate) fn fuse<'a>(
+        self,
+        weighted: impl IntoIterator<Item = (&'a Distribution, f64)>,
+    ) -> Option<Distribution> {
+        let mut weighted = weighted.into_iter().peekable();
+        let mut totals = vec![0.0; weighted.peek()?.0.probabilities().len()];
+        for (distribution, weight) in weighted {
             match self {
                 Self::Linear => {
-                    let probabilities = belief.distribution.probabilities().iter().copied();
-                    add_weighted(&mut totals, probabilities, belief.weight);
+                    add_weighted(&mut totals, distribution.probabilities().iter().copied(), weight);
                 }
                 Self::LogLinear | Self::Learned => {
-                    add_weighted(&mut totals, belief.distribution.logarithms(), belief.weight);
+                    add_weighted(&mut totals, distribution.logarithms(), weight);
                 }
             }
         }
@@ -69,15 +71,6 @@ fn add_weighted(totals: &mut [f64], values: impl Iterator<Item = f64>, weight: f
     for (total, value) in totals.iter_mut().zip(values) {
         *total += weight * value;
     }
-}
-
-/// What a successful vote says once it is calibrated, and how much it counts.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Belief {
-    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned.
-    pub distribution: Distribution,
-    /// The model's share: the weights of all beliefs in one answer have the sum 1.
-    pub weight: f64,
 }
 
 /// Weights as shares with the sum 1.

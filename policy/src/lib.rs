@@ -23,11 +23,13 @@ pub use calibration::{Calibration, VectorScaling};
 pub use cascade::{AcceptRule, Member, Stage};
 pub use decide::{Context, Decision, decide};
 pub use error::{PathPart, PolicyError, Problem};
-pub use fusion::{Belief, FusionMethod};
-pub use learned::{Dense, GATE_NUMBERS, ImageFusion, Learned, LearnedPart, Network, Unread, gate_input};
-pub use output::{Region, Shape};
+pub use fusion::FusionMethod;
+pub use learned::{
+    Dense, FallbackReason, GATE_NUMBERS, ImageFusion, Learned, LearnedPart, Network, gate_input,
+};
+pub use output::{Evidence, ModelOutput, Region, Shape};
 pub use policy::Policy;
 pub use probability::{Distribution, Logits, LogitsError, Probability, Temperature, Weight};
 pub use section::{AcceptSection, FusionSection, ScalingSection, StageSection, TaskSection};
-pub use verdict::{Answer, Failure, Fallback, Opinion, Reason};
-pub use vote::{Cost, Evidence, FailureKind, Vote, VoteFailure};
+pub use verdict::{Failure, Fallback, FusedVote, StopReason, Verdict};
+pub use vote::{Cost, FailureKind, Source, Vote, VoteFailure};

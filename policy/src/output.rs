@@ -1,14 +1,40 @@
 //! The output of a model about one image.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-/// Part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::probability::{Logits, LogitsError};
+
+/// The output of a model about one image for one task, as the model gave it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelOutput {
+    /// Uncalibrated logits, one for each label. [`Self::logits`] checks them, since a model may have computed anything.
+    #[serde(deserialize_with = "finite")]
+    pub logits: Vec<f32>,
+    /// What the model gave beside them.
+    pub evidence: Evidence,
+}
+
+/// What a model gives beside its logits.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// What was found in the image, where the model looks for things; nothing is decided by it.
+    pub regions: Arc<[Region]>,
+    /// The feature of the image, where the model is a head on a backbone: its CLS token after the final norm. Learned
+    /// networks read it.
+    pub feature: Option<Arc<[f32]>>,
+    /// The disagreement of several passes with dropout, where there are several: their mutual information in nats;
+    /// nothing is decided by it.
+    pub uncertainty: Option<f32>,
+}
+
+/// A part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Region {
     /// What is there.
     pub label: String,
-    /// Where.
-    #[serde(flatten)]
+    /// Where it is.
     pub shape: Shape,
 }
 
@@ -20,4 +46,37 @@ pub enum Shape {
     Box([f32; 4]),
     /// Four corners, each x and y.
     Quad([f32; 8]),
+}
+
+impl From<Vec<f32>> for ModelOutput {
+    fn from(logits: Vec<f32>) -> Self {
+        Self { logits, evidence: Evidence::default() }
+    }
+}
+
+impl ModelOutput {
+    /// Returns the logits, one for each of `labels` labels.
+    ///
+    /// # Errors
+    /// When there are more or fewer, none at all, or one is not finite.
+    pub fn logits(&self, labels: usize) -> Result<Logits<'_>, LogitsError> {
+        Logits::new(&self.logits, labels)
+    }
+}
+
+impl Evidence {
+    /// Returns the bytes that it takes beside its own size.
+    pub fn heap_bytes(&self) -> usize {
+        let labels: usize = self.regions.iter().map(|region| region.label.len()).sum();
+        size_of_val(&*self.regions)
+            + labels
+            + self.feature.as_ref().map_or(0, |feature| size_of_val(&**feature))
+    }
+}
+
+/// Refuses logits that no model's usable output has: stored outputs are usable ones.
+fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
+    let logits = Vec::deserialize(deserializer)?;
+    Logits::new(&logits, logits.len()).map_err(serde::de::Error::custom)?;
+    Ok(logits)
 }

@@ -2,13 +2,24 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What a log-probability is raised to when it is lower: below it `exp` leaves the normal numbers. It keeps a
 /// label that one model finds impossible from being minus infinity, which no other model could outweigh.
 const LOG_PROBABILITY_MIN: f64 = -708.0;
 
 /// A number from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64")]
 pub struct Probability(f64);
+
+impl TryFrom<f64> for Probability {
+    type Error = &'static str;
+
+    fn try_from(value: f64) -> Result<Self, Self::Error> {
+        Self::new(value).ok_or("not a number from 0 to 1")
+    }
+}
 
 impl Probability {
     /// `None` for what is not a number from 0 to 1.
@@ -72,11 +83,11 @@ fn is_positive(value: f64) -> bool {
     value.is_finite() && value > 0.0
 }
 
-/// What a model gave for each label, uncalibrated: at least one number, all finite.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Logits(Vec<f32>);
+/// The numbers that a model gave for each label, uncalibrated: at least one number, all finite.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Logits<'a>(&'a [f32]);
 
-/// Why a model's output is not usable as [`Logits`].
+/// The reason why numbers are not usable as [`Logits`].
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum LogitsError {
     /// Not one logit for each label.
@@ -97,12 +108,12 @@ pub enum LogitsError {
     },
 }
 
-impl Logits {
+impl<'a> Logits<'a> {
     /// Takes one finite logit for each of `labels` labels.
     ///
     /// # Errors
     /// When there are more or fewer, none at all, or one is not finite.
-    pub fn new(values: Vec<f32>, labels: usize) -> Result<Self, LogitsError> {
+    pub fn new(values: &'a [f32], labels: usize) -> Result<Self, LogitsError> {
         if values.len() != labels || values.is_empty() {
             return Err(LogitsError::Count { labels, found: values.len() });
         }
@@ -112,15 +123,24 @@ impl Logits {
         }
     }
 
-    /// The logits, in the order of the labels.
-    pub fn values(&self) -> &[f32] {
-        &self.0
+    /// Returns the numbers, in the order of the labels.
+    pub fn values(self) -> &'a [f32] {
+        self.0
     }
 }
 
 /// A probability for each label: not empty, none negative, their sum 1.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<f64>")]
 pub struct Distribution(Vec<f64>);
+
+impl TryFrom<Vec<f64>> for Distribution {
+    type Error = &'static str;
+
+    fn try_from(probabilities: Vec<f64>) -> Result<Self, Self::Error> {
+        Self::new(probabilities).ok_or("not a distribution")
+    }
+}
 
 impl Distribution {
     /// Takes probabilities that were stored; `None` for what is no distribution.

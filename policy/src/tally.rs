@@ -1,42 +1,42 @@
-//! The votes that have been heard so far, and what they come to.
+//! The votes that have been votes so far, and what they come to.
 
 use std::sync::Arc;
 
 use crate::cascade::{AcceptRule, Member, Stage};
-use crate::fusion::{Belief, FusionMethod, shares};
-use crate::learned::{LearnedPart, Reading, Unread, Weighing};
+use crate::fusion::{FusionMethod, shares};
+use crate::learned::{EffectiveWeight, FallbackReason, LearnedInference, LearnedPart};
 use crate::policy::Policy;
-use crate::probability::{Logits, Probability, Weight};
-use crate::verdict::{Answer, Failure, Fallback, Opinion, Reason};
+use crate::probability::{Distribution, Logits, Probability, Weight};
+use crate::verdict::{Failure, Fallback, FusedVote, StopReason, Verdict};
 use crate::vote::{Vote, VoteFailure};
 
 /// Votes in the order of the policy, and what the learned networks say beside them.
-pub(crate) struct Hearing<'a> {
+pub(crate) struct VoteTally<'a> {
     policy: &'a Policy,
-    heard: Vec<Heard<'a>>,
-    reading: Reading<'a>,
+    votes: Vec<TalliedVote<'a>>,
+    learned: LearnedInference<'a>,
     fallbacks: Vec<Fallback>,
 }
 
 /// A vote beside the policy's view of its model.
-struct Heard<'a> {
+struct TalliedVote<'a> {
     member: &'a Member,
     stage: usize,
     vote: &'a Vote,
-    logits: Result<&'a Logits, VoteFailure>,
+    logits: Result<Logits<'a>, VoteFailure>,
 }
 
-impl<'a> Hearing<'a> {
+impl<'a> VoteTally<'a> {
     /// Before any vote.
     pub(crate) fn new(policy: &'a Policy) -> Self {
-        let reading = Reading::of(policy.learned().map(AsRef::as_ref));
-        Self { policy, heard: Vec::new(), reading, fallbacks: Vec::new() }
+        let learned = LearnedInference::of(policy.learned().map(AsRef::as_ref));
+        Self { policy, votes: Vec::new(), learned, fallbacks: Vec::new() }
     }
 
-    pub(crate) fn hear(&mut self, stage: usize, member: &'a Member, vote: &'a Vote) {
+    pub(crate) fn add_vote(&mut self, stage: usize, member: &'a Member, vote: &'a Vote) {
         let logits = usable(vote, self.policy.labels().len());
-        self.reading.hear(vote, logits.is_ok());
-        self.heard.push(Heard { member, stage, vote, logits });
+        self.learned.add_vote(vote, logits.is_ok());
+        self.votes.push(TalliedVote { member, stage, vote, logits });
     }
 
     /// The learned parts that could not be used so far.
@@ -46,11 +46,11 @@ impl<'a> Hearing<'a> {
 
     /// The failure of a model without whose vote there is no answer.
     pub(crate) fn required_failure(&self) -> Option<Failure> {
-        self.heard.iter().find_map(|heard| {
-            let failure = heard.logits.as_ref().err().filter(|_| heard.member.is_required())?;
+        self.votes.iter().find_map(|votes| {
+            let failure = votes.logits.as_ref().err().filter(|_| votes.member.is_required())?;
             Some(Failure::RequiredVote {
-                stage: heard.stage,
-                model: Arc::clone(heard.member.model()),
+                stage: votes.stage,
+                model: Arc::clone(votes.member.model()),
                 failure: failure.clone(),
             })
         })
@@ -58,34 +58,40 @@ impl<'a> Hearing<'a> {
 
     /// Whether a model of this stage has given no vote.
     pub(crate) fn lacks_votes_of(&self, stage: usize) -> bool {
-        self.heard.iter().any(|heard| heard.stage == stage && heard.logits.is_err())
+        self.votes.iter().any(|votes| votes.stage == stage && votes.logits.is_err())
     }
 
     /// The answer after the stage `stage`, as if it were the last; `None` when no vote has succeeded.
-    pub(crate) fn fuse(&mut self, stage: usize) -> Option<Answer> {
-        let mut weighings = self.weighings(stage).into_iter();
-        let mut opinions = Vec::with_capacity(self.heard.len());
-        for one in &self.heard {
-            let belief = one.logits.clone().map(|logits| {
-                let calibrated = logits.calibrated(one.member.calibration());
-                let Weighing { share, inverse_temperature } = weighings.next().unwrap_or_default();
-                let distribution = match inverse_temperature {
-                    Some(inverse_temperature) => calibrated.sharpened(inverse_temperature),
-                    None => calibrated,
-                };
-                Belief { distribution, weight: share }
-            });
-            let Vote { model, evidence, cost, .. } = one.vote;
-            let (model, evidence) = (Arc::clone(model), evidence.clone());
-            opinions.push(Opinion { model, stage: one.stage, belief, evidence, cost: *cost });
+    pub(crate) fn fuse(&mut self, stage: usize) -> Option<Verdict> {
+        let mut effective_weights = self.effective_weights(stage).into_iter();
+        let mut votes = Vec::with_capacity(self.votes.len());
+        for tallied in &self.votes {
+            let (stage, mut vote) = (tallied.stage, tallied.vote.clone());
+            let (calibrated, weight) = match &tallied.logits {
+                Ok(logits) => {
+                    let weight = effective_weights.next().unwrap_or_default();
+                    let calibrated = logits.calibrated(tallied.member.calibration());
+                    let calibrated = match weight.inverse_temperature {
+                        Some(inverse_temperature) => calibrated.sharpened(inverse_temperature),
+                        None => calibrated,
+                    };
+                    (Some(calibrated), weight.share)
+                }
+                Err(failure) => {
+                    vote.output = Err(failure.clone());
+                    (None, 0.0)
+                }
+            };
+            votes.push(FusedVote { vote, stage, calibrated, weight });
         }
-        let beliefs = || opinions.iter().filter_map(|opinion| opinion.belief.as_ref().ok());
-        let distribution = self.policy.fusion().fuse(beliefs())?;
-        let mut favourites = beliefs().map(|belief| belief.distribution.argmax());
+        let weighted = votes.iter().filter_map(|vote| Some((vote.calibrated.as_ref()?, vote.weight)));
+        let distribution = self.policy.fusion().fuse(weighted)?;
+        let mut favourites =
+            votes.iter().filter_map(|vote| vote.calibrated.as_ref().map(Distribution::argmax));
         let first = favourites.next();
         let agreement = favourites.all(|label| Some(label) == first);
-        let reason = if self.lacks_votes_of(stage) { Reason::Incomplete } else { Reason::Exhausted };
-        Some(Answer {
+        let reason = if self.lacks_votes_of(stage) { StopReason::Incomplete } else { StopReason::Exhausted };
+        Some(Verdict {
             distribution,
             agreement,
             stage,
@@ -94,22 +100,22 @@ impl<'a> Hearing<'a> {
             gate: None,
             skipped: Vec::new(),
             fallbacks: Vec::new(),
-            opinions,
+            votes,
         })
     }
 
     /// What the gate says of this answer, where `rule` asks it.
-    pub(crate) fn ask_gate(&mut self, rule: AcceptRule, answer: &Answer) -> Option<Probability> {
+    pub(crate) fn ask_gate(&mut self, rule: AcceptRule, answer: &Verdict) -> Option<Probability> {
         rule.gate()?;
-        let read = self.reading.gate(self.models(), &answer.distribution, answer.agreement);
-        read.map_err(|why| self.falls_back(LearnedPart::Gate, answer.stage, why)).ok()
+        let read = self.learned.gate(self.models(), &answer.distribution, answer.agreement);
+        read.map_err(|reason| self.falls_back(LearnedPart::Gate, answer.stage, reason)).ok()
     }
 
     /// Whether the models of a stage would count for enough beside those that have voted.
     pub(crate) fn is_worth_asking(&mut self, index: usize, stage: &Stage) -> bool {
         let Some(least) = stage.min_weight() else { return true };
-        let largest = self.largest_share(stage).unwrap_or_else(|why| {
-            self.falls_back(LearnedPart::MinWeight, index, why);
+        let largest = self.largest_share(stage).unwrap_or_else(|reason| {
+            self.falls_back(LearnedPart::MinWeight, index, reason);
             let members = self.voters().chain(stage.members());
             largest_of_last(&shares(&members.map(Member::weight).collect::<Vec<Weight>>()), stage)
         });
@@ -124,34 +130,34 @@ impl<'a> Hearing<'a> {
     }
 
     /// The largest share that the learned weights give to a model of the stage.
-    fn largest_share(&self, stage: &Stage) -> Result<f64, Unread> {
+    fn largest_share(&self, stage: &Stage) -> Result<f64, FallbackReason> {
         let models = self.models().chain(stage.members().iter().map(Member::model));
         let shares: Vec<f64> =
-            self.reading.weighings(models)?.iter().map(|weighing| weighing.share).collect();
+            self.learned.effective_weights(models)?.iter().map(|weighing| weighing.share).collect();
         Ok(largest_of_last(&shares, stage))
     }
 
     /// What is made of each successful vote.
-    fn weighings(&mut self, stage: usize) -> Vec<Weighing> {
+    fn effective_weights(&mut self, stage: usize) -> Vec<EffectiveWeight> {
         if self.policy.fusion() == FusionMethod::Learned && self.voters().next().is_some() {
-            match self.reading.weighings(self.models()) {
-                Ok(weighings) => return weighings,
+            match self.learned.effective_weights(self.models()) {
+                Ok(effective_weights) => return effective_weights,
                 // One vote is the whole answer, and stages before the backbone's were never to have anything else.
-                Err(Unread::BackboneNotAsked) if self.voters().count() == 1 => {}
-                Err(why) => self.falls_back(LearnedPart::Weights, stage, why),
+                Err(FallbackReason::BackboneNotAsked) if self.voters().count() == 1 => {}
+                Err(reason) => self.falls_back(LearnedPart::Weights, stage, reason),
             }
         }
         let shares = shares(&self.voters().map(Member::weight).collect::<Vec<Weight>>());
-        shares.into_iter().map(|share| Weighing { share, inverse_temperature: None }).collect()
+        shares.into_iter().map(|share| EffectiveWeight { share, inverse_temperature: None }).collect()
     }
 
-    fn falls_back(&mut self, part: LearnedPart, stage: usize, why: Unread) {
-        self.fallbacks.push(Fallback { part, stage, why });
+    fn falls_back(&mut self, part: LearnedPart, stage: usize, reason: FallbackReason) {
+        self.fallbacks.push(Fallback { part, stage, reason });
     }
 
     /// Those whose votes have succeeded.
     fn voters(&self) -> impl Iterator<Item = &Member> {
-        self.heard.iter().filter(|heard| heard.logits.is_ok()).map(|heard| heard.member)
+        self.votes.iter().filter(|votes| votes.logits.is_ok()).map(|votes| votes.member)
     }
 
     fn models(&self) -> impl Iterator<Item = &Arc<str>> {
@@ -164,13 +170,8 @@ fn largest_of_last(shares: &[f64], stage: &Stage) -> f64 {
     shares.iter().rev().take(stage.members().len()).copied().fold(0.0, f64::max)
 }
 
-/// What a vote says, where it says something about these labels.
-pub(crate) fn usable(vote: &Vote, labels: usize) -> Result<&Logits, VoteFailure> {
-    let logits = vote.outcome.as_ref().map_err(Clone::clone)?;
-    let found = logits.values().len();
-    if found == labels {
-        Ok(logits)
-    } else {
-        Err(VoteFailure::new(format!("{found} logits for {labels} labels")))
-    }
+/// Returns the logits of a vote, or why it has none for these labels.
+pub(crate) fn usable(vote: &Vote, labels: usize) -> Result<Logits<'_>, VoteFailure> {
+    let output = vote.output.as_ref().map_err(Clone::clone)?;
+    output.logits(labels).map_err(|error| VoteFailure::new(error.to_string()))
 }

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fusion::Belief;
-use crate::learned::{LearnedPart, Unread};
+use crate::learned::{FallbackReason, LearnedPart};
 use crate::probability::{Distribution, Probability};
-use crate::vote::{Cost, Evidence, VoteFailure};
+use crate::vote::{Cost, Source, Vote, VoteFailure};
 
 /// The fused answer, and what it was made of.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
     /// The fused probability of each label.
     pub distribution: Distribution,
     /// Whether every successful vote has the same most probable label.
@@ -20,7 +19,7 @@ pub struct Answer {
     /// The index of the last stage that was asked.
     pub stage: usize,
     /// Why the cascade stopped there.
-    pub reason: Reason,
+    pub reason: StopReason,
     /// Whether a stage before the last that was asked was too busy, so that the last stood in for it.
     pub burst: bool,
     /// How likely it is right, where the stage's rule asks a gate and the gate could be read.
@@ -30,10 +29,10 @@ pub struct Answer {
     /// The learned parts that could not be used; what is configured counted in their place.
     pub fallbacks: Vec<Fallback>,
     /// Every vote that was asked for, in the order of the policy; at least one of them succeeded.
-    pub opinions: Vec<Opinion>,
+    pub votes: Vec<FusedVote>,
 }
 
-impl Answer {
+impl Verdict {
     /// The index of the most probable label.
     pub fn label(&self) -> usize {
         self.distribution.argmax()
@@ -46,32 +45,35 @@ impl Answer {
 
     /// Whether the same question would be answered in the same way again, so that the answer may be kept.
     pub fn is_lasting(&self) -> bool {
-        let is_accident = |fallback: &Fallback| fallback.why == Unread::NoFeature;
+        let is_accident = |fallback: &Fallback| fallback.reason == FallbackReason::NoFeature;
         self.is_complete() && !self.burst && !self.fallbacks.iter().any(is_accident)
     }
 
     /// Whether every model that was asked has voted.
     pub fn is_complete(&self) -> bool {
-        self.opinions.iter().all(|opinion| opinion.belief.is_ok())
+        self.votes.iter().all(|vote| vote.calibrated.is_some())
     }
 
     /// The same answer, as it is when it comes out of the cache: its votes cost nothing then.
     #[must_use]
     pub fn as_cached(&self) -> Self {
-        let mut answer = self.clone();
-        for opinion in &mut answer.opinions {
-            opinion.cost = Cost::CACHED;
-            // It has been decided by it.
-            opinion.evidence.feature = None;
+        let mut verdict = self.clone();
+        for FusedVote { vote, .. } in &mut verdict.votes {
+            vote.cost = Cost::default();
+            vote.source = Source::Cached;
+            if let Ok(output) = &mut vote.output {
+                // The learned networks have read it.
+                output.evidence.feature = None;
+            }
         }
-        answer
+        verdict
     }
 }
 
 /// Why a cascade stopped with an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Reason {
+pub enum StopReason {
     /// The stage's accept rule was satisfied.
     Accepted,
     /// No rule was, and there is no further stage.
@@ -81,7 +83,7 @@ pub enum Reason {
     Incomplete,
 }
 
-impl Reason {
+impl StopReason {
     /// As verdicts, spans and metrics call it.
     pub fn name(self) -> &'static str {
         match self {
@@ -92,25 +94,24 @@ impl Reason {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for StopReason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
 
-/// A vote as the answer used it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Opinion {
-    /// The name of the configured model.
-    pub model: Arc<str>,
-    /// The index of the stage at which it was asked.
+/// A vote as the verdict used it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FusedVote {
+    /// The vote. One that does not fit the task is a failed one here.
+    pub vote: Vote,
+    /// The index of the stage at which it was asked for.
     pub stage: usize,
-    /// The calibrated vote with its share of the answer, or why there is none.
-    pub belief: Result<Belief, VoteFailure>,
-    /// What the model gave beside its vote.
-    pub evidence: Evidence,
-    /// What the vote cost.
-    pub cost: Cost,
+    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned. `None`
+    /// where the vote failed.
+    pub calibrated: Option<Distribution>,
+    /// Its share of the verdict: the weights of all votes have the sum 1, and a failed one has 0.
+    pub weight: f64,
 }
 
 /// A learned part that could not be used.
@@ -121,7 +122,7 @@ pub struct Fallback {
     /// The index of the stage that it would have decided about.
     pub stage: usize,
     /// Why it could not be used.
-    pub why: Unread,
+    pub reason: FallbackReason,
 }
 
 /// Why there is no answer.

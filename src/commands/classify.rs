@@ -20,9 +20,9 @@ use super::{
 use crate::config::ServerSection;
 use crate::inputs::{Input, expand};
 use crate::problem::{Problem, ProblemKind};
+use crate::response::ClassifyResponse;
 use crate::table::TableArgs;
 use crate::telemetry::{RequestContext, Sampling};
-use crate::verdict::Verdict;
 use outcome::Outcome;
 
 /// Classify images: answer a task for each of them.
@@ -111,7 +111,7 @@ async fn verdict_on(
     path: &Path,
     context: &Context<'_>,
     request: &RequestContext,
-) -> Result<Verdict, Problem> {
+) -> Result<ClassifyResponse, Problem> {
     let image = read_at_most(path, context.server.max_body_bytes)?.into();
     let question = Classify {
         task: context.task.to_owned(),
@@ -123,5 +123,5 @@ async fn verdict_on(
         client_left: CancellationToken::new(),
     };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
-    Ok(Verdict::new(request, &context.router.send(question).await.map_err(lost)??))
+    Ok(ClassifyResponse::new(request, &context.router.send(question).await.map_err(lost)??))
 }

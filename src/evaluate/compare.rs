@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use concord_policy::{
-    Answer, Context, Decision, Evidence, FusionMethod, Logits, Member, Policy, Probability, Vote, decide,
-};
+use concord_policy::{Context, Decision, FusionMethod, Member, Policy, Probability, Verdict, Vote, decide};
 
 use super::metrics::{Bootstrap, ClassificationMetrics, Estimate, Prediction, Ranking, argmax, measure};
 use super::votes::StoredVote;
@@ -34,10 +32,8 @@ impl LabeledExample<'_> {
     /// Returns the votes as a cascade over the models of `whole` takes them; `None` if one is invalid.
     pub(crate) fn heard(&self, whole: &Policy) -> Option<Vec<Vote>> {
         let vote = |(member, vote): (&Member, &&StoredVote)| {
-            let logits = Logits::new(vote.logits.clone(), whole.labels().len()).ok()?;
-            let feature = vote.feature.as_deref().map(Arc::from);
-            let evidence = Evidence { feature, ..Evidence::default() };
-            Some(Vote::known(Arc::clone(member.model()), logits, evidence))
+            vote.output.logits(whole.labels().len()).ok()?;
+            Some(Vote::known(Arc::clone(member.model()), vote.output.clone()))
         };
         whole.members().zip(&self.votes).map(vote).collect()
     }
@@ -167,9 +163,9 @@ pub(crate) fn summarize_shift(
 }
 
 /// Returns the answer of a policy over models of `whole` for an image; `None` if a vote is invalid.
-pub(crate) fn answer(policy: &Policy, whole: &Policy, image: &LabeledExample<'_>) -> Option<Answer> {
+pub(crate) fn answer(policy: &Policy, whole: &Policy, image: &LabeledExample<'_>) -> Option<Verdict> {
     match decide(policy, &image.heard(whole)?, &Context::default()) {
-        Decision::Answer(answer) => Some(answer),
+        Decision::Verdict(answer) => Some(answer),
         Decision::Ask { .. } | Decision::Failed(_) => None,
     }
 }
@@ -202,7 +198,7 @@ struct EvaluationSet<'a> {
 
 impl EvaluationSet<'_> {
     /// Returns the answers of the cascade of a policy over the same models, one for each image.
-    fn answers(&self, policy: &Policy) -> Vec<Option<Answer>> {
+    fn answers(&self, policy: &Policy) -> Vec<Option<Verdict>> {
         self.images.iter().map(|image| answer(policy, self.policy, image)).collect()
     }
 
@@ -210,7 +206,7 @@ impl EvaluationSet<'_> {
     fn models(&self) -> Option<Vec<Strategy>> {
         let model = |(index, member): (usize, &Member)| {
             let alone = self.images.iter().map(|image| {
-                let logits = Logits::new(image.votes[index].logits.clone(), self.policy.labels().len());
+                let logits = image.votes[index].output.logits(self.policy.labels().len());
                 let distribution = logits.ok()?.calibrated(member.calibration());
                 Some((distribution.probabilities().to_vec(), image.cost(index)))
             });
@@ -219,7 +215,7 @@ impl EvaluationSet<'_> {
         self.policy.members().enumerate().map(model).collect()
     }
 
-    fn cascade(&self, answers: &[Option<Answer>]) -> Option<Strategy> {
+    fn cascade(&self, answers: &[Option<Verdict>]) -> Option<Strategy> {
         self.strategy("cascade", Kind::Cascade, &self.with_costs(answers)?)
     }
 
@@ -229,8 +225,8 @@ impl EvaluationSet<'_> {
     }
 
     /// Pairs each answer with the cost of the models that were asked for it.
-    fn with_costs(&self, answers: &[Option<Answer>]) -> Option<Vec<Answered>> {
-        let with_cost = |(answer, image): (&Option<Answer>, &LabeledExample<'_>)| {
+    fn with_costs(&self, answers: &[Option<Verdict>]) -> Option<Vec<Answered>> {
+        let with_cost = |(answer, image): (&Option<Verdict>, &LabeledExample<'_>)| {
             let answer = answer.as_ref()?;
             Some((answer.distribution.probabilities().to_vec(), self.cost(answer, image)))
         };
@@ -238,9 +234,8 @@ impl EvaluationSet<'_> {
     }
 
     /// Returns the cost of the models that were asked for an answer.
-    fn cost(&self, answer: &Answer, image: &LabeledExample<'_>) -> f64 {
-        let is_asked =
-            |member: &Member| answer.opinions.iter().any(|opinion| opinion.model == *member.model());
+    fn cost(&self, answer: &Verdict, image: &LabeledExample<'_>) -> f64 {
+        let is_asked = |member: &Member| answer.votes.iter().any(|fused| fused.vote.model == *member.model());
         let asked = self.policy.members().enumerate().filter(|(_, member)| is_asked(member));
         asked.map(|(index, _)| image.cost(index)).sum()
     }
@@ -262,7 +257,7 @@ impl EvaluationSet<'_> {
 
     /// Returns the answers of a random escalation: the first stage alone or all models, at random, in the
     /// proportion that makes the mean cost that of the cascade.
-    fn random_escalation(&self, cascade: &[Option<Answer>]) -> Option<Vec<Answered>> {
+    fn random_escalation(&self, cascade: &[Option<Verdict>]) -> Option<Vec<Answered>> {
         let first = self.with_costs(&self.answers(&self.policy.as_far_as(0)?))?;
         let all = self.with_costs(&self.answers(&self.policy.all_at_once(self.policy.fusion())))?;
         let total = |answers: &[Answered]| answers.iter().map(|(_, cost)| cost).sum::<f64>();
@@ -296,8 +291,9 @@ impl EvaluationSet<'_> {
     }
 
     /// Estimates the share of the images whose cascade ends at a stage that `is_counted`.
-    fn share(&self, cascade: &[Option<Answer>], is_counted: impl Fn(usize) -> bool) -> Estimate {
-        let counts = |answer: &Option<Answer>| answer.as_ref().is_some_and(|answer| is_counted(answer.stage));
+    fn share(&self, cascade: &[Option<Verdict>], is_counted: impl Fn(usize) -> bool) -> Estimate {
+        let counts =
+            |answer: &Option<Verdict>| answer.as_ref().is_some_and(|answer| is_counted(answer.stage));
         let numbers: Vec<f64> = cascade.iter().map(|answer| f64::from(u8::from(counts(answer)))).collect();
         self.bootstrap.mean(&numbers)
     }
@@ -314,10 +310,10 @@ impl EvaluationSet<'_> {
     /// missing for an answer.
     fn error_detection(
         &self,
-        answers: &[Option<Answer>],
-        probability_right: impl Fn(&Answer) -> Option<Probability>,
+        answers: &[Option<Verdict>],
+        probability_right: impl Fn(&Verdict) -> Option<Probability>,
     ) -> Option<ErrorDetection> {
-        let doubt_and_error = |(answer, image): (&Option<Answer>, &LabeledExample<'_>)| {
+        let doubt_and_error = |(answer, image): (&Option<Verdict>, &LabeledExample<'_>)| {
             let answer = answer.as_ref()?;
             Some((1.0 - probability_right(answer)?.get(), answer.label() != image.label))
         };

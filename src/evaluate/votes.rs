@@ -6,27 +6,28 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use concord_actors::Digest;
+use concord_policy::{Cost, ModelOutput};
 use serde::{Deserialize, Serialize};
 
 /// A file of votes that is larger is not read: some ten million votes.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
-/// What one model said about one image.
-#[derive(Debug, Clone, PartialEq)]
+/// The version of the lines' form, which is in the name of the file: files of other versions are not read.
+const VERSION: u32 = 2;
+
+/// One model's vote about one image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredVote {
-    /// Uncalibrated, one for each label; their softmax is what counts.
-    pub(crate) logits: Vec<f32>,
-    /// What the model made of the image, where it is a backbone.
-    pub(crate) feature: Option<Vec<f32>>,
-    /// Making the image ready for the model, and the model itself. A whole number, which a file gives back as
-    /// it was.
-    pub(crate) microseconds: u64,
+    /// The output of the model: uncalibrated logits, and its evidence.
+    pub(crate) output: ModelOutput,
+    /// The time that was spent on it.
+    pub(crate) cost: Cost,
 }
 
 impl StoredVote {
-    /// The same in milliseconds.
+    /// Returns the milliseconds of making the image ready for the model and of the model itself, to the microsecond.
     pub(crate) fn milliseconds(&self) -> f64 {
-        self.microseconds as f64 / 1e3
+        (self.cost.preprocess + self.cost.model).as_micros() as f64 / 1e3
     }
 }
 
@@ -34,10 +35,7 @@ impl StoredVote {
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     image: String,
-    logits: Vec<f32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    feature: Option<Vec<f32>>,
-    microseconds: u64,
+    vote: StoredVote,
 }
 
 /// The votes of one model for one task: a file of its own for each thing that they depend on, with a line an
@@ -56,7 +54,7 @@ impl VoteStore {
     /// # Errors
     /// When it cannot be read or written, or is too large.
     pub(crate) fn open(folder: &Path, digest: &Digest, labels: usize) -> Result<Self, String> {
-        let path = folder.join(format!("{digest}.jsonl"));
+        let path = folder.join(format!("{digest}.v{VERSION}.jsonl"));
         let with_context =
             |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
         std::fs::create_dir_all(folder).map_err(with_context)?;
@@ -76,10 +74,8 @@ impl VoteStore {
         while reader.read_until(b'\n', &mut text).map_err(with_context)? > 0 {
             ends_whole = text.ends_with(b"\n");
             let line = serde_json::from_slice::<Line>(&text).ok();
-            if let Some(Line { image, logits, feature, microseconds }) =
-                line.filter(|line| line.logits.len() == labels)
-            {
-                known.insert(image, StoredVote { logits, feature, microseconds });
+            if let Some(Line { image, vote }) = line.filter(|line| line.vote.output.logits(labels).is_ok()) {
+                known.insert(image, vote);
             }
             text.clear();
         }
@@ -100,12 +96,10 @@ impl VoteStore {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn put(&mut self, image: &Digest, vote: StoredVote) -> Result<(), String> {
-        let StoredVote { logits, feature, microseconds } = vote;
-        let line = Line { image: image.to_string(), logits, feature, microseconds };
+        let line = Line { image: image.to_string(), vote };
         let text = serde_json::to_string(&line).map_err(|error| error.to_string())?;
         self.write(&format!("{text}\n"))?;
-        let Line { image, logits, feature, microseconds } = line;
-        self.known.insert(image, StoredVote { logits, feature, microseconds });
+        self.known.insert(line.image, line.vote);
         Ok(())
     }
 
@@ -117,11 +111,26 @@ impl VoteStore {
 }
 
 #[cfg(test)]
+impl StoredVote {
+    /// Makes a vote without evidence, of a model that took so long.
+    pub(crate) fn of(logits: Vec<f32>, milliseconds: u64) -> Self {
+        let model = std::time::Duration::from_millis(milliseconds);
+        Self { output: logits.into(), cost: Cost { model, ..Cost::default() } }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
 
     fn vote(logits: &[f32]) -> StoredVote {
-        StoredVote { logits: logits.to_vec(), feature: Some(vec![0.5]), microseconds: 1500 }
+        let mut vote = StoredVote::of(logits.to_vec(), 1);
+        vote.output.evidence.feature = Some(Arc::from([0.5]));
+        vote.cost.preprocess = Duration::from_nanos(500_001);
+        vote
     }
 
     #[test]
@@ -135,7 +144,7 @@ mod tests {
             store.put(&first, vote(&[0.25, -1.0e-7])).unwrap();
             assert_eq!(store.get(&first), Some(&vote(&[0.25, -1.0e-7])));
         }
-        let path = folder.path().join(format!("{model}.jsonl"));
+        let path = folder.path().join(format!("{model}.v{VERSION}.jsonl"));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.extend(b"{\"image\": \"half of a l\xff");
         std::fs::write(&path, bytes).unwrap();
@@ -152,6 +161,16 @@ mod tests {
             "the third has too few logits"
         );
         assert_eq!(VoteStore::open(folder.path(), &other, 2).unwrap().get(&first), None, "another model's");
+    }
+
+    #[test]
+    fn votes_of_another_version_are_not_read() {
+        let (folder, model, image) = (tempfile::tempdir().unwrap(), Digest::of(b"model"), Digest::of(b"1"));
+        let line = format!("{{\"image\": \"{image}\", \"logits\": [0.0, 1.0], \"microseconds\": 1}}\n");
+        for name in [format!("{model}.jsonl"), format!("{model}.v{VERSION}.jsonl")] {
+            std::fs::write(folder.path().join(name), &line).unwrap();
+        }
+        assert_eq!(VoteStore::open(folder.path(), &model, 2).unwrap().get(&image), None);
     }
 
     #[test]

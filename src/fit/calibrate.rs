@@ -76,9 +76,9 @@ pub(super) fn calibrated(
     Some(logits(image, member)?.calibrated(calibration).probabilities().to_vec())
 }
 
-fn logits(image: &LabeledExample<'_>, member: usize) -> Option<Logits> {
-    let logits = &image.votes.get(member)?.logits;
-    Logits::new(logits.clone(), logits.len()).ok()
+fn logits<'a>(image: &LabeledExample<'a>, member: usize) -> Option<Logits<'a>> {
+    let logits = &image.votes.get(member)?.output.logits;
+    Logits::new(logits, logits.len()).ok()
 }
 
 impl CrossFit<'_> {
@@ -128,7 +128,7 @@ impl CrossFit<'_> {
     fn temperature(&self, member: usize, without: Option<usize>) -> Option<f64> {
         let (logits, labels): (Vec<&[f32]>, Vec<usize>) = self
             .outside_fold(without)
-            .map(|image| (image.votes[member].logits.as_slice(), image.label))
+            .map(|image| (image.votes[member].output.logits.as_slice(), image.label))
             .unzip();
         temperature(&logits, &labels)
     }

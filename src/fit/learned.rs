@@ -178,12 +178,14 @@ impl CrossFit<'_> {
 
     /// Returns the first member that gave a feature with every image.
     fn backbone(&self) -> Option<usize> {
-        let has_all = |member: &usize| self.images.iter().all(|image| image.votes[*member].feature.is_some());
+        let has_all = |member: &usize| {
+            self.images.iter().all(|image| image.votes[*member].output.evidence.feature.is_some())
+        };
         (0..self.policy.members().count()).find(has_all)
     }
 
     fn feature_width(&self, backbone: usize) -> Option<usize> {
-        Some(self.images.first()?.votes.get(backbone)?.feature.as_ref()?.len())
+        Some(self.images.first()?.votes.get(backbone)?.output.evidence.feature.as_ref()?.len())
     }
 
     /// Returns the indices of the images of all folds but this one, each with `true` if it only serves for
@@ -239,7 +241,10 @@ impl CrossFit<'_> {
         let (mut examples, mut truths, mut log_probabilities) = (Vec::new(), Vec::new(), Vec::new());
         for (index, validates) in self.learned_on(without) {
             let image = &self.images[index];
-            examples.push(Example { input: image.votes[backbone].feature.as_deref()?, validates });
+            examples.push(Example {
+                input: image.votes[backbone].output.evidence.feature.as_deref()?,
+                validates,
+            });
             truths.push(image.label);
             for (member, of_policy) in fixed.members().enumerate() {
                 let probabilities = calibrated(image, member, of_policy.calibration())?;
@@ -333,7 +338,7 @@ impl CrossFit<'_> {
         let policy = policy.as_far_as(stage)?;
         let gated = |image: &LabeledExample<'_>| {
             let answer = answer(&policy, self.policy, image)?;
-            let feature = image.votes[backbone].feature.as_deref()?;
+            let feature = image.votes[backbone].output.evidence.feature.as_deref()?;
             Some(GateExample {
                 input: gate_input(&answer.distribution, answer.agreement, feature),
                 confidence: answer.confidence().get(),

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::CellAlignment;
-use concord_models::{SNAPSHOT_NOTE, Scores, TrainedHead};
+use concord_models::{SNAPSHOT_NOTE, TrainedHead};
+use concord_policy::ModelOutput;
 use serde_json::json;
 
 use super::extract::ExtractedFeatures;
@@ -50,7 +51,7 @@ impl Validation {
     /// # Errors
     /// When there are none.
     pub(crate) fn of(
-        scores: &[Scores],
+        scores: &[ModelOutput],
         extracted: &ExtractedFeatures,
         split: &Split,
         classes: usize,

@@ -14,7 +14,7 @@ use super::incoming::Incoming;
 use super::respond::{ProblemBody, Refusal};
 use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
-use crate::verdict::Verdict;
+use crate::response::ClassifyResponse;
 
 /// The path that it is served at.
 pub(super) const PATH: &str = "/v1/tasks/{task}/classify";
@@ -39,7 +39,7 @@ pub(super) struct ClassifyQuery {
         (Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (Vec<u8> = "multipart/form-data"),
         (body::ImageRequest = "application/json"))),
     responses(
-        (status = 200, description = "The verdict", body = Verdict),
+        (status = 200, description = "The verdict", body = ClassifyResponse),
         (status = 400, description = "The body cannot be read, or holds no image or a broken one", body = ProblemBody,
             content_type = "application/problem+json"),
         (status = 401, description = "The API key is missing or wrong", body = ProblemBody, content_type = "application/problem+json"),
@@ -72,7 +72,7 @@ async fn verdict(
     task: String,
     explain: bool,
     payload: Payload,
-) -> Result<Verdict, Problem> {
+) -> Result<ClassifyResponse, Problem> {
     let image = body::image(incoming.headers(), payload, incoming.max_body_bytes());
     let image = incoming.in_time(image).await?;
     // Dropped with this future when the client disconnects.
@@ -83,5 +83,5 @@ async fn verdict(
     let question = Classify { task, image, deadline, fresh, explain, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     let routed = incoming.worker.router.send(question).await.map_err(lost)??;
-    Ok(Verdict::new(&incoming.context, &routed))
+    Ok(ClassifyResponse::new(&incoming.context, &routed))
 }

@@ -4,7 +4,6 @@ use actix_web::web::{Bytes, Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use concord_actors::{Generate, GenerateOutput, GenerateStream, TextEvent};
 use concord_models::GenerateRequest;
-use concord_policy::Region;
 use futures::Stream;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +15,8 @@ use super::incoming::Incoming;
 use super::respond::{ProblemBody, Refusal};
 use super::worker::Worker;
 use crate::problem::{Problem, ProblemKind};
+use crate::response::{RegionResponse, in_milliseconds};
 use crate::telemetry::RequestContext;
-use crate::verdict::in_milliseconds;
 
 /// The path that it is served at.
 pub(super) const PATH: &str = "/v1/models/{model}/generate";
@@ -44,7 +43,7 @@ pub(super) struct TextReport {
     /// The regions of the image that the text names, in pixels: each with a `box` (left, top, right, bottom)
     /// or a `quad`.
     #[schema(value_type = Vec<Object>)]
-    regions: Vec<Region>,
+    regions: Vec<RegionResponse>,
     /// The number of tokens in the prompt, those of the image included.
     prompt_tokens: usize,
     /// The number of generated tokens.
@@ -199,7 +198,7 @@ fn report(context: &RequestContext, model: String, written: GenerateOutput) -> T
         trace_id: context.trace_id.clone(),
         model,
         text: generated.text,
-        regions: generated.regions,
+        regions: generated.regions.iter().map(RegionResponse::from).collect(),
         prompt_tokens: generated.prompt_tokens,
         new_tokens: generated.new_tokens,
         finished: generated.finished,

@@ -6,7 +6,7 @@ use utoipa::OpenApi;
 use super::respond::ProblemBody;
 use super::{body, classify, generate, pages};
 use crate::problem::ProblemKind;
-use crate::verdict::Verdict;
+use crate::response::ClassifyResponse;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,7 +21,7 @@ use crate::verdict::Verdict;
         pages::metrics,
         page
     ),
-    components(schemas(Verdict, ProblemBody<'static>, ProblemKind, body::ImageRequest))
+    components(schemas(ClassifyResponse, ProblemBody<'static>, ProblemKind, body::ImageRequest))
 )]
 struct Description;
 

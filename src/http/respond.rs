@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 
 use super::worker::{Draining, Worker};
 use crate::problem::{Problem, ProblemKind};
+use crate::response::ClassifyResponse;
 use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
-use crate::verdict::Verdict;
 
 const REQUEST_ID: &str = "x-request-id";
 const PROBLEM_JSON: &str = "application/problem+json";
@@ -49,7 +49,7 @@ impl<'a> Reply<'a> {
         Self { context, path: request.path(), close: draining.closes_connections() }
     }
 
-    pub(super) fn verdict(&self, verdict: &Verdict) -> HttpResponse {
+    pub(super) fn verdict(&self, verdict: &ClassifyResponse) -> HttpResponse {
         self.record(StatusCode::OK);
         tracing::debug!(parent: self.context.trace.span(), path = self.path, status = 200, label = verdict.label,
             cache = verdict.cache, ms = verdict.milliseconds.total, "answered");

@@ -12,9 +12,10 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, Scores, TaskId,
+    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, TaskId,
     TaskLabels, load_model,
 };
+use concord_policy::ModelOutput;
 use tch::Tensor;
 use tokio::sync::Notify;
 
@@ -172,7 +173,7 @@ impl Model for FaultyModel {
         self.model.forget(id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         self.faults.before_forward();
         self.faults.allocate(images.len())?;
         if self.faults.without_graphs.load(Ordering::Acquire) {

@@ -18,7 +18,7 @@ use crate::trace::TRACE_TARGET;
 
 pub(crate) use self::memory::MemoryStore;
 pub use self::section::{CacheBackend, CacheSection};
-pub(crate) use self::value::{KnownVote, Value};
+pub(crate) use self::value::Value;
 
 use self::redis::RedisStore;
 

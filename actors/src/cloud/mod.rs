@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, ArbiterHandle, Context, Handler, Message, ResponseFuture};
 use bytes::Bytes;
-use concord_models::{RgbImage, Scores, TaskLabels};
+use concord_models::{RgbImage, TaskLabels};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::section::{CloudSection, Protocol};
@@ -29,7 +29,7 @@ use crate::cache::CacheSection;
 use crate::metrics::Metrics;
 use crate::model::VoteReply;
 use crate::voter::Wanted;
-use concord_policy::{Cost, FailureKind, VoteFailure};
+use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
 
 /// Failures in a row until the server is left alone, and for how long.
 const FAILURES_MAX: u32 = 5;
@@ -179,15 +179,15 @@ impl Server {
             outcome = self.vote(&task, &image, ticket.time_left()) => outcome,
             _unwanted = ticket.until_unwanted() => Err(VoteFailure::expired()),
         };
-        let cost = Cost { queue: Duration::ZERO, preprocess, model: started.elapsed(), cached: false };
+        let cost = Cost { queue: Duration::ZERO, preprocess, model: started.elapsed() };
         drop(place);
         reply.send(VoteReply { outcome, cost, batch: 1, trace });
     }
 
-    async fn vote(&self, task: &TaskLabels, image: &str, left: Duration) -> Result<Scores, VoteFailure> {
+    async fn vote(&self, task: &TaskLabels, image: &str, left: Duration) -> Result<ModelOutput, VoteFailure> {
         if !self.breaker().allows(Instant::now()) {
             let reason = "the server failed several times in a row, and is left alone for now";
-            return Err(VoteFailure::of(FailureKind::LeftAlone, reason));
+            return Err(VoteFailure::of(FailureKind::CircuitOpen, reason));
         }
         let Some(_reservation) = self.spend.reserve().await else {
             let reason = "what may be spent in an hour has been spent (max_usd_per_hour)";
@@ -206,7 +206,7 @@ impl Server {
     }
 
     /// Asks, and where the server gives no token probabilities asks once more in another way.
-    async fn ask(&self, task: &TaskLabels, image: &str, until: Instant) -> Result<Scores, VoteFailure> {
+    async fn ask(&self, task: &TaskLabels, image: &str, until: Instant) -> Result<ModelOutput, VoteFailure> {
         if self.section.protocol() == Protocol::SystemOne {
             let body = systemone::request(&self.section.model, task, image);
             return self.exchange("/systemone", &body, until, |body| systemone::read(body, task)).await.1;
@@ -233,7 +233,7 @@ impl Server {
         image: &str,
         form: Form,
         until: Instant,
-    ) -> (bool, Result<Scores, VoteFailure>) {
+    ) -> (bool, Result<ModelOutput, VoteFailure>) {
         let body = chat::request(&self.section.model, task, image, form);
         self.exchange("/chat/completions", &body, until, |body| chat::read(body, task, form)).await
     }
@@ -245,7 +245,7 @@ impl Server {
         body: &serde_json::Value,
         until: Instant,
         read: impl Fn(&[u8]) -> Result<RemoteAnswer, Unreadable>,
-    ) -> (bool, Result<Scores, VoteFailure>) {
+    ) -> (bool, Result<ModelOutput, VoteFailure>) {
         let body = match self.remote.post(path, Bytes::from(body.to_string()), until).await {
             Ok(body) => body,
             Err(error) => return (false, Err(self.failed(&error))),

@@ -1,15 +1,14 @@
 //! The one answer that every image gets.
 
-use concord_models::Scores;
 use tokio::sync::oneshot;
 
 use crate::Trace;
-use concord_policy::{Cost, VoteFailure};
+use concord_policy::{Cost, ModelOutput, VoteFailure};
 
 /// What a model says about an image, as the model gave it, and what it cost.
 #[derive(Debug)]
 pub(crate) struct VoteReply {
-    pub(crate) outcome: Result<Scores, VoteFailure>,
+    pub(crate) outcome: Result<ModelOutput, VoteFailure>,
     pub(crate) cost: Cost,
     /// How many images ran together.
     pub(crate) batch: usize,

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use concord_models::libtorch::{Event, LibtorchError, Stream, release_unused_memory};
 use concord_models::{
-    GenerateRequest, Generated, Loaded, Model, ModelError, ModelOptions, Pixels, RgbImage, Scores, TaskId,
+    GenerateRequest, Generated, Loaded, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId,
     TaskLabels, is_out_of_memory,
 };
 
 use super::limit::BatchLimit;
-use concord_policy::{Logits, VoteFailure};
+use concord_policy::{ModelOutput, VoteFailure};
 
 /// Loads a model that `[models.NAME]` describes; relative paths start at the folder given.
 pub type Loader =
@@ -59,8 +59,9 @@ impl Seat {
             let _current = self.stream.enter()?;
             self.model.prepare(id, task)?;
             let pixels = self.blank()?;
-            let scores = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
-            Logits::new(scores.logits, task.labels.len())
+            let output = self.model.classify(id, &[&pixels])?.pop().unwrap_or_default();
+            output
+                .logits(task.labels.len())
                 .map(drop)
                 .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })
         })
@@ -100,7 +101,11 @@ impl Seat {
     }
 
     /// What the model says about a batch, and the milliseconds on the device.
-    pub(super) fn forward(&self, task: TaskId, images: &[&Pixels]) -> Result<(Vec<Scores>, f64), ModelError> {
+    pub(super) fn forward(
+        &self,
+        task: TaskId,
+        images: &[&Pixels],
+    ) -> Result<(Vec<ModelOutput>, f64), ModelError> {
         out_of_memory_as_error(|| {
             let _current = self.stream.enter()?;
             let start = Event::record(&self.stream)?;

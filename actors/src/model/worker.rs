@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use concord_models::{ModelError, Pixels, Scores, set_cpu_threads};
+use concord_models::{ModelError, Pixels, set_cpu_threads};
 use opentelemetry::trace::TraceContextExt;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -19,7 +19,7 @@ use super::{GenerateOutput, Seat, VoteReply};
 use crate::metrics::Metrics;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
-use concord_policy::{Cost, FailureKind, VoteFailure};
+use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
 
 /// How long a batch is put together, and what it may be computed with; how large it may be, the seat says.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +168,7 @@ impl Worker {
             let replica = self.replica.index.to_string();
             self.metrics.out_of_memory.with_label_values(&[&*self.name, &*replica]).inc();
         }
-        let outcomes: Vec<Result<Scores, VoteFailure>> = match result {
+        let outcomes: Vec<Result<ModelOutput, VoteFailure>> = match result {
             Ok((scores, device_ms)) if scores.len() == size => {
                 span.record("gpu_ms", device_ms);
                 scores.into_iter().map(Ok).collect()
@@ -183,7 +183,7 @@ impl Worker {
         self.count(&batch, started, model);
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
             let queue = started.saturating_duration_since(entry.queued);
-            let cost = Cost { queue, preprocess: entry.preprocess, model, cached: false };
+            let cost = Cost { queue, preprocess: entry.preprocess, model };
             let Entry { place, wanted: Wanted { reply, trace, .. }, .. } = entry;
             // First, so that whoever has the answer finds a place for the next image.
             drop(place);

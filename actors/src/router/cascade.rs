@@ -13,7 +13,7 @@ use super::error::RouteError;
 use super::flight::Outcome;
 use super::pictures::{Pictures, Submission};
 use crate::Trace;
-use crate::cache::{Cache, KnownVote, Put, Value};
+use crate::cache::{Cache, Put, Value};
 use crate::digest::Digest;
 use crate::model::{Reply, VoteReply};
 use crate::plan::{PlannedModel, TaskPlan};
@@ -21,13 +21,13 @@ use crate::ticket::Ticket;
 use crate::trace::TRACE_TARGET;
 use crate::voter::Wanted;
 use concord_policy::{
-    Answer, Context, Decision, Evidence, Fallback, Logits, Member, Probability, Vote, VoteFailure, decide,
+    Context, Decision, Fallback, Member, ModelOutput, Probability, Source, Verdict, Vote, VoteFailure, decide,
 };
 
 /// An answer, and what it took before the models.
 #[derive(Debug)]
 pub(crate) struct Computed {
-    pub(super) answer: Arc<Answer>,
+    pub(super) verdict: Arc<Verdict>,
     pub(super) decode: Duration,
 }
 
@@ -51,7 +51,7 @@ struct Asked<'a> {
 
 impl Cascade {
     /// `known` are the votes of the cache, in the order of the policy's members.
-    pub(super) async fn run(&self, mut known: Vec<Option<KnownVote>>) -> Outcome {
+    pub(super) async fn run(&self, mut known: Vec<Option<ModelOutput>>) -> Outcome {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
@@ -65,13 +65,13 @@ impl Cascade {
                         return Err(error);
                     }
                 }
-                Decision::Answer(answer) => {
-                    let answer = Arc::new(answer);
-                    self.trace_fusion(&answer);
-                    self.count_fallbacks(&answer);
-                    self.keep(&votes, Some(&answer));
+                Decision::Verdict(verdict) => {
+                    let verdict = Arc::new(verdict);
+                    self.trace_fusion(&verdict);
+                    self.count_fallbacks(&verdict);
+                    self.keep(&votes, Some(&verdict));
                     let decode = pictures.outcome().unwrap_or_default();
-                    return Ok(Arc::new(Computed { answer, decode }));
+                    return Ok(Arc::new(Computed { verdict, decode }));
                 }
                 Decision::Failed(failure) => {
                     self.keep(&votes, None);
@@ -94,7 +94,7 @@ impl Cascade {
     async fn ask_stage(
         &self,
         stage: usize,
-        known: &mut [Option<KnownVote>],
+        known: &mut [Option<ModelOutput>],
         votes: &mut Vec<Vote>,
         pictures: &Arc<Pictures>,
     ) -> Result<(), RouteError> {
@@ -108,8 +108,8 @@ impl Cascade {
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
-            if let Some(KnownVote { logits, evidence }) = known[index].take() {
-                votes.push(Vote::known(model, logits, evidence));
+            if let Some(output) = known[index].take() {
+                votes.push(Vote::known(model, output));
                 continue;
             }
             // Before the image is decoded: a full model must not cost anything.
@@ -166,21 +166,18 @@ impl Cascade {
         trace.record("preprocess_ms", ms(cost.preprocess));
         trace.record("gpu_ms", ms(cost.model));
         trace.record("weight", member.weight().get());
-        let mut evidence = Evidence::default();
-        let outcome = outcome.and_then(|scores| {
-            evidence.regions = scores.regions.into();
-            evidence.feature = scores.feature.map(Arc::from);
-            evidence.uncertainty = scores.uncertainty;
-            Logits::new(scores.logits, labels.len()).map_err(|error| VoteFailure::new(error.to_string()))
+        let output = outcome.and_then(|output| match output.logits(labels.len()) {
+            Ok(_) => Ok(output),
+            Err(error) => Err(VoteFailure::new(error.to_string())),
         });
-        match &outcome {
-            Ok(logits) => {
-                if trace.is_sampled() {
+        match &output {
+            Ok(output) => {
+                if let Some(logits) = output.logits(labels.len()).ok().filter(|_| trace.is_sampled()) {
                     let distribution = logits.calibrated(member.calibration());
                     trace.record("label", labels[distribution.argmax()].as_str());
                     trace.record("p", distribution.confidence().get());
                 }
-                self.count_vote(name, "given");
+                self.count_vote(name, "ok");
             }
             Err(failure) => {
                 trace.record("error", failure.to_string());
@@ -188,40 +185,39 @@ impl Cascade {
                 tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
             }
         }
-        Vote { model: Arc::clone(name), outcome, evidence, cost }
+        Vote { model: Arc::clone(name), output, cost, source: Source::Fresh }
     }
 
     /// A span without a length: deciding takes microseconds.
-    fn trace_fusion(&self, answer: &Answer) {
-        let label = &self.task.policy().labels()[answer.label()];
+    fn trace_fusion(&self, verdict: &Verdict) {
+        let label = &self.task.policy().labels()[verdict.label()];
         let _span = self.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "fuse", concord.service = "concord-router",
-                label = label.as_str(), confidence = answer.confidence().get(), agreement = answer.agreement,
-                stage = answer.stage + 1, reason = answer.reason.name(), gate = answer.gate.map(Probability::get),
-                fallbacks = answer.fallbacks.len())
+                label = label.as_str(), confidence = verdict.confidence().get(), agreement = verdict.agreement,
+                stage = verdict.stage + 1, reason = verdict.reason.name(), gate = verdict.gate.map(Probability::get),
+                fallbacks = verdict.fallbacks.len())
         });
     }
 
-    fn count_fallbacks(&self, answer: &Answer) {
-        for Fallback { part, why, .. } in &answer.fallbacks {
-            let labels = [self.task.name(), part.name(), why.name()];
+    fn count_fallbacks(&self, verdict: &Verdict) {
+        for Fallback { part, reason, .. } in &verdict.fallbacks {
+            let labels = [self.task.name(), part.name(), reason.name()];
             self.shared.metrics.learned_fallbacks.with_label_values(&labels).inc();
         }
     }
 
     /// Has the cache keep what is new: votes that were given, and the answer where it is complete.
-    fn keep(&self, votes: &[Vote], answer: Option<&Arc<Answer>>) {
+    fn keep(&self, votes: &[Vote], verdict: Option<&Arc<Verdict>>) {
         let (verdict_key, vote_keys) = &self.keys;
         let mut values = Vec::new();
         for (member, key) in self.task.policy().members().zip(vote_keys) {
-            let vote = votes.iter().find(|vote| vote.model == *member.model() && !vote.cost.cached);
-            if let Some((Ok(logits), evidence)) = vote.map(|vote| (&vote.outcome, &vote.evidence)) {
-                let known = KnownVote { logits: logits.clone(), evidence: evidence.clone() };
-                values.push((*key, Value::Vote(known)));
+            let is_new = |vote: &&Vote| vote.model == *member.model() && vote.source == Source::Fresh;
+            if let Some(Ok(output)) = votes.iter().find(is_new).map(|vote| &vote.output) {
+                values.push((*key, Value::Vote(output.clone())));
             }
         }
-        if let Some(answer) = answer.filter(|answer| answer.is_lasting()) {
-            values.push((*verdict_key, Value::Verdict(Arc::new(answer.as_cached()))));
+        if let Some(verdict) = verdict.filter(|verdict| verdict.is_lasting()) {
+            values.push((*verdict_key, Value::Verdict(Arc::new(verdict.as_cached()))));
         }
         if !values.is_empty() {
             // Nobody waits for it, and its mailbox holds more than there are requests.

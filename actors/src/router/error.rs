@@ -68,7 +68,7 @@ impl From<Failure> for RouteError {
         match kind {
             FailureKind::Model
             | FailureKind::OverBudget
-            | FailureKind::LeftAlone
+            | FailureKind::CircuitOpen
             | FailureKind::TimedOut
             | FailureKind::Refused => Self::Failed(failure),
             FailureKind::Busy => Self::Busy(failure.to_string()),

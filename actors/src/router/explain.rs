@@ -55,7 +55,7 @@ pub(super) async fn explain(shared: &Shared, routed: &Routed, request: ExplainRe
         return Explanation { model: None, text: Err(NOT_ASKABLE.to_owned()) };
     };
     let policy = routed.task.policy();
-    let (question, answer) = (policy.question(), &policy.answers()[routed.answer.label()]);
+    let (question, answer) = (policy.question(), &policy.answers()[routed.verdict.label()]);
     let prompt =
         format!("{question} The answer is {answer}. Explain in one sentence what in the image shows that.");
     let model = seat.voter.name().to_string();

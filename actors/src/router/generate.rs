@@ -17,9 +17,9 @@ use super::{Router, Shared};
 use crate::Trace;
 use crate::metrics::Metrics;
 use crate::model::{GenerateOutput, ModelHandle, Place, TextEvent, TextRequest, TokenSink};
-use concord_policy::VoteFailure;
 use crate::ticket::{Ticket, Waiter};
 use crate::trace::TRACE_TARGET;
+use concord_policy::VoteFailure;
 
 /// The outcome of a text that came whole, in `concord_generate_requests_total`.
 const OK: &str = "ok";

@@ -28,14 +28,14 @@ use self::cascade::{Cascade, Computed};
 use self::explain::ExplainRequest;
 use self::flight::{Boarding, Start};
 use crate::Trace;
-use crate::cache::{Cache, Get, KnownVote, Lookup, Value};
+use crate::cache::{Cache, Get, Lookup, Value};
 use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::plan::{Plan, RunningModels, TaskPlan};
 use crate::pool::Pool;
 use crate::startup::Startup;
 use crate::trace::TRACE_TARGET;
-use concord_policy::{Answer, Cost};
+use concord_policy::{ModelOutput, Source, Verdict};
 
 /// More than `max_in_flight` may be, so that a full mailbox is never what a request waits for.
 const MAILBOX: usize = 65_536;
@@ -67,8 +67,8 @@ pub struct Classify {
 pub struct Routed {
     /// The task as it was when the request came.
     pub task: Arc<TaskPlan>,
-    /// The fused answer.
-    pub answer: Arc<Answer>,
+    /// The verdict.
+    pub verdict: Arc<Verdict>,
     /// What the cache spared.
     pub cache: CacheOutcome,
     /// From encoded bytes to pixels; nothing where that was not needed.
@@ -214,8 +214,8 @@ impl Route {
         } else {
             self.look_up(verdict_key, vote_keys.clone(), &request.trace).await
         };
-        if let Some(Value::Verdict(answer)) = found.verdict {
-            return Ok(self.routed(task, answer, CacheOutcome::Verdict, Duration::ZERO));
+        if let Some(Value::Verdict(verdict)) = found.verdict {
+            return Ok(self.routed(task, verdict, CacheOutcome::Verdict, Duration::ZERO));
         }
         let boarding = if request.fresh {
             Boarding::alone(request.deadline)
@@ -239,9 +239,9 @@ impl Route {
         let computed =
             arrived.unwrap_or(Err(RouteError::Lost("its computation ended without an outcome")))?;
         drop(boarding.waiter);
-        let Computed { answer, decode } = &*computed;
-        let cache = if joined { CacheOutcome::Joined } else { outcome_of(answer) };
-        Ok(self.routed(task, Arc::clone(answer), cache, *decode))
+        let Computed { verdict, decode } = &*computed;
+        let cache = if joined { CacheOutcome::Joined } else { outcome_of(verdict) };
+        Ok(self.routed(task, Arc::clone(verdict), cache, *decode))
     }
 
     async fn digest(&self, image: &Bytes) -> Result<Digest, RouteError> {
@@ -260,7 +260,7 @@ impl Route {
     }
 
     /// Lets a computation run on this thread, apart from the request that began it.
-    fn start(&self, cascade: Cascade, start: Start, known: Vec<Option<KnownVote>>) {
+    fn start(&self, cascade: Cascade, start: Start, known: Vec<Option<ModelOutput>>) {
         let shared = Arc::clone(&self.shared);
         let key = cascade.keys.0;
         actix::spawn(async move {
@@ -277,18 +277,18 @@ impl Route {
     fn routed(
         &self,
         task: Arc<TaskPlan>,
-        answer: Arc<Answer>,
+        verdict: Arc<Verdict>,
         cache: CacheOutcome,
         decode: Duration,
     ) -> Routed {
-        Routed { task, answer, cache, decode, total: self.arrived.elapsed(), explanation: None }
+        Routed { task, verdict, cache, decode, total: self.arrived.elapsed(), explanation: None }
     }
 
     fn count(&self, task: Option<&TaskPlan>, result: &Result<Routed, RouteError>, trace: &Trace) {
         // The name of a task that does not exist is anybody's choice, and labels are bounded.
         let name = task.map_or("unknown", TaskPlan::name);
         let (stage, outcome) = match result {
-            Ok(routed) => (routed.answer.stage + 1, routed.answer.reason.name()),
+            Ok(routed) => (routed.verdict.stage + 1, routed.verdict.reason.name()),
             Err(error) => (0, error.outcome()),
         };
         let metrics = &self.shared.metrics;
@@ -306,20 +306,19 @@ impl Route {
 /// Stages as labels; ensembles have fewer.
 const STAGES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
-fn known(values: Vec<Option<Value>>) -> Vec<Option<KnownVote>> {
+fn known(values: Vec<Option<Value>>) -> Vec<Option<ModelOutput>> {
     let known = |value| match value {
-        Some(Value::Vote(vote)) => Some(vote),
+        Some(Value::Vote(output)) => Some(output),
         _ => None,
     };
     values.into_iter().map(known).collect()
 }
 
-fn outcome_of(answer: &Answer) -> CacheOutcome {
-    let is_cached = |cost: &Cost| cost.cached;
-    let cached = answer.opinions.iter().filter(|opinion| is_cached(&opinion.cost)).count();
+fn outcome_of(verdict: &Verdict) -> CacheOutcome {
+    let cached = verdict.votes.iter().filter(|fused| fused.vote.source == Source::Cached).count();
     match cached {
         0 => CacheOutcome::Miss,
-        all if all == answer.opinions.len() => CacheOutcome::Votes,
+        all if all == verdict.votes.len() => CacheOutcome::Votes,
         _ => CacheOutcome::SomeVotes,
     }
 }

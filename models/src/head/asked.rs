@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use concord_policy::ModelOutput;
 use tch::{Device, Kind};
 
 use super::dropout::McDropout;
 use super::file::dropout_of;
 use super::{Features, Head};
 use crate::ModelError;
-use crate::output::{Scores, scores_with_features};
+use crate::output::outputs_with_features;
 use crate::runtime::device::Placement;
 use crate::task::TaskLabels;
 
@@ -58,10 +59,10 @@ impl TaskHead {
     }
 
     /// What it says about each image, of features in fp32.
-    pub(crate) fn scores(&self, features: &Features) -> Result<Vec<Scores>, ModelError> {
+    pub(crate) fn scores(&self, features: &Features) -> Result<Vec<ModelOutput>, ModelError> {
         Ok(match &self.dropout {
             Some(dropout) => dropout.scores(&self.head, features)?,
-            None => scores_with_features(&self.head.forward(features), &features.cls)?,
+            None => outputs_with_features(&self.head.forward(features), &features.cls)?,
         })
     }
 }

@@ -5,10 +5,11 @@
 //! about and whatever batch it is in, so that votes can be cached. All passes are one batched product a layer, and the
 //! backbone runs once.
 
+use concord_policy::ModelOutput;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Features, Head};
-use crate::output::{Scores, scores_with_features};
+use crate::output::outputs_with_features;
 
 /// What the masks follow from: any text, but the same on every machine.
 const SEED: &[u8] = b"concord monte-carlo dropout 1";
@@ -43,15 +44,15 @@ impl McDropout {
     /// `uncertainty` by how much the passes disagree, in nats: the entropy of the mean less the mean entropy, which is
     /// the mutual information of the answer and the head's weights (BALD: Houlsby et al. 2011, arXiv 1112.5745; Gal,
     /// Islam and Ghahramani 2017, arXiv 1703.02910). It is from 0 to ln(labels).
-    pub(super) fn scores(&self, head: &Head, features: &Features) -> Result<Vec<Scores>, TchError> {
+    pub(super) fn scores(&self, head: &Head, features: &Features) -> Result<Vec<ModelOutput>, TchError> {
         let logits = head.forward_dropping(features, |layer, hidden| hidden * &self.masks[layer]);
         let each = logits.log_softmax(-1, None::<Kind>); // [passes, batch, labels]
         let mean = each.logsumexp([0].as_slice(), false) - (self.passes as f64).ln();
         let disagreement = entropy(&mean) - entropy(&each).mean_dim([0].as_slice(), false, None::<Kind>);
         let columns = [mean, disagreement.clamp_min(0.0).unsqueeze(-1)];
-        let mut scores = scores_with_features(&Tensor::f_cat(&columns, -1)?, &features.cls)?;
+        let mut scores = outputs_with_features(&Tensor::f_cat(&columns, -1)?, &features.cls)?;
         for of_image in &mut scores {
-            of_image.uncertainty = of_image.logits.pop();
+            of_image.evidence.uncertainty = of_image.logits.pop();
         }
         Ok(scores)
     }

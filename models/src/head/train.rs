@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use concord_policy::ModelOutput;
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -13,7 +14,6 @@ use super::set::positions;
 use super::{FeatureKind, FeatureSet, Features, Head, TaskHead};
 use crate::ModelError;
 use crate::nn::layers::Linear;
-use crate::output::Scores;
 use crate::runtime::device::Placement;
 use crate::runtime::rng::RNG;
 
@@ -178,7 +178,7 @@ impl TrainedHead {
         set: &FeatureSet,
         images: &[usize],
         passes: usize,
-    ) -> Result<Vec<Scores>, ModelError> {
+    ) -> Result<Vec<ModelOutput>, ModelError> {
         let asked = TaskHead::of(self.head.copy(), self.training.dropout, passes, self.device);
         let mut scores = Vec::with_capacity(images.len());
         for batch in images.chunks(JUDGED_BATCH) {

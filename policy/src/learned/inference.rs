@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageWeights, Learned, Weighing};
+use super::{EffectiveWeight, ImageWeights, Learned};
 use crate::probability::{Distribution, Probability};
 use crate::vote::Vote;
 
@@ -24,7 +24,7 @@ pub enum LearnedPart {
 /// Why it could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Unread {
+pub enum FallbackReason {
     /// The model whose feature it reads had not been asked yet.
     BackboneNotAsked,
     /// The model whose feature it reads has failed.
@@ -46,7 +46,7 @@ impl LearnedPart {
     }
 }
 
-impl Unread {
+impl FallbackReason {
     /// As verdicts and metrics call it.
     pub fn name(self) -> &'static str {
         match self {
@@ -60,39 +60,40 @@ impl Unread {
 
 /// The networks of a task beside the feature of one image.
 #[derive(Debug)]
-pub(crate) struct Reading<'a> {
+pub(crate) struct LearnedInference<'a> {
     learned: Option<&'a Learned>,
-    feature: Result<&'a [f32], Unread>,
+    feature: Result<&'a [f32], FallbackReason>,
     /// Computed when it is first wanted, for all stages.
     weights: OnceCell<Option<ImageWeights<'a>>>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> LearnedInference<'a> {
     /// Before any vote.
     pub(crate) fn of(learned: Option<&'a Learned>) -> Self {
-        Self { learned, feature: Err(Unread::BackboneNotAsked), weights: OnceCell::new() }
+        Self { learned, feature: Err(FallbackReason::BackboneNotAsked), weights: OnceCell::new() }
     }
 
     /// Takes the feature, where this is the vote that has it.
-    pub(crate) fn hear(&mut self, vote: &'a Vote, is_usable: bool) {
+    pub(crate) fn add_vote(&mut self, vote: &'a Vote, is_usable: bool) {
         if self.learned.is_some_and(|learned| *learned.backbone() == vote.model) {
-            self.feature = match &vote.evidence.feature {
-                _ if !is_usable => Err(Unread::BackboneFailed),
-                Some(feature) => Ok(feature),
-                None => Err(Unread::NoFeature),
+            self.feature = match &vote.output {
+                Ok(output) if is_usable => {
+                    output.evidence.feature.as_deref().ok_or(FallbackReason::NoFeature)
+                }
+                _ => Err(FallbackReason::BackboneFailed),
             };
         }
     }
 
     /// What is made of the votes of these models.
-    pub(crate) fn weighings<'b>(
+    pub(crate) fn effective_weights<'b>(
         &self,
         models: impl IntoIterator<Item = &'b Arc<str>>,
-    ) -> Result<Vec<Weighing>, Unread> {
-        let learned = self.learned.ok_or(Unread::NotFitted)?;
+    ) -> Result<Vec<EffectiveWeight>, FallbackReason> {
+        let learned = self.learned.ok_or(FallbackReason::NotFitted)?;
         let feature = self.feature?;
         let weights = self.weights.get_or_init(|| learned.weights_for(feature)).as_ref();
-        weights.and_then(|weights| weights.weighings(models)).ok_or(Unread::NotFitted)
+        weights.and_then(|weights| weights.effective_weights(models)).ok_or(FallbackReason::NotFitted)
     }
 
     /// How likely this answer of these models is right.
@@ -101,8 +102,8 @@ impl<'a> Reading<'a> {
         models: impl IntoIterator<Item = &'b Arc<str>>,
         answer: &Distribution,
         agreement: bool,
-    ) -> Result<Probability, Unread> {
-        let learned = self.learned.ok_or(Unread::NotFitted)?;
-        learned.gate(models, answer, agreement, self.feature?).ok_or(Unread::NotFitted)
+    ) -> Result<Probability, FallbackReason> {
+        let learned = self.learned.ok_or(FallbackReason::NotFitted)?;
+        learned.gate(models, answer, agreement, self.feature?).ok_or(FallbackReason::NotFitted)
     }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use crate::probability::{Distribution, Probability, Temperature};
 
 pub use self::image_fusion::ImageFusion;
-pub(crate) use self::inference::Reading;
-pub use self::inference::{LearnedPart, Unread};
+pub(crate) use self::inference::LearnedInference;
+pub use self::inference::{FallbackReason, LearnedPart};
 pub use self::network::{Dense, Network};
 
 /// Numbers that a gate is given before the feature.
@@ -143,7 +143,7 @@ pub(crate) struct ImageWeights<'a> {
 
 /// What is made of a vote before it is fused.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Weighing {
+pub(crate) struct EffectiveWeight {
     /// The shares of all votes have the sum 1.
     pub(crate) share: f64,
     /// What the log-probabilities are multiplied by, where that is learned.
@@ -152,10 +152,10 @@ pub(crate) struct Weighing {
 
 impl ImageWeights<'_> {
     /// Of these models; `None` where one of them is unknown.
-    pub(crate) fn weighings<'a>(
+    pub(crate) fn effective_weights<'a>(
         &self,
         models: impl IntoIterator<Item = &'a Arc<str>>,
-    ) -> Option<Vec<Weighing>> {
+    ) -> Option<Vec<EffectiveWeight>> {
         let index = |model: &Arc<str>| self.models.iter().position(|known| known == model);
         let indices: Vec<usize> = models.into_iter().map(index).collect::<Option<_>>()?;
         let logit = |&index: &usize| Some(f64::from(self.fusion.weight_logit(index)?));
@@ -166,7 +166,7 @@ impl ImageWeights<'_> {
         let shares = Distribution::softmax(&logits, Temperature::NEUTRAL);
         let weighing = |(&index, &share): (&usize, &f64)| {
             let inverse_temperature = Some(f64::from(self.fusion.inverse_temperature(index)?));
-            Some(Weighing { share, inverse_temperature })
+            Some(EffectiveWeight { share, inverse_temperature })
         };
         indices.iter().zip(shares.probabilities()).map(weighing).collect()
     }
@@ -191,15 +191,15 @@ mod tests {
         let learned = Learned::of(Arc::from("a"))
             .with_weights(models(&["a", "b"]), network(1, &[vec![0.0], vec![1.0], vec![2.0], vec![-1.0]]));
         let weights = learned.weights_for(&[2.0_f32.ln()]).unwrap();
-        let found = weights.weighings(&models(&["b", "a"])).unwrap();
+        let found = weights.effective_weights(&models(&["b", "a"])).unwrap();
         let expected = [(2.0 / 3.0, 0.5), (1.0 / 3.0, 4.0)];
-        for (Weighing { share, inverse_temperature }, (expected, sharpened)) in
+        for (EffectiveWeight { share, inverse_temperature }, (expected, sharpened)) in
             found.into_iter().zip(expected)
         {
             assert!((share - expected).abs() < 1e-6, "{share}");
             assert!((inverse_temperature.unwrap() - sharpened).abs() < 1e-6, "{inverse_temperature:?}");
         }
-        assert_eq!(weights.weighings(&models(&["a", "z"])), None, "a model that it does not know");
+        assert_eq!(weights.effective_weights(&models(&["a", "z"])), None, "a model that it does not know");
         assert!(learned.weights_for(&[0.0, 0.0]).is_none(), "the feature of another backbone");
     }
 

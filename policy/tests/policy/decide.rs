@@ -1,7 +1,8 @@
 //! What is decided, case by case.
 
 use concord_policy::{
-    Calibration, Context, Decision, Failure, Logits, LogitsError, Policy, Reason, VectorScaling, Vote, decide,
+    Calibration, Context, Decision, Failure, Logits, LogitsError, Policy, StopReason, VectorScaling, Vote,
+    decide,
 };
 use serde_json::json;
 
@@ -24,7 +25,7 @@ fn cascade() -> serde_json::Value {
 fn summary(decision: &Decision) -> String {
     match decision {
         Decision::Ask { stage } => format!("ask {stage}"),
-        Decision::Answer(answer) => format!(
+        Decision::Verdict(answer) => format!(
             "{} at {}: label {}, {}{}",
             answer.reason,
             answer.stage,
@@ -139,7 +140,7 @@ fn a_stage_stands_in_for_a_busy_one_and_where_it_fails_the_busy_one_is_asked() {
     for (case, votes, context, expected) in cases {
         let decision = decide(&policy, &votes, &context);
         assert_eq!(summary(&decision), expected, "{case}");
-        if let Decision::Answer(answer) = decision {
+        if let Decision::Verdict(answer) = decision {
             assert_eq!(answer.burst, answer.stage == 2, "{case}");
             assert_eq!(answer.is_lasting(), !answer.burst, "{case}");
         }
@@ -182,12 +183,12 @@ fn a_stage_where_everything_optional_failed_passes_the_question_on() {
         decide(&policy, &[failed("dinov3"), failed("siglip2")], &Context::default()),
         Decision::Failed(Failure::NoVote)
     );
-    let Decision::Answer(answer) =
+    let Decision::Verdict(answer) =
         decide(&policy, &[failed("dinov3"), vote("siglip2", &[0.0, 3.0])], &Context::default())
     else {
         panic!("a vote that succeeded is answered");
     };
-    assert_eq!((answer.reason, answer.stage, answer.is_complete()), (Reason::Accepted, 1, false));
+    assert_eq!((answer.reason, answer.stage, answer.is_complete()), (StopReason::Accepted, 1, false));
 }
 
 #[test]
@@ -203,13 +204,13 @@ fn fusion_weighs_calibrated_probabilities() {
             "calibration": { "dinov3": 2.0 },
             "stages": [{ "models": ["dinov3", "siglip2"] }],
         }));
-        let Decision::Answer(answer) = decide(&policy, &votes, &Context::default()) else {
+        let Decision::Verdict(answer) = decide(&policy, &votes, &Context::default()) else {
             panic!("{method}: the last stage is answered");
         };
         let found = answer.distribution.probabilities()[0];
         assert!((found - expected).abs() < 1e-6, "{method}: {found} instead of {expected}");
         let weights: Vec<f64> =
-            answer.opinions.iter().filter_map(|opinion| Some(opinion.belief.as_ref().ok()?.weight)).collect();
+            answer.votes.iter().filter(|vote| vote.calibrated.is_some()).map(|vote| vote.weight).collect();
         assert!(
             (weights[0] - 0.6).abs() < 1e-12 && (weights[1] - 0.4).abs() < 1e-12,
             "{method}: {weights:?}"
@@ -227,7 +228,7 @@ fn scaled(scaling: Option<serde_json::Value>) -> Policy {
 }
 
 fn probabilities(policy: &Policy, vote: Vote) -> Vec<f64> {
-    let Decision::Answer(answer) = decide(policy, &[vote], &Context::default()) else {
+    let Decision::Verdict(answer) = decide(policy, &[vote], &Context::default()) else {
         panic!("the last stage is answered");
     };
     answer.distribution.probabilities().to_vec()
@@ -301,7 +302,7 @@ fn extreme_logits_and_weights_leave_a_distribution() {
             "stages": [{ "models": ["dinov3", "siglip2"] }],
         }));
         let votes = [vote("dinov3", &[f32::MAX, f32::MIN]), vote("siglip2", &[f32::MIN, f32::MAX])];
-        let Decision::Answer(answer) = decide(&policy, &votes, &Context::default()) else {
+        let Decision::Verdict(answer) = decide(&policy, &votes, &Context::default()) else {
             panic!("{method}: the last stage is answered");
         };
         let sum: f64 = answer.distribution.probabilities().iter().sum();
@@ -311,11 +312,11 @@ fn extreme_logits_and_weights_leave_a_distribution() {
 
 #[test]
 fn logits_are_one_finite_number_for_each_label() {
-    assert_eq!(Logits::new(vec![1.0], 2), Err(LogitsError::Count { labels: 2, found: 1 }));
-    assert_eq!(Logits::new(vec![], 0), Err(LogitsError::Count { labels: 0, found: 0 }));
+    assert_eq!(Logits::new(&[1.0], 2), Err(LogitsError::Count { labels: 2, found: 1 }));
+    assert_eq!(Logits::new(&[], 0), Err(LogitsError::Count { labels: 0, found: 0 }));
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         assert!(
-            matches!(Logits::new(vec![0.0, value], 2), Err(LogitsError::NotFinite { index: 1, .. })),
+            matches!(Logits::new(&[0.0, value], 2), Err(LogitsError::NotFinite { index: 1, .. })),
             "{value}"
         );
     }
@@ -323,7 +324,7 @@ fn logits_are_one_finite_number_for_each_label() {
 
 #[test]
 fn a_reason_serialises_as_it_prints() {
-    for reason in [Reason::Accepted, Reason::Exhausted] {
+    for reason in [StopReason::Accepted, StopReason::Exhausted] {
         assert_eq!(serde_json::to_value(reason).unwrap(), json!(reason.to_string()));
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_policy::{
-    Answer, Context, Decision, Dense, Fallback, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Member,
-    Network, Policy, PolicyError, Probability, TaskSection, Vote, decide,
+    Context, Decision, Dense, Fallback, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Member, Network,
+    Policy, PolicyError, Probability, TaskSection, Verdict, Vote, decide,
 };
 use serde_json::{Value, json};
 
@@ -40,7 +40,7 @@ pub(crate) fn learned(weighed: &[&str], gates: &[&[&str]]) -> Learned {
 /// dinov3's vote with its feature.
 fn backbone(logits: &[f32], feature: &[f32]) -> Vote {
     let mut vote = vote("dinov3", logits);
-    vote.evidence.feature = Some(Arc::from(feature));
+    vote.output.as_mut().unwrap().evidence.feature = Some(Arc::from(feature));
     vote
 }
 
@@ -65,16 +65,17 @@ fn by(learned: Learned) -> Policy {
     policy(section()).with_learned(Arc::new(learned))
 }
 
-fn answer(policy: &Policy, votes: &[Vote]) -> Answer {
+fn answer(policy: &Policy, votes: &[Vote]) -> Verdict {
     match decide(policy, votes, &Context::default()) {
-        Decision::Answer(answer) => answer,
+        Decision::Verdict(answer) => answer,
         other => panic!("no answer: {other:?}"),
     }
 }
 
 /// `gate@0 backbone_failed, …`
 fn told(fallbacks: &[Fallback]) -> String {
-    let one = |Fallback { part, stage, why }: &Fallback| format!("{}@{stage} {}", part.name(), why.name());
+    let one =
+        |Fallback { part, stage, reason }: &Fallback| format!("{}@{stage} {}", part.name(), reason.name());
     fallbacks.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
@@ -99,7 +100,7 @@ fn a_gate_counts_instead_of_the_confidence_where_it_can_be_read() {
         ),
     ] {
         match decide(&by(learned), &[first], &Context::default()) {
-            Decision::Answer(answer) => {
+            Decision::Verdict(answer) => {
                 let rounded = answer.gate.map(|gate| (gate.get() * 100.0).round() / 100.0);
                 assert_eq!((accepted, rounded), (true, gate), "{case}");
                 assert_eq!(told(&answer.fallbacks), fallbacks, "{case}");
@@ -113,8 +114,8 @@ fn a_gate_counts_instead_of_the_confidence_where_it_can_be_read() {
 #[test]
 fn each_image_has_its_own_weights() {
     let votes = |feature: &[f32]| [backbone(&UNSURE, feature), vote("siglip2", &SURE), failed("cloud")];
-    let weights = |answer: &Answer| -> Vec<f64> {
-        answer.opinions.iter().filter_map(|opinion| Some(opinion.belief.as_ref().ok()?.weight)).collect()
+    let weights = |answer: &Verdict| -> Vec<f64> {
+        answer.votes.iter().filter(|vote| vote.calibrated.is_some()).map(|vote| vote.weight).collect()
     };
     let nearly = |found: &[f64], expected: &[f64]| {
         found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6)
@@ -154,8 +155,7 @@ fn each_image_has_its_own_temperatures() {
     for (x, log_odds) in [(0.0, 0.5), (2.0_f32.ln(), 1.0), (-2.0, 0.5 * (-2.0_f64).exp())] {
         let votes = [backbone(&UNSURE, &[x]), vote("siglip2", &SURE)];
         let answer = answer(&policy, &votes);
-        let belief = answer.opinions[0].belief.as_ref().unwrap();
-        let found = belief.distribution.probabilities()[1];
+        let found = answer.votes[0].calibrated.as_ref().unwrap().probabilities()[1];
         assert!((found - probability(log_odds)).abs() < 1e-6, "{x}: the vote as it counts: {answer:?}");
         let fused = f64::midpoint(log_odds, 5.0);
         assert!(
@@ -241,7 +241,7 @@ fn a_stage_is_left_out_where_its_models_would_count_for_too_little() {
         let answer = answer(&policy, &votes);
         assert_eq!((answer.stage, answer.skipped.is_empty()), (if is_asked { 2 } else { 1 }, is_asked));
         assert_eq!(
-            answer.opinions.len(),
+            answer.votes.len(),
             if is_asked { 3 } else { 2 },
             "a vote that was not asked for does not count"
         );
@@ -280,7 +280,7 @@ fn a_policy_without_some_of_its_models_reads_weights_for_the_others() {
         by(learned(&["dinov3", "siglip2", "cloud"], &[&["dinov3"], &["dinov3", "siglip2", "cloud"]]));
     let less = policy.without(|model| model == "cloud").unwrap();
     let both = answer(&less, &[backbone(&UNSURE, &[0.0]), vote("siglip2", &UNSURE)]);
-    assert_eq!((told(&both.fallbacks).as_str(), both.opinions.len()), ("", 2));
+    assert_eq!((told(&both.fallbacks).as_str(), both.votes.len()), ("", 2));
     let first = less.as_far_as(0).unwrap();
     assert_eq!(answer(&first, &[backbone(&UNSURE, &[0.0])]).gate, Probability::new(0.5));
 }

@@ -14,7 +14,7 @@ mod properties;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use concord_policy::{Cost, Evidence, Logits, Policy, PolicyError, TaskSection, Vote, VoteFailure};
+use concord_policy::{Cost, ModelOutput, Policy, PolicyError, Source, TaskSection, Vote, VoteFailure};
 use serde_json::Value;
 
 /// The models that every test's ensemble has.
@@ -34,12 +34,11 @@ fn policy(section: Value) -> Policy {
 
 /// A successful vote.
 fn vote(model: &str, logits: &[f32]) -> Vote {
-    let logits = Logits::new(logits.to_vec(), logits.len()).expect("the test's logits are finite");
     Vote {
         model: Arc::from(model),
-        outcome: Ok(logits),
-        evidence: Evidence::default(),
+        output: Ok(ModelOutput::from(logits.to_vec())),
         cost: Cost::default(),
+        source: Source::Fresh,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use concord_policy::{Answer, Calibration, Context, Decision, Policy, Reason, Temperature, Vote, decide};
+use concord_policy::{
+    Calibration, Context, Decision, Logits, Policy, StopReason, Temperature, Verdict, Vote, decide,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -129,9 +131,9 @@ fn play(policy: &Policy, all: &[Vote]) -> (usize, Decision) {
     panic!("the cascade asked more often than it has stages");
 }
 
-fn answer(decision: Decision) -> Option<Answer> {
+fn answer(decision: Decision) -> Option<Verdict> {
     match decision {
-        Decision::Answer(answer) => Some(answer),
+        Decision::Verdict(answer) => Some(answer),
         Decision::Ask { .. } | Decision::Failed(_) => None,
     }
 }
@@ -171,7 +173,7 @@ proptest! {
             let is_met = rule.is_some_and(|rule| {
                 answer.confidence() >= rule.confidence() && (answer.agreement || !rule.needs_agreement())
             });
-            prop_assert_eq!(answer.reason == Reason::Accepted, is_met);
+            prop_assert_eq!(answer.reason == StopReason::Accepted, is_met);
             let mut later = answer.stage + 1..policy.stages().len();
             prop_assert!(is_met || later.all(|stage| answer.skipped.contains(&stage)));
         }
@@ -196,14 +198,14 @@ proptest! {
         if let (Some(failed), Some(absent)) = (failed, absent) {
             prop_assert_eq!(failed.distribution, absent.distribution);
             prop_assert_eq!(failed.agreement, absent.agreement);
-            let reason = if absent.reason == Reason::Exhausted { Reason::Incomplete } else { absent.reason };
+            let reason = if absent.reason == StopReason::Exhausted { StopReason::Incomplete } else { absent.reason };
             prop_assert_eq!(failed.reason, reason);
         }
     }
 
     #[test]
     fn a_temperature_keeps_the_favourite(logits in logits(), temperature in 1e-6..1e6) {
-        let vote = vote("dinov3", &logits).outcome.unwrap();
+        let vote = Logits::new(&logits, logits.len()).unwrap();
         let calibrated = vote.calibrated(&Calibration::Temperature(Temperature::new(temperature).unwrap()));
         let favourite = vote.calibrated(&Calibration::NEUTRAL).argmax();
         prop_assert_eq!(calibrated.probabilities()[favourite], calibrated.confidence().get());
@@ -214,7 +216,9 @@ proptest! {
         task in task(), mut votes in votes(), is_learned in any::<bool>(), feature in proptest::option::of(-4.0_f32..4.0),
     ) {
         let policy = if is_learned { task.learned_policy() } else { task.policy() };
-        votes[0].evidence.feature = feature.map(|feature| Arc::from([feature]));
+        if let Ok(output) = &mut votes[0].output {
+            output.evidence.feature = feature.map(|feature| Arc::from([feature]));
+        }
         let (decisions, end) = play(&policy, &votes);
         prop_assert!(decisions <= policy.stages().len() + 1);
         prop_assert_eq!(end, decide(&policy, &votes, &Context::default()));

@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, PartOutput, Pixels, RgbImage, Scores, TaskId, TaskLabels,
+    GenerateRequest, Generated, Model, ModelError, PartOutput, Pixels, RgbImage, TaskId, TaskLabels,
 };
+use concord_policy::ModelOutput;
 
 use crate::commands::contained;
 
@@ -37,7 +38,7 @@ pub(super) struct WorkOutput {
 #[derive(Debug)]
 enum Value {
     Tensor(PartOutput),
-    Votes(Vec<Scores>),
+    Votes(Vec<ModelOutput>),
     Text,
 }
 

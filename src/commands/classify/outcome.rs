@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::problem::Problem;
+use crate::response::ClassifyResponse;
 use crate::telemetry::RequestContext;
-use crate::verdict::Verdict;
 
 /// The verdict about one image, or why there is none.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub(super) struct Outcome {
     pub(super) file: String,
     pub(super) request: RequestContext,
     pub(super) task: String,
-    pub(super) result: Result<Verdict, Problem>,
+    pub(super) result: Result<ClassifyResponse, Problem>,
 }
 
 impl Outcome {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{Cell, Color};
-use concord_policy::{AcceptRule, Policy, Reason};
+use concord_policy::{AcceptRule, Policy, StopReason};
 
 use super::outcome::Outcome;
 use crate::commands::print_line;
+use crate::response::{ClassifyResponse, FallbackResponse};
 use crate::table::{new_table, number};
-use crate::verdict::{FallbackReport, Verdict};
 
 /// Prints a row for each image, and below the table what failed and a summary. The votes are columns of a `wide` table.
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration, wide: bool) {
@@ -56,7 +56,7 @@ fn short_name(file: &str, images: usize) -> String {
     name.filter(|_| images <= FEW).unwrap_or_else(|| file.to_owned())
 }
 
-fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]) -> Vec<Cell> {
+fn verdict_row(name: String, verdict: &ClassifyResponse, policy: &Policy, models: &[&str]) -> Vec<Cell> {
     let mut row = vec![
         Cell::new(name),
         Cell::new(&verdict.label),
@@ -71,7 +71,7 @@ fn verdict_row(name: String, verdict: &Verdict, policy: &Policy, models: &[&str]
     row
 }
 
-fn why(verdict: &Verdict, policy: &Policy) -> String {
+fn why(verdict: &ClassifyResponse, policy: &Policy) -> String {
     let rule = policy.stages()[verdict.stage - 1].accept();
     // The gate decided where it could be evaluated, and the confidence otherwise.
     let (what, found, least) = match (rule.and_then(AcceptRule::gate), verdict.gate) {
@@ -80,10 +80,10 @@ fn why(verdict: &Verdict, policy: &Policy) -> String {
     };
     let least_percent = percent(least).replace(".0 %", " %");
     let mut text = match (verdict.reason, rule) {
-        (Reason::Accepted, Some(rule)) if rule.needs_agreement() => {
+        (StopReason::Accepted, Some(rule)) if rule.needs_agreement() => {
             format!("all agree, {what}≥ {least_percent}")
         }
-        (Reason::Accepted, Some(_)) => format!("{what}≥ {least_percent}"),
+        (StopReason::Accepted, Some(_)) => format!("{what}≥ {least_percent}"),
         (_, Some(_)) if found < least => format!("last stage, {what}< {least_percent}"),
         (_, Some(_)) => "last stage, models disagree".to_owned(),
         (_, None) => "last stage".to_owned(),
@@ -95,13 +95,13 @@ fn why(verdict: &Verdict, policy: &Policy) -> String {
         let stages: Vec<String> = verdict.skipped.iter().map(ToString::to_string).collect();
         text.push_str(&format!("; not worth asking: stage {}", stages.join(", ")));
     }
-    for FallbackReport { part, stage, why } in &verdict.fallbacks {
-        text.push_str(&format!("; no learned {} at stage {stage} ({})", part.name(), why.name()));
+    for FallbackResponse { part, stage, reason } in &verdict.fallbacks {
+        text.push_str(&format!("; no learned {} at stage {stage} ({})", part.name(), reason.name()));
     }
     text
 }
 
-fn vote(verdict: &Verdict, model: &str) -> String {
+fn vote(verdict: &ClassifyResponse, model: &str) -> String {
     let Some(vote) = verdict.votes.iter().find(|vote| vote.model == model) else {
         return "not asked".to_owned();
     };
@@ -112,7 +112,7 @@ fn vote(verdict: &Verdict, model: &str) -> String {
 }
 
 fn summary(policy: &Policy, outcomes: &[Outcome], elapsed: Duration) -> String {
-    let verdicts: Vec<&Verdict> =
+    let verdicts: Vec<&ClassifyResponse> =
         outcomes.iter().filter_map(|outcome| outcome.result.as_ref().ok()).collect();
     let stages: Vec<String> = (1..=policy.stages().len())
         .map(|stage| {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use actix::Addr;
 use bytes::Bytes;
 use concord_actors::{Classify, Digest, Engine, Router};
-use concord_policy::Opinion;
+use concord_policy::FusedVote;
 use futures::future::join;
 use futures::stream::{self, StreamExt};
 use indicatif::ProgressBar;
@@ -111,9 +111,9 @@ impl VoteCollector<'_> {
         let answers = stream::iter(images)
             .map(|LoadedImage { digests, bytes }| async move { (digests.sent, self.ask(bytes).await) });
         let mut answers = pin!(answers.buffered(self.concurrency));
-        while let Some((digest, opinions)) = answers.next().await {
-            match opinions {
-                Ok(opinions) => faults.extend(keep(&digest, &opinions, stores)?),
+        while let Some((digest, votes)) = answers.next().await {
+            match votes {
+                Ok(votes) => faults.extend(keep(&digest, &votes, stores)?),
                 Err(fault) => _ = faults.insert(fault),
             }
             self.progress.inc(1);
@@ -122,7 +122,7 @@ impl VoteCollector<'_> {
     }
 
     /// Asks every model about an image.
-    async fn ask(&self, image: Bytes) -> Result<Vec<Opinion>, String> {
+    async fn ask(&self, image: Bytes) -> Result<Vec<FusedVote>, String> {
         let question = Classify {
             task: self.task.to_owned(),
             image,
@@ -133,7 +133,7 @@ impl VoteCollector<'_> {
             client_left: CancellationToken::new(),
         };
         let routed = self.router.send(question).await.map_err(|_| "the router did not answer".to_owned())?;
-        Ok(routed.map_err(|error| error.to_string())?.answer.opinions.clone())
+        Ok(routed.map_err(|error| error.to_string())?.verdict.votes.clone())
     }
 }
 
@@ -170,23 +170,14 @@ impl CollectedImages {
 ///
 /// # Errors
 /// When a vote cannot be stored: the rest would be asked for in vain.
-fn keep(image: &Digest, opinions: &[Opinion], stores: &mut [ModelVoteStore]) -> Result<Vec<String>, String> {
+fn keep(image: &Digest, votes: &[FusedVote], stores: &mut [ModelVoteStore]) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
-    for votes in stores {
-        let opinion = opinions.iter().find(|opinion| opinion.model == votes.model);
-        let Some(opinion) = opinion.filter(|_| votes.store.get(image).is_none()) else { continue };
-        match &opinion.belief {
-            Ok(belief) => {
-                // Not calibrated: its logarithms are logits again.
-                let logits =
-                    belief.distribution.probabilities().iter().map(|p| p.max(f64::MIN_POSITIVE).ln() as f32);
-                let cost = opinion.cost.preprocess + opinion.cost.model;
-                let microseconds = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
-                let feature = opinion.evidence.feature.as_ref().map(|feature| feature.to_vec());
-                let vote = StoredVote { logits: logits.collect(), feature, microseconds };
-                votes.store.put(image, vote)?;
-            }
-            Err(failure) => faults.push(format!("{}: {failure}", votes.model)),
+    for ModelVoteStore { model, store } in stores {
+        let fused = votes.iter().find(|fused| fused.vote.model == *model);
+        let Some(FusedVote { vote, .. }) = fused.filter(|_| store.get(image).is_none()) else { continue };
+        match &vote.output {
+            Ok(output) => store.put(image, StoredVote { output: output.clone(), cost: vote.cost })?,
+            Err(failure) => faults.push(format!("{model}: {failure}")),
         }
     }
     Ok(faults)

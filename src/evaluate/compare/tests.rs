@@ -20,11 +20,7 @@ fn policy() -> Policy {
 
 /// A vote: the probability of "yes", and the cost.
 fn vote(yes: f64, milliseconds: u64) -> StoredVote {
-    StoredVote {
-        logits: vec![(1.0 - yes).ln() as f32, yes.ln() as f32],
-        feature: None,
-        microseconds: milliseconds * 1000,
-    }
+    StoredVote::of(vec![(1.0 - yes).ln() as f32, yes.ln() as f32], milliseconds)
 }
 
 /// The votes of both models on images of these labels, repeated.
@@ -128,7 +124,9 @@ fn learned_networks_are_evaluated_as_configured() {
     let votes: Vec<(usize, [StoredVote; 2])> = (0..120)
         .map(|image| {
             let (label, feature, dear) = if image % 2 == 0 { (1, 2.0, 0.9) } else { (0, -2.0, 0.1) };
-            (label, [StoredVote { feature: Some(vec![feature]), ..vote(0.8, 1) }, vote(dear, 10)])
+            let mut cheap = vote(0.8, 1);
+            cheap.output.evidence.feature = Some(Arc::from([feature]));
+            (label, [cheap, vote(dear, 10)])
         })
         .collect();
     let judged: Vec<LabeledExample<'_>> = votes

@@ -1,6 +1,6 @@
 //! The plots of a comparison, with their captions.
 
-use concord_policy::{Answer, Calibration, Member, Policy};
+use concord_policy::{Calibration, Member, Policy, Verdict};
 
 use super::calibration::{ScoredAnswer, histogram_of, reliability_of};
 use crate::evaluate::compare::{Comparison, Kind, LabeledExample, Strategy, answer};
@@ -37,7 +37,7 @@ pub(crate) struct Chart {
 
 impl Shown<'_> {
     /// Returns the cascade's answer for each image; `None` if a vote is invalid.
-    pub(super) fn cascade(&self) -> Option<Vec<Answer>> {
+    pub(super) fn cascade(&self) -> Option<Vec<Verdict>> {
         self.images.iter().map(|image| answer(self.policy, self.policy, image)).collect()
     }
 
@@ -48,8 +48,7 @@ impl Shown<'_> {
         image: usize,
         calibration: &Calibration,
     ) -> Option<Vec<f64>> {
-        let logits = self.images[image].votes[member].logits.clone();
-        let logits = concord_policy::Logits::new(logits, self.policy.labels().len()).ok()?;
+        let logits = self.images[image].votes[member].output.logits(self.policy.labels().len()).ok()?;
         Some(logits.calibrated(calibration).probabilities().to_vec())
     }
 }
@@ -139,7 +138,7 @@ fn model_chart(shown: &Shown<'_>, index: usize, member: &Member) -> Result<Chart
     Ok(Chart { plot, caption })
 }
 
-fn confusion_chart(shown: &Shown<'_>, cascade: &[Answer]) -> Result<Chart, String> {
+fn confusion_chart(shown: &Shown<'_>, cascade: &[Verdict]) -> Result<Chart, String> {
     let labels = shown.policy.labels();
     let mut counts = vec![vec![0; labels.len()]; labels.len()];
     for (answer, image) in cascade.iter().zip(shown.images) {

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use concord_models::decode;
-use concord_policy::{Answer, Member};
+use concord_policy::{Member, Verdict};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::thumbnail;
@@ -163,7 +163,7 @@ fn divergence(distributions: &[Vec<f64>]) -> f64 {
     entropy(&mean) - distributions.iter().map(|distribution| entropy(distribution)).sum::<f64>() / count
 }
 
-fn card(shown: &Shown<'_>, index: usize, answer: &Answer, read: ReadImage<'_>, pixels_max: u64) -> Card {
+fn card(shown: &Shown<'_>, index: usize, answer: &Verdict, read: ReadImage<'_>, pixels_max: u64) -> Card {
     let (truth, labels) = (shown.images[index].label, shown.policy.labels());
     let model_answer = |(member, probabilities): (&Member, Vec<f64>)| {
         let best = argmax(&probabilities);

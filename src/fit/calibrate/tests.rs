@@ -30,7 +30,7 @@ fn chance(index: usize, of: u32) -> f64 {
 fn data(count: usize, excess: f32) -> Vec<(usize, [StoredVote; 2])> {
     let vote = |logits: [f64; 3], excess: f32| {
         let [a, b, c] = logits.map(|logit| logit as f32);
-        StoredVote { logits: vec![a, b, c + excess], feature: None, microseconds: 1000 }
+        StoredVote::of(vec![a, b, c + excess], 1)
     };
     (0..count)
         .map(|index| {
@@ -93,7 +93,7 @@ fn two_labels_and_few_images_get_temperatures_only() {
     let mut of_two = data(100, 2.0);
     for (label, votes) in &mut of_two {
         *label = (*label).min(1);
-        votes.iter_mut().for_each(|vote| vote.logits.truncate(2));
+        votes.iter_mut().for_each(|vote| vote.output.logits.truncate(2));
     }
     assert!(fitted(&two, &of_two).calibrations.iter().all(|of_model| of_model.vector.is_none()));
     let few = fitted(&policy(&json!({})), &data(FOLDS * 2, 0.3));

@@ -27,10 +27,7 @@ fn chance(index: usize, of: u32) -> f64 {
 /// Returns votes of `cheap`, which is calibrated, and of `dear`, which is nearly always right at ten times
 /// the cost.
 fn data(count: usize) -> Vec<(usize, [StoredVote; 2])> {
-    let vote = |logit: f64, milliseconds: u64| {
-        let microseconds = 1000 * milliseconds;
-        StoredVote { logits: vec![0.0, logit as f32], feature: None, microseconds }
-    };
+    let vote = |logit: f64, milliseconds: u64| StoredVote::of(vec![0.0, logit as f32], milliseconds);
     (0..count)
         .map(|index| {
             let logit = 8.0 * chance(index, 2) - 4.0;

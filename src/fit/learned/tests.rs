@@ -34,10 +34,10 @@ enum Images {
 }
 
 fn data(count: usize, images: Images) -> Vec<(usize, [StoredVote; 2])> {
-    let vote = |logit: f32, feature: Option<Vec<f32>>, milliseconds: u64| StoredVote {
-        logits: vec![0.0, logit],
-        feature,
-        microseconds: 1000 * milliseconds,
+    let vote = |logit: f32, feature: Option<Vec<f32>>, milliseconds: u64| {
+        let mut vote = StoredVote::of(vec![0.0, logit], milliseconds);
+        vote.output.evidence.feature = feature.map(Arc::from);
+        vote
     };
     (0..count)
         .map(|index| {
@@ -129,6 +129,6 @@ fn gates_want_a_goal_and_networks_a_feature() {
     assert!(without_goal.learned.as_ref().unwrap().gates.is_empty());
     let unreachable = fitted(&data, with_goal(CascadeObjective::MaxCost(0.5)));
     assert!(unreachable.confidences.is_none() && !unreachable.gates_stage(0));
-    data[7].1[0].feature = None;
+    data[7].1[0].output.evidence.feature = None;
     assert!(fitted(&data, FitOptions::default()).learned.is_none(), "one image has none");
 }

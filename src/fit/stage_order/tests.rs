@@ -35,7 +35,7 @@ fn fitted(stages: &Value, [a, b]: [Model; 2], objective: Objective) -> Fit {
         let says_yes = (chance(index, of) < model.right) == (label == 1);
         let sure = 2.0 + chance(index, 7) as f32;
         let logits = vec![0.0, if says_yes { sure } else { -sure }];
-        StoredVote { logits, feature: None, microseconds: 1000 * model.milliseconds }
+        StoredVote::of(logits, model.milliseconds)
     };
     let data: Vec<(usize, [StoredVote; 2])> = (0..COUNT)
         .map(|index| (index, usize::from(chance(index, 2) < 0.5)))

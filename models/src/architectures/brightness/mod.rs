@@ -8,6 +8,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use concord_policy::ModelOutput;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -17,7 +18,7 @@ use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::options::{ModelOptions, OptionSpec};
-use crate::output::{Scores, scores};
+use crate::output::outputs;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::task::{TaskId, TaskLabels};
@@ -84,11 +85,11 @@ impl Model for Brightness {
         self.tasks.remove(&id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         if !self.tasks.contains(&id) {
             return Err(ModelError::NotPrepared);
         }
-        Ok(scores(&self.logits(&stack(images, self.loaded.placement.device)))?)
+        Ok(outputs(&self.logits(&stack(images, self.loaded.placement.device)))?)
     }
 
     fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

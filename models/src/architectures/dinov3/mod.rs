@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use concord_policy::ModelOutput;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +24,6 @@ use crate::nn::layers::{Activation, Linear, PatchEmbedding, size4};
 use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::Product;
 use crate::options::{HEADS, MC_DROPOUT_PASSES, ModelOptions};
-use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
@@ -170,7 +170,7 @@ impl Model for Dinov3 {
         self.heads.remove(&id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let head = self.heads.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use concord_policy::{Region, Shape};
+use concord_policy::{Evidence, ModelOutput, Region, Shape};
 use tch::{Kind, Tensor};
 
 use super::network::Network;
@@ -13,7 +13,7 @@ use super::writer::Writer;
 use crate::generation::decoder::Decoder;
 use crate::runtime::cuda_graphs::Replays;
 use crate::task::TaskLabels;
-use crate::{ModelError, Pixels, Scores};
+use crate::{ModelError, Pixels};
 
 /// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
 const SEARCHES_MAX: usize = 64;
@@ -82,7 +82,7 @@ impl Phrases {
         replays: &Replays,
         features: &Tensor,
         images: &[&Pixels],
-    ) -> Result<Vec<Scores>, ModelError> {
+    ) -> Result<Vec<ModelOutput>, ModelError> {
         let mut hits: Vec<Vec<Hit>> = images.iter().map(|_| Vec::new()).collect();
         for group in &self.groups {
             let searches: Vec<(usize, &Phrase)> =
@@ -96,17 +96,19 @@ impl Phrases {
         Ok(images.iter().zip(hits).map(|(pixels, hits)| self.score(hits, pixels.image_size)).collect())
     }
 
-    fn score(&self, mut hits: Vec<Hit>, image_size: [u32; 2]) -> Scores {
+    fn score(&self, mut hits: Vec<Hit>, image_size: [u32; 2]) -> ModelOutput {
         // The surest first: of two boxes that overlap, the first stays.
         hits.sort_by(|a, b| b.log_odds.total_cmp(&a.log_odds));
-        let mut scores = Scores::from(vec![0.0]);
+        let mut logits = vec![0.0];
+        let mut regions = Vec::new();
         for label in 1..self.labels {
             let of_label = || hits.iter().filter(|hit| hit.phrase.label == label);
-            scores.logits.push(of_label().next().map_or(f32::NEG_INFINITY, |hit| hit.log_odds));
-            let regions = of_label().flat_map(|hit| hit.regions(image_size)).collect();
-            scores.regions.extend(without_doubles(regions, OVERLAP_MAX));
+            logits.push(of_label().next().map_or(f32::NEG_INFINITY, |hit| hit.log_odds));
+            let found = of_label().flat_map(|hit| hit.regions(image_size)).collect();
+            regions.extend(without_doubles(found, OVERLAP_MAX));
         }
-        scores
+        let evidence = Evidence { regions: regions.into(), ..Evidence::default() };
+        ModelOutput { logits, evidence }
     }
 }
 

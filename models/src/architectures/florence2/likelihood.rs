@@ -1,13 +1,14 @@
 //! Votes by likelihood: how probable each label's prompts are as captions of the image.
 
+use concord_policy::ModelOutput;
 use tch::{Kind, Tensor};
 
 use super::bart::Memory;
 use super::network::{END, Network, PAD};
 use super::prompt::{self, CAPTION};
+use crate::ModelError;
 use crate::runtime::cuda_graphs::Replays;
 use crate::task::TaskLabels;
-use crate::{ModelError, Scores};
 
 /// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.
 const GRAPHS: &str = "captions";
@@ -70,7 +71,7 @@ impl Captions {
         network: &Network,
         replays: &Replays,
         features: &Tensor,
-    ) -> Result<Vec<Scores>, ModelError> {
+    ) -> Result<Vec<ModelOutput>, ModelError> {
         let shared = [&self.question, &self.inputs, &self.targets, &self.shares];
         let forward = |all: &[Tensor]| {
             let [features, question, inputs, targets, shares] = [0, 1, 2, 3, 4].map(|index| &all[index]);
@@ -87,7 +88,7 @@ impl Captions {
                 logits.push(of_label.iter().sum::<f32>() / count as f32);
                 rest = others;
             }
-            Scores::from(logits)
+            ModelOutput::from(logits)
         });
         Ok(scores.collect())
     }

@@ -23,6 +23,7 @@ mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 
+use concord_policy::ModelOutput;
 use tch::Tensor;
 
 use crate::architectures::architecture::{Architecture, Capability};
@@ -33,7 +34,6 @@ use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
 use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::options::{ModelOptions, OptionKind, OptionSpec};
-use crate::output::Scores;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
@@ -198,7 +198,7 @@ impl Model for Florence2 {
         self.tasks.remove(&id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let prepared = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());

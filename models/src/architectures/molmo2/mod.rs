@@ -18,6 +18,7 @@ mod vision;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
+use concord_policy::ModelOutput;
 use tch::{Kind, Tensor};
 
 use crate::architectures::architecture::{Architecture, Capability};
@@ -30,7 +31,7 @@ use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::nn::kv_cache::{Cache, KvCache};
 use crate::options::ModelOptions;
-use crate::output::{Scores, scores};
+use crate::output::outputs;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
@@ -284,16 +285,16 @@ impl Model for Molmo2 {
     }
 
     /// Images whose prompts are of one layout, those of similar proportions, run together.
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let task = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
         let mut groups = BTreeMap::<[i64; 4], Vec<usize>>::new();
         for (index, image) in images.iter().enumerate() {
             groups.entry(tiles_of(image)?.grid).or_default().push(index);
         }
-        let mut all: Vec<Scores> = images.iter().map(|_| Scores::default()).collect();
+        let mut all: Vec<ModelOutput> = images.iter().map(|_| ModelOutput::default()).collect();
         for (grid, indices) in groups {
             let members: Vec<&Pixels> = indices.iter().map(|&index| images[index]).collect();
-            let answers = scores(&self.label_logits(task, grid, &members)?)?;
+            let answers = outputs(&self.label_logits(task, grid, &members)?)?;
             for (index, answer) in indices.into_iter().zip(answers) {
                 all[index] = answer;
             }

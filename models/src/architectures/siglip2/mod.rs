@@ -8,6 +8,7 @@ mod vision;
 
 use std::collections::{BTreeMap, HashMap};
 
+use concord_policy::ModelOutput;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +21,7 @@ use crate::model::{Loaded, Model};
 use crate::nn::encoder::Names;
 use crate::nn::layers::unit_rows;
 use crate::options::{ModelOptions, OptionSpec};
-use crate::output::{Scores, scores};
+use crate::output::outputs;
 use crate::runtime::cuda_graphs::Replays;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
@@ -150,7 +151,7 @@ impl Model for Siglip2 {
 
     /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
     /// labels does not see it.
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let labels = self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
@@ -158,7 +159,7 @@ impl Model for Siglip2 {
         let batch =
             VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
         let cosines = self.image_embeddings(&batch)?.matmul(&labels.tr());
-        Ok(scores(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
+        Ok(outputs(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
     fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {

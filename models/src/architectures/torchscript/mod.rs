@@ -5,6 +5,7 @@ mod options;
 
 use std::collections::{BTreeMap, HashMap};
 
+use concord_policy::ModelOutput;
 use tch::{CModule, Kind, Tensor};
 
 use crate::ModelError;
@@ -13,7 +14,7 @@ use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::fixture::Fixture;
 use crate::model::{Loaded, Model};
 use crate::options::ModelOptions;
-use crate::output::{Scores, scores};
+use crate::output::outputs;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
 use crate::task::{TaskId, TaskLabels};
@@ -79,7 +80,7 @@ impl Model for TorchScript {
         self.labels.remove(&id);
     }
 
-    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<Scores>, ModelError> {
+    fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let labels = *self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
             return Ok(Vec::new());
@@ -94,7 +95,7 @@ impl Model for TorchScript {
             return Err(ModelError::Unsupported(message));
         }
         let output = output.to_kind(Kind::Float);
-        Ok(scores(&if self.gives_probabilities { output.clamp_min(PROBABILITY_MIN).log() } else { output })?)
+        Ok(outputs(&if self.gives_probabilities { output.clamp_min(PROBABILITY_MIN).log() } else { output })?)
     }
 
     fn reproduce(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use concord_policy::ModelOutput;
 use tch::{Device, Kind, Tensor};
 
 use super::{Fp8Rows, Fp8Weights, LARGEST, fits};
@@ -18,7 +19,6 @@ use crate::nn::layers::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::nn::quantized_linear::Product;
 use crate::options::ModelOptions;
-use crate::output::Scores;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::snapshot::weights::WeightLoader;
@@ -185,7 +185,7 @@ fn load(architecture: &str, place: Placement) -> Box<dyn Model> {
     (Architecture::by_name(architecture).unwrap().load)(&snapshot, &options, place).unwrap()
 }
 
-fn answers(model: &mut dyn Model, batch: usize) -> Vec<Scores> {
+fn answers(model: &mut dyn Model, batch: usize) -> Vec<ModelOutput> {
     let label = |label: &str| (label.to_owned(), vec![format!("a photo of a {label} traffic sign")]);
     let task = TaskLabels {
         task: "roadwork".to_owned(),
@@ -209,7 +209,7 @@ fn answers(model: &mut dyn Model, batch: usize) -> Vec<Scores> {
 }
 
 /// The probability of the second label.
-fn probability(scores: &Scores) -> f32 {
+fn probability(scores: &ModelOutput) -> f32 {
     1.0 / (1.0 + (scores.logits[0] - scores.logits[1]).exp())
 }
 

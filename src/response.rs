@@ -1,10 +1,14 @@
-//! What is said about a picture, in the form in which it leaves Concord.
+//! The response to a request for a verdict: the only form in which votes and verdicts leave Concord, over HTTP and from
+//! the command line.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use concord_actors::{Routed, TaskPlan};
-use concord_policy::{Distribution, Fallback, LearnedPart, Opinion, Probability, Reason, Region, Unread};
+use concord_policy::{
+    Distribution, Fallback, FallbackReason, FusedVote, LearnedPart, Probability, Region, Shape, Source,
+    StopReason,
+};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
@@ -12,7 +16,7 @@ use crate::telemetry::RequestContext;
 
 /// The fused answer to a task, why the cascade stopped where it did, and every vote.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Verdict {
+pub struct ClassifyResponse {
     /// The request, as logs and spans call it: a UUIDv7.
     pub request_id: String,
     /// The request's trace, as Jaeger calls it.
@@ -38,7 +42,7 @@ pub struct Verdict {
     /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last; `incomplete`: it was the last, and an
     /// optional model gave no vote, for the reason that stands beside it.
     #[schema(value_type = String)]
-    pub reason: Reason,
+    pub reason: StopReason,
     /// Whether every successful vote has the same most probable label.
     pub agreement: bool,
     /// Whether a stage before was too busy, so that this one was asked instead.
@@ -50,22 +54,22 @@ pub struct Verdict {
     pub skipped: Vec<usize>,
     /// Learned parts that could not be used, so that what is configured counted in their place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fallbacks: Vec<FallbackReport>,
+    pub fallbacks: Vec<FallbackResponse>,
     /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again), `some_votes`,
     /// `joined` (answered together with an identical request), or `miss`.
     pub cache: &'static str,
     /// Every vote, in the order of the policy.
-    pub votes: Vec<VoteReport>,
+    pub votes: Vec<VoteResponse>,
     /// Why, in the words of a model, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub explanation: Option<ExplanationReport>,
+    pub explanation: Option<ExplanationResponse>,
     /// Where the time went.
     pub milliseconds: Milliseconds,
 }
 
 /// What a model says about a verdict; it had no part in it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ExplanationReport {
+pub struct ExplanationResponse {
     /// The model's name in `ensemble.toml`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -79,7 +83,7 @@ pub struct ExplanationReport {
 
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct FallbackReport {
+pub struct FallbackResponse {
     /// `weights` (the configured ones counted, and no temperatures of the image), `gate` (the confidence did), or `min_weight`
     /// (the configured weights did).
     #[schema(value_type = String)]
@@ -89,18 +93,18 @@ pub struct FallbackReport {
     /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it gave no vote;
     /// `no_feature`: it gave no feature with it; `not_fitted`: it was fitted to other models, or to another backbone.
     #[schema(value_type = String)]
-    pub why: Unread,
+    pub reason: FallbackReason,
 }
 
-impl FallbackReport {
-    fn new(&Fallback { part, stage, why }: &Fallback) -> Self {
-        Self { part, stage: stage + 1, why }
+impl FallbackResponse {
+    fn new(&Fallback { part, stage, reason }: &Fallback) -> Self {
+        Self { part, stage: stage + 1, reason }
     }
 }
 
 /// One vote of a verdict.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct VoteReport {
+pub struct VoteResponse {
     /// The model's name in `ensemble.toml`.
     pub model: String,
     /// The stage at which it was asked, from 1.
@@ -118,7 +122,7 @@ pub struct VoteReport {
     /// Its share of the answer; the shares of the votes that exist sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// What kind of failure it is: `failed`, `busy`, `expired`, `over_budget`, `left_alone` or `timed_out`.
+    /// What kind of failure it is: `failed`, `busy`, `expired`, `over_budget`, `circuit_open` or `timed_out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<&'static str>,
     /// Why it gave no vote, in words.
@@ -128,7 +132,7 @@ pub struct VoteReport {
     /// top, right, bottom) or a `quad`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
-    pub regions: Vec<Region>,
+    pub regions: Vec<RegionResponse>,
     /// How much its passes with dropout differ, where there are several: their mutual information in nats, 0 where all
     /// say the same.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +141,22 @@ pub struct VoteReport {
     pub cached: bool,
     /// What it cost.
     pub milliseconds: VoteMilliseconds,
+}
+
+/// Part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RegionResponse {
+    /// What is there.
+    pub label: String,
+    /// Where it is: a `box` or a `quad`.
+    #[serde(flatten)]
+    pub shape: Shape,
+}
+
+impl From<&Region> for RegionResponse {
+    fn from(Region { label, shape }: &Region) -> Self {
+        Self { label: label.clone(), shape: *shape }
+    }
 }
 
 /// A probability for each label, by the label's name and in the order of the labels.
@@ -172,31 +192,31 @@ pub struct VoteMilliseconds {
     pub model: f64,
 }
 
-impl Verdict {
+impl ClassifyResponse {
     /// Puts an answer into words: the labels' names, stages from 1, milliseconds.
     pub fn new(request: &RequestContext, routed: &Routed) -> Self {
-        let (policy, answer) = (routed.task.policy(), &routed.answer);
-        let confidence = answer.confidence().get();
+        let (policy, verdict) = (routed.task.policy(), &routed.verdict);
+        let confidence = verdict.confidence().get();
         Self {
             request_id: request.id.to_string(),
             trace_id: request.trace_id.clone(),
             task: routed.task.name().to_owned(),
-            label: policy.labels()[answer.label()].clone(),
+            label: policy.labels()[verdict.label()].clone(),
             probability: confidence,
             confidence,
-            gate: answer.gate.map(Probability::get),
-            probabilities: by_label(&routed.task, &answer.distribution),
-            stage: answer.stage + 1,
+            gate: verdict.gate.map(Probability::get),
+            probabilities: by_label(&routed.task, &verdict.distribution),
+            stage: verdict.stage + 1,
             stages: policy.stages().len(),
-            reason: answer.reason,
-            agreement: answer.agreement,
-            burst: answer.burst,
-            complete: answer.is_complete(),
-            skipped: answer.skipped.iter().map(|stage| stage + 1).collect(),
-            fallbacks: answer.fallbacks.iter().map(FallbackReport::new).collect(),
+            reason: verdict.reason,
+            agreement: verdict.agreement,
+            burst: verdict.burst,
+            complete: verdict.is_complete(),
+            skipped: verdict.skipped.iter().map(|stage| stage + 1).collect(),
+            fallbacks: verdict.fallbacks.iter().map(FallbackResponse::new).collect(),
             cache: routed.cache.name(),
-            votes: answer.opinions.iter().map(|opinion| VoteReport::new(&routed.task, opinion)).collect(),
-            explanation: routed.explanation.clone().map(|explanation| ExplanationReport {
+            votes: verdict.votes.iter().map(|vote| VoteResponse::new(&routed.task, vote)).collect(),
+            explanation: routed.explanation.clone().map(|explanation| ExplanationResponse {
                 model: explanation.model,
                 error: explanation.text.as_ref().err().cloned(),
                 text: explanation.text.ok(),
@@ -209,27 +229,29 @@ impl Verdict {
     }
 }
 
-impl VoteReport {
-    fn new(task: &Arc<TaskPlan>, opinion: &Opinion) -> Self {
-        let policy = task.policy();
-        let belief = opinion.belief.as_ref().ok();
-        let distribution = belief.map(|belief| &belief.distribution);
+impl VoteResponse {
+    fn new(task: &Arc<TaskPlan>, FusedVote { vote, stage, calibrated, weight }: &FusedVote) -> Self {
+        let (output, failure) = (vote.output.as_ref().ok(), vote.output.as_ref().err());
+        let calibrated = calibrated.as_ref();
+        let name_of = |distribution: &Distribution| task.policy().labels()[distribution.argmax()].clone();
         Self {
-            model: opinion.model.to_string(),
-            stage: opinion.stage + 1,
-            label: distribution.map(|distribution| policy.labels()[distribution.argmax()].clone()),
-            probability: distribution.map(|distribution| distribution.confidence().get()),
-            probabilities: distribution.map(|distribution| by_label(task, distribution)),
-            weight: belief.map(|belief| belief.weight),
-            failure: opinion.belief.as_ref().err().map(|failure| failure.kind().name()),
-            error: opinion.belief.as_ref().err().map(ToString::to_string),
-            regions: opinion.evidence.regions.to_vec(),
-            uncertainty: opinion.evidence.uncertainty,
-            cached: opinion.cost.cached,
+            model: vote.model.to_string(),
+            stage: stage + 1,
+            label: calibrated.map(name_of),
+            probability: calibrated.map(|distribution| distribution.confidence().get()),
+            probabilities: calibrated.map(|distribution| by_label(task, distribution)),
+            weight: calibrated.map(|_| *weight),
+            failure: failure.map(|failure| failure.kind().name()),
+            error: failure.map(ToString::to_string),
+            regions: output.map_or_else(Vec::new, |output| {
+                output.evidence.regions.iter().map(RegionResponse::from).collect()
+            }),
+            uncertainty: output.and_then(|output| output.evidence.uncertainty),
+            cached: vote.source == Source::Cached,
             milliseconds: VoteMilliseconds {
-                queue: in_milliseconds(opinion.cost.queue),
-                preprocess: in_milliseconds(opinion.cost.preprocess),
-                model: in_milliseconds(opinion.cost.model),
+                queue: in_milliseconds(vote.cost.queue),
+                preprocess: in_milliseconds(vote.cost.preprocess),
+                model: in_milliseconds(vote.cost.model),
             },
         }
     }
