@@ -12,7 +12,7 @@ use std::sync::Arc;
 use concord_actors::Digest;
 use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
 use concord_policy::{
-    Context, Cost, Dense, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Network, Policy, Source,
+    Context, CorrectnessEstimator, Cost, Dense, FusionMethod, ImageFusion, Learned, Network, Policy, Source,
     TaskSection, Vote, decide,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -74,7 +74,7 @@ fn decisions(criterion: &mut Criterion) {
 }
 
 /// Measures a decision by learned networks of the size for a feature of ViT-L: for the weights, and for the
-/// gate of the first stage.
+/// correctness estimator of the first stage.
 fn learned(criterion: &mut Criterion) {
     const FEATURE: usize = 1024;
     let network = |inputs: usize, outputs: usize| {
@@ -88,17 +88,20 @@ fn learned(criterion: &mut Criterion) {
     let names = MODELS.map(Arc::<str>::from);
     let learned = Learned::of(Arc::clone(&names[0]))
         .with_weights(names.to_vec(), network(FEATURE, ImageFusion::outputs(names.len())))
-        .with_gate(&names[..1], network(FEATURE + GATE_NUMBERS, 1));
+        .with_estimator(&names[..1], network(FEATURE + CorrectnessEstimator::NUMBERS, 1));
     let mut section = section(2, FusionMethod::Learned);
     section["learned"] = json!("a file");
-    section["stages"][0]["accept"]["gate"] = json!(1.0);
+    section["stages"][0]["accept"]["correctness"] = json!(1.0);
     let policy = validated(section).with_learned(Arc::new(learned));
     let mut votes = votes(2);
     let output = votes[0].output.as_mut().expect("it has voted");
     output.evidence.feature = Some(vec![0.5; FEATURE].into());
-    criterion.bench_function("decide/2 labels, 4 votes, learned weights and a gate", |bencher| {
-        bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
-    });
+    criterion.bench_function(
+        "decide/2 labels, 4 votes, learned weights and a correctness estimator",
+        |bencher| {
+            bencher.iter(|| decide(black_box(&policy), black_box(&votes), &Context::default()));
+        },
+    );
 }
 
 fn keys(criterion: &mut Criterion) {

@@ -1,5 +1,5 @@
-//! The response to a request for a verdict: the only form in which votes and verdicts leave Concord, over HTTP and from
-//! the command line.
+//! The response to a request for a verdict: the only form in which votes and verdicts leave Concord, over
+//! HTTP and from the command line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +27,13 @@ pub struct ClassifyResponse {
     pub label: String,
     /// Its fused probability.
     pub probability: f64,
-    /// What the accept rules were applied to, but those with a gate that could be read: the largest fused probability.
+    /// What the accept rules were applied to, but those with a correctness estimator that could be read: the
+    /// largest fused probability.
     pub confidence: f64,
-    /// How likely the answer is right, by the learned gate, where the stage's rule asks it and it could be read.
+    /// How likely the answer is right, by the learned correctness estimator, where the stage's rule asks it
+    /// and it could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub gate: Option<f64>,
+    pub correctness: Option<f64>,
     /// The fused probability of each label.
     #[schema(value_type = std::collections::BTreeMap<String, f64>)]
     pub probabilities: Probabilities,
@@ -39,8 +41,8 @@ pub struct ClassifyResponse {
     pub stage: usize,
     /// How many stages the policy has.
     pub stages: usize,
-    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last; `incomplete`: it was the last, and an
-    /// optional model gave no vote, for the reason that stands beside it.
+    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last; `incomplete`: it was the
+    /// last, and an optional model gave no vote, for the reason that stands beside it.
     #[schema(value_type = String)]
     pub reason: StopReason,
     /// Whether every successful vote has the same most probable label.
@@ -55,8 +57,8 @@ pub struct ClassifyResponse {
     /// Learned parts that could not be used, so that what is configured counted in their place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fallbacks: Vec<FallbackResponse>,
-    /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again), `some_votes`,
-    /// `joined` (answered together with an identical request), or `miss`.
+    /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again),
+    /// `some_votes`, `joined` (answered together with an identical request), or `miss`.
     pub cache: &'static str,
     /// Every vote, in the order of the policy.
     pub votes: Vec<VoteResponse>,
@@ -84,14 +86,15 @@ pub struct ExplanationResponse {
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FallbackResponse {
-    /// `weights` (the configured ones counted, and no temperatures of the image), `gate` (the confidence did), or `min_weight`
-    /// (the configured weights did).
+    /// `weights` (the configured ones counted, and no temperatures of the image), `correctness` (the
+    /// confidence did), or `min_weight` (the configured weights did).
     #[schema(value_type = String)]
     pub part: LearnedPart,
     /// The stage that it would have decided about, from 1.
     pub stage: usize,
-    /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it gave no vote;
-    /// `no_feature`: it gave no feature with it; `not_fitted`: it was fitted to other models, or to another backbone.
+    /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it
+    /// gave no vote; `no_feature`: it gave no feature with it; `not_fitted`: it was fitted to other models,
+    /// or to another backbone.
     #[schema(value_type = String)]
     pub reason: FallbackReason,
 }
@@ -112,7 +115,8 @@ pub struct VoteResponse {
     /// What it said, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The probability of that label as it counts: calibrated, and by the image's own temperature where that is learned.
+    /// The probability of that label as it counts: calibrated, and by the image's own temperature where that
+    /// is learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
     /// The same of each label.
@@ -128,13 +132,13 @@ pub struct VoteResponse {
     /// Why it gave no vote, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What it found in the image, in pixels, where the model looks for things: each with a `label` and a `box` (left,
-    /// top, right, bottom) or a `quad`.
+    /// What it found in the image, in pixels, where the model looks for things: each with a `label` and a
+    /// `box` (left, top, right, bottom) or a `quad`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub regions: Vec<RegionResponse>,
-    /// How much its passes with dropout differ, where there are several: their mutual information in nats, 0 where all
-    /// say the same.
+    /// How much its passes with dropout differ, where there are several: their mutual information in nats, 0
+    /// where all say the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty: Option<f32>,
     /// Whether it came out of the cache, and cost nothing.
@@ -204,7 +208,7 @@ impl ClassifyResponse {
             label: policy.labels()[verdict.label()].clone(),
             probability: confidence,
             confidence,
-            gate: verdict.gate.map(Probability::get),
+            correctness: verdict.correctness.map(Probability::get),
             probabilities: by_label(&routed.task, &verdict.distribution),
             stage: verdict.stage + 1,
             stages: policy.stages().len(),

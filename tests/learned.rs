@@ -1,5 +1,5 @@
-//! Learned weights, gates and least weights through the server: read with the file, changed while it runs, and told where
-//! they could not be used.
+//! Learned weights, correctness estimators and least weights through the server: read with the file, changed
+//! while it runs, and told where they could not be used.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord::config::Ensemble;
-use concord_policy::{Dense, GATE_NUMBERS, ImageFusion, Learned, Network};
+use concord_policy::{CorrectnessEstimator, Dense, ImageFusion, Learned, Network};
 use serde_json::{Value, json};
 
 use crate::harness::fault_injection::FaultyServer;
@@ -26,7 +26,7 @@ fn constant(inputs: usize, outputs: &[f64]) -> Network {
 }
 
 /// Writes a file with these weights, and these probabilities that answers of these models are right.
-fn write(folder: &Path, weights: &[(&str, f64)], gates: &[(&[&str], f64)]) {
+fn write(folder: &Path, weights: &[(&str, f64)], estimators: &[(&[&str], f64)]) {
     let names = |models: &[&str]| models.iter().map(|model| Arc::from(*model)).collect::<Vec<Arc<str>>>();
     let (models, shares): (Vec<&str>, Vec<f64>) = weights.iter().copied().unzip();
     let mut logits: Vec<f64> = shares.iter().map(|share| share.ln()).collect();
@@ -34,9 +34,9 @@ fn write(folder: &Path, weights: &[(&str, f64)], gates: &[(&[&str], f64)]) {
     logits.resize(ImageFusion::outputs(models.len()), 0.0);
     let mut learned =
         Learned::of(Arc::from("dinov3")).with_weights(names(&models), constant(FEATURE, &logits));
-    for (models, right) in gates {
-        let gate = constant(GATE_NUMBERS + FEATURE, &[(right / (1.0 - right)).ln()]);
-        learned = learned.with_gate(&names(models), gate);
+    for (models, right) in estimators {
+        let correctness = constant(CorrectnessEstimator::NUMBERS + FEATURE, &[(right / (1.0 - right)).ln()]);
+        learned = learned.with_estimator(&names(models), correctness);
     }
     // As `concord fit` does, so that nobody reads half of it.
     let (file, part) = (folder.join(FILE), folder.join("part"));
@@ -44,7 +44,8 @@ fn write(folder: &Path, weights: &[(&str, f64)], gates: &[(&[&str], f64)]) {
     fs::rename(part, file).unwrap();
 }
 
-/// The road-work task, decided by what was learned: its first stage stops where the gate says 0.9.
+/// The road-work task, decided by what was learned: its first stage stops where the correctness estimator
+/// says 0.9.
 fn learned_task(text: &str) -> String {
     let text = replace(
         text,
@@ -53,7 +54,7 @@ fn learned_task(text: &str) -> String {
             "learned = \"{FILE}\"\nfusion = {{ method = \"learned\", weights = {{ dinov3 = 0.6, siglip2 = 0.4 }} }}\n# Temp"
         ),
     );
-    replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 0.5, gate = 0.9 }")
+    replace(&text, "accept = { confidence = 0.999 }", "accept = { confidence = 0.5, correctness = 0.9 }")
 }
 
 fn far() -> Vec<u8> {
@@ -72,16 +73,16 @@ fn wait_for_reload(client: &Endpoint, outcome: &str, count: f64) {
 }
 
 #[test]
-fn gates_and_networks_are_exchanged_while_the_server_runs() {
+fn correctness_estimators_and_networks_are_exchanged_while_the_server_runs() {
     let (folder, file) = edited_ensemble(|text| learned_task(&text));
     let both = |dinov3, siglip2| [("dinov3", dinov3), ("siglip2", siglip2)];
     write(folder.path(), &both(0.25, 0.75), &[(&["dinov3"], 0.8)]);
     let server = Server::start(&file);
     let client = &server.client;
     let first = client.classify("roadwork", &far()).body;
-    // Sure enough by its confidence, but not by the gate.
+    // Sure enough by its confidence, but not by the correctness estimator.
     assert_eq!(
-        (&first["stage"], &first["reason"], &first["gate"]),
+        (&first["stage"], &first["reason"], &first["correctness"]),
         (&json!(2), &json!("accepted"), &Value::Null)
     );
     assert_eq!((weights(&first), &first["fallbacks"]), (vec![0.25, 0.75], &Value::Null), "{first}");
@@ -92,16 +93,17 @@ fn gates_and_networks_are_exchanged_while_the_server_runs() {
     let expected = odds(p(0)).powf(0.25) * odds(p(1)).powf(0.75);
     assert!((fused - expected / (1.0 + expected)).abs() < 1e-6, "{first}");
 
-    // Another threshold of the gate.
-    fs::write(&file, replace(&fs::read_to_string(&file).unwrap(), "gate = 0.9", "gate = 0.7")).unwrap();
+    // Another threshold of the correctness estimator.
+    fs::write(&file, replace(&fs::read_to_string(&file).unwrap(), "correctness = 0.9", "correctness = 0.7"))
+        .unwrap();
     wait_for_reload(client, "applied", 1.0);
     for cache in ["votes", "verdict"] {
         let verdict = client.classify("roadwork", &far()).body;
         assert_eq!((&verdict["stage"], &verdict["cache"]), (&json!(1), &json!(cache)), "{verdict}");
-        assert!((verdict["gate"].as_f64().unwrap() - 0.8).abs() < 1e-6, "{verdict}");
+        assert!((verdict["correctness"].as_f64().unwrap() - 0.8).abs() < 1e-6, "{verdict}");
     }
     let stage = &client.get("/v1/tasks").body[0]["stages"][0];
-    assert_eq!((&stage["gate"], &stage["confidence"]), (&json!(0.7), &json!(0.5)));
+    assert_eq!((&stage["correctness"], &stage["confidence"]), (&json!(0.7), &json!(0.5)));
 
     // Another file under the same name.
     write(folder.path(), &both(0.5, 0.5), &[(&["dinov3"], 0.6)]);
@@ -127,7 +129,7 @@ fn gates_and_networks_are_exchanged_while_the_server_runs() {
         "tasks.roadwork.learned: ",
         "not a safetensors file",
         "tasks.roadwork.fusion.method: there are no learned weights for siglip2: fit again",
-        "tasks.roadwork.stages[0].accept.gate: there is no learned gate for answers of dinov3: fit again",
+        "tasks.roadwork.stages[0].accept.correctness: there is no learned correctness estimator for answers of dinov3: fit again",
     ] {
         assert!(log.contains(fault), "{fault:?} is not in {log}");
     }
@@ -154,7 +156,7 @@ fn a_stage_that_would_count_for_too_little_is_left_out_and_the_verdict_says_so()
     assert_eq!((&again["skipped"], &again["cache"]), (&json!([2]), &json!("verdict")), "{again}");
     // Nothing that a verdict has is missing in its description.
     let api = server.client.get("/openapi.json").body;
-    for field in ["gate", "skipped", "fallbacks"] {
+    for field in ["correctness", "skipped", "fallbacks"] {
         assert!(api["components"]["schemas"]["ClassifyResponse"]["properties"][field].is_object(), "{field}");
     }
 }
@@ -213,6 +215,6 @@ fn files_that_cannot_be_used_are_named_with_their_lines() {
     check("its format is not");
     // Beside another fault, which does not hide it.
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, replace(&text, "gate = 0.9", "gate = 1.9")).unwrap();
+    fs::write(&file, replace(&text, "correctness = 0.9", "correctness = 1.9")).unwrap();
     assert_eq!(faults().lines().count(), 2, "{}", faults());
 }

@@ -134,7 +134,7 @@ fn each_fault_has_its_message() {
         (
             "confidence = 0.95",
             "confidense = 0.95",
-            "(did you mean \"confidence\"?): must be one of confidence, gate, agreement",
+            "(did you mean \"confidence\"?): must be one of confidence, correctness, agreement",
         ),
         ("snapshot = \"models/nano/siglip2\"", "", "models.siglip2.snapshot: is missing or empty"),
         (

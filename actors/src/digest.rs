@@ -50,8 +50,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What the logits of a vote depend on, apart from the image. Calibration and weights are not in it: votes are
-/// kept uncalibrated, so a changed policy finds them again.
+/// What the logits of a vote depend on, apart from the image. Calibration and weights are not in it: votes
+/// are kept uncalibrated, so a changed policy finds them again.
 pub(crate) fn vote_digest(
     options: &ModelOptions,
     snapshot: &[u8; 32],
@@ -92,8 +92,8 @@ pub(crate) fn cloud_digest(section: &CloudSection, policy: &Policy) -> Digest {
     fields.finish()
 }
 
-/// What a verdict depends on, apart from the image: its votes, in the order of the policy's members, and all that
-/// the policy makes of them.
+/// What a verdict depends on, apart from the image: its votes, in the order of the policy's members, and all
+/// that the policy makes of them.
 pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> Digest {
     let mut fields = Fields::new("verdict");
     fields.text(task).text(policy.fusion().name());
@@ -105,7 +105,7 @@ pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> D
         let accept = stage.accept();
         fields.number(stage.members().len() as u64);
         fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
-        fields.real(accept.and_then(AcceptRule::gate).map_or(f64::INFINITY, Probability::get));
+        fields.real(accept.and_then(AcceptRule::correctness).map_or(f64::INFINITY, Probability::get));
         fields.number(u64::from(accept.is_some_and(AcceptRule::needs_agreement)));
         fields.real(stage.min_weight().map_or(f64::INFINITY, Probability::get));
         fields.number(stage.burst_queue_depth().map_or(u64::MAX, |depth| depth as u64));
@@ -230,8 +230,8 @@ mod tests {
         let policies = [
             plain(),
             policy(serde_json::json!({ "/fusion": { "method": "learned" } })),
-            policy(serde_json::json!({ "/stages/0/accept/gate": 0.5 })),
-            policy(serde_json::json!({ "/stages/0/accept/gate": 0.75 })),
+            policy(serde_json::json!({ "/stages/0/accept/correctness": 0.5 })),
+            policy(serde_json::json!({ "/stages/0/accept/correctness": 0.75 })),
             policy(serde_json::json!({ "/stages/1/min_weight": 0.5 })),
             policy(serde_json::json!({ "/calibration": { "a": 2.0 } })),
             policy(serde_json::json!({ "/scaling": { "a": { "scale": [1, 1], "bias": [0, 1] } } })),

@@ -46,10 +46,11 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
     pub dropped: IntCounterVec,
-    /// Votes by `model` and `outcome` (`ok`, `failed`, `busy`, `expired`, `over_budget`, `circuit_open`, `timed_out`).
+    /// Votes by `model` and `outcome` (`ok`, `failed`, `busy`, `expired`, `over_budget`, `circuit_open`,
+    /// `timed_out`).
     pub votes: IntCounterVec,
-    /// Learned parts of a `task` that could not be used, by `part` (`weights`, `gate`, `min_weight`) and `why`; votes that were
-    /// fused again are counted again.
+    /// Learned parts of a `task` that could not be used, by `part` (`weights`, `correctness`, `min_weight`)
+    /// and `why`; votes that were fused again are counted again.
     pub learned_fallbacks: IntCounterVec,
     /// What a `model` behind a server has cost, in US dollars.
     pub cloud_usd: CounterVec,
@@ -143,7 +144,7 @@ impl Metrics {
             votes: counters("votes_total", "Votes by model and outcome.", &["model", "outcome"])?,
             learned_fallbacks: counters(
                 "learned_fallbacks_total",
-                "Learned weights and gates that could not be used, so that what is configured counted.",
+                "Learned weights and correctness estimators that could not be used, so that what is configured counted.",
                 &["task", "part", "why"],
             )?,
             cloud_usd: registered(

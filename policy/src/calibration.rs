@@ -7,7 +7,8 @@ use crate::probability::{Distribution, Logits, Temperature};
 /// What [`VectorScaling`] can make of a log-probability at most: half of it, twice, is still a number.
 const SCALED_MAX: f64 = f64::MAX / 2.0;
 
-/// What makes probabilities of a model's logits. [`Logits::calibrated`] applies it, so that nobody has to know which it is.
+/// What makes probabilities of a model's logits. [`Logits::calibrated`] applies it, so that nobody has to
+/// know which it is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Calibration {
     /// softmax(logits / temperature): surer or less sure, with the same favourite.
@@ -46,11 +47,12 @@ impl fmt::Display for Calibration {
     }
 }
 
-/// softmax(scale ∘ ln softmax(logits) + bias), with a scale and a bias for each label: vector scaling (Guo et al. 2017, arXiv
-/// 1706.04599) of log-probabilities (Kull et al. 2019, arXiv 1910.12656).
+/// softmax(scale ∘ ln softmax(logits) + bias), with a scale and a bias for each label: vector scaling (Guo et
+/// al. 2017, arXiv 1706.04599) of log-probabilities (Kull et al. 2019, arXiv 1910.12656).
 ///
-/// A number that is added to all logits of an image says nothing, and a model may add any. A temperature does not see it, but
-/// scales that differ would: so it is taken away first. What `concord fit` keeps of a vote lacks it as well.
+/// A number that is added to all logits of an image says nothing, and a model may add any. A temperature does
+/// not see it, but scales that differ would: so it is taken away first. What `concord fit` keeps of a vote
+/// lacks it as well.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VectorScaling {
     scale: Vec<f64>,
@@ -58,8 +60,8 @@ pub struct VectorScaling {
 }
 
 impl VectorScaling {
-    /// `None` for no labels, unless there is one scale and one bias for each, scales that are not finite and greater than 0, or
-    /// biases that are not finite.
+    /// `None` for no labels, unless there is one scale and one bias for each, scales that are not finite and
+    /// greater than 0, or biases that are not finite.
     pub fn new(scale: Vec<f64>, bias: Vec<f64>) -> Option<Self> {
         let is_one_each = !scale.is_empty() && scale.len() == bias.len();
         let are_in_range =
@@ -95,7 +97,8 @@ impl VectorScaling {
 }
 
 impl Logits<'_> {
-    /// The probabilities that a calibration makes of the logits. One of vector scaling has as many labels as these.
+    /// The probabilities that a calibration makes of the logits. One of vector scaling has as many labels as
+    /// these.
     pub fn calibrated(self, calibration: &Calibration) -> Distribution {
         match calibration {
             Calibration::Temperature(temperature) => self.softmax(*temperature),

@@ -1,4 +1,5 @@
-//! The stages of a cascade: which models are asked together, how much each counts, and when an answer is good enough.
+//! The stages of a cascade: which models are asked together, how much each counts, and when an answer is good
+//! enough.
 
 use std::sync::Arc;
 
@@ -26,8 +27,8 @@ impl Stage {
         self.burst_queue_depth
     }
 
-    /// The share of the answer that the learned weights must give to one of its models, more than which makes it worth
-    /// asking; `None`: it always is.
+    /// The share of the answer that the learned weights must give to one of its models, more than which makes
+    /// it worth asking; `None`: it always is.
     pub fn min_weight(&self) -> Option<Probability> {
         self.min_weight
     }
@@ -73,7 +74,7 @@ impl Member {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AcceptRule {
     pub(crate) confidence: Probability,
-    pub(crate) gate: Option<Probability>,
+    pub(crate) correctness: Option<Probability>,
     pub(crate) agreement: bool,
 }
 
@@ -88,15 +89,16 @@ impl AcceptRule {
         self.agreement
     }
 
-    /// How likely the answer must be right by the learned gate, which counts instead of the confidence where it can be read.
-    pub fn gate(self) -> Option<Probability> {
-        self.gate
+    /// How likely the answer must be right by the learned correctness estimator, which counts instead of the
+    /// confidence where it can be read.
+    pub fn correctness(self) -> Option<Probability> {
+        self.correctness
     }
 
     /// Whether a fused answer may end the cascade.
     pub(crate) fn accepts(self, fused: &Verdict) -> bool {
-        let is_sure = match (self.gate, fused.gate) {
-            (Some(least), Some(gate)) => gate >= least,
+        let is_sure = match (self.correctness, fused.correctness) {
+            (Some(least), Some(correctness)) => correctness >= least,
             _ => fused.confidence() >= self.confidence,
         };
         is_sure && (fused.agreement || !self.agreement)

@@ -33,17 +33,18 @@ pub struct Context {
 /// Decides by `policy` what follows from `votes`.
 ///
 /// Stages are judged in their order, each on the votes of the stages up to it, whatever the order of `votes`:
-/// votes of later stages, of models that the policy does not ask, and a model's second vote change nothing. So
-/// the answer to all votes at once is the answer of the cascade that would have asked for them one by one.
+/// votes of later stages, of models that the policy does not ask, and a model's second vote change nothing.
+/// So the answer to all votes at once is the answer of the cascade that would have asked for them one by one.
 ///
 /// A stage is judged only when all its models have voted, if only to say that they failed; until then the
 /// decision is to ask it. A vote with another number of logits than the policy has labels counts as failed.
 ///
-/// Where a stage that has not been asked is busier than a later stage's `burst_queue_depth`, that one is asked instead;
-/// once one of its votes has succeeded, the stages before it that nobody has asked are left out.
+/// Where a stage that has not been asked is busier than a later stage's `burst_queue_depth`, that one is
+/// asked instead; once one of its votes has succeeded, the stages before it that nobody has asked are left
+/// out.
 ///
-/// A stage whose models would count for too little (`min_weight`) is left out whatever votes of it there are, unless there
-/// is no answer yet.
+/// A stage whose models would count for too little (`min_weight`) is left out whatever votes of it there are,
+/// unless there is no answer yet.
 pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
     let mut tally = VoteTally::new(policy);
     let mut answer = None;
@@ -74,7 +75,7 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
         }
         answer = tally.fuse(index);
         let (Some(fused), Some(rule)) = (&mut answer, stage.accept()) else { continue };
-        fused.gate = tally.ask_gate(rule, fused);
+        fused.correctness = tally.estimate_correctness(rule, fused);
         if rule.accepts(fused) {
             fused.reason = StopReason::Accepted;
             break;

@@ -146,9 +146,9 @@ pub enum Problem {
         /// The models' names.
         models: Vec<String>,
     },
-    /// The learned file has no gate for the answers of a stage.
-    #[error("there is no learned gate for answers of {}: fit again (`concord fit`)", models.join(", "))]
-    NoLearnedGate {
+    /// The learned file has no correctness estimator for the answers of a stage.
+    #[error("there is no learned correctness estimator for answers of {}: fit again (`concord fit`)", models.join(", "))]
+    NoLearnedEstimator {
         /// The names of the models that have voted by then.
         models: Vec<String>,
     },

@@ -9,8 +9,8 @@ use crate::probability::{Distribution, Temperature, Weight};
 pub enum FusionMethod {
     /// The weighted mean of the probabilities: one model's certainty cannot veto the others.
     Linear,
-    /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly impossible
-    /// stays improbable.
+    /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly
+    /// impossible stays improbable.
     LogLinear,
     /// As log-linear, with weights and temperatures for each image, by what the backbone made of it.
     Learned,

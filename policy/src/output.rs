@@ -9,7 +9,8 @@ use crate::probability::{Logits, LogitsError};
 /// The output of a model about one image for one task, as the model gave it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelOutput {
-    /// Uncalibrated logits, one for each label. [`Self::logits`] checks them, since a model may have computed anything.
+    /// Uncalibrated logits, one for each label. [`Self::logits`] checks them, since a model may have computed
+    /// anything.
     #[serde(deserialize_with = "finite")]
     pub logits: Vec<f32>,
     /// What the model gave beside them.
@@ -21,11 +22,11 @@ pub struct ModelOutput {
 pub struct Evidence {
     /// What was found in the image, where the model looks for things; nothing is decided by it.
     pub regions: Arc<[Region]>,
-    /// The feature of the image, where the model is a head on a backbone: its CLS token after the final norm. Learned
-    /// networks read it.
+    /// The feature of the image, where the model is a head on a backbone: its CLS token after the final norm.
+    /// Learned networks read it.
     pub feature: Option<Arc<[f32]>>,
-    /// The disagreement of several passes with dropout, where there are several: their mutual information in nats;
-    /// nothing is decided by it.
+    /// The disagreement of several passes with dropout, where there are several: their mutual information in
+    /// nats; nothing is decided by it.
     pub uncertainty: Option<f32>,
 }
 

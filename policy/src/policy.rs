@@ -39,7 +39,8 @@ impl Policy {
         &self.prompts
     }
 
-    /// For each label what a model that is asked the question answers when it means that label; all different.
+    /// For each label what a model that is asked the question answers when it means that label; all
+    /// different.
     pub fn answers(&self) -> &[String] {
         &self.answers
     }
@@ -59,8 +60,8 @@ impl Policy {
         &self.stages
     }
 
-    /// The same policy without some of its models, and without the stages that only they were in; `None` where nothing
-    /// is left.
+    /// The same policy without some of its models, and without the stages that only they were in; `None`
+    /// where nothing is left.
     #[must_use]
     pub fn without(&self, is_off: impl Fn(&str) -> bool) -> Option<Self> {
         let mut policy = self.clone();
@@ -71,8 +72,9 @@ impl Policy {
         (!policy.stages.is_empty()).then_some(policy)
     }
 
-    /// The same with its stages in another order, which says the index that each has here. `None` where that is not every stage
-    /// once, or puts a stage first that would be of no use there: one with a `burst_queue_depth` or a `min_weight`.
+    /// The same with its stages in another order, which says the index that each has here. `None` where that
+    /// is not every stage once, or puts a stage first that would be of no use there: one with a
+    /// `burst_queue_depth` or a `min_weight`.
     #[must_use]
     pub fn in_order(&self, order: &[usize]) -> Option<Self> {
         let mut left: Vec<Option<Stage>> = self.stages.iter().cloned().map(Some).collect();
@@ -86,21 +88,23 @@ impl Policy {
         Some(Self { stages, ..self.clone() })
     }
 
-    /// The same with what was learned for it. What does not fit its models is not used when it is decided, and answers say
-    /// so; [`Learned::check`] tells before.
+    /// The same with what was learned for it. What does not fit its models is not used when it is decided,
+    /// and answers say so; [`Learned::check`] tells before.
     #[must_use]
     pub fn with_learned(&self, learned: Arc<Learned>) -> Self {
         Self { learned: Some(learned), ..self.clone() }
     }
 
-    /// The same without anything learned: by fixed weights, log-linearly where they were learned, and plain confidences.
+    /// The same without anything learned: by fixed weights, log-linearly where they were learned, and plain
+    /// confidences.
     #[must_use]
     pub fn without_learned(&self) -> Self {
         let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::LogLinear } else { self.fusion };
-        Self { learned: None, fusion, ..self.clone() }.with_gates(|_, _| None)
+        Self { learned: None, fusion, ..self.clone() }.with_correctness(|_, _| None)
     }
 
-    /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by `method`.
+    /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by
+    /// `method`.
     #[must_use]
     pub fn all_at_once(&self, method: FusionMethod) -> Self {
         let members = self.members().map(|member| Member { required: false, ..member.clone() }).collect();
@@ -108,8 +112,8 @@ impl Policy {
         Self { fusion: method, stages: vec![stage], ..self.clone() }
     }
 
-    /// The same models one after the other, all of which are asked whatever they say, and none of which must answer; what
-    /// each says is not calibrated.
+    /// The same models one after the other, all of which are asked whatever they say, and none of which must
+    /// answer; what each says is not calibrated.
     #[must_use]
     pub fn one_by_one(&self) -> Self {
         let alone = |member: &Member| {
@@ -119,8 +123,8 @@ impl Policy {
         Self { stages: self.members().map(alone).collect(), ..self.clone() }
     }
 
-    /// The models of the stages up to this one, as [`Self::all_at_once`], but that they are accepted by the rule of this one;
-    /// `None` where there is no such stage.
+    /// The models of the stages up to this one, as [`Self::all_at_once`], but that they are accepted by the
+    /// rule of this one; `None` where there is no such stage.
     #[must_use]
     pub fn as_far_as(&self, stage: usize) -> Option<Self> {
         let stages = self.stages.get(..=stage)?.to_vec();
@@ -146,14 +150,17 @@ impl Policy {
         policy
     }
 
-    /// The same where each stage that has an accept rule asks the gate for at least this probability, given the stage's index
-    /// and the confidence that it asks for.
+    /// The same where each stage that has an accept rule asks the correctness estimator for at least this
+    /// probability, given the stage's index and the confidence that it asks for.
     #[must_use]
-    pub fn with_gates(&self, gate_of: impl Fn(usize, Probability) -> Option<Probability>) -> Self {
+    pub fn with_correctness(
+        &self,
+        correctness_of: impl Fn(usize, Probability) -> Option<Probability>,
+    ) -> Self {
         let mut policy = self.clone();
         for (index, stage) in policy.stages.iter_mut().enumerate() {
             if let Some(rule) = &mut stage.accept {
-                rule.gate = gate_of(index, rule.confidence);
+                rule.correctness = correctness_of(index, rule.confidence);
             }
         }
         policy

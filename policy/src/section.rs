@@ -1,7 +1,7 @@
 //! `[tasks.NAME]` as it is written in `ensemble.toml`, before anything but its types is checked.
 //!
-//! Every field has a default, so that one that is missing or has the wrong type does not hide what is wrong with
-//! the others; [`Policy::from_section`](crate::Policy::from_section) says which must be there.
+//! Every field has a default, so that one that is missing or has the wrong type does not hide what is wrong
+//! with the others; [`Policy::from_section`](crate::Policy::from_section) says which must be there.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +17,13 @@ pub struct TaskSection {
     pub labels: Vec<String>,
     /// How votes are combined.
     pub fusion: FusionSection,
-    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`: weights and
-    /// temperatures for each image, and gates.
+    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`:
+    /// weights and temperatures for each image, and correctness estimators.
     pub learned: Option<String>,
     /// The temperature of each model: what its logits are divided by. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
-    /// In place of a temperature, what each label's log-probability by a model is multiplied by, and what is added then.
+    /// In place of a temperature, what each label's log-probability by a model is multiplied by, and what is
+    /// added then.
     pub scaling: BTreeMap<String, ScalingSection>,
     /// Which models are asked, cheap ones first, and when an answer is good enough to stop.
     pub stages: Vec<StageSection>,
@@ -30,8 +31,8 @@ pub struct TaskSection {
     pub prompts: BTreeMap<String, Vec<String>>,
     /// The texts for labels without `prompts`; `{label}` is replaced. `["a photo of {label}."]` where absent.
     pub prompt_templates: Option<Vec<String>>,
-    /// For a label, what a model that is asked the question answers when it means that label. Where absent, `NO` for
-    /// the first of two labels and `YES` for the second; of more than two, each label itself.
+    /// For a label, what a model that is asked the question answers when it means that label. Where absent,
+    /// `NO` for the first of two labels and `YES` for the second; of more than two, each label itself.
     pub answers: BTreeMap<String, String>,
 }
 
@@ -39,11 +40,12 @@ pub struct TaskSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct FusionSection {
-    /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or `learned` (as
-    /// `log_linear`, with weights and temperatures for each image by what the backbone made of it).
+    /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or
+    /// `learned` (as `log_linear`, with weights and temperatures for each image by what the backbone made of
+    /// it).
     pub method: String,
-    /// How much each model counts; only their proportions matter. All the same where none is given. With `learned`, what counts
-    /// where the learned weights cannot be read.
+    /// How much each model counts; only their proportions matter. All the same where none is given. With
+    /// `learned`, what counts where the learned weights cannot be read.
     pub weights: BTreeMap<String, f64>,
 }
 
@@ -71,11 +73,11 @@ pub struct StageSection {
     pub models: Vec<String>,
     /// Those of them whose failure does not fail the request.
     pub optional: Vec<String>,
-    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models. Its own
-    /// models must be optional: where they fail, the earlier stage is asked after all.
+    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models. Its
+    /// own models must be optional: where they fail, the earlier stage is asked after all.
     pub burst_queue_depth: Option<usize>,
-    /// Asked only where the learned weights give one of its models more than this share beside those that have voted: for
-    /// models that cost money. The configured weights count where they cannot be read.
+    /// Asked only where the learned weights give one of its models more than this share beside those that
+    /// have voted: for models that cost money. The configured weights count where they cannot be read.
     pub min_weight: Option<f64>,
     /// When the cascade may stop after this stage. Where absent, it never does but at the end.
     pub accept: Option<AcceptSection>,
@@ -87,9 +89,9 @@ pub struct StageSection {
 pub struct AcceptSection {
     /// The least fused probability: greater than 0, at most 1. Must be given.
     pub confidence: Option<f64>,
-    /// How likely the answer must be right, by the learned gate: greater than 0, at most 1. Counts instead of `confidence`
-    /// where the gate can be read.
-    pub gate: Option<f64>,
+    /// How likely the answer must be right, by the learned correctness estimator: greater than 0, at most 1.
+    /// Counts instead of `confidence` where the correctness estimator can be read.
+    pub correctness: Option<f64>,
     /// Whether all successful votes so far must also favour the same label.
     pub agreement: bool,
 }

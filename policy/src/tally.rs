@@ -97,18 +97,18 @@ impl<'a> VoteTally<'a> {
             stage,
             reason,
             burst: false,
-            gate: None,
+            correctness: None,
             skipped: Vec::new(),
             fallbacks: Vec::new(),
             votes,
         })
     }
 
-    /// What the gate says of this answer, where `rule` asks it.
-    pub(crate) fn ask_gate(&mut self, rule: AcceptRule, answer: &Verdict) -> Option<Probability> {
-        rule.gate()?;
-        let read = self.learned.gate(self.models(), &answer.distribution, answer.agreement);
-        read.map_err(|reason| self.falls_back(LearnedPart::Gate, answer.stage, reason)).ok()
+    /// What the correctness estimator says of this answer, where `rule` asks it.
+    pub(crate) fn estimate_correctness(&mut self, rule: AcceptRule, answer: &Verdict) -> Option<Probability> {
+        rule.correctness()?;
+        let read = self.learned.correctness(self.models(), &answer.distribution, answer.agreement);
+        read.map_err(|reason| self.falls_back(LearnedPart::Correctness, answer.stage, reason)).ok()
     }
 
     /// Whether the models of a stage would count for enough beside those that have voted.
@@ -142,7 +142,8 @@ impl<'a> VoteTally<'a> {
         if self.policy.fusion() == FusionMethod::Learned && self.voters().next().is_some() {
             match self.learned.effective_weights(self.models()) {
                 Ok(effective_weights) => return effective_weights,
-                // One vote is the whole answer, and stages before the backbone's were never to have anything else.
+                // One vote is the whole answer, and stages before the backbone's were never to have anything
+                // else.
                 Err(FallbackReason::BackboneNotAsked) if self.voters().count() == 1 => {}
                 Err(reason) => self.falls_back(LearnedPart::Weights, stage, reason),
             }

@@ -344,16 +344,16 @@ impl Check<'_> {
 
     fn accept_rule(&mut self, stage: usize, section: &AcceptSection) -> Option<AcceptRule> {
         let path = |key: &str| ["stages".into(), stage.into(), "accept".into(), key.into()];
-        let gate = section.gate.map(|value| {
-            self.needs_learned(path("gate"), "a gate");
-            self.threshold(path("gate"), value, "a probability")
+        let correctness = section.correctness.map(|value| {
+            self.needs_learned(path("correctness"), "a correctness estimator");
+            self.threshold(path("correctness"), value, "a probability")
         });
         let Some(value) = section.confidence else {
             self.error(path("confidence"), Problem::Missing { allowed: THRESHOLD });
             return None;
         };
         let confidence = self.threshold(path("confidence"), value, "a confidence")?;
-        Some(AcceptRule { confidence, gate: gate.flatten(), agreement: section.agreement })
+        Some(AcceptRule { confidence, correctness: correctness.flatten(), agreement: section.agreement })
     }
 
     fn threshold(

@@ -22,8 +22,9 @@ pub struct Verdict {
     pub reason: StopReason,
     /// Whether a stage before the last that was asked was too busy, so that the last stood in for it.
     pub burst: bool,
-    /// How likely it is right, where the stage's rule asks a gate and the gate could be read.
-    pub gate: Option<Probability>,
+    /// How likely it is right, where the stage's rule asks a correctness estimator and the correctness
+    /// estimator could be read.
+    pub correctness: Option<Probability>,
     /// The indices of the stages that were left out because their models would have counted for too little.
     pub skipped: Vec<usize>,
     /// The learned parts that could not be used; what is configured counted in their place.
@@ -78,8 +79,8 @@ pub enum StopReason {
     Accepted,
     /// No rule was, and there is no further stage.
     Exhausted,
-    /// No rule was, and an optional model of the last stage gave no vote: its failure says whether it was over its
-    /// budget, left alone after failures, too slow or faulty.
+    /// No rule was, and an optional model of the last stage gave no vote: its failure says whether it was
+    /// over its budget, left alone after failures, too slow or faulty.
     Incomplete,
 }
 
@@ -107,8 +108,8 @@ pub struct FusedVote {
     pub vote: Vote,
     /// The index of the stage at which it was asked for.
     pub stage: usize,
-    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned. `None`
-    /// where the vote failed.
+    /// The probabilities as they count: calibrated, and by the image's own temperature where that is learned.
+    /// `None` where the vote failed.
     pub calibrated: Option<Distribution>,
     /// Its share of the verdict: the weights of all votes have the sum 1, and a failed one has 0.
     pub weight: f64,

@@ -9,7 +9,8 @@ use crate::output::ModelOutput;
 
 /// One model's vote about one image for one task, and what it cost.
 ///
-/// It does not say at which stage it was asked for: that is the policy's affair, and a vote outlives a policy.
+/// It does not say at which stage it was asked for: that is the policy's affair, and a vote outlives a
+/// policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vote {
     /// The name of the configured model.

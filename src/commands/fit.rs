@@ -1,5 +1,5 @@
-//! `concord fit`: fits calibration, weights, gates, the order of stages and thresholds to labeled images, and
-//! writes them into `ensemble.toml`.
+//! `concord fit`: fits calibration, weights, correctness estimators, the order of stages and thresholds to
+//! labeled images, and writes them into `ensemble.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,27 +18,27 @@ use crate::fit::{
     unified_diff, write_learned_file, write_with_backup,
 };
 
-/// Fit calibration, weights, gates, the order of stages and thresholds to labeled images, and write them into
-/// ensemble.toml.
+/// Fit calibration, weights, correctness estimators, the order of stages and thresholds to labeled images,
+/// and write them into ensemble.toml.
 ///
 /// Each part is evaluated by cross-fitting, on images that it was not fitted on, and is written only if it is
 /// significantly better (its 95 % interval lies on the better side of 0): temperatures or, with more than two
 /// labels, vector scaling (a scale and a bias for each label) if it beats them; weights, either the same for
 /// all images or computed for each image, with a temperature, by a small network on a backbone's feature;
-/// and, if a goal is given, the order of stages, gates (networks that estimate the probability that an answer
-/// is right) and thresholds. Networks, order and thresholds are only fitted if the first stage makes at least
-/// 50 errors. Networks are written into a file beside ensemble.toml. The change is shown as a diff; comments
-/// are kept, and the order of everything but stages; a backup of the old file is kept beside the new one. A
-/// running server reloads the file.
+/// and, if a goal is given, the order of stages, correctness estimators (networks that estimate the
+/// probability that an answer is right) and thresholds. Networks, order and thresholds are only fitted if the
+/// first stage makes at least 50 errors. Networks are written into a file beside ensemble.toml. The change is
+/// shown as a diff; comments are kept, and the order of everything but stages; a backup of the old file is
+/// kept beside the new one. A running server reloads the file.
 ///
 /// With --shift each image is used twice: clean, and with one of the corruptions, which is always the same
 /// one for the same file; with --copies, more often. Goals and reported metrics are then those of all copies
 /// together.
 ///
 /// A stage keeps its place if it has `burst_queue_depth`, `min_weight` or a model that is off, as do all
-/// stages up to the last one that already asks a gate. No stage moves past one that keeps its place, and none
-/// moves if more than four could. If weights are learned for each image, the backbone's stage does not move
-/// back.
+/// stages up to the last one that already asks a correctness estimator. No stage moves past one that keeps
+/// its place, and none moves if more than four could. If weights are learned for each image, the backbone's
+/// stage does not move back.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 if something was fitted or there was nothing to gain, 1 if some images had to be\n\
@@ -64,7 +64,7 @@ pub struct FitArgs {
     #[arg(long, value_name = "SHARE", value_parser = share)]
     min_accuracy: Option<f64>,
     /// When to learn and use small networks on a backbone's feature: weights and temperatures for each image
-    /// and, if a goal is given, gates
+    /// and, if a goal is given, correctness estimators
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     learned: Learning,
     /// The images on which the result will be reported, in any form that --data takes: fitting on one of them
@@ -151,7 +151,7 @@ fn fit_and_write(args: &FitArgs, ensemble: &Ensemble, voted: &VotedImages<'_>) -
     if learned.is_none() && voted.policy.learned().is_some() {
         print_line(
             &"The configured learned networks were ignored: they were fitted with other temperatures and weights. Remove \
-              learned, gate and min_weight from the task, and choose another fusion method.\n",
+              learned, correctness and min_weight from the task, and choose another fusion method.\n",
         );
     }
     let before = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -226,11 +226,11 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
     });
     let order = file_order(fit, policy, whole);
     let mut confidences = vec![None; whole.stages().len()];
-    let mut gates = confidences.clone();
+    let mut correctness = confidences.clone();
     for (index, confidence) in fit.confidences.iter().flatten().enumerate() {
         let of_file = place_in_file(&policy.stages()[fit.place_of(index)], whole);
         let place = of_file.and_then(|now| order.iter().position(|moved| *moved == now));
-        let values = if fit.gates_stage(index) { &mut gates } else { &mut confidences };
+        let values = if fit.has_estimator(index) { &mut correctness } else { &mut confidences };
         if let Some(value) = place.and_then(|place| values.get_mut(place)) {
             *value = *confidence;
         }
@@ -242,7 +242,7 @@ fn change(fit: &Fit, policy: &Policy, whole: &Policy) -> TaskChange {
         method: fit.method().map(|method| method.name().to_owned()),
         order,
         confidences,
-        gates,
+        correctness,
         learned: None,
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use concord_policy::Learned;
 
-/// The most bytes of a file: several times the size of networks for a 7B backbone and a dozen gates.
+/// The most bytes of a file: several times the size of networks for a 7B backbone and a dozen correctness
+/// estimators.
 const BYTES_MAX: u64 = 256 << 20;
 
 /// Reads the file that is called `name` in `folder`.

@@ -85,8 +85,9 @@ pub(crate) enum ErrorDetection {
 #[derive(Debug, Clone)]
 pub(crate) struct FirstStageErrorDetection {
     pub(crate) by_confidence: ErrorDetection,
-    /// `None` if the stage has no gate, or the gate could not be read for every image.
-    pub(crate) by_gate: Option<ErrorDetection>,
+    /// `None` if the stage has no correctness estimator, or the correctness estimator could not be read for
+    /// every image.
+    pub(crate) by_estimator: Option<ErrorDetection>,
 }
 
 /// All strategies on the same images.
@@ -302,7 +303,7 @@ impl EvaluationSet<'_> {
         let first = self.answers(&self.policy.as_far_as(0)?);
         Some(FirstStageErrorDetection {
             by_confidence: self.error_detection(&first, |answer| Some(answer.confidence()))?,
-            by_gate: self.error_detection(&first, |answer| answer.gate),
+            by_estimator: self.error_detection(&first, |answer| answer.correctness),
         })
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn stage_answer(
     let asked = whole.members().enumerate().filter(|(_, member)| is_asked(member.model()));
     Some(StageAnswer {
         cost: asked.map(|(member, _)| image.cost(member)).sum(),
-        confidence: answer.gate.unwrap_or(answer.confidence()).get(),
+        confidence: answer.correctness.unwrap_or(answer.confidence()).get(),
         agreement: answer.agreement,
         is_right: answer.label() == image.label,
         probabilities: answer.distribution.probabilities().to_vec(),

@@ -79,8 +79,9 @@ fn stages_in_words(comparison: &Comparison, policy: &Policy) -> Vec<String> {
         }
         ErrorDetection::AllWrong { errors } => format!("stage 1 is wrong about all {errors} images"),
     });
-    if let Some(ErrorDetection::Auroc(Estimate { value, low, high })) = comparison.first_stage.by_gate {
-        lines.push(format!("its gate detects them: AUROC {value:.3} ({low:.3} – {high:.3})"));
+    if let Some(ErrorDetection::Auroc(Estimate { value, low, high })) = comparison.first_stage.by_estimator {
+        lines
+            .push(format!("its correctness estimator detects them: AUROC {value:.3} ({low:.3} – {high:.3})"));
     }
     lines
 }
@@ -134,7 +135,7 @@ pub(crate) fn json(comparison: &Comparison, policy: &Policy, unit: CostUnit) -> 
         "strategies": strategies.collect::<Vec<_>>(),
         "stages": comparison.stages.iter().copied().map(estimate_json).collect::<Vec<_>>(),
         "first_stage_errors": error_detection(&comparison.first_stage.by_confidence),
-        "first_stage_gate": comparison.first_stage.by_gate.as_ref().map(error_detection),
+        "first_stage_correctness": comparison.first_stage.by_estimator.as_ref().map(error_detection),
     })
 }
 

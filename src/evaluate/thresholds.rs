@@ -15,7 +15,7 @@ const ROUNDS_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StageAnswer {
     pub(crate) probabilities: Vec<f64>,
-    /// The confidence of the answer, or the output of the stage's gate if it has one.
+    /// The confidence of the answer, or the output of the stage's correctness estimator if it has one.
     pub(crate) confidence: f64,
     /// Whether all models so far have the same most probable label.
     pub(crate) agreement: bool,
@@ -105,7 +105,7 @@ pub(crate) fn rules(policy: &Policy) -> Vec<Rule> {
     let stages = policy.stages();
     let rule = |stage: &Stage| match stage.accept() {
         Some(rule) => Rule {
-            confidence: rule.gate().unwrap_or(rule.confidence()).get(),
+            confidence: rule.correctness().unwrap_or(rule.confidence()).get(),
             needs_agreement: rule.needs_agreement(),
         },
         None => Rule { confidence: f64::INFINITY, needs_agreement: false },

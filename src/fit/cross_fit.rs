@@ -79,9 +79,9 @@ pub(crate) struct Fit {
     pub(crate) fusions: Vec<Part<Fusion>>,
     /// The result of other stage orders.
     pub(crate) orders: StageOrders,
-    /// The threshold of each stage but the last, on its confidence or on its gate, in the order to be
-    /// written; a stage with `None` never ends the cascade. `None` as a whole if there is no objective, it
-    /// cannot be reached, or there are too few errors.
+    /// The threshold of each stage but the last, on its confidence or on its correctness estimator, in the
+    /// order to be written; a stage with `None` never ends the cascade. `None` as a whole if there is no
+    /// objective, it cannot be reached, or there are too few errors.
     pub(crate) confidences: Option<Vec<Option<f64>>>,
     /// The networks on a backbone's feature; `None` if no model gave a feature with every image, or none are
     /// wanted.
@@ -133,9 +133,10 @@ impl Fit {
         self.orders.gain().and_then(|order| order.get(place)).copied().unwrap_or(place)
     }
 
-    /// Returns whether the threshold of this stage, in the order to be written, is that of its gate.
-    pub(crate) fn gates_stage(&self, stage: usize) -> bool {
-        self.learned.as_ref().is_some_and(|learned| learned.gates_stage(stage))
+    /// Returns whether the threshold of this stage, in the order to be written, is that of its correctness
+    /// estimator.
+    pub(crate) fn has_estimator(&self, stage: usize) -> bool {
+        self.learned.as_ref().is_some_and(|learned| learned.has_estimator(stage))
     }
 }
 
@@ -178,7 +179,7 @@ pub(crate) fn fit(
     let policy_in_order = orders.applied_to(policy)?;
     let rules = rules(&policy_in_order);
     if let Some(learned) = learned.as_mut().filter(|_| objective.is_some()) {
-        learned.gates = cross_fit.gates(learned, &ordered, &policy_in_order, learning);
+        learned.estimators = cross_fit.estimators(learned, &ordered, &policy_in_order, learning);
     }
     let (after, found) = cross_fit.with_thresholds(&mut learned, &ordered, &rules, objective)?;
     let searched_for = objective.filter(|_| found.is_some());
@@ -250,8 +251,8 @@ impl CrossFit<'_> {
         others.map(|(answers, _)| answers.as_slice()).collect()
     }
 
-    /// Returns the rules of a fold, searched on the answers of the others; `rules` if there is no objective or
-    /// none reach it.
+    /// Returns the rules of a fold, searched on the answers of the others; `rules` if there is no objective
+    /// or none reach it.
     fn rules_without(
         &self,
         fold: usize,
@@ -349,7 +350,8 @@ impl CrossFit<'_> {
     }
 
     /// Returns the answers of the stages with the learned networks, and rules for the objective. If no rules
-    /// reach it, the gates are removed, because a gate is nothing without a threshold.
+    /// reach it, the correctness estimators are removed, because a correctness estimator is nothing without a
+    /// threshold.
     fn with_thresholds(
         &self,
         learned: &mut Option<LearnedParts>,
@@ -365,7 +367,7 @@ impl CrossFit<'_> {
         if let Some(rules) = found(&after) {
             return Some((after, Some(rules)));
         }
-        learned.iter_mut().for_each(|learned| learned.gates.clear());
+        learned.iter_mut().for_each(|learned| learned.estimators.clear());
         let after = answers(learned.as_ref())?;
         let rules = found(&after);
         Some((after, rules))

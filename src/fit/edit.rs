@@ -37,8 +37,8 @@ pub(crate) struct TaskChange {
     pub(crate) order: Vec<usize>,
     /// The confidence threshold by stage, in the new order.
     pub(crate) confidences: Vec<Option<f64>>,
-    /// The threshold of the gate by stage, in the new order.
-    pub(crate) gates: Vec<Option<f64>>,
+    /// The threshold of the correctness estimator by stage, in the new order.
+    pub(crate) correctness: Vec<Option<f64>>,
     /// The file of learned networks.
     pub(crate) learned: Option<String>,
 }
@@ -120,7 +120,7 @@ fn plan_change(text: &str, task: &str, change: &TaskChange) -> Result<Vec<Edit>,
     plan.merge(&place, &wanted, Some("fusion"))?;
 
     let stages = place.elements("stages")?;
-    let rules = [("confidence", &change.confidences), ("gate", &change.gates)];
+    let rules = [("confidence", &change.confidences), ("correctness", &change.correctness)];
     let values =
         rules.into_iter().flat_map(|(key, values)| values.iter().enumerate().map(move |it| (key, it)));
     for (key, (index, value)) in values {

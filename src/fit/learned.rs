@@ -1,4 +1,5 @@
-//! Trains networks on a backbone's feature of an image: weights and temperatures for each image, and gates.
+//! Trains networks on a backbone's feature of an image: weights and temperatures for each image, and
+//! correctness estimators.
 //!
 //! Each network is trained on all folds but one, one of which only serves for early stopping, and is
 //! evaluated on the one left out. A network that does not beat the simple part that it would replace (fixed
@@ -7,7 +8,7 @@
 
 use std::sync::Arc;
 
-use concord_policy::{FusionMethod, Learned, Member, Network, Policy, Probability, gate_input};
+use concord_policy::{CorrectnessEstimator, FusionMethod, Learned, Member, Network, Policy, Probability};
 
 use super::calibrate::calibrated;
 use super::cross_fit::{CrossFit, FOLDS, fusion_of, up_to_each_stage};
@@ -56,24 +57,24 @@ fn fused(policy: &Policy, fixed: &Policy) -> Policy {
     })
 }
 
-/// The gate of one stage.
+/// The correctness estimator of one stage.
 #[derive(Debug)]
-pub(crate) struct GatePart {
+pub(crate) struct EstimatorPart {
     pub(crate) stage: usize,
     models: Vec<Arc<str>>,
     networks: PerFold<Network>,
     /// The number of errors of the stage.
     pub(crate) errors: usize,
-    /// The areas under the ROC curve for "the answer is wrong", by plain confidence and by the gate, on
-    /// images that it was not fitted on.
+    /// The areas under the ROC curve for "the answer is wrong", by plain confidence and by the correctness
+    /// estimator, on images that it was not fitted on.
     pub(crate) by_confidence: f64,
-    pub(crate) by_gate: f64,
+    pub(crate) by_estimator: f64,
     /// The second area minus the first; above 0 is better.
     pub(crate) change: Estimate,
     pub(crate) is_used: bool,
 }
 
-impl GatePart {
+impl EstimatorPart {
     /// Returns whether it is significantly better: the 95 % interval of the change lies above 0, with enough
     /// errors to tell.
     pub(crate) fn is_gain(&self) -> bool {
@@ -87,14 +88,15 @@ pub(crate) struct LearnedParts {
     pub(crate) backbone: Arc<str>,
     members: Vec<Arc<str>>,
     pub(crate) weights: Option<WeightsPart>,
-    /// The gates of the stages, other than the last, that have an accept rule and make an error.
-    pub(crate) gates: Vec<GatePart>,
+    /// The correctness estimators of the stages, other than the last, that have an accept rule and make an
+    /// error.
+    pub(crate) estimators: Vec<EstimatorPart>,
 }
 
 impl LearnedParts {
-    /// Returns whether this stage is accepted by its gate.
-    pub(super) fn gates_stage(&self, stage: usize) -> bool {
-        self.gates.iter().any(|part| part.stage == stage && part.is_used)
+    /// Returns whether this stage is accepted by its correctness estimator.
+    pub(super) fn has_estimator(&self, stage: usize) -> bool {
+        self.estimators.iter().any(|part| part.stage == stage && part.is_used)
     }
 
     /// Returns whether votes are fused by learned weights.
@@ -113,8 +115,8 @@ impl LearnedParts {
         if let Some(part) = self.weights.as_ref().filter(|part| part.is_used) {
             learned = learned.with_weights(self.members.clone(), part.networks.without(without)?.clone());
         }
-        for part in self.gates.iter().filter(|part| part.is_used) {
-            learned = learned.with_gate(&part.models, part.networks.without(without)?.clone());
+        for part in self.estimators.iter().filter(|part| part.is_used) {
+            learned = learned.with_estimator(&part.models, part.networks.without(without)?.clone());
         }
         Some(learned)
     }
@@ -135,16 +137,17 @@ impl LearnedParts {
             Some(part) => fused(policy, part.fixed.without(without)?),
             None => policy.clone(),
         };
-        // The configured confidence is the gate's threshold until one has been found.
-        let gates = |stage: usize, confidence: Probability| self.gates_stage(stage).then_some(confidence);
-        let policy = policy.with_gates(gates);
+        // The configured confidence is the correctness estimator's threshold until one has been found.
+        let estimators =
+            |stage: usize, confidence: Probability| self.has_estimator(stage).then_some(confidence);
+        let policy = policy.with_correctness(estimators);
         Some(if learned.is_empty() { policy } else { policy.with_learned(Arc::new(learned)) })
     }
 }
 
 impl CrossFit<'_> {
-    /// Trains all networks except gates; `plain` has the policies without networks. `None` if no model gave a
-    /// feature with every image.
+    /// Trains all networks except correctness estimators; `plain` has the policies without networks. `None`
+    /// if no model gave a feature with every image.
     ///
     /// `has_errors` is whether the first stage makes enough errors to learn from: without any, more
     /// confidence is always better.
@@ -159,21 +162,22 @@ impl CrossFit<'_> {
         let is_used = |is_gain| learning == Learning::Always || (has_errors && is_gain);
         let weights = self.weights_part(plain, backbone, is_used);
         let name = Arc::clone(members.get(backbone)?);
-        Some(LearnedParts { backbone: name, members, weights, gates: Vec::new() })
+        Some(LearnedParts { backbone: name, members, weights, estimators: Vec::new() })
     }
 
-    /// Trains the gates of `policy`; its stages, and those of `plain`, are in the order to be written.
-    pub(super) fn gates(
+    /// Trains the correctness estimators of `policy`; its stages, and those of `plain`, are in the order to
+    /// be written.
+    pub(super) fn estimators(
         &self,
         parts: &LearnedParts,
         plain: PolicyForFold<'_>,
         policy: &Policy,
         learning: Learning,
-    ) -> Vec<GatePart> {
+    ) -> Vec<EstimatorPart> {
         let Some(backbone) = self.backbone() else { return Vec::new() };
         let weighted = |fold| parts.applied(&plain(fold)?, fold);
         let stages = 0..policy.stages().len().saturating_sub(1);
-        stages.filter_map(|stage| self.gate_part(&weighted, backbone, policy, stage, learning)).collect()
+        stages.filter_map(|stage| self.estimator_part(&weighted, backbone, policy, stage, learning)).collect()
     }
 
     /// Returns the first member that gave a feature with every image.
@@ -269,16 +273,16 @@ impl CrossFit<'_> {
         trained(&examples, objective, self.feature_width(backbone)?)
     }
 
-    /// Trains and evaluates the gate of a stage; `None` if the stage has no accept rule, comes before the
-    /// backbone, or makes no error.
-    fn gate_part(
+    /// Trains and evaluates the correctness estimator of a stage; `None` if the stage has no accept rule,
+    /// comes before the backbone, or makes no error.
+    fn estimator_part(
         &self,
         weighted: PolicyForFold<'_>,
         backbone: usize,
         policy: &Policy,
         stage: usize,
         learning: Learning,
-    ) -> Option<GatePart> {
+    ) -> Option<EstimatorPart> {
         policy.stages().get(stage)?.accept()?;
         let models: Vec<Arc<str>> =
             policy.as_far_as(stage)?.members().map(|member| Arc::clone(member.model())).collect();
@@ -286,29 +290,30 @@ impl CrossFit<'_> {
         if !models.contains(backbone_name) {
             return None;
         }
-        let answers = PerFold::of(|without| self.gated(&weighted(without)?, backbone, stage))?;
+        let answers = PerFold::of(|without| self.estimated(&weighted(without)?, backbone, stage))?;
         let networks =
-            PerFold::of(|without| self.gate_network(answers.without(without)?, backbone, without))?;
-        // Each image is evaluated by the policy and the gate that were not fitted on it.
-        let (mut by_confidence, mut by_gate) = (Vec::new(), Vec::new());
+            PerFold::of(|without| self.estimator_network(answers.without(without)?, backbone, without))?;
+        // Each image is evaluated by the policy and the correctness estimator that were not fitted on it.
+        let (mut by_confidence, mut by_estimator) = (Vec::new(), Vec::new());
         for (index, &fold) in self.fold_of.iter().enumerate() {
-            let GateExample { input, confidence, is_right } = answers.without(Some(fold))?.get(index)?;
+            let EstimatorExample { input, confidence, is_right } = answers.without(Some(fold))?.get(index)?;
             let log_odds = *networks.without(Some(fold))?.forward(input)?.first()?;
             by_confidence.push((-confidence, !is_right));
-            by_gate.push((-f64::from(log_odds), !is_right));
+            by_estimator.push((-f64::from(log_odds), !is_right));
         }
-        let errors = by_gate.iter().filter(|(_, is_wrong)| *is_wrong).count();
-        let [confidence, gate] = [by_confidence, by_gate].map(|scores| Ranking::new(scores.into_iter()));
+        let errors = by_estimator.iter().filter(|(_, is_wrong)| *is_wrong).count();
+        let [confidence, correctness] =
+            [by_confidence, by_estimator].map(|scores| Ranking::new(scores.into_iter()));
         let each_once = vec![1; self.images.len()];
-        let difference = |weights: &[u16]| Some(gate.auroc(weights)? - confidence.auroc(weights)?);
+        let difference = |weights: &[u16]| Some(correctness.auroc(weights)? - confidence.auroc(weights)?);
         let (low, high) = self.bootstrap.interval(difference);
-        let mut part = GatePart {
+        let mut part = EstimatorPart {
             stage,
             models,
             networks,
             errors,
             by_confidence: confidence.auroc(&each_once)?,
-            by_gate: gate.auroc(&each_once)?,
+            by_estimator: correctness.auroc(&each_once)?,
             change: Estimate { value: difference(&each_once)?, low, high },
             is_used: false,
         };
@@ -316,14 +321,14 @@ impl CrossFit<'_> {
         Some(part)
     }
 
-    /// Trains a gate on all folds but one; `None` if there is too little to learn from.
-    fn gate_network(
+    /// Trains a correctness estimator on all folds but one; `None` if there is too little to learn from.
+    fn estimator_network(
         &self,
-        answers: &[GateExample],
+        answers: &[EstimatorExample],
         backbone: usize,
         without: Option<usize>,
     ) -> Option<Network> {
-        let rows: Vec<(&GateExample, bool)> =
+        let rows: Vec<(&EstimatorExample, bool)> =
             self.learned_on(without).map(|(index, validates)| (&answers[index], validates)).collect();
         let is_right: Vec<bool> = rows.iter().map(|(answer, _)| answer.is_right).collect();
         let examples: Vec<Example<'_>> = rows
@@ -333,24 +338,24 @@ impl CrossFit<'_> {
         trained(&examples, Objective::Truth(&is_right), self.feature_width(backbone)?)
     }
 
-    /// Returns the answer of this stage for each image, as the gate's input.
-    fn gated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<GateExample>> {
+    /// Returns the answer of this stage for each image, as the correctness estimator's input.
+    fn estimated(&self, policy: &Policy, backbone: usize, stage: usize) -> Option<Vec<EstimatorExample>> {
         let policy = policy.as_far_as(stage)?;
-        let gated = |image: &LabeledExample<'_>| {
+        let estimated = |image: &LabeledExample<'_>| {
             let answer = answer(&policy, self.policy, image)?;
             let feature = image.votes[backbone].output.evidence.feature.as_deref()?;
-            Some(GateExample {
-                input: gate_input(&answer.distribution, answer.agreement, feature),
+            Some(EstimatorExample {
+                input: CorrectnessEstimator::input(&answer.distribution, answer.agreement, feature),
                 confidence: answer.confidence().get(),
                 is_right: answer.label() == image.label,
             })
         };
-        self.images.iter().map(gated).collect()
+        self.images.iter().map(estimated).collect()
     }
 }
 
-/// A stage's answer as the input of a gate.
-struct GateExample {
+/// A stage's answer as the input of a correctness estimator.
+struct EstimatorExample {
     input: Vec<f32>,
     confidence: f64,
     is_right: bool,

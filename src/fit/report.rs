@@ -63,7 +63,7 @@ pub(crate) fn print(fit: &Fit, policy: &Policy, options: FitOptions, unit: CostU
 
 fn learned_in_words(fit: &Fit) -> String {
     let Some(learned) = &fit.learned else {
-        return "No model gave a feature with every image: weights and gates cannot be learned.\n\n"
+        return "No model gave a feature with every image: weights and correctness estimators cannot be learned.\n\n"
             .to_owned();
     };
     let mut text = String::new();
@@ -78,19 +78,19 @@ fn learned_in_words(fit: &Fit) -> String {
     } else {
         text.push_str("Weights and temperatures for each image could not be learned: there is too little to learn from.\n");
     }
-    for part in &learned.gates {
+    for part in &learned.estimators {
         let Estimate { value, low, high } = part.change;
         let (stage, errors) = (part.stage + 1, part.errors);
         if errors < ERRORS_MIN {
             text.push_str(&format!(
-                "Gate of stage {stage}: the stage's {errors} errors are too few to fit one to.\n"
+                "Correctness estimator of stage {stage}: the stage's {errors} errors are too few to fit one to.\n"
             ));
             continue;
         }
         text.push_str(&format!(
-            "Gate of stage {stage}: detects the stage's {errors} errors with an AUROC of {:.3}, plain confidence with \
+            "Correctness estimator of stage {stage}: detects the stage's {errors} errors with an AUROC of {:.3}, plain confidence with \
              {:.3}: {value:+.3} ({low:+.3} – {high:+.3}): {}.\n",
-            part.by_gate,
+            part.by_estimator,
             part.by_confidence,
             learned_outcome(part.is_gain(), part.is_used)
         ));
@@ -223,8 +223,8 @@ fn thresholds_in_words(fit: &Fit, policy: &Policy, objective: Objective, unit: C
         let now = policy.stages()[fit.place_of(index)].accept().map(|rule| rule.confidence().get());
         let now = now.map_or("none".to_owned(), |now| now.to_string());
         let fitted = confidence.map_or("none".to_owned(), |confidence| format!("{confidence:.5}"));
-        let of_gate = if fit.gates_stage(index) { " (its gate)" } else { "" };
-        text.push_str(&format!("  stage {}: {now} → {fitted}{of_gate}\n", index + 1));
+        let of_estimator = if fit.has_estimator(index) { " (its correctness estimator)" } else { "" };
+        text.push_str(&format!("  stage {}: {now} → {fitted}{of_estimator}\n", index + 1));
     }
     if !objective.is_reached_by(&fit.after.outcome) {
         text.push_str("On images that they were not fitted on they miss it, as the table below shows.\n");

@@ -68,23 +68,25 @@ impl StageOrders {
 /// `None` is fixed.
 ///
 /// `whole` has the models that are off as well. A stage is fixed if it has `burst_queue_depth` or
-/// `min_weight`, asks a gate (which was fitted to the models that are asked up to it), or has a model that is
-/// off. No stage moves past a fixed one, so that the models asked before a fixed stage stay the same.
+/// `min_weight`, asks a correctness estimator (which was fitted to the models that are asked up to it), or
+/// has a model that is off. No stage moves past a fixed one, so that the models asked before a fixed stage
+/// stay the same.
 fn neighbourhoods(policy: &Policy, whole: &Policy) -> Vec<Option<usize>> {
     let is_on = |model: &str| policy.members().any(|member| **member.model() == *model);
     let stays = |stage: &Stage| {
         stage.burst_queue_depth().is_some()
             || stage.min_weight().is_some()
-            || stage.accept().is_some_and(|rule| rule.gate().is_some())
+            || stage.accept().is_some_and(|rule| rule.correctness().is_some())
             || !stage.members().iter().all(|member| is_on(member.model()))
     };
     let stages = whole.stages();
-    // A gate was fitted to the stages before it.
-    let gated = stages.iter().rposition(|stage| stage.accept().is_some_and(|rule| rule.gate().is_some()));
+    // A correctness estimator was fitted to the stages before it.
+    let estimated =
+        stages.iter().rposition(|stage| stage.accept().is_some_and(|rule| rule.correctness().is_some()));
     let mut staying = 0;
     let mut found = Vec::with_capacity(policy.stages().len());
     for (place, stage) in stages.iter().enumerate() {
-        let is_fixed = stays(stage) || gated.is_some_and(|gated| place <= gated);
+        let is_fixed = stays(stage) || estimated.is_some_and(|estimated| place <= estimated);
         staying += usize::from(is_fixed);
         if stage.members().iter().any(|member| is_on(member.model())) {
             found.push((!is_fixed).then_some(staying));

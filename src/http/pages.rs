@@ -34,9 +34,10 @@ pub(super) struct StagePage {
     /// The least confidence at which the cascade stops here.
     #[serde(skip_serializing_if = "Option::is_none")]
     confidence: Option<f64>,
-    /// The least output of the learned gate at which the cascade stops here, where the gate can be evaluated.
+    /// The least output of the learned correctness estimator at which the cascade stops here, where the
+    /// correctness estimator can be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
-    gate: Option<f64>,
+    correctness: Option<f64>,
     /// Whether, besides, all votes so far must have the same label.
     agreement: bool,
     /// The share of the verdict above which the learned weight of one of its models must be for the stage to
@@ -154,7 +155,7 @@ fn stage_page(stage: &Stage) -> StagePage {
     StagePage {
         models: stage.members().iter().map(member).collect(),
         confidence: stage.accept().map(|rule| rule.confidence().get()),
-        gate: stage.accept().and_then(AcceptRule::gate).map(Probability::get),
+        correctness: stage.accept().and_then(AcceptRule::correctness).map(Probability::get),
         agreement: stage.accept().is_some_and(AcceptRule::needs_agreement),
         min_weight: stage.min_weight().map(Probability::get),
     }

@@ -14,8 +14,8 @@ pub(crate) enum Value {
     Verdict(Arc<Verdict>),
 }
 
-/// The first byte of an encoded value. Every change of the types that are kept, those of the policy included, needs
-/// another one; values of another format are a miss.
+/// The first byte of an encoded value. Every change of the types that are kept, those of the policy included,
+/// needs another one; values of another format are a miss.
 const FORMAT: u8 = 2;
 
 /// How many bytes of the payload's digest follow: enough to tell ours from what others wrote.
@@ -105,7 +105,7 @@ mod tests {
             stage: 0,
             reason: StopReason::Accepted,
             burst: false,
-            gate: Probability::new(0.75),
+            correctness: Probability::new(0.75),
             skipped: vec![2],
             fallbacks: vec![Fallback { part: LearnedPart::Weights, stage: 1, reason }],
             votes: vec![vote],

@@ -194,7 +194,7 @@ impl Cascade {
         let _span = self.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "fuse", concord.service = "concord-router",
                 label = label.as_str(), confidence = verdict.confidence().get(), agreement = verdict.agreement,
-                stage = verdict.stage + 1, reason = verdict.reason.name(), gate = verdict.gate.map(Probability::get),
+                stage = verdict.stage + 1, reason = verdict.reason.name(), correctness = verdict.correctness.map(Probability::get),
                 fallbacks = verdict.fallbacks.len())
         });
     }

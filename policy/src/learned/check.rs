@@ -9,18 +9,19 @@ use crate::fusion::FusionMethod;
 use crate::section::TaskSection;
 
 impl Learned {
-    /// Everything that `section` needs of it and that it does not have, with paths that start inside the section.
+    /// Everything that `section` needs of it and that it does not have, with paths that start inside the
+    /// section.
     ///
-    /// `local` are the names of the models that run here. The others may have been off when it was fitted: an answer in which
-    /// one of them has voted may then be fused by the configured weights, and says so.
+    /// `local` are the names of the models that run here. The others may have been off when it was fitted: an
+    /// answer in which one of them has voted may then be fused by the configured weights, and says so.
     pub fn check(&self, section: &TaskSection, local: &BTreeSet<String>) -> Vec<PolicyError> {
         let check = Check { learned: self, section, local };
         let mut errors = Vec::new();
         errors.extend(check.backbone());
         errors.extend(check.weights());
         for (index, stage) in section.stages.iter().enumerate() {
-            if stage.accept.as_ref().is_some_and(|accept| accept.gate.is_some()) {
-                errors.extend(check.gate(index));
+            if stage.accept.as_ref().is_some_and(|accept| accept.correctness.is_some()) {
+                errors.extend(check.correctness(index));
             }
             if stage.min_weight.is_some() {
                 errors.extend(check.min_weight(index));
@@ -76,18 +77,18 @@ impl Check<'_> {
         (!models.is_empty()).then(|| PolicyError::new(path, Problem::NoLearnedWeights { models }))
     }
 
-    fn gate(&self, index: usize) -> Option<PolicyError> {
-        let path = vec!["stages".into(), index.into(), "accept".into(), "gate".into()];
+    fn correctness(&self, index: usize) -> Option<PolicyError> {
+        let path = vec!["stages".into(), index.into(), "accept".into(), "correctness".into()];
         let names = |is_counted: &dyn Fn(&str) -> bool| -> Vec<Arc<str>> {
             let models = self.models(index + 1).map(String::as_str);
             models.filter(|model| is_counted(model)).map(Arc::from).collect()
         };
         let all = names(&|_| true);
-        let has_gate =
-            self.learned.has_gate(&all) || self.learned.has_gate(&names(&|name| self.is_local(name)));
-        let problem = || Problem::NoLearnedGate { models: self.models(index + 1).cloned().collect() };
+        let has_estimator = self.learned.has_estimator(&all)
+            || self.learned.has_estimator(&names(&|name| self.is_local(name)));
+        let problem = || Problem::NoLearnedEstimator { models: self.models(index + 1).cloned().collect() };
         self.unheard(path.clone(), index + 1)
-            .or_else(|| (!has_gate).then(|| PolicyError::new(path, problem())))
+            .or_else(|| (!has_estimator).then(|| PolicyError::new(path, problem())))
     }
 
     /// Where the backbone is asked too late to be heard within the first `stages` stages.

@@ -9,9 +9,9 @@ use safetensors::{Dtype, SafeTensors};
 use super::{Dense, ImageFusion, Learned, Network};
 
 /// What a file of this layout says in its metadata.
-const FORMAT: &str = "concord-learned-2";
-/// More gates than any policy has stages.
-const GATES_MAX: usize = 64;
+const FORMAT: &str = "concord-learned-3";
+/// More correctness estimators than any policy has stages.
+const ESTIMATORS_MAX: usize = 64;
 
 impl Learned {
     /// The bytes of a file; `notes` are kept in its metadata, for people.
@@ -32,9 +32,9 @@ impl Learned {
         if let Some(network) = &self.weights {
             tensors.extend(tensors_of("weights", network));
         }
-        for (index, (models, network)) in self.gates.iter().enumerate() {
-            metadata.insert(format!("gate.{index}"), list(models)?);
-            tensors.extend(tensors_of(&format!("gate.{index}"), network));
+        for (index, (models, estimator)) in self.estimators.iter().enumerate() {
+            metadata.insert(format!("correctness.{index}"), list(models)?);
+            tensors.extend(tensors_of(&format!("correctness.{index}"), estimator.network()));
         }
         let views: Vec<(&String, TensorView<'_>)> = tensors
             .iter()
@@ -55,7 +55,7 @@ impl Learned {
         let notes = header.metadata().clone().unwrap_or_default();
         if notes.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(format!(
-                "its format is not {FORMAT}, which this version of Concord reads: take learned, gate, min_weight and the \
+                "its format is not {FORMAT}, which this version of Concord reads: take learned, correctness, min_weight and the \
                  method \"learned\" out of the task, and fit again (`concord fit`)"
             ));
         }
@@ -77,13 +77,13 @@ impl Learned {
             }
             learned = learned.with_weights(models, network);
         }
-        for index in 0..GATES_MAX {
-            let name = format!("gate.{index}");
+        for index in 0..ESTIMATORS_MAX {
+            let name = format!("correctness.{index}");
             let Some(network) = network_of(&file, &name)? else { break };
             if network.outputs() != 1 {
                 return Err(format!("{name}: {} outputs: must be 1", network.outputs()));
             }
-            learned = learned.with_gate(&list(&name)?, network);
+            learned = learned.with_estimator(&list(&name)?, network);
         }
         Ok(learned)
     }
@@ -142,8 +142,8 @@ mod tests {
         let models: Vec<Arc<str>> = vec![Arc::from("b"), Arc::from("a")];
         Learned::of(Arc::from("a"))
             .with_weights(models.clone(), network(vec![dense(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 4)]))
-            .with_gate(&models[1..], network(vec![dense(&[0.5, -0.5], 1), dense(&[3.0], 1)]))
-            .with_gate(&models, network(vec![dense(&[0.5, 1.5], 1)]))
+            .with_estimator(&models[1..], network(vec![dense(&[0.5, -0.5], 1), dense(&[3.0], 1)]))
+            .with_estimator(&models, network(vec![dense(&[0.5, 1.5], 1)]))
     }
 
     #[test]
@@ -172,8 +172,8 @@ mod tests {
         let (format, backbone) = (("format", FORMAT), ("backbone", "a"));
         for (notes, names, expected) in [
             (&[("format", "pt")][..], &[][..], "its format is not"),
-            // As it was before there were temperatures for each image.
-            (&[("format", "concord-learned-1"), backbone], &[], "out of the task, and fit again"),
+            // An earlier format, with tensors of other names.
+            (&[("format", "concord-learned-2"), backbone], &[], "out of the task, and fit again"),
             (
                 &[format, backbone, ("models", "[\"a\"]")],
                 &["weights.mean", "weights.scale", "weights.0.weight", "weights.0.bias"],

@@ -1,7 +1,7 @@
 //! What a network that weighs models says about one image.
 
-/// How much each model counts for an image, and how sure it may be: the outputs of a network that was trained for
-/// that.
+/// How much each model counts for an image, and how sure it may be: the outputs of a network that was trained
+/// for that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageFusion {
     /// For each model the logit of its weight, then for each the logarithm of its inverse temperature.
@@ -9,8 +9,8 @@ pub struct ImageFusion {
 }
 
 impl ImageFusion {
-    /// Logarithms of inverse temperatures are kept between this and its negative: a factor of 20 either way, beyond which a
-    /// network is asked about images unlike all that it was trained on.
+    /// Logarithms of inverse temperatures are kept between this and its negative: a factor of 20 either way,
+    /// beyond which a network is asked about images unlike all that it was trained on.
     pub const LOG_INVERSE_TEMPERATURE_MAX: f32 = 3.0;
 
     /// How many outputs a network for so many models has.
@@ -31,7 +31,8 @@ impl ImageFusion {
         self.outputs.len() / 2
     }
 
-    /// Of the model of this index; the softmax over the models that have voted are their weights. `None` for no such model.
+    /// Of the model of this index; the softmax over the models that have voted are their weights. `None` for
+    /// no such model.
     pub fn weight_logit(&self, model: usize) -> Option<f32> {
         self.outputs[..self.models()].get(model).copied()
     }

@@ -16,8 +16,9 @@ pub enum LearnedPart {
     /// How much each vote counts in the answer, and how sure it may be. Without it: the configured weights.
     Weights,
     /// Whether the answer is right. Without it: the confidence.
-    Gate,
-    /// Whether a stage is asked, by the weight that its models would have. Without it: their configured weights.
+    Correctness,
+    /// Whether a stage is asked, by the weight that its models would have. Without it: their configured
+    /// weights.
     MinWeight,
 }
 
@@ -40,7 +41,7 @@ impl LearnedPart {
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
-            Self::Gate => "gate",
+            Self::Correctness => "correctness",
             Self::MinWeight => "min_weight",
         }
     }
@@ -97,13 +98,13 @@ impl<'a> LearnedInference<'a> {
     }
 
     /// How likely this answer of these models is right.
-    pub(crate) fn gate<'b>(
+    pub(crate) fn correctness<'b>(
         &self,
         models: impl IntoIterator<Item = &'b Arc<str>>,
         answer: &Distribution,
         agreement: bool,
     ) -> Result<Probability, FallbackReason> {
         let learned = self.learned.ok_or(FallbackReason::NotFitted)?;
-        learned.gate(models, answer, agreement, self.feature?).ok_or(FallbackReason::NotFitted)
+        learned.correctness(models, answer, agreement, self.feature?).ok_or(FallbackReason::NotFitted)
     }
 }

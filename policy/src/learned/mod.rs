@@ -1,7 +1,8 @@
-//! What `concord fit` has learned for a task: how much each model counts for an image and how sure it may be, and how likely an
-//! answer is right, all by what the backbone made of the image.
+//! What `concord fit` has learned for a task: how much each model counts for an image and how sure it may be,
+//! and how likely an answer is right, all by what the backbone made of the image.
 
 mod check;
+mod correctness;
 mod file;
 mod image_fusion;
 mod inference;
@@ -12,13 +13,11 @@ use std::sync::Arc;
 
 use crate::probability::{Distribution, Probability, Temperature};
 
+pub use self::correctness::CorrectnessEstimator;
 pub use self::image_fusion::ImageFusion;
 pub(crate) use self::inference::LearnedInference;
 pub use self::inference::{FallbackReason, LearnedPart};
 pub use self::network::{Dense, Network};
-
-/// Numbers that a gate is given before the feature.
-pub const GATE_NUMBERS: usize = 4;
 
 /// Networks, and what they are about.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +28,7 @@ pub struct Learned {
     models: Vec<Arc<str>>,
     weights: Option<Network>,
     /// By the models that have voted, in the order of their names.
-    gates: BTreeMap<Vec<Arc<str>>, Network>,
+    estimators: BTreeMap<Vec<Arc<str>>, CorrectnessEstimator>,
 }
 
 /// Sorted, so that the order in which models are asked does not matter.
@@ -42,7 +41,7 @@ fn names<'a>(models: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
 impl Learned {
     /// Nothing yet, of the feature of `backbone`.
     pub fn of(backbone: Arc<str>) -> Self {
-        Self { backbone, models: Vec::new(), weights: None, gates: BTreeMap::new() }
+        Self { backbone, models: Vec::new(), weights: None, estimators: BTreeMap::new() }
     }
 
     /// With a network whose outputs are the [`ImageFusion`] of the models, in this order.
@@ -51,10 +50,15 @@ impl Learned {
         Self { models, weights: Some(network), ..self }
     }
 
-    /// With a network that says how likely an answer of these models is right: [`gate_input`] in, log-odds out.
+    /// With a network that says how likely an answer of these models is right:
+    /// [`CorrectnessEstimator::input`] in, log-odds out.
     #[must_use]
-    pub fn with_gate<'a>(mut self, models: impl IntoIterator<Item = &'a Arc<str>>, network: Network) -> Self {
-        self.gates.insert(names(models), network);
+    pub fn with_estimator<'a>(
+        mut self,
+        models: impl IntoIterator<Item = &'a Arc<str>>,
+        network: Network,
+    ) -> Self {
+        self.estimators.insert(names(models), CorrectnessEstimator::new(network));
         self
     }
 
@@ -65,7 +69,7 @@ impl Learned {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.weights.is_none() && self.gates.is_empty()
+        self.weights.is_none() && self.estimators.is_empty()
     }
 
     /// Whether it knows weights for this model.
@@ -73,18 +77,20 @@ impl Learned {
         self.weights.is_some() && self.models.iter().any(|known| **known == *model)
     }
 
-    /// Whether it has a gate for answers of exactly these models.
-    pub fn has_gate<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> bool {
-        self.gates.contains_key(&names(models))
+    /// Whether it has a correctness estimator for answers of exactly these models.
+    pub fn has_estimator<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> bool {
+        self.estimators.contains_key(&names(models))
     }
 
     /// Every network, with the models that it is about.
     pub fn networks(&self) -> impl Iterator<Item = (LearnedPart, &[Arc<str>], &Network)> {
         let weights =
             self.weights.iter().map(|network| (LearnedPart::Weights, self.models.as_slice(), network));
-        let gates =
-            self.gates.iter().map(|(models, network)| (LearnedPart::Gate, models.as_slice(), network));
-        weights.chain(gates)
+        let estimators = self
+            .estimators
+            .iter()
+            .map(|(models, estimator)| (LearnedPart::Correctness, models.as_slice(), estimator.network()));
+        weights.chain(estimators)
     }
 
     /// The weights for an image; `None` where there are none, or the feature is not one of the backbone.
@@ -94,44 +100,17 @@ impl Learned {
         is_of_models.then(|| ImageWeights { models: &self.models, fusion: ImageFusion::new(outputs) })
     }
 
-    /// How likely an answer of these models is right; `None` where no gate was fitted to them, or the feature is not one of
-    /// the backbone.
-    pub(crate) fn gate<'a>(
+    /// How likely an answer of these models is right; `None` where no correctness estimator was fitted to
+    /// them, or the feature is not one of the backbone.
+    pub(crate) fn correctness<'a>(
         &self,
         models: impl IntoIterator<Item = &'a Arc<str>>,
         answer: &Distribution,
         agreement: bool,
         feature: &[f32],
     ) -> Option<Probability> {
-        let network = self.gates.get(&names(models))?;
-        let log_odds = *network.forward(&gate_input(answer, agreement, feature))?.first()?;
-        Probability::new(1.0 / (1.0 + (-f64::from(log_odds)).exp()))
+        self.estimators.get(&names(models))?.estimate(answer, agreement, feature)
     }
-}
-
-/// What a gate is given: the log-odds of the confidence, the entropy as a share of the largest one, the margin to the second
-/// label, whether all agree, and the feature.
-pub fn gate_input(answer: &Distribution, agreement: bool, feature: &[f32]) -> Vec<f32> {
-    /// A confidence of 1 would be infinite log-odds.
-    const DOUBT_MIN: f64 = 1e-9;
-    let probabilities = answer.probabilities();
-    let confidence = answer.confidence().get();
-    let second = probabilities
-        .iter()
-        .enumerate()
-        .filter(|(label, _)| *label != answer.argmax())
-        .map(|(_, probability)| *probability)
-        .fold(0.0, f64::max);
-    let entropy: f64 =
-        probabilities.iter().filter(|probability| **probability > 0.0).map(|p| -p * p.ln()).sum();
-    let doubt = (1.0 - confidence).max(DOUBT_MIN);
-    let numbers: [f64; GATE_NUMBERS] = [
-        (confidence / doubt).ln(),
-        entropy / (probabilities.len() as f64).ln(),
-        confidence - second,
-        f64::from(u8::from(agreement)),
-    ];
-    numbers.iter().map(|number| *number as f32).chain(feature.iter().copied()).collect()
 }
 
 /// How much each model counts for one image, and how sure it may be.
@@ -204,29 +183,16 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_is_found_whatever_the_order_of_the_models() {
-        let gate = network(GATE_NUMBERS + 1, &[vec![0.0, 0.0, 0.0, 0.0, 1.0]]);
-        let learned = Learned::of(Arc::from("a")).with_gate(&models(&["b", "a"]), gate);
+    fn a_correctness_estimator_is_found_whatever_the_order_of_the_models() {
+        let correctness = network(CorrectnessEstimator::NUMBERS + 1, &[vec![0.0, 0.0, 0.0, 0.0, 1.0]]);
+        let learned = Learned::of(Arc::from("a")).with_estimator(&models(&["b", "a"]), correctness);
         let answer = Distribution::new(vec![0.25, 0.75]).unwrap();
         let value = |names: &[&str], feature: &[f32]| {
-            learned.gate(&models(names), &answer, true, feature).map(Probability::get)
+            learned.correctness(&models(names), &answer, true, feature).map(Probability::get)
         };
         assert_eq!(value(&["a", "b"], &[0.0]), Some(0.5));
         assert!(value(&["a", "b"], &[3.0]).unwrap() > 0.9);
-        assert_eq!(value(&["a"], &[0.0]), None, "no gate for these");
+        assert_eq!(value(&["a"], &[0.0]), None, "no correctness estimator for these");
         assert_eq!(value(&["a", "b"], &[]), None, "no feature");
-    }
-
-    #[test]
-    fn a_gate_is_told_how_sure_the_answer_is() {
-        let answer = Distribution::new(vec![0.5, 0.5, 0.0]).unwrap();
-        let input = gate_input(&answer, false, &[7.0]);
-        let entropy = 2.0_f32.ln() / 3.0_f32.ln();
-        assert_eq!(input.len(), GATE_NUMBERS + 1);
-        for (found, expected) in input.iter().zip([0.0, entropy, 0.0, 0.0, 7.0]) {
-            assert!((found - expected).abs() < 1e-6, "{input:?}");
-        }
-        let certain = Distribution::new(vec![1.0, 0.0]).unwrap();
-        assert!(gate_input(&certain, true, &[]).iter().all(|number| number.is_finite()));
     }
 }

@@ -1,5 +1,5 @@
-//! A small network in plain numbers, which decides about an image by what a backbone made of it: how much each model
-//! counts and how sure it may be, or whether an answer is right.
+//! A small network in plain numbers, which decides about an image by what a backbone made of it: how much
+//! each model counts and how sure it may be, or whether an answer is right.
 
 /// More layers, or wider ones, are no small network.
 const LAYERS_MAX: usize = 4;
@@ -81,7 +81,8 @@ impl Network {
         &self.layers
     }
 
-    /// What it makes of `input`; `None` where that has another length than it takes, or gives what is not finite.
+    /// What it makes of `input`; `None` where that has another length than it takes, or gives what is not
+    /// finite.
     pub fn forward(&self, input: &[f32]) -> Option<Vec<f32>> {
         if input.len() != self.inputs() {
             return None;

@@ -39,13 +39,13 @@ fn each_fault_is_named_where_it_is() {
         ),
         (
             "/stages/0/accept",
-            json!({ "confidence": 0.9, "gate": 0.9 }),
-            "stages[0].accept.gate: a gate needs learned = FILE, which `concord fit` writes",
+            json!({ "confidence": 0.9, "correctness": 0.9 }),
+            "stages[0].accept.correctness: a correctness estimator needs learned = FILE, which `concord fit` writes",
         ),
         (
             "/stages/0/accept",
-            json!({ "confidence": 0.9, "gate": 0 }),
-            "stages[0].accept.gate: 0 is not a probability: must be greater than 0 and at most 1",
+            json!({ "confidence": 0.9, "correctness": 0 }),
+            "stages[0].accept.correctness: 0 is not a probability: must be greater than 0 and at most 1",
         ),
         (
             "/stages/1/min_weight",

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use concord_policy::{
-    Context, Decision, Dense, Fallback, FusionMethod, GATE_NUMBERS, ImageFusion, Learned, Member, Network,
-    Policy, PolicyError, Probability, TaskSection, Verdict, Vote, decide,
+    Context, CorrectnessEstimator, Decision, Dense, Fallback, FusionMethod, ImageFusion, Learned, Member,
+    Network, Policy, PolicyError, Probability, TaskSection, Verdict, Vote, decide,
 };
 use serde_json::{Value, json};
 
@@ -22,9 +22,9 @@ fn network(rows: &[&[f32]]) -> Network {
     Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).expect("the test's network fits together")
 }
 
-/// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, all as sure as they are, and each
-/// gate's log-odds are `x`.
-pub(crate) fn learned(weighed: &[&str], gates: &[&[&str]]) -> Learned {
+/// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, all as sure as
+/// they are, and each correctness estimator's log-odds are `x`.
+pub(crate) fn learned(weighed: &[&str], estimators: &[&[&str]]) -> Learned {
     let mut learned = Learned::of(Arc::from("dinov3"));
     if !weighed.is_empty() {
         let mut rows: Vec<&[f32]> =
@@ -32,9 +32,11 @@ pub(crate) fn learned(weighed: &[&str], gates: &[&[&str]]) -> Learned {
         rows.resize(ImageFusion::outputs(weighed.len()), &[0.0]);
         learned = learned.with_weights(names(weighed), network(&rows));
     }
-    let mut row = [0.0; GATE_NUMBERS + 1];
-    row[GATE_NUMBERS] = 1.0;
-    gates.iter().fold(learned, |learned, models| learned.with_gate(&names(models), network(&[&row])))
+    let mut row = [0.0; CorrectnessEstimator::NUMBERS + 1];
+    row[CorrectnessEstimator::NUMBERS] = 1.0;
+    estimators
+        .iter()
+        .fold(learned, |learned, models| learned.with_estimator(&names(models), network(&[&row])))
 }
 
 /// dinov3's vote with its feature.
@@ -50,7 +52,7 @@ fn section() -> Value {
         "question": "is it?", "labels": ["no", "yes"], "learned": "learned.safetensors",
         "fusion": { "method": "learned", "weights": { "dinov3": 0.6, "siglip2": 0.3, "cloud": 0.1 } },
         "stages": [
-            { "models": ["dinov3"], "optional": ["dinov3"], "accept": { "confidence": 0.9, "gate": 0.75 } },
+            { "models": ["dinov3"], "optional": ["dinov3"], "accept": { "confidence": 0.9, "correctness": 0.75 } },
             { "models": ["siglip2"], "accept": { "confidence": 0.99, "agreement": true } },
             { "models": ["cloud"], "optional": ["cloud"], "min_weight": 0.5 },
         ],
@@ -72,7 +74,7 @@ fn answer(policy: &Policy, votes: &[Vote]) -> Verdict {
     }
 }
 
-/// `gate@0 backbone_failed, …`
+/// `correctness@0 backbone_failed, …`
 fn told(fallbacks: &[Fallback]) -> String {
     let one =
         |Fallback { part, stage, reason }: &Fallback| format!("{}@{stage} {}", part.name(), reason.name());
@@ -83,26 +85,55 @@ const SURE: [f32; 2] = [0.0, 5.0];
 const UNSURE: [f32; 2] = [0.0, 0.5];
 
 #[test]
-fn a_gate_counts_instead_of_the_confidence_where_it_can_be_read() {
+fn a_correctness_estimator_counts_instead_of_the_confidence_where_it_can_be_read() {
     let without_feature = vote("dinov3", &SURE);
-    for (case, learned, first, accepted, gate, fallbacks) in [
-        ("unsure, but right says the gate", whole(), backbone(&UNSURE, &[2.0]), true, Some(0.88), ""),
-        ("sure, but wrong says the gate", whole(), backbone(&SURE, &[-2.0]), false, Some(0.12), ""),
-        ("no feature", whole(), without_feature, true, None, "weights@0 no_feature, gate@0 no_feature"),
-        ("no gate", learned(&["dinov3"], &[]), backbone(&SURE, &[-2.0]), true, None, "gate@0 not_fitted"),
+    for (case, learned, first, accepted, correctness, fallbacks) in [
+        (
+            "unsure, but right says the correctness estimator",
+            whole(),
+            backbone(&UNSURE, &[2.0]),
+            true,
+            Some(0.88),
+            "",
+        ),
+        (
+            "sure, but wrong says the correctness estimator",
+            whole(),
+            backbone(&SURE, &[-2.0]),
+            false,
+            Some(0.12),
+            "",
+        ),
+        (
+            "no feature",
+            whole(),
+            without_feature,
+            true,
+            None,
+            "weights@0 no_feature, correctness@0 no_feature",
+        ),
+        (
+            "no correctness estimator",
+            learned(&["dinov3"], &[]),
+            backbone(&SURE, &[-2.0]),
+            true,
+            None,
+            "correctness@0 not_fitted",
+        ),
         (
             "another backbone",
             whole(),
             backbone(&SURE, &[-2.0, 0.0]),
             true,
             None,
-            "weights@0 not_fitted, gate@0 not_fitted",
+            "weights@0 not_fitted, correctness@0 not_fitted",
         ),
     ] {
         match decide(&by(learned), &[first], &Context::default()) {
             Decision::Verdict(answer) => {
-                let rounded = answer.gate.map(|gate| (gate.get() * 100.0).round() / 100.0);
-                assert_eq!((accepted, rounded), (true, gate), "{case}");
+                let rounded =
+                    answer.correctness.map(|correctness| (correctness.get() * 100.0).round() / 100.0);
+                assert_eq!((accepted, rounded), (true, correctness), "{case}");
                 assert_eq!(told(&answer.fallbacks), fallbacks, "{case}");
             }
             Decision::Ask { stage } => assert_eq!((accepted, stage), (false, 1), "{case}"),
@@ -121,13 +152,14 @@ fn each_image_has_its_own_weights() {
         found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6)
     };
     let mut section = section();
-    section["stages"][0]["accept"]["gate"] = json!(1.0);
+    section["stages"][0]["accept"]["correctness"] = json!(1.0);
     let policy = policy(section).with_learned(Arc::new(whole()));
     let even = answer(&policy, &votes(&[0.0]));
     assert!(nearly(&weights(&even), &[0.5, 0.5]), "{even:?}");
     let tilted = answer(&policy, &votes(&[3.0_f32.ln()]));
     assert!(nearly(&weights(&tilted), &[0.25, 0.75]), "{tilted:?}");
-    // The odds of two labels multiply, each to the power of its model's weight: those of the logits are e^0.5 and e^5.
+    // The odds of two labels multiply, each to the power of its model's weight: those of the logits are e^0.5
+    // and e^5.
     let odds = (0.25_f64 * 0.5 + 0.75 * 5.0).exp();
     assert!((tilted.distribution.probabilities()[1] - odds / (1.0 + odds)).abs() < 1e-6, "{tilted:?}");
 
@@ -184,14 +216,14 @@ fn what_counts_in_the_place_of_a_learned_part_is_told() {
         (
             "the vote has no feature, which another computation may have",
             vec![vote("dinov3", &UNSURE), vote("siglip2", &UNSURE)],
-            "weights@0 no_feature, gate@0 no_feature, weights@1 no_feature, min_weight@2 no_feature",
+            "weights@0 no_feature, correctness@0 no_feature, weights@1 no_feature, min_weight@2 no_feature",
             false,
         ),
         ("all is read", vec![backbone(&UNSURE, &[-1.0]), vote("siglip2", &UNSURE)], "", true),
         (
             "networks of other models, as they will be the next time",
             vec![backbone(&UNSURE, &[-1.0, 0.0]), vote("siglip2", &UNSURE)],
-            "weights@0 not_fitted, gate@0 not_fitted, weights@1 not_fitted, min_weight@2 not_fitted",
+            "weights@0 not_fitted, correctness@0 not_fitted, weights@1 not_fitted, min_weight@2 not_fitted",
             true,
         ),
     ] {
@@ -228,7 +260,8 @@ fn policy_of_late_backbone() -> Policy {
 fn a_stage_is_left_out_where_its_models_would_count_for_too_little() {
     let policy = by(whole());
     let first_two = |feature| vec![backbone(&UNSURE, &[feature]), vote("siglip2", &UNSURE)];
-    // As 1 : e^x : e^x, cloud's share exceeds a half nowhere; with siglip2 as light as dinov3 it does from x = ln 2 on.
+    // As 1 : e^x : e^x, cloud's share exceeds a half nowhere; with siglip2 as light as dinov3 it does from x
+    // = ln 2 on.
     let rows: [&[f32]; 6] = [&[0.0], &[0.0], &[1.0], &[0.0], &[0.0], &[0.0]];
     let policy = policy.with_learned(Arc::new(
         learned(&[], &[&["dinov3"]]).with_weights(names(&["dinov3", "siglip2", "cloud"]), network(&rows)),
@@ -282,7 +315,7 @@ fn a_policy_without_some_of_its_models_reads_weights_for_the_others() {
     let both = answer(&less, &[backbone(&UNSURE, &[0.0]), vote("siglip2", &UNSURE)]);
     assert_eq!((told(&both.fallbacks).as_str(), both.votes.len()), ("", 2));
     let first = less.as_far_as(0).unwrap();
-    assert_eq!(answer(&first, &[backbone(&UNSURE, &[0.0])]).gate, Probability::new(0.5));
+    assert_eq!(answer(&first, &[backbone(&UNSURE, &[0.0])]).correctness, Probability::new(0.5));
 }
 
 #[test]
@@ -306,14 +339,14 @@ fn networks_that_do_not_fit_the_stages_are_faults_where_they_are_wanted() {
     let lacking = learned(&["dinov3"], &[&["siglip2"]]);
     let expected = [
         "fusion.method: there are no learned weights for siglip2: fit again (`concord fit`)",
-        "stages[0].accept.gate: there is no learned gate for answers of dinov3: fit again (`concord fit`)",
+        "stages[0].accept.correctness: there is no learned correctness estimator for answers of dinov3: fit again (`concord fit`)",
         "stages[2].min_weight: there are no learned weights for siglip2, cloud: fit again (`concord fit`)",
     ];
     assert_eq!(faults(|_| (), &lacking), expected);
     // A model behind a server may have been off when it was fitted.
     let local = learned(&["dinov3", "siglip2"], &[&["dinov3"], &["dinov3", "siglip2"]]);
     let found = faults(
-        |section| section["stages"][2] = json!({ "models": ["cloud"], "accept": { "gate": 0.5 } }),
+        |section| section["stages"][2] = json!({ "models": ["cloud"], "accept": { "correctness": 0.5 } }),
         &local,
     );
     assert_eq!(found, Vec::<String>::new());
@@ -324,7 +357,7 @@ fn networks_that_do_not_fit_the_stages_are_faults_where_they_are_wanted() {
     );
     let late = |section: &mut Value| {
         section["stages"] = json!([
-            { "models": ["siglip2"], "accept": { "gate": 0.5 } },
+            { "models": ["siglip2"], "accept": { "correctness": 0.5 } },
             { "models": ["cloud"], "min_weight": 0.5 },
             { "models": ["dinov3"] },
         ]);

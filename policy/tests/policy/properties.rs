@@ -24,7 +24,7 @@ struct Task {
     rules: Vec<Option<(f64, bool)>>,
     optional: Vec<bool>,
     /// Of each stage's rule, and of each stage.
-    gates: Vec<Option<f64>>,
+    correctness: Vec<Option<f64>>,
     min_weights: Vec<Option<f64>>,
 }
 
@@ -46,8 +46,8 @@ impl Task {
             let mut stage = json!({ "models": MODELS[members], "optional": optional });
             if let Some((confidence, agreement)) = rule {
                 stage["accept"] = json!({ "confidence": confidence, "agreement": agreement });
-                if let Some(gate) = self.gates[stages.len()] {
-                    stage["accept"]["gate"] = json!(gate);
+                if let Some(correctness) = self.correctness[stages.len()] {
+                    stage["accept"]["correctness"] = json!(correctness);
                 }
             }
             if let Some(least) = self.min_weights[stages.len()].filter(|_| !stages.is_empty()) {
@@ -67,7 +67,7 @@ impl Task {
         policy(self.section(1.0))
     }
 
-    /// With weights for all models, and a gate for the first and for all of them.
+    /// With weights for all models, and a correctness estimator for the first and for all of them.
     fn learned_policy(&self) -> Policy {
         self.policy().with_learned(Arc::new(learned(&MODELS, &[&MODELS[..1], &MODELS])))
     }
@@ -88,16 +88,18 @@ fn task() -> impl Strategy<Value = Task> {
         proptest::collection::vec(proptest::option::of(0.01..=1.0), models),
         proptest::collection::vec(proptest::option::of(0.01..0.99), models),
     )
-        .prop_map(|(method, weights, temperatures, stages, rules, optional, gates, min_weights)| Task {
-            method,
-            weights,
-            temperatures,
-            stages,
-            rules,
-            optional,
-            gates,
-            min_weights,
-        })
+        .prop_map(
+            |(method, weights, temperatures, stages, rules, optional, correctness, min_weights)| Task {
+                method,
+                weights,
+                temperatures,
+                stages,
+                rules,
+                optional,
+                correctness,
+                min_weights,
+            },
+        )
 }
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {

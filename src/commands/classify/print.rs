@@ -11,7 +11,8 @@ use crate::commands::print_line;
 use crate::response::{ClassifyResponse, FallbackResponse};
 use crate::table::{new_table, number};
 
-/// Prints a row for each image, and below the table what failed and a summary. The votes are columns of a `wide` table.
+/// Prints a row for each image, and below the table what failed and a summary. The votes are columns of a
+/// `wide` table.
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration, wide: bool) {
     print_line(&format!("{task}: {}\n", policy.question()));
     let models: Vec<&str> =
@@ -73,9 +74,9 @@ fn verdict_row(name: String, verdict: &ClassifyResponse, policy: &Policy, models
 
 fn why(verdict: &ClassifyResponse, policy: &Policy) -> String {
     let rule = policy.stages()[verdict.stage - 1].accept();
-    // The gate decided where it could be evaluated, and the confidence otherwise.
-    let (what, found, least) = match (rule.and_then(AcceptRule::gate), verdict.gate) {
-        (Some(least), Some(gate)) => ("right with ", gate, least.get()),
+    // The correctness estimator decided where it could be evaluated, and the confidence otherwise.
+    let (what, found, least) = match (rule.and_then(AcceptRule::correctness), verdict.correctness) {
+        (Some(least), Some(correctness)) => ("right with ", correctness, least.get()),
         _ => ("", verdict.confidence, rule.map_or(0.0, |rule| rule.confidence().get())),
     };
     let least_percent = percent(least).replace(".0 %", " %");

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use concord_policy::{Dense, GATE_NUMBERS, Learned, Network, TaskSection};
+use concord_policy::{CorrectnessEstimator, Dense, Learned, Network, TaskSection};
 use serde_json::json;
 
 use super::*;
@@ -92,13 +92,13 @@ fn no_images_give_no_comparison() {
     assert!(compare(&policy(), &[], &Bootstrap::new(&[], 10, 0)).is_none());
 }
 
-/// A gate on `cheap`'s feature, which is 2 if it is right and -2 if it is wrong: the gate's log-odds are the
-/// feature, and `dear` weighs the more the lower it is.
+/// A correctness estimator on `cheap`'s feature, which is 2 if it is right and -2 if it is wrong: the
+/// correctness estimator's log-odds are the feature, and `dear` weighs the more the lower it is.
 fn learned_policy() -> Policy {
     let section: TaskSection = serde_json::from_value(json!({
         "question": "?", "labels": ["no", "yes"], "learned": "a file", "fusion": { "method": "learned" },
         "stages": [
-            { "models": ["cheap"], "accept": { "confidence": 0.5, "gate": 0.8 } },
+            { "models": ["cheap"], "accept": { "confidence": 0.5, "correctness": 0.8 } },
             { "models": ["dear"] },
         ],
     }))
@@ -109,10 +109,10 @@ fn learned_policy() -> Policy {
         let layer = Dense { weight: rows.concat(), bias: vec![0.0; rows.len()] };
         Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).unwrap()
     };
-    let mut row = [0.0; GATE_NUMBERS + 1];
-    row[GATE_NUMBERS] = 1.0;
+    let mut row = [0.0; CorrectnessEstimator::NUMBERS + 1];
+    row[CorrectnessEstimator::NUMBERS] = 1.0;
     let learned = Learned::of(Arc::clone(&names[0]))
-        .with_gate(&names[..1], network(&[&row]))
+        .with_estimator(&names[..1], network(&[&row]))
         .with_weights(names.to_vec(), network(&[&[0.0], &[-1.0], &[0.0], &[0.0]]));
     let policy = Policy::from_section(&section, &["cheap", "dear"].map(str::to_owned).into()).unwrap();
     policy.with_learned(Arc::new(learned))
@@ -144,7 +144,7 @@ fn learned_networks_are_evaluated_as_configured() {
         ErrorDetection::TooFew { errors } | ErrorDetection::AllWrong { errors } => panic!("{errors} errors"),
     };
     assert_eq!(auroc(&comparison.first_stage.by_confidence), 0.5);
-    assert_eq!(auroc(comparison.first_stage.by_gate.as_ref().unwrap()), 1.0);
+    assert_eq!(auroc(comparison.first_stage.by_estimator.as_ref().unwrap()), 1.0);
 }
 
 #[test]

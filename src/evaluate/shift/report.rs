@@ -88,7 +88,7 @@ pub(crate) fn json(shift_results: &[ShiftResult], policy: &Policy, unit: CostUni
             "strategies": strategies.iter().map(|strategy| strategy_json(strategy, policy, unit)).collect::<Vec<_>>(),
             "reached": reached.iter().copied().map(estimate_json).collect::<Vec<_>>(),
             "first_stage_errors": error_detection(&first_stage.by_confidence),
-            "first_stage_gate": first_stage.by_gate.as_ref().map(error_detection),
+            "first_stage_correctness": first_stage.by_estimator.as_ref().map(error_detection),
         })
     };
     Value::from(shift_results.iter().map(one).collect::<Vec<_>>())

@@ -85,14 +85,14 @@ fn the_real_file_changes_in_these_lines_only() {
 fn learned_networks_are_named_and_used() {
     let change = TaskChange {
         method: Some("learned".to_owned()),
-        gates: vec![Some(0.98)],
+        correctness: vec![Some(0.98)],
         learned: Some("learned.roadwork.v1.safetensors".to_owned()),
         ..TaskChange::default()
     };
     let after = apply_change(ENSEMBLE, "roadwork", &change).unwrap();
     for line in [
         r#"+learned = "learned.roadwork.v1.safetensors""#,
-        "+accept = { confidence = 0.999, gate = 0.98 }",
+        "+accept = { confidence = 0.999, correctness = 0.98 }",
         r#"+fusion = { method = "learned", weights"#,
     ] {
         let changed = changed_lines(ENSEMBLE, &after);

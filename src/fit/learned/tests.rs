@@ -78,21 +78,24 @@ fn weights_and_temperatures_are_learned_where_the_feature_tells_who_is_right() {
     assert_eq!(fit.method(), Some(FusionMethod::Learned));
     let networks = fit.networks().unwrap();
     assert!(networks.weighs("cheap") && networks.weighs("dear"));
-    // The confidence alone shows what `cheap` does not know, and a gate has nothing to add.
-    let gate = &learned.gates[0];
-    assert!(gate.by_confidence > 0.8 && !gate.is_gain() && !fit.gates_stage(0), "{gate:?}");
+    // The confidence alone shows what `cheap` does not know, and a correctness estimator has nothing to add.
+    let estimator = &learned.estimators[0];
+    assert!(estimator.by_confidence > 0.8 && !estimator.is_gain() && !fit.has_estimator(0), "{estimator:?}");
     // The second model is asked only about images that the first does not know.
     assert!(fit.after.outcome.accuracy > 0.97, "{:?}", fit.after.outcome);
     assert!(fit.after.outcome.cost < 7.0, "{:?}", fit.after.outcome);
 }
 
 #[test]
-fn a_gate_is_learned_where_the_confidence_misleads() {
+fn a_correctness_estimator_is_learned_where_the_confidence_misleads() {
     let fit = fitted(&data(1000, Images::Misleading), with_goal(CascadeObjective::MinAccuracy(0.8)));
-    let gate = &fit.learned.as_ref().unwrap().gates[0];
-    assert!(gate.is_gain() && gate.by_gate > 0.8 && gate.by_confidence < 0.4, "{gate:?}");
-    assert!(fit.gates_stage(0) && !fit.gates_stage(1));
-    assert!(fit.networks().unwrap().has_gate(&[Arc::from("cheap")]));
+    let estimator = &fit.learned.as_ref().unwrap().estimators[0];
+    assert!(
+        estimator.is_gain() && estimator.by_estimator > 0.8 && estimator.by_confidence < 0.4,
+        "{estimator:?}"
+    );
+    assert!(fit.has_estimator(0) && !fit.has_estimator(1));
+    assert!(fit.networks().unwrap().has_estimator(&[Arc::from("cheap")]));
 }
 
 #[test]
@@ -101,8 +104,8 @@ fn an_uninformative_feature_gives_no_significant_gain() {
     let learned = fit.learned.as_ref().unwrap();
     let weights = learned.weights.as_ref().unwrap();
     assert!(!weights.is_gain(), "{:?}", weights.change);
-    assert!(!learned.gates[0].is_gain(), "{:?}", learned.gates[0].change);
-    assert!(fit.networks().is_none() && !fit.gates_stage(0));
+    assert!(!learned.estimators[0].is_gain(), "{:?}", learned.estimators[0].change);
+    assert!(fit.networks().is_none() && !fit.has_estimator(0));
     assert_ne!(fit.method(), Some(FusionMethod::Learned));
 }
 
@@ -112,7 +115,7 @@ fn networks_that_do_not_gain_are_used_where_that_is_asked_for_and_none_is_learne
     let wanted = |learning| FitOptions { learning, ..with_goal(CascadeObjective::MinAccuracy(0.5)) };
     let always = fitted(&data, wanted(Learning::Always));
     assert!(!always.learned.as_ref().unwrap().weights.as_ref().unwrap().is_gain());
-    assert!(always.gates_stage(0) && always.networks().unwrap().weighs("dear"));
+    assert!(always.has_estimator(0) && always.networks().unwrap().weighs("dear"));
     assert_eq!(always.method(), Some(FusionMethod::Learned));
     assert_eq!(
         always.fusion().unwrap().method,
@@ -123,12 +126,12 @@ fn networks_that_do_not_gain_are_used_where_that_is_asked_for_and_none_is_learne
 }
 
 #[test]
-fn gates_want_a_goal_and_networks_a_feature() {
+fn correctness_estimators_want_a_goal_and_networks_a_feature() {
     let mut data = data(400, Images::Informative);
     let without_goal = fitted(&data, FitOptions::default());
-    assert!(without_goal.learned.as_ref().unwrap().gates.is_empty());
+    assert!(without_goal.learned.as_ref().unwrap().estimators.is_empty());
     let unreachable = fitted(&data, with_goal(CascadeObjective::MaxCost(0.5)));
-    assert!(unreachable.confidences.is_none() && !unreachable.gates_stage(0));
+    assert!(unreachable.confidences.is_none() && !unreachable.has_estimator(0));
     data[7].1[0].output.evidence.feature = None;
     assert!(fitted(&data, FitOptions::default()).learned.is_none(), "one image has none");
 }

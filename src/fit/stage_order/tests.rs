@@ -107,7 +107,8 @@ fn a_goal_that_no_order_reaches_changes_none() {
 fn stages_that_mean_something_where_they_are_stay_and_none_moves_past_them() {
     let plain = |model: &str| json!({ "models": [model], "accept": { "confidence": 0.9 } });
     let with = |model: &str, key: &str, value: Value| json!({ "models": [model], "optional": [model], "accept": { "confidence": 0.9 }, key: value });
-    let gated = |model: &str| json!({ "models": [model], "accept": { "confidence": 0.9, "gate": 0.9 } });
+    let estimated =
+        |model: &str| json!({ "models": [model], "accept": { "confidence": 0.9, "correctness": 0.9 } });
     for (stages, off, orders) in [
         (json!([plain("a"), plain("b")]), "", vec![vec![1, 0]]),
         (json!([plain("a")]), "", vec![]),
@@ -117,7 +118,7 @@ fn stages_that_mean_something_where_they_are_stay_and_none_moves_past_them() {
             vec![vec![1, 0, 2, 3]],
         ),
         (json!([plain("a"), with("b", "min_weight", json!(0.5)), plain("c")]), "", vec![]),
-        (json!([plain("a"), gated("b"), plain("c"), plain("d")]), "", vec![vec![0, 1, 3, 2]]),
+        (json!([plain("a"), estimated("b"), plain("c"), plain("d")]), "", vec![vec![0, 1, 3, 2]]),
         (json!([plain("a"), plain("b"), plain("c")]), "b", vec![]),
         (json!([plain("a"), plain("b"), { "models": ["c", "d"] }]), "d", vec![vec![1, 0, 2]]),
         (json!([plain("a"), plain("b"), plain("c")]), "c", vec![vec![1, 0]]),

@@ -64,7 +64,7 @@ fn a_model_is_made_less_sure_where_it_is_seldom_right() {
 }
 
 #[test]
-fn a_gate_says_how_likely_it_is() {
+fn a_correctness_estimator_says_how_likely_it_is() {
     let inputs = inputs();
     // Always right if the first input is high, and every second time otherwise.
     let is_right: Vec<bool> =
@@ -95,10 +95,10 @@ fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
         .map(|index| [if index % 2 == 0 { 9.0_f32.ln() } else { 0.0 }, f32::from(index % 7)])
         .collect();
     let is_right: Vec<bool> = (0..400).map(|index| index % 20 != 0 && index % 4 != 1).collect();
-    let gate =
+    let correctness =
         train(&examples(&inputs), Objective::Truth(&is_right), Training { epochs: 0, ..Training::default() });
     for input in [[2.5, 3.0], [-4.0, 100.0]] {
-        let log_odds = gate.as_ref().unwrap().forward(&input).unwrap()[0];
+        let log_odds = correctness.as_ref().unwrap().forward(&input).unwrap()[0];
         assert!((log_odds - input[0]).abs() < 1e-4, "{log_odds} of {input:?}");
     }
 }

@@ -153,7 +153,7 @@ fn a_padded_source_is_read_as_it_is_without() {
                 let [ours_logits, expected_logits] =
                     [ours, expected].map(|scores| Tensor::from_slice(&scores.logits));
                 assert_near(&ours_logits, &expected_logits, &format!("{snapshot} {mode}"));
-                assert_eq!(ours.regions, expected.regions, "{snapshot}");
+                assert_eq!(ours.evidence.regions, expected.evidence.regions, "{snapshot}");
             }
         }
         for prompt in PROMPTS {
