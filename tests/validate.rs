@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use concord::config::{ConfigError, Ensemble, Faults};
+use concord::config::{ConfigError, Diagnostics, Ensemble};
 use concord_models::OptionSpec;
 use concord_policy::FusionMethod;
 
 const SHIPPED: &str = include_str!("../ensemble.toml");
 
-fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Ensemble, Faults> {
+fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Ensemble, Diagnostics> {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Ensemble::parse(text, "ensemble.toml", Path::new("/etc/concord"), variables)
 }
@@ -37,7 +37,7 @@ fn the_shipped_ensemble_is_valid() {
 #[test]
 fn all_faults_of_a_file_are_reported_with_their_lines() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/config/six_faults.toml");
-    let Err(ConfigError::Faults(faults)) = Ensemble::load(&path) else { panic!("the file has faults") };
+    let Err(ConfigError::Invalid(faults)) = Ensemble::load(&path) else { panic!("the file has faults") };
     let found = faults.to_string().replace(&format!("{}:", path.display()), "");
     let expected = [
         r#"4: server.max_pixles: unknown key (did you mean "max_pixels"?): must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_body_bytes, cpu_threads, api_keys_env, tls_certificate, tls_key"#,
@@ -117,7 +117,7 @@ fn each_fault_has_its_message() {
         (
             "max_batch = 32 ",
             "graph_batches = [4, 2]\nmax_batch = 32 ",
-            "models.dinov3.graph_batches: [4, 2] cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch (32)",
+            "models.dinov3.graph_batches: [4, 2] cannot be used: must be ascending batch sizes, from 1 to max_batch (32)",
         ),
         ("max_batch = 32 ", "graph_batches = [0, 2]\nmax_batch = 32 ", "models.dinov3.graph_batches: [0, 2]"),
         (

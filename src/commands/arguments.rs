@@ -27,8 +27,8 @@ impl EnsembleArgs {
             ConfigError::Read { .. } => {
                 format!("{error}; name the configuration with --ensemble FILE")
             }
-            ConfigError::Faults(faults) => {
-                let (count, file) = (faults.faults().len(), faults.file());
+            ConfigError::Invalid(faults) => {
+                let (count, file) = (faults.diagnostics().len(), faults.file());
                 format!("{count} fault{} in {file}:\n{faults}", if count == 1 { "" } else { "s" })
             }
         })

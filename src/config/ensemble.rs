@@ -7,7 +7,7 @@ use concord_actors::{CacheSection, CloudSection, EngineOptions};
 use concord_models::ModelOptions;
 use concord_policy::Policy;
 
-use super::error::{ConfigError, Faults, Located};
+use super::error::{ConfigError, Diagnostics, LocatedDiagnostic};
 use super::reader::{Sections, read_sections};
 use super::server::ServerSection;
 use super::source::Source;
@@ -44,17 +44,18 @@ impl Ensemble {
         name: &str,
         folder: &Path,
         variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Faults> {
-        let mut source = Source::parse(text, variables).map_err(|fault| Faults::new(name, vec![fault]))?;
+    ) -> Result<Self, Diagnostics> {
+        let mut source =
+            Source::parse(text, variables).map_err(|fault| Diagnostics::new(name, vec![fault]))?;
         let (sections, faults) = read_sections(std::mem::take(&mut source.values), folder);
         let mut located = std::mem::take(&mut source.refused);
         for fault in faults {
-            located.push(Located { location: source.locate(&fault.path), fault });
+            located.push(LocatedDiagnostic { location: source.locate(&fault.path), diagnostic: fault });
         }
         if located.is_empty() {
             Ok(Self { folder: folder.to_owned(), sections })
         } else {
-            Err(Faults::new(name, located))
+            Err(Diagnostics::new(name, located))
         }
     }
 

@@ -18,23 +18,23 @@ pub enum ConfigError {
     },
     /// The file or the environment has faults.
     #[error(transparent)]
-    Faults(#[from] Faults),
+    Invalid(#[from] Diagnostics),
 }
 
 /// All faults of one configuration, in the order of the file's lines; there is at least one. The text has a
 /// line for each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Faults {
+pub struct Diagnostics {
     file: String,
-    faults: Vec<Located>,
+    diagnostics: Vec<LocatedDiagnostic>,
 }
 
-impl Faults {
-    pub(super) fn new(file: &str, mut faults: Vec<Located>) -> Self {
-        faults.sort_by(|left, right| {
-            (&left.location, &left.fault.path).cmp(&(&right.location, &right.fault.path))
+impl Diagnostics {
+    pub(super) fn new(file: &str, mut diagnostics: Vec<LocatedDiagnostic>) -> Self {
+        diagnostics.sort_by(|left, right| {
+            (&left.location, &left.diagnostic.path).cmp(&(&right.location, &right.diagnostic.path))
         });
-        Self { file: file.to_owned(), faults }
+        Self { file: file.to_owned(), diagnostics }
     }
 
     /// Returns the name of the file, as it was given.
@@ -43,8 +43,8 @@ impl Faults {
     }
 
     /// Returns the faults, in the order of the file's lines; those of the environment come last.
-    pub fn faults(&self) -> &[Located] {
-        &self.faults
+    pub fn diagnostics(&self) -> &[LocatedDiagnostic] {
+        &self.diagnostics
     }
 
     /// Returns a location as messages write it: the file with line and column, or the variable's name.
@@ -59,11 +59,11 @@ impl Faults {
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for Diagnostics {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Located { location, fault }) in self.faults.iter().enumerate() {
+        for (index, LocatedDiagnostic { location, diagnostic }) in self.diagnostics.iter().enumerate() {
             let newline = if index == 0 { "" } else { "\n" };
-            write!(formatter, "{newline}{}: {fault}", self.place(location))?;
+            write!(formatter, "{newline}{}: {diagnostic}", self.place(location))?;
         }
         Ok(())
     }
@@ -71,11 +71,11 @@ impl fmt::Display for Faults {
 
 /// A fault, and the place where it can be mended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Located {
+pub struct LocatedDiagnostic {
     /// The place of the fault.
     pub location: Location,
     /// The fault, with a path from the top of the file.
-    pub fault: Diagnostic,
+    pub diagnostic: Diagnostic,
 }
 
 /// A place in the configuration.

@@ -17,6 +17,6 @@ mod source;
 
 pub use changes::{Change, change};
 pub use ensemble::Ensemble;
-pub use error::{ConfigError, Faults, Located, Location};
+pub use error::{ConfigError, Diagnostics, LocatedDiagnostic, Location};
 pub(crate) use model::needs_heads;
 pub use server::ServerSection;

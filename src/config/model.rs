@@ -1,4 +1,4 @@
-//! What `[models.NAME]` must say; the section itself is [`ModelOptions`].
+//! The checks of a section `[models.NAME]`, which itself is [`ModelOptions`].
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -12,30 +12,33 @@ use concord_models::{
 
 use super::server::out_of_range;
 
-/// Larger batches only wait longer: a GPU is full before.
+/// The range of `max_batch`. Larger batches only wait longer: a GPU is saturated before.
 const MAX_BATCH: RangeInclusive<u64> = 1..=1024;
-/// A batch that waits for longer than a second is a slip.
+/// The range of `max_delay_ms`. A batch that waits for longer than a second is a mistake.
 const MAX_DELAY_MS: RangeInclusive<u64> = 0..=1000;
-/// Every image that waits is held in memory, as pixels and as the model's input.
+/// The range of `queue_capacity`. Every image in a queue is held in memory, as pixels and as the model's
+/// input.
 const QUEUE_CAPACITY: RangeInclusive<u64> = 1..=65_536;
-/// As many as eight GPUs take eight of; on the CPU replicas share the cores, and more than a few bring nothing.
+/// The range of `replicas`: up to eight on each of eight GPUs. On the CPU, replicas share the cores, and more
+/// than a few gain nothing.
 const REPLICAS: RangeInclusive<u64> = 1..=64;
-/// Each trial of a larger batch costs a forward that fails; a day is as good as never.
+/// The range of `batch_recovery_s`. Each trial of a larger batch may cost a failed forward pass; a day is as
+/// good as never.
 const BATCH_RECOVERY_S: RangeInclusive<u64> = 1..=86_400;
 
-/// The number format that only some devices and architectures have.
+/// The number format that only some devices and architectures support.
 const FP8: &str = "fp8";
 
-/// Whether a model answers only the tasks that it has a head for.
+/// Returns whether a model votes only on the tasks that it has a head for.
 pub(crate) fn needs_heads(options: &ModelOptions) -> bool {
     Architecture::by_name(&options.architecture)
         .is_some_and(|architecture| architecture.can(Capability::Heads))
 }
 
-/// What is wrong with a model, as far as the file tells: whether its snapshot exists and loads is another matter.
+/// Returns the faults of a model, as far as the file shows them: its snapshot is not looked at.
 ///
-/// `tasks` are the names of the configured tasks. What is wrong with the options of its architecture's own is found when
-/// they are read.
+/// `tasks` are the names of the configured tasks. The options of its architecture are checked when they are
+/// read.
 pub(super) fn check_model(options: &ModelOptions, tasks: &BTreeSet<String>) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
@@ -93,21 +96,19 @@ fn wrong_preset(name: &str, options: &ModelOptions) -> Option<String> {
     })
 }
 
-/// Larger ones than a batch can be would only take memory.
+/// Checks `graph_batches`. Sizes above the largest batch would only take memory.
 fn check_graph_batches(options: &ModelOptions) -> Option<Diagnostic> {
     let sizes = &options.graph_batches;
     let ascend = sizes.windows(2).all(|pair| pair[0] < pair[1]);
     let in_range = sizes.iter().all(|size| (1..=options.max_batch).contains(size));
     let message = || {
         let max_batch = options.max_batch;
-        format!(
-            "{sizes:?} cannot be filled up to: must be batch sizes that ascend, from 1 to max_batch ({max_batch})"
-        )
+        format!("{sizes:?} cannot be used: must be ascending batch sizes, from 1 to max_batch ({max_batch})")
     };
     (!ascend || !in_range).then(|| Diagnostic::new(vec!["graph_batches".into()], message()))
 }
 
-/// Where fp8 can be seen not to do before the device is looked at.
+/// Checks `fp8`, as far as the file shows that it is not supported: the device is not looked at.
 fn check_fp8(options: &ModelOptions) -> Option<Diagnostic> {
     let message = if options.device == "cpu" {
         "\"fp8\" needs a GPU of compute capability 8.9 or newer (Ada, Hopper), not device \"cpu\": choose \"bf16\""

@@ -1,4 +1,5 @@
-//! Reads the options of `[models.NAME]` that only some architectures take. Knows no architecture: each describes its own.
+//! Reads the options of `[models.NAME]` that only some architectures take. It knows no architecture: each
+//! describes its own options.
 
 use concord_actors::{Diagnostic, not_one_of};
 use concord_models::{Architecture, OptionFault, OptionProblem, OptionSpec, OptionStep, OptionTable};
@@ -20,8 +21,8 @@ pub(super) struct OwnOptions {
 }
 
 impl OwnOptions {
-    /// Takes the options of `architectures` out of a model's table, and reads those of its own architecture. If it names
-    /// none of them, the values are checked for whichever architecture has such an option.
+    /// Takes the options of `architectures` out of a model's table, and reads those of its own architecture.
+    /// If it names none of them, the values are checked for whichever architecture has such an option.
     pub(super) fn take(model: &mut Value, architectures: &[Architecture]) -> Self {
         let name = model.get("architecture").and_then(Value::as_str).unwrap_or_default().to_owned();
         let architecture = architectures.iter().find(|one| one.name == name);
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_reported_where_it_is() {
+    fn every_fault_is_reported_at_its_path() {
         let (_, own) = take(json!({
             "architecture": "one", "size": 10, "deep": { "sise": 1, "size": "x" }, "loud": true,
         }));

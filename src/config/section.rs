@@ -35,7 +35,8 @@ impl<T: DeserializeOwned> Section<T> {
         Self::read_with(value, known_keys, &[])
     }
 
-    /// Does the same for what is left of a section out of which these keys were taken: messages name them too.
+    /// Does the same for what is left of a section out of which these keys were taken: messages name them
+    /// too.
     pub(super) fn read_with(mut value: Value, known_keys: KnownKeys, taken: &[&str]) -> Self {
         let mut section = Self { content: None, faults: Vec::new(), removed: Vec::new() };
         loop {

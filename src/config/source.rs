@@ -8,7 +8,7 @@ use config::{Config, Environment, File, FileFormat, Source as _, ValueKind};
 use serde_json::{Map, Number, Value};
 use toml_edit::{Document, Item};
 
-use super::error::{Located, Location};
+use super::error::{LocatedDiagnostic, Location};
 
 /// The prefix of the variables that override the file.
 const PREFIX: &str = "CONCORD";
@@ -20,7 +20,7 @@ pub(super) struct Source {
     /// The values of the file, overridden by those of the variables.
     pub(super) values: Map<String, Value>,
     /// The faults of variables that look like overrides and cannot be used.
-    pub(super) refused: Vec<Located>,
+    pub(super) refused: Vec<LocatedDiagnostic>,
     document: Document<String>,
     /// The names of the variables that override the file, by the path of keys.
     variables: BTreeMap<Vec<PathPart>, String>,
@@ -34,10 +34,10 @@ impl Source {
     pub(super) fn parse(
         text: &str,
         variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Located> {
-        let document = Document::parse(text.to_owned()).map_err(|error| Located {
+    ) -> Result<Self, LocatedDiagnostic> {
+        let document = Document::parse(text.to_owned()).map_err(|error| LocatedDiagnostic {
             location: error.span().map_or(Location::File, |span| column_of(text, span.start)),
-            fault: Diagnostic::new(Vec::new(), format!("not TOML: {}", error.message())),
+            diagnostic: Diagnostic::new(Vec::new(), format!("not TOML: {}", error.message())),
         })?;
         let mut source =
             Self { values: Map::new(), refused: Vec::new(), document, variables: BTreeMap::new() };
@@ -45,16 +45,16 @@ impl Source {
         for (name, value) in variables {
             let Some(path) = overridden_path(&name) else { continue };
             if let Some(message) = override_refusal(&path) {
-                let fault = Diagnostic::new(path, message);
-                source.refused.push(Located { location: Location::Variable(name), fault });
+                let diagnostic = Diagnostic::new(path, message);
+                source.refused.push(LocatedDiagnostic { location: Location::Variable(name), diagnostic });
             } else {
                 overrides.insert(name.clone(), value);
                 source.variables.insert(path, name);
             }
         }
-        source.values = merge(text, overrides).map_err(|error| Located {
+        source.values = merge(text, overrides).map_err(|error| LocatedDiagnostic {
             location: Location::File,
-            fault: Diagnostic::new(Vec::new(), error.to_string()),
+            diagnostic: Diagnostic::new(Vec::new(), error.to_string()),
         })?;
         Ok(source)
     }

@@ -94,15 +94,15 @@ pub(super) async fn generate(
 ) -> Result<HttpResponse, Refusal> {
     let incoming = Incoming::new(&request, &worker, SPAN);
     let model = model.into_inner();
-    let (mut writing, is_streamed) = match begin(&incoming, &model, query.into_inner(), payload).await {
-        Ok(begun) => begun,
+    let (mut stream, is_streamed) = match begin(&incoming, &model, query.into_inner(), payload).await {
+        Ok(started) => started,
         Err(problem) => return Ok(incoming.reply().problem(&problem)),
     };
     if is_streamed {
-        return Ok(incoming.reply().events(pieces(writing, model, incoming.context.clone())));
+        return Ok(incoming.reply().events(pieces(stream, model, incoming.context.clone())));
     }
-    Ok(match end(&mut writing).await {
-        Ok(written) => incoming.reply().json(&report(&incoming.context, model, written)),
+    Ok(match end(&mut stream).await {
+        Ok(output) => incoming.reply().json(&report(&incoming.context, model, output)),
         Err(problem) => incoming.reply().problem(&problem),
     })
 }
@@ -120,7 +120,7 @@ async fn begin(
     let is_streamed = in_body.stream.or(query.stream).unwrap_or(false);
     let request = generate_request(&query, in_body)?;
     let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
-    // Dropped with this future when the client disconnects; later the stream is.
+    // Dropped with this future when the client disconnects; afterwards, the stream takes over.
     let client_left = CancellationToken::new();
     let _cancels_on_drop = client_left.clone().drop_guard();
     let generate = Generate { model: model.to_owned(), image, request, deadline, trace, client_left };
@@ -148,8 +148,8 @@ fn generate_request(query: &GenerateParams, in_body: GenerateParams) -> Result<G
 }
 
 /// Waits for the end of the text.
-async fn end(writing: &mut GenerateStream) -> Result<GenerateOutput, Problem> {
-    while let Some(event) = writing.next().await {
+async fn end(stream: &mut GenerateStream) -> Result<GenerateOutput, Problem> {
+    while let Some(event) = stream.next().await {
         if let TextEvent::Done(outcome) = event {
             return outcome.map_err(|failure| Problem::of_vote(&failure));
         }
@@ -159,20 +159,18 @@ async fn end(writing: &mut GenerateStream) -> Result<GenerateOutput, Problem> {
 
 /// Returns the text as server-sent events.
 fn pieces(
-    writing: GenerateStream,
+    stream: GenerateStream,
     model: String,
     context: RequestContext,
 ) -> impl Stream<Item = Result<Bytes, actix_web::Error>> {
-    futures::stream::unfold(Some((writing, model, context)), |state| async {
-        let (mut writing, model, context) = state?;
-        Some(match writing.next().await {
+    futures::stream::unfold(Some((stream, model, context)), |state| async {
+        let (mut stream, model, context) = state?;
+        Some(match stream.next().await {
             Some(TextEvent::Piece(text)) => {
                 let data = serde_json::json!({ "text": text }).to_string();
-                (Ok(Bytes::from(format!("data: {data}\n\n"))), Some((writing, model, context)))
+                (Ok(Bytes::from(format!("data: {data}\n\n"))), Some((stream, model, context)))
             }
-            Some(TextEvent::Done(Ok(written))) => {
-                (Ok(event("done", &report(&context, model, written))), None)
-            }
+            Some(TextEvent::Done(Ok(output))) => (Ok(event("done", &report(&context, model, output))), None),
             Some(TextEvent::Done(Err(failure))) => (Ok(event("error", &Problem::of_vote(&failure))), None),
             None => (
                 Ok(event(
@@ -191,8 +189,8 @@ fn event(name: &str, data: &impl Serialize) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
-fn report(context: &RequestContext, model: String, written: GenerateOutput) -> TextReport {
-    let GenerateOutput { generated, queue, model: in_model } = written;
+fn report(context: &RequestContext, model: String, output: GenerateOutput) -> TextReport {
+    let GenerateOutput { generated, queue, model: in_model } = output;
     TextReport {
         request_id: context.id.to_string(),
         trace_id: context.trace_id.clone(),

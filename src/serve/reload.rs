@@ -9,7 +9,7 @@ use concord_actors::Engine;
 use concord_policy::Policy;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-use crate::config::{Change, ConfigError, Ensemble, Located, change};
+use crate::config::{Change, ConfigError, Ensemble, LocatedDiagnostic, change};
 
 /// Editors write a file in several steps; it is read when they have been quiet for this long.
 const QUIET: Duration = Duration::from_millis(100);
@@ -169,10 +169,10 @@ impl Follower {
                 self.set_fault_count(1);
                 tracing::error!(location = %path.display(), fault = %source, "{FAULTY}");
             }
-            ConfigError::Faults(faults) => {
-                self.set_fault_count(faults.faults().len());
-                for Located { location, fault } in faults.faults() {
-                    tracing::error!(location = faults.place(location), %fault, "{FAULTY}");
+            ConfigError::Invalid(faults) => {
+                self.set_fault_count(faults.diagnostics().len());
+                for LocatedDiagnostic { location, diagnostic } in faults.diagnostics() {
+                    tracing::error!(location = faults.place(location), fault = %diagnostic, "{FAULTY}");
                 }
             }
         }

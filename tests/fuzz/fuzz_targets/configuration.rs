@@ -13,6 +13,6 @@ fuzz_target!(|text: &str| {
     let variable = variable.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     match Ensemble::parse(file, "ensemble.toml", Path::new("/"), variable) {
         Ok(ensemble) => assert!(!ensemble.models().is_empty() && !ensemble.tasks().is_empty()),
-        Err(faults) => assert!(!faults.faults().is_empty() && !faults.to_string().is_empty()),
+        Err(faults) => assert!(!faults.diagnostics().is_empty() && !faults.to_string().is_empty()),
     }
 });
