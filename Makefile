@@ -6,7 +6,7 @@ CARGO ?= cargo
 .DEFAULT_GOAL := help
 .PHONY: help setup tools reference build demo test gpu-test gpu-binary bench bench-image bench-micro fuzz lint fmt doc deny clean
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  LIBTORCH=/path or LIBTORCH_USE_PYTORCH=1 uses a libtorch 2.11.0 that is there (with CUDA, say)."
@@ -16,13 +16,13 @@ setup: ## put libtorch 2.11.0 into .libtorch (545 MB, once)
 	@deploy/tools.sh nasm || echo "without nasm JPEGs are decoded more slowly" >&2
 	@python3 deploy/libtorch.py
 
-tools: ## redis-server, which the tests start
+tools: ## install redis-server, which the tests start
 	@deploy/tools.sh redis-server
 
-reference: ## put transformers into .reference, whose server the tests ask (600 MB, once)
+reference: ## put transformers into .reference, for parity fixtures and one test (600 MB, once)
 	@python3 deploy/reference.py
 
-build: setup ## target/release/concord
+build: setup ## build target/release/concord
 	$(CARGO) build --release --locked
 
 demo: build ## classify the images in assets/, then serve: verdict, cache hit, votes fused again
@@ -32,27 +32,27 @@ demo: build ## classify the images in assets/, then serve: verdict, cache hit, v
 	@deploy/tools.sh curl
 	@deploy/demo.sh
 
-# One OpenMP thread a process: tests run at once, and threads that wait for each other at every small operation
-# are many times slower when something else wants the cores.
-test: setup tools ## all tests (fetches transformers too; where it cannot, the test of its server is left out)
-	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched: the test of its server is left out" >&2
+# One OpenMP thread per process: tests run in parallel, and threads that wait for each other at every small operation
+# become many times slower when the cores are busy.
+test: setup tools ## run all tests (fetches transformers too; if it cannot, the test against its server is skipped)
+	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched: the test against its server is skipped" >&2
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
 
-gpu-test: setup ## what only a GPU can show (models/tests/gpu.rs); without one, each test says that it skips
+gpu-test: setup ## run the tests that need a GPU (models/tests/gpu.rs); without one, each is skipped
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked -p concord-models --test gpu -- --nocapture
 
-gpu-binary: setup ## target/gpu-tests: the same as a program, for a machine with a GPU and without Rust
+gpu-binary: setup ## build target/gpu-tests: the same as a program, for a machine with a GPU and without Rust
 	$(CARGO) test --release --locked -p concord-models --test gpu --no-run
 	strip -o target/gpu-tests "$$(ls -t target/release/deps/gpu-* | grep -v '\.d$$' | head -1)"
 
-bench: setup ## what the server costs beside its models, under load (a table, and JSON; about 3 minutes)
+bench: setup ## measure the server under load, without its models (a table, and JSON; about 3 minutes)
 	@deploy/tools.sh wrk
 	$(CARGO) bench --locked --bench load
 
-bench-image: setup ## a 12-megapixel JPEG, decoded exact and fast and made ready; what fast does to votes
+bench-image: setup ## decode and preprocess a 12-megapixel JPEG, exact and fast; what fast does to votes
 	$(CARGO) bench --locked --bench image_path
 
-bench-micro: setup ## decide, fuse, cache keys, decoding and preprocessing, by criterion
+bench-micro: setup ## measure decisions, fusion, cache keys, decoding and preprocessing (criterion)
 	$(CARGO) bench --locked --bench decisions
 
 fuzz: setup ## fuzz the request decoder and the configuration, ten minutes each
