@@ -1,5 +1,5 @@
-//! The response to a request for a verdict: the only form in which votes and verdicts leave Concord, over
-//! HTTP and from the command line.
+//! The JSON of a verdict: the only form in which votes and verdicts leave Concord, over HTTP and from the
+//! command line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,87 +14,89 @@ use utoipa::ToSchema;
 
 use crate::telemetry::RequestContext;
 
-/// The fused answer to a task, why the cascade stopped where it did, and every vote.
+/// The verdict about one image: the fused label, the reason why the cascade stopped, and every vote.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ClassifyResponse {
-    /// The request, as logs and spans call it: a UUIDv7.
+    /// The identifier of the request in logs and spans: a UUIDv7.
     pub request_id: String,
-    /// The request's trace, as Jaeger calls it.
+    /// The identifier of the request's trace, as Jaeger shows it.
     pub trace_id: String,
-    /// The task's name.
+    /// The name of the task.
     pub task: String,
     /// The most probable label.
     pub label: String,
     /// Its fused probability.
     pub probability: f64,
-    /// What the accept rules were applied to, but those with a correctness estimator that could be read: the
-    /// largest fused probability.
+    /// The largest fused probability, which accept rules are applied to unless they use a correctness
+    /// estimator that could be evaluated.
     pub confidence: f64,
-    /// How likely the answer is right, by the learned correctness estimator, where the stage's rule asks it
-    /// and it could be read.
+    /// The estimated probability that the label is correct, if the stage's rule uses the correctness
+    /// estimator and it could be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correctness: Option<f64>,
     /// The fused probability of each label.
     #[schema(value_type = std::collections::BTreeMap<String, f64>)]
     pub probabilities: Probabilities,
-    /// The stage at which the cascade stopped, from 1.
+    /// The stage at which the cascade stopped, counted from 1.
     pub stage: usize,
-    /// How many stages the policy has.
+    /// The number of stages of the policy.
     pub stages: usize,
-    /// `accepted`: that stage's rule was satisfied; `exhausted`: it was the last; `incomplete`: it was the
-    /// last, and an optional model gave no vote, for the reason that stands beside it.
+    /// The reason why the cascade stopped. `accepted`: the stage's rule was satisfied; `exhausted`: it was
+    /// the last stage; `incomplete`: it was the last stage, and an optional model failed, with the failure in
+    /// its vote.
     #[schema(value_type = String)]
     pub reason: StopReason,
     /// Whether every successful vote has the same most probable label.
     pub agreement: bool,
-    /// Whether a stage before was too busy, so that this one was asked instead.
+    /// Whether an earlier stage was too busy, so that this one was asked instead.
     pub burst: bool,
     /// Whether every model that was asked has voted.
     pub complete: bool,
-    /// The stages, from 1, that were left out because the learned weights of their models were too small.
+    /// The stages, counted from 1, that were skipped because the learned weights of their models were too
+    /// small.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<usize>,
-    /// Learned parts that could not be used, so that what is configured counted in their place.
+    /// The learned parts that could not be evaluated, so that the configured values applied.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fallbacks: Vec<FallbackResponse>,
-    /// What the cache spared: `verdict` (everything), `votes` (every model; they were fused again),
-    /// `some_votes`, `joined` (answered together with an identical request), or `miss`.
+    /// The cache outcome: `verdict` (the whole verdict was cached), `votes` (all votes were; they were fused
+    /// again), `some_votes`, `coalesced` (answered together with an identical request), or `miss`.
     pub cache: &'static str,
     /// Every vote, in the order of the policy.
     pub votes: Vec<VoteResponse>,
-    /// Why, in the words of a model, where that was asked for.
+    /// The explanation by a model, if one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<ExplanationResponse>,
-    /// Where the time went.
+    /// The time that each step took.
     pub milliseconds: Milliseconds,
 }
 
-/// What a model says about a verdict; it had no part in it.
+/// A model's explanation of a verdict, which has no influence on it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ExplanationResponse {
-    /// The model's name in `ensemble.toml`.
+    /// The name of the model in `ensemble.toml`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What it wrote.
+    /// The explanation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Why it wrote nothing.
+    /// The reason why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// A learned part that could not be used.
+/// A learned part that could not be evaluated.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FallbackResponse {
-    /// `weights` (the configured ones counted, and no temperatures of the image), `correctness` (the
+    /// The part: `weights` (the configured weights and temperatures applied instead), `correctness` (the
     /// confidence did), or `min_weight` (the configured weights did).
     #[schema(value_type = String)]
     pub part: LearnedPart,
-    /// The stage that it would have decided about, from 1.
+    /// The stage that it would have decided about, counted from 1.
     pub stage: usize,
-    /// `backbone_not_asked`: the model whose feature it reads had not been asked yet; `backbone_failed`: it
-    /// gave no vote; `no_feature`: it gave no feature with it; `not_fitted`: it was fitted to other models,
-    /// or to another backbone.
+    /// The reason. `backbone_not_asked`: the model whose feature it needs had not been asked yet;
+    /// `backbone_failed`: that model cast no vote; `no_feature`: its vote has no feature; `not_fitted`: the
+    /// part was fitted to other models, or to another backbone.
     #[schema(value_type = String)]
     pub reason: FallbackReason,
 }
@@ -108,51 +110,50 @@ impl FallbackResponse {
 /// One vote of a verdict.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct VoteResponse {
-    /// The model's name in `ensemble.toml`.
+    /// The name of the model in `ensemble.toml`.
     pub model: String,
-    /// The stage at which it was asked, from 1.
+    /// The stage at which it was asked, counted from 1.
     pub stage: usize,
-    /// What it said, where it did.
+    /// Its most probable label, if it voted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The probability of that label as it counts: calibrated, and by the image's own temperature where that
-    /// is learned.
+    /// The calibrated probability of that label, with the image's own temperature where that is learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probability: Option<f64>,
-    /// The same of each label.
+    /// The calibrated probability of each label.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::BTreeMap<String, f64>>)]
     pub probabilities: Option<Probabilities>,
-    /// Its share of the answer; the shares of the votes that exist sum to 1.
+    /// Its share of the verdict; the shares of the successful votes sum to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// What kind of failure it is: `failed`, `busy`, `expired`, `over_budget`, `circuit_open` or `timed_out`.
+    /// The kind of failure: `failed`, `busy`, `expired`, `over_budget`, `circuit_open` or `timed_out`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<&'static str>,
-    /// Why it gave no vote, in words.
+    /// The failure in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What it found in the image, in pixels, where the model looks for things: each with a `label` and a
-    /// `box` (left, top, right, bottom) or a `quad`.
+    /// The regions that a detecting model found in the image, in pixels: each with a `label` and a `box`
+    /// (left, top, right, bottom) or a `quad`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub regions: Vec<RegionResponse>,
-    /// How much its passes with dropout differ, where there are several: their mutual information in nats, 0
-    /// where all say the same.
+    /// The disagreement of its passes with dropout, if there are several: their mutual information in nats, 0
+    /// if all agree.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty: Option<f32>,
-    /// Whether it came out of the cache, and cost nothing.
+    /// Whether it came from the cache, at no cost.
     pub cached: bool,
-    /// What it cost.
+    /// The time that each step took.
     pub milliseconds: VoteMilliseconds,
 }
 
-/// Part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
+/// A part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RegionResponse {
-    /// What is there.
+    /// The label of the content.
     pub label: String,
-    /// Where it is: a `box` or a `quad`.
+    /// The outline: a `box` or a `quad`.
     #[serde(flatten)]
     pub shape: Shape,
 }
@@ -163,7 +164,7 @@ impl From<&Region> for RegionResponse {
     }
 }
 
-/// A probability for each label, by the label's name and in the order of the labels.
+/// The probability of each label, by its name and in the order of the labels.
 #[derive(Debug, Clone)]
 pub struct Probabilities {
     task: Arc<TaskPlan>,
@@ -176,28 +177,28 @@ impl Serialize for Probabilities {
     }
 }
 
-/// What a verdict cost, in milliseconds.
+/// The time that a verdict took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct Milliseconds {
-    /// From encoded bytes to pixels; 0 where that was not needed.
+    /// Decoding the image; 0 if that was not needed.
     pub decode: f64,
     /// From the arrival of the encoded bytes at the router to the verdict.
     pub total: f64,
 }
 
-/// What a vote cost, in milliseconds.
+/// The time that a vote took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct VoteMilliseconds {
-    /// Ready, and waiting for the model.
+    /// Waiting for the model.
     pub queue: f64,
-    /// From pixels to the model's input.
+    /// Converting pixels to the model's input.
     pub preprocess: f64,
-    /// In the model, with the other images of its batch.
+    /// In the model, together with the other images of its batch.
     pub model: f64,
 }
 
 impl ClassifyResponse {
-    /// Puts an answer into words: the labels' names, stages from 1, milliseconds.
+    /// Renders a verdict: with the names of labels, stages counted from 1, and milliseconds.
     pub fn new(request: &RequestContext, routed: &Routed) -> Self {
         let (policy, verdict) = (routed.task.policy(), &routed.verdict);
         let confidence = verdict.confidence().get();
@@ -265,7 +266,7 @@ fn by_label(task: &Arc<TaskPlan>, distribution: &Distribution) -> Probabilities 
     Probabilities { task: Arc::clone(task), distribution: distribution.clone() }
 }
 
-/// To the microsecond, which is what the clock is good for.
+/// Converts to milliseconds, rounded to the microsecond, which is the precision of the clock.
 pub(crate) fn in_milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -63,7 +63,7 @@ fn verdict_row(name: String, verdict: &ClassifyResponse, policy: &Policy, models
         Cell::new(&verdict.label),
         number(percent(verdict.confidence)),
         Cell::new(format!("{} of {}", verdict.stage, verdict.stages)),
-        Cell::new(why(verdict, policy)),
+        Cell::new(stop_reason(verdict, policy)),
     ];
     for model in models {
         row.push(Cell::new(vote(verdict, model)));
@@ -72,11 +72,11 @@ fn verdict_row(name: String, verdict: &ClassifyResponse, policy: &Policy, models
     row
 }
 
-fn why(verdict: &ClassifyResponse, policy: &Policy) -> String {
+fn stop_reason(verdict: &ClassifyResponse, policy: &Policy) -> String {
     let rule = policy.stages()[verdict.stage - 1].accept();
     // The correctness estimator decided where it could be evaluated, and the confidence otherwise.
     let (what, found, least) = match (rule.and_then(AcceptRule::correctness), verdict.correctness) {
-        (Some(least), Some(correctness)) => ("right with ", correctness, least.get()),
+        (Some(least), Some(correctness)) => ("correctness ", correctness, least.get()),
         _ => ("", verdict.confidence, rule.map_or(0.0, |rule| rule.confidence().get())),
     };
     let least_percent = percent(least).replace(".0 %", " %");
@@ -90,11 +90,11 @@ fn why(verdict: &ClassifyResponse, policy: &Policy) -> String {
         (_, None) => "last stage".to_owned(),
     };
     if !verdict.complete {
-        text.push_str("; without a failed optional vote");
+        text.push_str("; an optional vote failed");
     }
     if !verdict.skipped.is_empty() {
         let stages: Vec<String> = verdict.skipped.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("; not worth asking: stage {}", stages.join(", ")));
+        text.push_str(&format!("; skipped: stage {}", stages.join(", ")));
     }
     for FallbackResponse { part, stage, reason } in &verdict.fallbacks {
         text.push_str(&format!("; no learned {} at stage {stage} ({})", part.name(), reason.name()));
@@ -118,13 +118,13 @@ fn summary(policy: &Policy, outcomes: &[Outcome], elapsed: Duration) -> String {
     let stages: Vec<String> = (1..=policy.stages().len())
         .map(|stage| {
             let count = verdicts.iter().filter(|verdict| verdict.stage == stage).count();
-            format!("{count} at stage {stage}")
+            format!("stage {stage}: {count}")
         })
         .collect();
     let failed = outcomes.len() - verdicts.len();
     let each = elapsed.as_secs_f64() * 1e3 / outcomes.len().max(1) as f64;
     format!(
-        "{} images in {:.2} s, {each:.1} ms each: {} decided, {failed} failed",
+        "{} images in {:.2} s, {each:.1} ms each, {failed} failed\ndecided at {}",
         outcomes.len(),
         elapsed.as_secs_f64(),
         stages.join(", ")
