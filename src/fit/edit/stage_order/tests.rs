@@ -21,7 +21,7 @@ accept = { confidence = 0.9 }           # below it the answer is given all the s
 [[tasks.roadwork.stages]]
 models = ["dinov3"]
 accept = { confidence = 0.999 }          # stop here when the most probable label has at least this probability
-# accept = { confidence = 0.999, correctness = 0.99 }    # or: when the learned correctness finds it right with this one
+# accept = { confidence = 0.999, correctness = 0.99 }    # or: when the correctness estimator returns at least this probability
 
 [[tasks.roadwork.stages]]
 models = ["siglip2", "florence2"]        # asked at the same time
