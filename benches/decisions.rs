@@ -135,7 +135,7 @@ fn preprocessing(criterion: &mut Criterion) {
             };
             let model = load_model(&options, root).expect("the nano snapshots load");
             criterion.bench_function(&format!("preprocess/{architecture} {width}x{height}"), |bencher| {
-                bencher.iter(|| model.loaded().preprocessor.apply(black_box(&image)));
+                bencher.iter(|| model.info().preprocessor.apply(black_box(&image)));
             });
         }
     }

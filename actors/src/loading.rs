@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use concord_models::presets::random_name;
 use concord_models::{
-    DeviceWish, MemoryEstimate, ModelOptions, free_host_memory, libtorch, set_cpu_threads, snapshot_digest,
+    DeviceRequest, MemoryEstimate, ModelOptions, free_host_memory, libtorch, set_cpu_threads, snapshot_digest,
 };
 
 use crate::engine::LoadError;
@@ -133,7 +133,7 @@ impl Loading<'_> {
             let memory = MemoryEstimate::of(options, self.base)
                 .inspect_err(|error| tracing::debug!(model = name, %error, "its memory cannot be estimated"))
                 .ok();
-            match DeviceWish::of(&options.device) {
+            match DeviceRequest::of(&options.device) {
                 Ok(wish) => guests.push(Guest { name, options, wish, memory }),
                 Err(error) => failures.push((name.clone(), VoteFailure::new(error.to_string()))),
             }
@@ -158,8 +158,8 @@ impl Loading<'_> {
 
 /// Of the GPUs that may be used. The others are not asked: asking makes a context on them, of half a gigabyte.
 fn free_memory_of_gpus(guests: &[Guest<'_>]) -> Gpus {
-    let any = guests.iter().any(|guest| guest.wish == DeviceWish::AnyGpu);
-    let named = |gpu: &usize| guests.iter().any(|guest| guest.wish == DeviceWish::Gpu(*gpu));
+    let any = guests.iter().any(|guest| guest.wish == DeviceRequest::AnyGpu);
+    let named = |gpu: &usize| guests.iter().any(|guest| guest.wish == DeviceRequest::Gpu(*gpu));
     let free = |gpu: usize| match libtorch::device_memory(gpu) {
         Ok(memory) => Some(memory.free_bytes),
         Err(error) => {
@@ -173,7 +173,7 @@ fn free_memory_of_gpus(guests: &[Guest<'_>]) -> Gpus {
 
 /// On the CPU memory can be overcommitted and swapped, so that what does not fit is only likely to end badly.
 fn warn_of_host_memory(guests: &[Guest<'_>]) {
-    let on_cpu = guests.iter().filter(|guest| guest.wish == DeviceWish::Cpu);
+    let on_cpu = guests.iter().filter(|guest| guest.wish == DeviceRequest::Cpu);
     let bytes = |guest: &Guest<'_>| {
         let replica = guest.memory.map_or(0, |memory| memory.total());
         replica.saturating_mul(guest.options.replicas as u64)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use concord_models::presets::snapshot_folder;
-use concord_models::{ModelOptions, TaskId, TaskLabels, head_digest, head_snapshot};
+use concord_models::{ModelOptions, TaskId, TaskSpec, head_digest, head_snapshot};
 
 use crate::cloud::CloudHandle;
 use crate::digest::{Digest, cloud_digest, verdict_digest, vote_digest};
@@ -195,15 +195,15 @@ impl Preparation<'_> {
         PlannedModel { voter, digest: cloud_digest(cloud.section(), self.policy) }
     }
 
-    fn labels(&self, head: Option<PathBuf>) -> TaskLabels {
+    fn labels(&self, head: Option<PathBuf>) -> TaskSpec {
         task_labels(self.task, self.policy, head)
     }
 }
 
 /// A task as a model needs to know it, `head` being its file where the model has one for this task.
-pub fn task_labels(task: &str, policy: &Policy, head: Option<PathBuf>) -> TaskLabels {
+pub fn task_labels(task: &str, policy: &Policy, head: Option<PathBuf>) -> TaskSpec {
     let labels = policy.labels().iter().cloned().zip(policy.prompts().iter().cloned()).collect();
-    TaskLabels {
+    TaskSpec {
         task: task.to_owned(),
         question: policy.question().to_owned(),
         labels,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use concord_models::{DeviceWish, MemoryEstimate, ModelOptions};
+use concord_models::{DeviceRequest, MemoryEstimate, ModelOptions};
 
 use concord_policy::VoteFailure;
 
@@ -11,7 +11,7 @@ use concord_policy::VoteFailure;
 pub(crate) struct Guest<'a> {
     pub(crate) name: &'a str,
     pub(crate) options: &'a ModelOptions,
-    pub(crate) wish: DeviceWish,
+    pub(crate) wish: DeviceRequest,
     /// Of each replica; nothing where its files do not say, which loading will complain about.
     pub(crate) memory: Option<MemoryEstimate>,
 }
@@ -37,7 +37,7 @@ pub(crate) fn spread<'a>(
     let mut order: Vec<&Guest<'a>> = guests.iter().collect();
     let size = |guest: &Guest<'_>| guest.memory.map_or(0, |memory| memory.total());
     order.sort_by_key(|guest| {
-        let is_free = guest.wish == DeviceWish::AnyGpu;
+        let is_free = guest.wish == DeviceRequest::AnyGpu;
         (is_free, std::cmp::Reverse(if is_free { size(guest) } else { 0 }), guest.name)
     });
     let mut taken: BTreeMap<usize, u64> = gpus.keys().map(|&gpu| (gpu, 0)).collect();
@@ -48,12 +48,12 @@ pub(crate) fn spread<'a>(
         let needed = size(guest);
         for replica in 0..guest.options.replicas {
             let candidates: Vec<usize> = match guest.wish {
-                DeviceWish::Cpu => {
+                DeviceRequest::Cpu => {
                     devices.entry(name).or_default().push("cpu".to_owned());
                     continue;
                 }
-                DeviceWish::Gpu(gpu) => vec![gpu],
-                DeviceWish::AnyGpu => taken.keys().copied().collect(),
+                DeviceRequest::Gpu(gpu) => vec![gpu],
+                DeviceRequest::AnyGpu => taken.keys().copied().collect(),
             };
             let taken_of = |gpu: usize| taken.get(&gpu).copied().unwrap_or(0);
             let has_room = |gpu: &usize| match gpus.get(gpu).copied().flatten() {
@@ -130,7 +130,7 @@ mod tests {
     const GB: u64 = 1_000_000_000;
 
     /// Name, device, replicas, gigabytes of a replica.
-    type Row = (&'static str, DeviceWish, usize, u64);
+    type Row = (&'static str, DeviceRequest, usize, u64);
 
     fn spread_rows(rows: &[Row], free: &[Option<u64>]) -> Result<Vec<String>, Vec<String>> {
         let options: Vec<ModelOptions> = rows
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn replicas_go_apart_and_models_where_the_fewest_bytes_have_gone() {
-        use DeviceWish::{AnyGpu, Cpu, Gpu};
+        use DeviceRequest::{AnyGpu, Cpu, Gpu};
         let two = [Some(100), Some(100)];
         for (rows, free, expected) in [
             (vec![("a", Cpu, 2, 1)], &[][..], vec!["a: cpu cpu"]),
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_to_change() {
-        use DeviceWish::{AnyGpu, Gpu};
+        use DeviceRequest::{AnyGpu, Gpu};
         let rows = [("a", AnyGpu, 3, 10), ("b", Gpu(0), 1, 7), ("c", Gpu(1), 1, 90)];
         let failures = spread_rows(&rows, &[Some(8), Some(25)]).unwrap_err();
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use concord_models::{Picture, Scale, TaskId, TaskLabels};
+use concord_models::{DecodedImage, Scale, TaskId, TaskSpec};
 use tracing::field::Empty;
 
 use crate::Trace;
@@ -17,14 +17,14 @@ use concord_policy::VoteFailure;
 #[derive(Debug, Clone)]
 pub(crate) enum Voter {
     Local { model: ModelHandle, prepared: Arc<Prepared> },
-    Cloud { cloud: CloudHandle, task: Arc<TaskLabels> },
+    Cloud { cloud: CloudHandle, task: Arc<TaskSpec> },
 }
 
 /// A voter with a place for one image.
 #[derive(Debug)]
 enum Reserved {
     Local { model: ModelHandle, task: TaskId, place: Place },
-    Cloud { cloud: CloudHandle, task: Arc<TaskLabels>, place: CloudPlace },
+    Cloud { cloud: CloudHandle, task: Arc<TaskSpec>, place: CloudPlace },
 }
 
 /// Asks for a vote; the place has been reserved. Dropping it answers.
@@ -108,7 +108,7 @@ impl Ask {
     }
 
     /// Makes the image ready and hands it over; the caller is a thread of the CPU pool.
-    pub(crate) fn submit(mut self, picture: &Picture) {
+    pub(crate) fn submit(mut self, picture: &DecodedImage) {
         let name = Arc::clone(self.name());
         let replica = match &self.voter {
             Reserved::Local { place, .. } => Some(Arc::clone(&place.replica)),

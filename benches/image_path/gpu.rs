@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use concord_models::libtorch::{Stream, cuda_devices};
-use concord_models::{Picture, Preprocessor, Scale, decode_at, jpeg_size};
+use concord_models::{DecodedImage, Preprocessor, Scale, decode_at, jpeg_size};
 use tch::Device;
 
 use crate::times::{RUNS, example, median, preprocessor};
@@ -43,7 +43,7 @@ pub(crate) fn report() {
     }
 }
 
-fn compare(name: &str, scale: Scale, image: &Picture, ways: [&Preprocessor; 2], stream: &Stream) {
+fn compare(name: &str, scale: Scale, image: &DecodedImage, ways: [&Preprocessor; 2], stream: &Stream) {
     // The times of the CPU's part, and of everything until the image is on the device, for each way.
     let mut runs: [[Vec<f64>; 2]; 2] = Default::default();
     let mut values = Vec::new();
@@ -51,7 +51,7 @@ fn compare(name: &str, scale: Scale, image: &Picture, ways: [&Preprocessor; 2], 
     for run in 0..=RUNS {
         for (way, preprocessor) in ways.iter().enumerate() {
             let started = Instant::now();
-            let pixels = preprocessor.apply_picture(image).expect("it is preprocessed");
+            let pixels = preprocessor.apply_decoded(image).expect("it is preprocessed");
             let ready = started.elapsed().as_secs_f64() * 1e3;
             let pixels = pixels.on(GPU).expect("it is finished");
             stream.synchronize().expect("the device works");

@@ -85,7 +85,7 @@ impl Effect {
     fn add(&mut self, model: &TaskModel, bytes: &[u8]) {
         self.images += 1;
         let size = jpeg_size(bytes, u64::MAX).expect("it is an image").expect("it is a JPEG");
-        let scale = model.model.loaded().preprocessor.scale(size);
+        let scale = model.model.info().preprocessor.scale(size);
         if scale == Scale::WHOLE {
             return;
         }
@@ -102,7 +102,7 @@ impl TaskModel {
     fn vote(&self, bytes: &[u8], scale: Scale) -> Vec<f64> {
         let image = decode_at(bytes, u64::MAX, scale).expect("it is decoded");
         let pixels: Pixels =
-            self.model.loaded().preprocessor.apply_picture(&image).expect("it is preprocessed");
+            self.model.info().preprocessor.apply_decoded(&image).expect("it is preprocessed");
         let scores = self.model.classify(TaskId::default(), &[&pixels]).expect("the model answers");
         let logits = scores[0].logits.iter().map(|&logit| f64::from(logit));
         let highest = logits.clone().fold(f64::NEG_INFINITY, f64::max);

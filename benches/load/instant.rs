@@ -4,31 +4,31 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use concord_models::parity::Fixture;
-use concord_models::{Loaded, Model, ModelError, Pixels, Placement, Preprocessor, TaskId, TaskLabels};
+use concord_models::{LoadedModelInfo, Model, ModelError, Pixels, Placement, Preprocessor, TaskId, TaskSpec};
 use concord_policy::ModelOutput;
 use tch::{Device, Kind, Tensor};
 
 /// A model that takes images as they are, and always returns the same vote.
 #[derive(Debug)]
 pub(crate) struct Instant {
-    loaded: Loaded,
+    info: LoadedModelInfo,
     per_batch: Duration,
 }
 
 impl Instant {
     pub(crate) fn boxed(per_batch: Duration) -> Box<dyn Model> {
         let placement = Placement { device: Device::Cpu, kind: Kind::Float };
-        let loaded = Loaded { preprocessor: Preprocessor::none(), parameters: 0, placement };
-        Box::new(Self { loaded, per_batch })
+        let info = LoadedModelInfo { preprocessor: Preprocessor::none(), parameters: 0, placement };
+        Box::new(Self { info, per_batch })
     }
 }
 
 impl Model for Instant {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, _: TaskId, _: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, _: TaskId, _: &TaskSpec) -> Result<(), ModelError> {
         Ok(())
     }
 
@@ -42,7 +42,7 @@ impl Model for Instant {
         Ok(vec![vec![0.0, 20.0].into(); images.len()])
     }
 
-    fn reproduce(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    fn parity_outputs(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
         Err(ModelError::NotPrepared)
     }
 }

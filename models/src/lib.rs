@@ -20,7 +20,7 @@ mod snapshot;
 mod task;
 
 pub use crate::image::decode::{DecodeError, decode, decode_at, jpeg_size};
-pub use crate::image::decoded::{DECODES, Picture, Scale};
+pub use crate::image::decoded::{DECODES, DecodedImage, Scale};
 pub use crate::image::preprocess::{PixelLayout, Pixels, Preprocessor, Tiles};
 pub use ::image::RgbImage;
 pub use architectures::architecture::{Architecture, Capability, Load};
@@ -29,20 +29,20 @@ pub use architectures::registry::{ARCHITECTURES, architectures_with, load_model,
 pub use error::{ModelError, is_out_of_memory};
 pub use generation::api::{GenerateRequest, Generated, Generator};
 pub use head::{
-    Epoch, FeatureKind, FeatureSet, FeatureSource, HeadKind, HeadTraining, SNAPSHOT_NOTE, TrainedHead,
+    Epoch, FeatureDataset, FeatureKind, FeatureSource, HeadKind, HeadTraining, SNAPSHOT_NOTE, TrainedHead,
     check_head_folder, head_snapshot, train_head,
 };
-pub use inspect::bench_target::{Part, PartOutput};
+pub use inspect::bench_target::{BenchOutput, BenchTarget};
 pub use libtorch::cache_folder;
-pub use model::{Loaded, Model};
+pub use model::{LoadedModelInfo, Model};
 pub use options::{
     HEADS, ModelOptions, OptionFault, OptionKind, OptionProblem, OptionSpec, OptionStep, OptionTable,
 };
 pub use runtime::cuda_graphs::graph_fallbacks;
 pub use runtime::device::{
-    DEVICES, DTYPES, DeviceWish, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,
+    DEVICES, DTYPES, DeviceRequest, Placement, device_name, dtype_name, is_device_name, set_cpu_threads,
 };
 pub use snapshot::digest::{head_digest, snapshot_digest};
 pub use snapshot::folder::Snapshot;
 pub use snapshot::presets;
-pub use task::{TaskId, TaskLabels};
+pub use task::{TaskId, TaskSpec};

@@ -9,16 +9,16 @@ use crate::ModelError;
 use crate::generation::api::Generator;
 use crate::head::FeatureSource;
 use crate::image::preprocess::{Pixels, Preprocessor};
-use crate::inspect::bench_target::Part;
+use crate::inspect::bench_target::BenchTarget;
 use crate::inspect::fixture::Fixture;
 use crate::options::ModelOptions;
 use crate::runtime::cuda_graphs::{buckets, take_fallbacks_here};
 use crate::runtime::device::Placement;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 /// What is known of a model since it was loaded.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedModelInfo {
     /// What turns an image into this model's input; may be used on any thread.
     pub preprocessor: Preprocessor,
     /// How many parameters it has.
@@ -34,14 +34,14 @@ pub struct Loaded {
 /// by panic or by error, it tries the halves.
 pub trait Model: Send + std::fmt::Debug {
     /// What is known of it since it was loaded.
-    fn loaded(&self) -> &Loaded;
+    fn info(&self) -> &LoadedModelInfo;
 
     /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
     /// request has to wait for it.
     ///
     /// # Errors
     /// When the model cannot answer this task.
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError>;
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError>;
 
     /// Gives up what was prepared under this name.
     fn forget(&mut self, id: TaskId);
@@ -58,7 +58,7 @@ pub trait Model: Send + std::fmt::Debug {
     /// A GPU is given every size that batches are filled up to, because libtorch chooses kernels and takes memory at the
     /// first run of a shape, and graphs are recorded then; on the CPU that brings nothing.
     fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
-        match self.loaded().placement.device {
+        match self.info().placement.device {
             Device::Cuda(_) => buckets(options.max_batch, &options.graph_batches),
             _ => Vec::new(),
         }
@@ -93,7 +93,11 @@ pub trait Model: Send + std::fmt::Debug {
     ///
     /// # Errors
     /// When the images are of another model's preprocessor, or libtorch refuses.
-    fn parts(&self, _images: &[&Pixels], _new_tokens: usize) -> Result<Vec<Part<'_>>, ModelError> {
+    fn bench_targets(
+        &self,
+        _images: &[&Pixels],
+        _new_tokens: usize,
+    ) -> Result<Vec<BenchTarget<'_>>, ModelError> {
         Ok(Vec::new())
     }
 
@@ -101,5 +105,5 @@ pub trait Model: Send + std::fmt::Debug {
     ///
     /// # Errors
     /// When the fixture lacks an input.
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError>;
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError>;
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// A task as a model needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskLabels {
+pub struct TaskSpec {
     /// The task's name.
     pub task: String,
     /// The question about an image.

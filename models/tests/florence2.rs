@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use concord_models::parity::{Comparison, check};
 use concord_models::{
     Architecture, GenerateRequest, Generated, Model, ModelError, ModelOptions, OptionTable, Pixels, TaskId,
-    TaskLabels, decode, load_model,
+    TaskSpec, decode, load_model,
 };
 use concord_policy::Shape;
 
@@ -54,7 +54,7 @@ fn load(folder: &Path, mode: &str, dtype: &str) -> Result<Box<dyn Model>, ModelE
 
 fn image(model: &dyn Model) -> Pixels {
     let bytes = std::fs::read(fixture().join("images/landscape.png")).unwrap();
-    model.loaded().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+    model.info().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
 }
 
 /// Another image than the fixture's.
@@ -64,14 +64,14 @@ fn other_image(model: &dyn Model) -> Pixels {
     for pixel in other.pixels_mut() {
         pixel.0.reverse();
     }
-    model.loaded().preprocessor.apply(&other).unwrap()
+    model.info().preprocessor.apply(&other).unwrap()
 }
 
-fn task() -> TaskLabels {
+fn task() -> TaskSpec {
     let label = |label: &str, prompts: &[&str]| {
         (label.to_owned(), prompts.iter().map(|&prompt| prompt.to_owned()).collect())
     };
-    TaskLabels {
+    TaskSpec {
         task: "cones".to_owned(),
         question: "Is there a traffic cone?".to_owned(),
         labels: vec![
@@ -162,7 +162,7 @@ fn a_task_that_cannot_be_asked_is_refused() {
         ),
     ] {
         let mut model = load(&fixture(), mode, "fp32").unwrap();
-        let message = model.prepare(TaskId(1), &TaskLabels { labels, ..task() }).unwrap_err().to_string();
+        let message = model.prepare(TaskId(1), &TaskSpec { labels, ..task() }).unwrap_err().to_string();
         assert!(message.contains(fault), "{mode}: {message}");
     }
 }

@@ -14,7 +14,7 @@ use concord_models::libtorch::{Stream, cuda_devices, load_cuda_part};
 use concord_models::parity::{Comparison, Fixture, check_with};
 use concord_models::{
     Architecture, GenerateRequest, Generated, Model, ModelOptions, OptionTable, Pixels, RgbImage, TaskId,
-    TaskLabels, decode, graph_fallbacks, load_model,
+    TaskSpec, decode, graph_fallbacks, load_model,
 };
 use image::imageops::{flip_horizontal, flip_vertical, rotate180};
 use tch::{Device, Kind, Tensor};
@@ -149,7 +149,7 @@ impl Voter {
         model
     }
 
-    fn task(self) -> TaskLabels {
+    fn task(self) -> TaskSpec {
         let prompts = ["no road work", "road work", "a stop sign", "a dog"];
         let labels = (0..self.labels).map(|label| {
             let prompt = prompts[label % prompts.len()];
@@ -157,7 +157,7 @@ impl Voter {
             let name = if self.labels == 2 { prompt.to_owned() } else { label.to_string() };
             (name, vec![prompt.to_owned(), format!("a photo of {prompt}, {label}")])
         });
-        TaskLabels {
+        TaskSpec {
             task: "roadwork".to_owned(),
             question: QUESTION.to_owned(),
             labels: labels.collect(),
@@ -179,7 +179,7 @@ fn pictures() -> Vec<RgbImage> {
 }
 
 fn pixels(model: &dyn Model, pictures: &[RgbImage]) -> Vec<Pixels> {
-    pictures.iter().map(|picture| model.loaded().preprocessor.apply(picture).unwrap()).collect()
+    pictures.iter().map(|picture| model.info().preprocessor.apply(picture).unwrap()).collect()
 }
 
 fn votes(model: &dyn Model, images: &[Pixels]) -> Vec<Vec<f32>> {
@@ -228,9 +228,9 @@ fn reproduced(name: &str, way: Way) -> BTreeMap<String, Tensor> {
     let architecture = name.split('_').next().unwrap().to_owned();
     let snapshot = fixture(name).join("snapshot");
     let model = load_model(&ModelOptions { architecture, snapshot, ..way.options() }, Path::new("")).unwrap();
-    let stream = Stream::new(model.loaded().placement.device).unwrap();
+    let stream = Stream::new(model.info().placement.device).unwrap();
     let _current = stream.enter().unwrap();
-    let outputs = model.reproduce(&Fixture::open(&fixture(name)).unwrap()).unwrap();
+    let outputs = model.parity_outputs(&Fixture::open(&fixture(name)).unwrap()).unwrap();
     let is_read = |name: &str| !name.contains("greedy") && !name.contains("beam");
     let outputs = outputs.into_iter().filter(|(name, x)| is_read(name) && x.is_floating_point());
     outputs.map(|(name, x)| (name, x.to_device(Device::Cpu).to_kind(Kind::Double))).collect()

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use concord_models::{
-    Architecture, FeatureSet, HeadKind, HeadTraining, Model, ModelError, ModelOptions, OptionTable, Pixels,
-    RgbImage, TaskId, TaskLabels, TrainedHead, load_model, train_head,
+    Architecture, FeatureDataset, HeadKind, HeadTraining, Model, ModelError, ModelOptions, OptionTable,
+    Pixels, RgbImage, TaskId, TaskSpec, TrainedHead, load_model, train_head,
 };
 use concord_policy::ModelOutput;
 
@@ -54,7 +54,7 @@ fn images(model: &dyn Model) -> Vec<Pixels> {
             colour.into()
         })
     };
-    (0..IMAGES).map(|index| model.loaded().preprocessor.apply(&image(index)).unwrap()).collect()
+    (0..IMAGES).map(|index| model.info().preprocessor.apply(&image(index)).unwrap()).collect()
 }
 
 fn labels() -> Vec<usize> {
@@ -77,22 +77,22 @@ fn training(kind: HeadKind) -> HeadTraining {
 }
 
 /// The features of the images, and a head that was trained on two thirds of them.
-fn trained(model: &dyn Model, kind: HeadKind) -> (FeatureSet, TrainedHead) {
+fn trained(model: &dyn Model, kind: HeadKind) -> (FeatureDataset, TrainedHead) {
     let images = images(model);
     let source = model.feature_source().unwrap();
     let features = source.features(&images.iter().collect::<Vec<_>>(), kind.features()).unwrap();
     let shape = source.feature_shape(kind.features());
-    let set = FeatureSet::new(&features.concat(), shape, labels()).unwrap();
+    let set = FeatureDataset::new(&features.concat(), shape, labels()).unwrap();
     let (training_part, validation): (Vec<usize>, Vec<usize>) = (0..IMAGES).partition(|index| index % 10 < 7);
     let parts = [training_part.as_slice(), &validation];
-    let head = train_head(&set, parts, &training(kind), model.loaded().placement, |_| {}).unwrap();
+    let head = train_head(&set, parts, &training(kind), model.info().placement, |_| {}).unwrap();
     (set, head)
 }
 
-fn written(head: &TrainedHead, folder: &Path) -> TaskLabels {
+fn written(head: &TrainedHead, folder: &Path) -> TaskSpec {
     let names = LABELS.map(str::to_owned);
     let file = head.write(folder, "colours", &names, BTreeMap::new()).unwrap();
-    TaskLabels {
+    TaskSpec {
         task: "colours".to_owned(),
         question: String::new(),
         labels: names.iter().map(|name| (name.clone(), Vec::new())).collect(),
@@ -101,7 +101,7 @@ fn written(head: &TrainedHead, folder: &Path) -> TaskLabels {
     }
 }
 
-fn votes(model: &mut dyn Model, task: &TaskLabels, images: &[&Pixels]) -> Vec<ModelOutput> {
+fn votes(model: &mut dyn Model, task: &TaskSpec, images: &[&Pixels]) -> Vec<ModelOutput> {
     model.prepare(TASK, task).unwrap();
     model.classify(TASK, images).unwrap()
 }
@@ -168,7 +168,7 @@ fn heads_without_hidden_layers_or_with_a_strange_rate_have_no_passes() {
     let folder = snapshot();
     let (_, linear) = trained(&*load(folder.path(), 0), HeadKind::Linear);
     let task = written(&linear, folder.path());
-    let refusal = |task: &TaskLabels| load(folder.path(), 8).prepare(TASK, task).unwrap_err().to_string();
+    let refusal = |task: &TaskSpec| load(folder.path(), 8).prepare(TASK, task).unwrap_err().to_string();
     assert!(refusal(&task).contains("mc_dropout_passes = 8 needs a head that was trained with dropout"));
     let (_, mlp) = trained(&*load(folder.path(), 0), HeadKind::Mlp);
     let task = written(&mlp, folder.path());

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskLabels,
-    decode, load_model,
+    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskSpec, decode,
+    load_model,
 };
 use serde_json::{Value, json};
 
@@ -63,8 +63,8 @@ fn image(name: &str) -> RgbImage {
     decode(&fs::read(folder("molmo2").join(format!("images/{name}.png"))).unwrap(), 1_000_000).unwrap()
 }
 
-fn task(answers: &[&str]) -> TaskLabels {
-    TaskLabels {
+fn task(answers: &[&str]) -> TaskSpec {
+    TaskSpec {
         task: "roadwork".to_owned(),
         question: "Is there work on the road?".to_owned(),
         labels: answers.iter().map(|answer| ((*answer).to_owned(), Vec::new())).collect(),
@@ -96,7 +96,7 @@ fn labels_are_as_probable_as_their_answers() {
         for (dtype, tolerance) in [("fp32", 1e-4), ("bf16", 0.1), ("fp16", 0.02)] {
             let mut model = load_as(dtype, &folder(name).join("snapshot")).unwrap();
             model.prepare(TaskId(1), &task(&answers)).unwrap();
-            let pixels = model.loaded().preprocessor.apply(&image(image_name)).unwrap();
+            let pixels = model.info().preprocessor.apply(&image(image_name)).unwrap();
             let scores = model.classify(TaskId(1), &[&pixels]).unwrap();
             let what = format!("{name} {dtype} {answers:?} {image_name}");
             assert_near(&scores[0].logits, &expected, tolerance, &what);
@@ -112,7 +112,7 @@ fn a_batch_equals_single_runs_whatever_its_layouts() {
     for name in ["molmo2", "molmo2_o"] {
         let mut model = load(&folder(name).join("snapshot")).unwrap();
         let pixels: Vec<Pixels> =
-            images.iter().map(|image| model.loaded().preprocessor.apply(image).unwrap()).collect();
+            images.iter().map(|image| model.info().preprocessor.apply(image).unwrap()).collect();
         for answers in [&["a", "t"], &["two dogs", "a photo"]] {
             model.prepare(TaskId(1), &task(answers)).unwrap();
             let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();
@@ -131,7 +131,7 @@ fn a_batch_equals_single_runs_whatever_its_layouts() {
 #[test]
 fn tasks_are_prepared_and_forgotten() {
     let mut model = load(&folder("molmo2").join("snapshot")).unwrap();
-    let pixels = model.loaded().preprocessor.apply(&image("portrait")).unwrap();
+    let pixels = model.info().preprocessor.apply(&image("portrait")).unwrap();
     assert!(matches!(model.classify(TaskId(1), &[&pixels]), Err(ModelError::NotPrepared)));
     model.prepare(TaskId(1), &task(&["a", "t"])).unwrap();
     assert!(model.classify(TaskId(1), &[]).unwrap().is_empty());
@@ -149,7 +149,7 @@ fn request(max_new_tokens: usize) -> GenerateRequest {
 
 /// What is written, and in which pieces; `stop_after` of them are wanted.
 fn write(model: &dyn Model, max_new_tokens: usize, stop_after: usize) -> (Generated, Vec<String>) {
-    let pixels = model.loaded().preprocessor.apply(&image("landscape")).unwrap();
+    let pixels = model.info().preprocessor.apply(&image("landscape")).unwrap();
     let mut pieces = Vec::new();
     let mut on_text = |piece: &str| {
         pieces.push(piece.to_owned());
@@ -200,7 +200,7 @@ fn prompts_that_cannot_be_asked_are_refused() {
     let snapshot = copy.path().join("snapshot");
     change(&snapshot, "config.json", "/text_config/max_position_embeddings", json!(75));
     let model = load(&snapshot).unwrap();
-    let pixels = model.loaded().preprocessor.apply(&image("landscape")).unwrap();
+    let pixels = model.info().preprocessor.apply(&image("landscape")).unwrap();
     let ask = |prompt: &str| {
         let request = GenerateRequest { prompt: prompt.to_owned(), max_new_tokens: 6 };
         model.generator().unwrap().generate(&pixels, &request, &mut |_| ControlFlow::Continue(()))

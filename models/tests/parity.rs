@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
-use concord_models::{ModelOptions, Pixels, TaskId, TaskLabels, decode, load_model};
+use concord_models::{ModelOptions, Pixels, TaskId, TaskSpec, decode, load_model};
 
 /// Every folder with a fixture: a new architecture brings its own.
 fn fixtures() -> Vec<String> {
@@ -122,7 +122,7 @@ fn a_batch_of_n_equals_n_single_runs() {
         .unwrap();
         let labels = (0..10)
             .map(|digit| (digit.to_string(), vec![format!("a photo of {digit}"), format!("{digit} cats")]));
-        let task = TaskLabels {
+        let task = TaskSpec {
             task: "digits".to_owned(),
             question: "Which digit?".to_owned(),
             labels: labels.collect(),
@@ -134,7 +134,7 @@ fn a_batch_of_n_equals_n_single_runs() {
             .iter()
             .map(|image| {
                 let bytes = std::fs::read(folder(name).join(format!("images/{image}.png"))).unwrap();
-                model.loaded().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+                model.info().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
             })
             .collect();
         let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();

@@ -16,7 +16,7 @@ fn logits(name: &str, seed: i64) -> Vec<f32> {
     };
     let mut model = load_random(&options, folder.path(), seed).unwrap();
     model.prepare(TaskId(1), &preset.task()).unwrap();
-    let pixels = model.loaded().preprocessor.apply(&RgbImage::new(100, 80)).unwrap();
+    let pixels = model.info().preprocessor.apply(&RgbImage::new(100, 80)).unwrap();
     model.classify(TaskId(1), &[&pixels]).unwrap().remove(0).logits
 }
 

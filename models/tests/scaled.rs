@@ -25,9 +25,9 @@ fn model(architecture: &str, snapshot: &str) -> Box<dyn Model> {
 /// A photograph of 640 × 427 for a model: the scale that it wants, and its input from the whole and at that scale.
 fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
     let bytes = fs::read(root().join("../assets/rocket.jpg")).unwrap();
-    let preprocessor = &model.loaded().preprocessor;
+    let preprocessor = &model.info().preprocessor;
     let scale = preprocessor.scale(jpeg_size(&bytes, LIMIT).unwrap().unwrap());
-    let at = |scale| preprocessor.apply_picture(&decode_at(&bytes, LIMIT, scale).unwrap()).unwrap();
+    let at = |scale| preprocessor.apply_decoded(&decode_at(&bytes, LIMIT, scale).unwrap()).unwrap();
     (scale, at(Scale::WHOLE), at(scale))
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use concord_models::{Model, ModelError, ModelOptions, TaskId, TaskLabels, load_model};
+use concord_models::{Model, ModelError, ModelOptions, TaskId, TaskSpec, load_model};
 use safetensors::tensor::{Dtype, TensorView};
 
 fn fixture(name: &str) -> PathBuf {
@@ -53,7 +53,7 @@ fn write_tensors(file: &Path, tensors: &Tensors) {
 }
 
 fn parameters(folder: &Path) -> i64 {
-    load("dinov3", folder).unwrap().loaded().parameters
+    load("dinov3", folder).unwrap().info().parameters
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn half_precision_names_the_same_label_with_logits_close_by() {
         };
         let mut model = load_model(&options, Path::new("")).unwrap();
         model.prepare(DIGITS, &digits(10)).unwrap();
-        let pixels = model.loaded().preprocessor.apply(&image).unwrap();
+        let pixels = model.info().preprocessor.apply(&image).unwrap();
         model.classify(DIGITS, &[&pixels]).unwrap().remove(0).logits
     };
     let exact = logits("fp32");
@@ -236,10 +236,10 @@ fn a_shard_outside_the_folder_is_refused() {
 
 const DIGITS: TaskId = TaskId(1);
 
-fn digits(count: usize) -> TaskLabels {
+fn digits(count: usize) -> TaskSpec {
     let labels = (0..count).map(|digit| (digit.to_string(), vec![digit.to_string()])).collect();
     let head = Some("classifier_head.safetensors".into());
-    TaskLabels { task: "digits".to_owned(), question: String::new(), labels, answers: Vec::new(), head }
+    TaskSpec { task: "digits".to_owned(), question: String::new(), labels, answers: Vec::new(), head }
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn a_head_for_other_labels_is_refused() {
     model.prepare(DIGITS, &digits(10)).unwrap();
     let message = model.prepare(DIGITS, &digits(9)).unwrap_err().to_string();
     assert!(message.contains("gives 10 logits, but the task has 9 labels"), "{message}");
-    let message = model.prepare(DIGITS, &TaskLabels { head: None, ..digits(10) }).unwrap_err().to_string();
+    let message = model.prepare(DIGITS, &TaskSpec { head: None, ..digits(10) }).unwrap_err().to_string();
     assert!(message.contains("no head"), "{message}");
     assert!(model.classify(TaskId(2), &[]).is_err());
 }
@@ -277,7 +277,7 @@ fn an_mlp_head_pools_the_patches_by_attention() {
     let mut model = load("dinov3", copy.path()).unwrap();
     model.prepare(DIGITS, &digits(3)).unwrap();
     let image = concord_models::RgbImage::from_fn(64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, 90].into());
-    let pixels = model.loaded().preprocessor.apply(&image).unwrap();
+    let pixels = model.info().preprocessor.apply(&image).unwrap();
     let logits = model.classify(DIGITS, &[&pixels, &pixels]).unwrap();
     assert_eq!(logits[0].logits.len(), 3);
     assert!(logits[0].logits.iter().all(|logit| logit.is_finite()));

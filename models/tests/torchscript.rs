@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use concord_models::{
-    Architecture, Model, ModelError, ModelOptions, OptionTable, RgbImage, TaskId, TaskLabels, load_model,
+    Architecture, Model, ModelError, ModelOptions, OptionTable, RgbImage, TaskId, TaskSpec, load_model,
     snapshot_digest,
 };
 use tch::{CModule, Device, Kind, Tensor};
@@ -45,8 +45,8 @@ fn load(folder: &Path, output: &str) -> Result<Box<dyn Model>, ModelError> {
     load_model(&options, Path::new(""))
 }
 
-fn task(labels: usize) -> TaskLabels {
-    TaskLabels {
+fn task(labels: usize) -> TaskSpec {
+    TaskSpec {
         task: "light".to_owned(),
         question: "Is it bright?".to_owned(),
         labels: (0..labels).map(|label| (label.to_string(), Vec::new())).collect(),
@@ -66,7 +66,7 @@ fn logits_and_probabilities_become_votes() {
         model.prepare(TASK, &task(2)).unwrap();
         let images =
             [RgbImage::from_pixel(31, 17, [51; 3].into()), RgbImage::from_pixel(3, 200, [255; 3].into())];
-        let pixels = images.map(|image| model.loaded().preprocessor.apply(&image).unwrap());
+        let pixels = images.map(|image| model.info().preprocessor.apply(&image).unwrap());
         let votes = model.classify(TASK, &pixels.iter().collect::<Vec<_>>()).unwrap();
         for (logit, expected) in votes[0].logits.iter().zip(expected) {
             assert!((logit - expected).abs() < 1e-5, "{output}: {votes:?}");
@@ -86,7 +86,7 @@ fn what_does_not_fit_says_so() {
     module(folder.path(), false);
     let mut model = load(folder.path(), "logits").unwrap();
     model.prepare(TASK, &task(3)).unwrap();
-    let pixels = model.loaded().preprocessor.apply(&RgbImage::new(5, 5)).unwrap();
+    let pixels = model.info().preprocessor.apply(&RgbImage::new(5, 5)).unwrap();
     let error = model.classify(TASK, &[&pixels]).unwrap_err().to_string();
     assert!(error.contains("[1, 2]") && error.contains("[1, 3]"), "{error}");
     assert!(model.classify(TaskId(7), &[&pixels]).is_err());

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use concord_actors::{Digest, feature_digest};
 use concord_models::presets::random_name;
 use concord_models::{
-    Capability, DEVICES, FeatureSet, HeadKind, HeadTraining, Model, ModelOptions, TrainedHead,
+    Capability, DEVICES, FeatureDataset, HeadKind, HeadTraining, Model, ModelOptions, TrainedHead,
     architectures_with, cache_folder, check_head_folder, free_host_memory, is_device_name, load_model,
     set_cpu_threads, snapshot_digest, train_head,
 };
@@ -178,7 +178,8 @@ fn train(args: &TrainArgs) -> Result<ExitCode, String> {
 
     let shape = source_of(&*model, &args.model)?.feature_shape(training.kind.features());
     let values = std::mem::take(&mut extracted.values);
-    let set = FeatureSet::new(&values, shape, extracted.labels.clone()).map_err(|error| error.to_string())?;
+    let set =
+        FeatureDataset::new(&values, shape, extracted.labels.clone()).map_err(|error| error.to_string())?;
     drop(values);
     let head = train_with_progress(&set, &split, &training, &*model)?;
     // Computed as the model will compute them when it serves the head.
@@ -278,7 +279,7 @@ impl TrainArgs {
             source,
             kind,
             preparation: Preparation {
-                preprocessor: model.loaded().preprocessor.clone().for_device(model.loaded().placement.device),
+                preprocessor: model.info().preprocessor.clone().for_device(model.info().placement.device),
                 max_pixels: server.max_pixels,
                 decodes_fast: options.decodes_fast(),
             },
@@ -368,7 +369,7 @@ fn warn_about_faults(extracted: &ExtractedFeatures, images: usize) {
 
 /// Trains the head, with a progress bar on a terminal.
 fn train_with_progress(
-    set: &FeatureSet,
+    set: &FeatureDataset,
     split: &Split,
     training: &HeadTraining,
     model: &dyn Model,
@@ -378,7 +379,7 @@ fn train_with_progress(
     let started = Instant::now();
     let mut best = f64::INFINITY;
     let trained = contained(|| {
-        train_head(set, parts, training, model.loaded().placement, |epoch| {
+        train_head(set, parts, training, model.info().placement, |epoch| {
             best = best.min(epoch.validation_loss);
             progress.set_message(format!("loss {:.4}, best {best:.4}", epoch.validation_loss));
             progress.inc(1);

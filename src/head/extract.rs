@@ -155,7 +155,7 @@ impl Preparation {
         };
         let scale = size.map_or(Scale::WHOLE, |size| self.preprocessor.scale(size));
         let image = decode_at(bytes, self.max_pixels, scale).map_err(|error| error.to_string())?;
-        self.preprocessor.apply_picture(&image).map_err(|error| error.to_string())
+        self.preprocessor.apply_decoded(&image).map_err(|error| error.to_string())
     }
 }
 

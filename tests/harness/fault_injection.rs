@@ -12,8 +12,8 @@ use concord::serve::{ServeError, ServeOptions, serve};
 use concord::telemetry::Sampling;
 use concord_models::parity::Fixture;
 use concord_models::{
-    GenerateRequest, Generated, Generator, Loaded, Model, ModelError, ModelOptions, Pixels, TaskId,
-    TaskLabels, load_model,
+    GenerateRequest, Generated, Generator, LoadedModelInfo, Model, ModelError, ModelOptions, Pixels, TaskId,
+    TaskSpec, load_model,
 };
 use concord_policy::ModelOutput;
 use tch::Tensor;
@@ -161,11 +161,11 @@ struct FaultyModel {
 }
 
 impl Model for FaultyModel {
-    fn loaded(&self) -> &Loaded {
-        self.model.loaded()
+    fn info(&self) -> &LoadedModelInfo {
+        self.model.info()
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
         self.model.prepare(id, task)
     }
 
@@ -199,8 +199,8 @@ impl Model for FaultyModel {
         self.fallbacks.swap(0, Ordering::AcqRel)
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        self.model.reproduce(fixture)
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        self.model.parity_outputs(fixture)
     }
 }
 

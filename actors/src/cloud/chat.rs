@@ -1,7 +1,7 @@
 //! Chat completions as OpenAI, vLLM and SGLang have them: a question with an image, and the probabilities of the first
 //! token of the answer; where the server gives none, an answer in JSON.
 
-use concord_models::TaskLabels;
+use concord_models::TaskSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ const JSON_TOKENS_MAX: usize = 128;
 const FIRST_TOKENS_MAX: usize = 8;
 
 /// The body of a request; `image` is a data URL.
-pub(super) fn request(model: &str, task: &TaskLabels, image: &str, form: Form) -> Value {
+pub(super) fn request(model: &str, task: &TaskSpec, image: &str, form: Form) -> Value {
     let answers = task.answers.join(", ");
     let instruction = match form {
         Form::FirstToken => format!("{} Answer with exactly one of: {answers}.", task.question),
@@ -103,7 +103,7 @@ struct Json {
 }
 
 /// Reads the body of an answer.
-pub(super) fn read(body: &[u8], task: &TaskLabels, form: Form) -> Result<RemoteAnswer, Unreadable> {
+pub(super) fn read(body: &[u8], task: &TaskSpec, form: Form) -> Result<RemoteAnswer, Unreadable> {
     let response: Response = serde_json::from_slice(body)
         .map_err(|error| Unreadable::Other(format!("not a chat completion: {error}"), Usage::default()))?;
     let usage = response.usage;
@@ -192,8 +192,8 @@ fn begun_by(token: &str, answers: &[String]) -> Begun {
 mod tests {
     use super::*;
 
-    fn task(answers: &[&str]) -> TaskLabels {
-        TaskLabels {
+    fn task(answers: &[&str]) -> TaskSpec {
+        TaskSpec {
             task: "t".to_owned(),
             question: "Is it?".to_owned(),
             labels: answers.iter().map(|answer| ((*answer).to_owned(), Vec::new())).collect(),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, ArbiterHandle, Context, Handler, Message, ResponseFuture};
 use bytes::Bytes;
-use concord_models::{RgbImage, TaskLabels};
+use concord_models::{RgbImage, TaskSpec};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::section::{CloudSection, Protocol};
@@ -58,7 +58,7 @@ pub(crate) struct CloudPlace {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Question {
-    task: Arc<TaskLabels>,
+    task: Arc<TaskSpec>,
     /// JPEG in base64.
     image: String,
     place: CloudPlace,
@@ -138,7 +138,7 @@ impl CloudHandle {
     }
 
     /// Makes the image ready and sends the question; the caller is a thread of the CPU pool.
-    pub(crate) fn submit(&self, task: &Arc<TaskLabels>, image: &RgbImage, place: CloudPlace, wanted: Wanted) {
+    pub(crate) fn submit(&self, task: &Arc<TaskSpec>, image: &RgbImage, place: CloudPlace, wanted: Wanted) {
         let started = Instant::now();
         match picture::encode(image, self.section.max_image_side) {
             Ok(image) => {
@@ -184,7 +184,7 @@ impl Server {
         reply.send(VoteReply { outcome, cost, batch: 1, trace });
     }
 
-    async fn vote(&self, task: &TaskLabels, image: &str, left: Duration) -> Result<ModelOutput, VoteFailure> {
+    async fn vote(&self, task: &TaskSpec, image: &str, left: Duration) -> Result<ModelOutput, VoteFailure> {
         if !self.breaker().allows(Instant::now()) {
             let reason = "the server failed several times in a row, and is left alone for now";
             return Err(VoteFailure::of(FailureKind::CircuitOpen, reason));
@@ -206,7 +206,7 @@ impl Server {
     }
 
     /// Asks, and where the server gives no token probabilities asks once more in another way.
-    async fn ask(&self, task: &TaskLabels, image: &str, until: Instant) -> Result<ModelOutput, VoteFailure> {
+    async fn ask(&self, task: &TaskSpec, image: &str, until: Instant) -> Result<ModelOutput, VoteFailure> {
         if self.section.protocol() == Protocol::SystemOne {
             let body = systemone::request(&self.section.model, task, image);
             return self.exchange("/systemone", &body, until, |body| systemone::read(body, task)).await.1;
@@ -229,7 +229,7 @@ impl Server {
 
     async fn chat(
         &self,
-        task: &TaskLabels,
+        task: &TaskSpec,
         image: &str,
         form: Form,
         until: Instant,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use concord_models::TaskLabels;
+use concord_models::TaskSpec;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ const QUESTION: &str = "task";
 const IMAGE: &str = "<image-1>";
 
 /// The body of a request; `image` is JPEG in base64.
-pub(super) fn request(model: &str, task: &TaskLabels, image: &str) -> Value {
+pub(super) fn request(model: &str, task: &TaskSpec, image: &str) -> Value {
     let criteria: Map<String, Value> =
         task.answers.iter().map(|answer| (answer.clone(), Value::Null)).collect();
     let question = json!({ "type": "choice", "instructions": task.question, "criteria": criteria });
@@ -39,7 +39,7 @@ struct Choice {
 }
 
 /// Reads the body of an answer.
-pub(super) fn read(body: &[u8], task: &TaskLabels) -> Result<RemoteAnswer, Unreadable> {
+pub(super) fn read(body: &[u8], task: &TaskSpec) -> Result<RemoteAnswer, Unreadable> {
     let response: Response = serde_json::from_slice(body)
         .map_err(|error| Unreadable::Other(format!("not a typed decision: {error}"), Usage::default()))?;
     let other = |message: String| Unreadable::Other(message, response.usage);
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn every_answer_has_its_probability_or_there_is_no_vote() {
-        let task = TaskLabels {
+        let task = TaskSpec {
             task: "t".to_owned(),
             question: "Is it?".to_owned(),
             labels: Vec::new(),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    GenerateRequest, Generator, MemoryEstimate, ModelOptions, Picture, Preprocessor, Scale, TaskId,
-    TaskLabels, device_name, dtype_name,
+    DecodedImage, GenerateRequest, Generator, MemoryEstimate, ModelOptions, Preprocessor, Scale, TaskId,
+    TaskSpec, device_name, dtype_name,
 };
 
 use super::queue::Entry;
@@ -94,15 +94,15 @@ impl ModelHandle {
     ) -> Self {
         let LoadedModel { seat, other_seats, snapshot, memory } = loaded;
         let model = &seat.model;
-        let (parameters, dtype) = (model.loaded().parameters, dtype_name(model.loaded().placement.kind));
-        let device = model.loaded().placement.device;
-        let preprocessor = Arc::new(model.loaded().preprocessor.clone().for_device(device));
+        let (parameters, dtype) = (model.info().parameters, dtype_name(model.info().placement.kind));
+        let device = model.info().placement.device;
+        let preprocessor = Arc::new(model.info().preprocessor.clone().for_device(device));
         let (writes, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
         let warm_up_batches = model.warm_up_batches(options).into();
         let mut replicas = Vec::new();
         for (index, seat) in std::iter::once(seat).chain(other_seats).enumerate() {
-            let device = device_name(seat.model.loaded().placement.device);
+            let device = device_name(seat.model.info().placement.device);
             let replica = Arc::new(Replica::new(index, device, options.queue_capacity));
             ModelActor::begin(name, &replica, seat, options, running);
             replicas.push(replica);
@@ -151,9 +151,9 @@ impl ModelHandle {
     }
 
     /// Makes the image ready and queues it; the caller is a thread of the CPU pool.
-    pub(crate) fn submit(&self, task: TaskId, picture: &Picture, place: Place, wanted: Wanted) {
+    pub(crate) fn submit(&self, task: TaskId, picture: &DecodedImage, place: Place, wanted: Wanted) {
         let started = Instant::now();
-        match self.preprocessor.apply_picture(picture) {
+        match self.preprocessor.apply_decoded(picture) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
                 let phase = self.metrics.phase_seconds.with_label_values(&["preprocess"]);
@@ -167,9 +167,9 @@ impl ModelHandle {
     }
 
     /// Makes the image ready and queues the text; the caller is a thread of the CPU pool.
-    pub(crate) fn write(&self, picture: &Picture, text: TextRequest) {
+    pub(crate) fn write(&self, picture: &DecodedImage, text: TextRequest) {
         let TextRequest { request, place, ticket, trace, sink } = text;
-        match self.preprocessor.apply_picture(picture) {
+        match self.preprocessor.apply_decoded(picture) {
             Ok(pixels) => {
                 let queued = Instant::now();
                 let replica = Arc::clone(&place.replica);
@@ -188,7 +188,7 @@ impl ModelHandle {
     ///
     /// # Errors
     /// When the model cannot answer it.
-    pub(crate) fn prepare(&self, task: &TaskLabels) -> Result<Arc<Prepared>, VoteFailure> {
+    pub(crate) fn prepare(&self, task: &TaskSpec) -> Result<Arc<Prepared>, VoteFailure> {
         let id = TaskId(NEXT_TASK.fetch_add(1, Ordering::Relaxed));
         // Also where it fails or takes too long: a thread may come to it later.
         let forgotten_on_drop = Arc::new(Prepared { id, replicas: Arc::clone(&self.replicas) });

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use concord_models::libtorch::{Event, LibtorchError, Stream, release_unused_memory};
 use concord_models::{
-    GenerateRequest, Generated, Loaded, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId,
-    TaskLabels, is_out_of_memory,
+    GenerateRequest, Generated, LoadedModelInfo, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId,
+    TaskSpec, is_out_of_memory,
 };
 
 use super::limit::BatchLimit;
@@ -39,7 +39,7 @@ impl Seat {
     ) -> Result<Self, VoteFailure> {
         contained(|| {
             let model = loader(name, options, base)?;
-            let stream = Stream::new(model.loaded().placement.device)?;
+            let stream = Stream::new(model.info().placement.device)?;
             let recovery = Duration::from_secs(options.batch_recovery_s);
             let limit = BatchLimit::new(options.max_batch, recovery, Instant::now());
             Ok(Self { model, stream, limit })
@@ -53,7 +53,7 @@ impl Seat {
 
     /// Makes a task ready and runs it once: libtorch chooses and prepares its kernels at the first run of a shape,
     /// which would otherwise be the first request's to wait for. It also shows that the model runs at all.
-    pub(super) fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), VoteFailure> {
+    pub(super) fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), VoteFailure> {
         contained(|| {
             // What is prepared is read on this stream, and other streams do not wait for it.
             let _current = self.stream.enter()?;
@@ -83,7 +83,7 @@ impl Seat {
             Ok(out_of_memory_as_error(run))
         });
         // Larger batches took more than the next ones need.
-        release_unused_memory(self.model.loaded().placement.device);
+        release_unused_memory(self.model.info().placement.device);
         match outcome? {
             Err(error) if error.is_out_of_memory() && batch > 1 => {
                 self.limit.lower(batch.div_ceil(2), Instant::now());
@@ -96,7 +96,7 @@ impl Seat {
 
     /// A picture, ready for the model in the way of those that will come.
     fn blank(&self) -> Result<Pixels, ModelError> {
-        let Loaded { preprocessor, placement, .. } = self.model.loaded();
+        let LoadedModelInfo { preprocessor, placement, .. } = self.model.info();
         preprocessor.clone().for_device(placement.device).apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Handler, Message, ResponseFuture};
 use bytes::Bytes;
-use concord_models::{GenerateRequest, Picture, Scale, decode_at, jpeg_size};
+use concord_models::{DecodedImage, GenerateRequest, Scale, decode_at, jpeg_size};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
@@ -202,7 +202,8 @@ fn submit(
     }
     let started = Instant::now();
     let size = if model.options.decodes_fast() { jpeg_size(bytes, max_pixels)? } else { None };
-    let picture: Picture = decode_at(bytes, max_pixels, size.map_or(Scale::WHOLE, |size| model.scale(size)))?;
+    let picture: DecodedImage =
+        decode_at(bytes, max_pixels, size.map_or(Scale::WHOLE, |size| model.scale(size)))?;
     let elapsed: Duration = started.elapsed();
     metrics.phase_seconds.with_label_values(&["decode"]).observe(elapsed.as_secs_f64());
     model.write(&picture, text);

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use concord_models::{Picture, Scale, decode_at, jpeg_size};
+use concord_models::{DecodedImage, Scale, decode_at, jpeg_size};
 use tracing::field::Empty;
 
 use super::Shared;
@@ -15,7 +15,7 @@ use crate::trace::TRACE_TARGET;
 use crate::voter::Ask;
 
 /// A picture and how long it took, or why there is none.
-type Decoded = Result<(Arc<Picture>, Duration), RouteError>;
+type Decoded = Result<(Arc<DecodedImage>, Duration), RouteError>;
 
 /// What has been decoded of a request's image.
 #[derive(Debug, Default)]

@@ -197,7 +197,7 @@ pub(crate) struct Greedy<'a> {
 
 /// A text that was written greedily.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Written {
+pub(crate) struct GreedyOutput {
     pub(crate) tokens: Vec<i64>,
     /// Whether it ended by itself, not at the greatest length or by a `Break`.
     pub(crate) ended: bool,
@@ -216,8 +216,8 @@ impl Greedy<'_> {
         decoder: &dyn DecodeStep,
         begin: i64,
         on_token: &mut dyn FnMut(&[i64]) -> ControlFlow<()>,
-    ) -> Result<Written, ModelError> {
-        let mut written = Written::default();
+    ) -> Result<GreedyOutput, ModelError> {
+        let mut written = GreedyOutput::default();
         let buffers = decoder.buffers();
         // The last token is written, but not read by a step.
         buffers.check_room(begin + (self.max_new_tokens as i64 - 1).max(0))?;
@@ -248,23 +248,28 @@ impl Greedy<'_> {
 ///
 /// They are taken out while they are used, so that what panics in between is not used again.
 #[derive(Debug)]
-pub(crate) struct Kept<T>(RefCell<Vec<(KeptShape, T)>>);
+pub(crate) struct BufferPool<T>(RefCell<Vec<(BufferShape, T)>>);
 
 /// Which buffers fit a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeptShape {
+pub(crate) struct BufferShape {
     pub(crate) capacity: i64,
     /// Positions of what is looked at besides, where there is such a thing.
     pub(crate) source: i64,
 }
 
-impl<T> Kept<T> {
+impl<T> BufferPool<T> {
     pub(crate) fn new() -> Self {
         Self(RefCell::new(Vec::new()))
     }
 
     /// Uses the buffers of that shape, made by `new` where none are kept.
-    pub(crate) fn with<R>(&self, shape: KeptShape, new: impl FnOnce() -> T, run: impl FnOnce(&T) -> R) -> R {
+    pub(crate) fn with<R>(
+        &self,
+        shape: BufferShape,
+        new: impl FnOnce() -> T,
+        run: impl FnOnce(&T) -> R,
+    ) -> R {
         let mut kept = self.0.borrow_mut();
         let place = kept.iter().position(|(of, _)| *of == shape);
         let taken = place.map(|place| kept.remove(place).1);
@@ -341,7 +346,7 @@ mod tests {
                 })
                 .unwrap();
             let what = format!("{steps_per_read} steps a read, ends {ends:?}");
-            assert_eq!(written, Written { tokens: tokens.clone(), ended }, "{what}");
+            assert_eq!(written, GreedyOutput { tokens: tokens.clone(), ended }, "{what}");
             assert_eq!(seen, (1..=tokens.len()).collect::<Vec<_>>(), "{what}");
             assert_eq!(*counting.steps.borrow(), steps, "{what}");
         }
@@ -356,7 +361,7 @@ mod tests {
             _ => ControlFlow::Continue(()),
         };
         let written = greedy.run(&counting, 0, stop).unwrap();
-        assert_eq!(written, Written { tokens: vec![0, 1], ended: false });
+        assert_eq!(written, GreedyOutput { tokens: vec![0, 1], ended: false });
     }
 
     #[test]
@@ -392,14 +397,14 @@ mod tests {
 
     #[test]
     fn buffers_are_kept_by_shape() {
-        let kept = Kept::new();
+        let kept = BufferPool::new();
         let made = RefCell::new(0);
         let take = |capacity| {
             let new = || {
                 *made.borrow_mut() += 1;
                 *made.borrow()
             };
-            kept.with(KeptShape { capacity, source: 0 }, new, |made: &i32| *made)
+            kept.with(BufferShape { capacity, source: 0 }, new, |made: &i32| *made)
         };
         assert_eq!([256, 512, 256, 512].map(take), [1, 2, 1, 2]);
         assert_eq!([4096, 4096].map(take), [3, 4], "too large to be kept");

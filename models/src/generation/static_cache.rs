@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::nn::kv_cache::Cache;
+use crate::nn::kv_cache::KvCache;
 
 /// The smallest capacity. Each further one is twice as large: few shapes, so few graphs, and what a step reads in
 /// vain is little beside the weights (Molmo2-8B: at most 150 MB of 2048 positions, and 16 GB of weights).
@@ -84,7 +84,7 @@ impl StaticCache {
 #[derive(Debug)]
 pub(crate) struct KeepPrompt<'a>(&'a StaticCache);
 
-impl Cache for KeepPrompt<'_> {
+impl KvCache for KeepPrompt<'_> {
     fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor) {
         let (all_keys, all_values) = &self.0.layers[layer];
         let count = keys.size()[2];
@@ -101,7 +101,7 @@ pub(crate) struct KeepStep<'a> {
     position: &'a Tensor,
 }
 
-impl Cache for KeepStep<'_> {
+impl KvCache for KeepStep<'_> {
     fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor) {
         let (all_keys, all_values) = &self.cache.layers[layer];
         let (mut all_keys, mut all_values) = (all_keys.shallow_clone(), all_values.shallow_clone());

@@ -8,10 +8,10 @@ use concord_policy::ModelOutput;
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};
 
+use super::feature_dataset::positions;
 use super::file::{DROPOUT, write_new};
 use super::network::MLP_LAYERS;
-use super::set::positions;
-use super::{FeatureKind, FeatureSet, Features, Head, TaskHead};
+use super::{FeatureDataset, FeatureKind, Features, Head, TaskHead};
 use crate::ModelError;
 use crate::nn::layers::Linear;
 use crate::runtime::device::Placement;
@@ -115,7 +115,7 @@ pub struct TrainedHead {
 /// # Errors
 /// When it diverges, or libtorch refuses.
 pub fn train_head(
-    set: &FeatureSet,
+    set: &FeatureDataset,
     [training, validation]: [&[usize]; 2],
     options: &HeadTraining,
     place: Placement,
@@ -175,7 +175,7 @@ impl TrainedHead {
     /// When libtorch refuses.
     pub fn scores(
         &self,
-        set: &FeatureSet,
+        set: &FeatureDataset,
         images: &[usize],
         passes: usize,
     ) -> Result<Vec<ModelOutput>, ModelError> {
@@ -232,7 +232,7 @@ struct Network {
 }
 
 impl Network {
-    fn new(store: &nn::VarStore, set: &FeatureSet, training: &[usize], options: &HeadTraining) -> Self {
+    fn new(store: &nn::VarStore, set: &FeatureDataset, training: &[usize], options: &HeadTraining) -> Self {
         let (hidden, labels) = (set.width(), i64::try_from(options.labels).unwrap_or(0));
         let [mean, deviation] = moments(set, training, options.kind, store.device());
         let inputs = mean.size()[0];
@@ -279,7 +279,7 @@ impl Network {
 
 /// Mean and standard deviation of what a head's first layer is given of these images, each \[inputs\]. The pooling is
 /// taken to be what it is at first, the mean.
-fn moments(set: &FeatureSet, images: &[usize], kind: HeadKind, device: Device) -> [Tensor; 2] {
+fn moments(set: &FeatureDataset, images: &[usize], kind: HeadKind, device: Device) -> [Tensor; 2] {
     let inputs = |batch: &[usize]| {
         let (Features { cls, patches }, _) = set.batch(&positions(batch), device);
         match kind {
@@ -294,7 +294,7 @@ fn moments(set: &FeatureSet, images: &[usize], kind: HeadKind, device: Device) -
 
 /// n / (labels · images of the label), whose mean over images is 1; `None` where all weigh the same.
 fn class_weights(
-    set: &FeatureSet,
+    set: &FeatureDataset,
     training: &[usize],
     options: &HeadTraining,
     device: Device,
@@ -319,7 +319,13 @@ fn shuffled(images: &[usize]) -> Tensor {
 }
 
 /// The mean loss, each image weighed by its label.
-fn loss_on(head: &Head, set: &FeatureSet, images: &[usize], weights: Option<&Tensor>, device: Device) -> f64 {
+fn loss_on(
+    head: &Head,
+    set: &FeatureDataset,
+    images: &[usize],
+    weights: Option<&Tensor>,
+    device: Device,
+) -> f64 {
     tch::no_grad(|| {
         let (mut loss, mut weight) = (0.0, 0.0);
         for batch in images.chunks(JUDGED_BATCH) {

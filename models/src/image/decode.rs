@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
-use crate::image::decoded::{Picture, Scale};
+use crate::image::decoded::{DecodedImage, Scale};
 use crate::image::jpeg::{self, JpegError};
 
 /// Why bytes did not become an image.
@@ -61,7 +61,7 @@ pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
 ///
 /// # Errors
 /// As [`decode`]; the limit is of the picture itself.
-pub fn decode_at(bytes: &[u8], max_pixels: u64, scale: Scale) -> Result<Picture, DecodeError> {
+pub fn decode_at(bytes: &[u8], max_pixels: u64, scale: Scale) -> Result<DecodedImage, DecodeError> {
     let format = format_of(bytes)?;
     contained(format, || decode_format(bytes, format, max_pixels, scale))
 }
@@ -140,7 +140,7 @@ fn decode_format(
     format: ImageFormat,
     max_pixels: u64,
     scale: Scale,
-) -> Result<Picture, DecodeError> {
+) -> Result<DecodedImage, DecodeError> {
     let opened = Opened::new(bytes, format, max_pixels)?;
     let (size, orientation) = (opened.upright_size(), opened.orientation);
     let by_libjpeg =
@@ -155,7 +155,7 @@ fn decode_format(
         }
     };
     image.apply_orientation(orientation);
-    Ok(Picture { pixels: to_rgb8(image), size })
+    Ok(DecodedImage { pixels: to_rgb8(image), size })
 }
 
 fn broken(format: ImageFormat, error: &ImageError) -> DecodeError {

@@ -7,14 +7,14 @@ pub const DECODES: [&str; 2] = ["exact", "fast"];
 
 /// A decoded picture.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct DecodedImage {
     /// Upright, 8-bit RGB; smaller than the picture itself where it was decoded at less than [`Scale::WHOLE`].
     pub pixels: RgbImage,
     /// Upright width and height of the picture itself, in pixels: what boxes and points speak of.
     pub size: [u32; 2],
 }
 
-impl From<RgbImage> for Picture {
+impl From<RgbImage> for DecodedImage {
     fn from(pixels: RgbImage) -> Self {
         let size = [pixels.width(), pixels.height()];
         Self { pixels, size }
@@ -27,7 +27,7 @@ pub struct Scale(u8);
 
 /// Five to seven eighths are left out: libjpeg-turbo has no vector instructions for them, and of twelve megapixels
 /// they took 101, 90 and 114 ms where the whole took 77 in the same run.
-const WORTHWHILE: [u8; 4] = [1, 2, 3, 4];
+const MIN_GAIN: [u8; 4] = [1, 2, 3, 4];
 
 impl Scale {
     /// As it is.
@@ -43,7 +43,7 @@ impl Scale {
                 (u64::from(side) * u64::from(eighths)).div_ceil(8) >= u64::from(wanted)
             })
         };
-        WORTHWHILE.into_iter().find(covers).map_or(Self::WHOLE, Self)
+        MIN_GAIN.into_iter().find(covers).map_or(Self::WHOLE, Self)
     }
 
     /// From 1 to 4, or 8.

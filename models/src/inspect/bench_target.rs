@@ -10,7 +10,7 @@ pub(crate) const POOLED: &str = "pixels → pooled output";
 pub(crate) const IMAGE_FEATURES: &str = "pixels → image features";
 
 /// A part of a model, with an input that is on the model's device already.
-pub struct Part<'model> {
+pub struct BenchTarget<'model> {
     /// What it does.
     pub work: String,
     /// How many tokens it reads, where it reads a prompt.
@@ -20,7 +20,7 @@ pub struct Part<'model> {
     pub(crate) run: Box<dyn Fn() -> Result<Tensor, ModelError> + 'model>,
 }
 
-impl<'model> Part<'model> {
+impl<'model> BenchTarget<'model> {
     /// A part that reads and writes no tokens.
     pub(crate) fn new(
         work: impl Into<String>,
@@ -33,12 +33,12 @@ impl<'model> Part<'model> {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn run(&self) -> Result<PartOutput, ModelError> {
-        (self.run)().map(PartOutput)
+    pub fn run(&self) -> Result<BenchOutput, ModelError> {
+        (self.run)().map(BenchOutput)
     }
 }
 
-impl std::fmt::Debug for Part<'_> {
+impl std::fmt::Debug for BenchTarget<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Part").field("work", &self.work).finish_non_exhaustive()
     }
@@ -46,9 +46,9 @@ impl std::fmt::Debug for Part<'_> {
 
 /// What a part gave.
 #[derive(Debug)]
-pub struct PartOutput(Tensor);
+pub struct BenchOutput(Tensor);
 
-impl PartOutput {
+impl BenchOutput {
     /// Whether every value is a number; waits for the work.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError};
 use fp8::Fp8Rows;
 use loaded::{PerDevice, compile_for};
 pub(crate) use norm::{LayerNorm, Norm, RmsNorm};
-pub(crate) use quantise::{Before, add_norm_quantised, quantised};
+pub(crate) use quantise::{Prologue, add_norm_quantised, quantised};
 
 const SOURCE: &str = include_str!("fused.cu");
 /// A kernel's thread loads so many bytes at once.

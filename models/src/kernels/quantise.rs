@@ -13,12 +13,12 @@ const KEPT_PACKS: i64 = 4;
 
 /// What is done to values before they are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Before {
+pub(crate) enum Prologue {
     Nothing,
     Gelu(Gelu),
 }
 
-impl Before {
+impl Prologue {
     /// As the kernel knows it.
     fn number(self) -> i64 {
         match self {
@@ -39,17 +39,17 @@ fn empty_rows(size: &[i64], device: Device) -> Fp8Rows {
 }
 
 /// Rows [.., width] as fp8, after what comes before; nothing else needs `x` any more.
-pub(crate) fn quantised(x: Tensor, before: Before) -> Fp8Rows {
+pub(crate) fn quantised(x: Tensor, before: Prologue) -> Fp8Rows {
     if let Some(rows) = launch(&x, before) {
         return rows;
     }
     Fp8Rows::of(&match before {
-        Before::Nothing => x,
-        Before::Gelu(form) => gelu(x, form),
+        Prologue::Nothing => x,
+        Prologue::Gelu(form) => gelu(x, form),
     })
 }
 
-fn launch(x: &Tensor, before: Before) -> Option<Fp8Rows> {
+fn launch(x: &Tensor, before: Prologue) -> Option<Fp8Rows> {
     let size = x.size();
     let width = *size.last()?;
     let packs = width / pack(x.kind());
@@ -80,5 +80,5 @@ pub(crate) fn add_norm_quantised(
         return (sum, normed);
     }
     let (sum, normed) = add_norm(residual, x, scale, norm);
-    (sum, quantised(normed, Before::Nothing))
+    (sum, quantised(normed, Prologue::Nothing))
 }

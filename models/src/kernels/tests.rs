@@ -6,7 +6,7 @@ use super::{
     Gelu, LayerNorm, Norm, RmsNorm, add_norm, gelu, norm_rotate, rotate, rotate_eagerly, silu_gated,
 };
 use crate::libtorch::{Graph, Stream, cuda_devices};
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 
 pub(crate) fn devices() -> Vec<Device> {
     let gpus = cuda_devices();
@@ -164,13 +164,13 @@ fn replays_equal_what_they_replay_for_every_batch() {
     for device in devices().into_iter().filter(|device| device.is_cuda()) {
         let stream = Stream::new(device).unwrap();
         let _current = stream.enter().unwrap();
-        let (replays, weight) = (Replays::new(true), random(&[32, 32], Kind::Float, device));
+        let (graphs, weight) = (CudaGraphCache::new(true), random(&[32, 32], Kind::Float, device));
         let forward = |inputs: &[Tensor]| {
             vec![inputs[0].matmul(&weight) + &inputs[1], inputs[0].sum_dim_intlist(1, false, Kind::Float)]
         };
         for batch in [8, 3, 1, 8, 5] {
             let (x, shared) = (random(&[batch, 32], Kind::Float, device), random(&[32], Kind::Float, device));
-            let ours = replays.run(&[&x], &[&shared], forward).unwrap();
+            let ours = graphs.run(&[&x], &[&shared], forward).unwrap();
             let expected = forward(&[x.shallow_clone(), shared.shallow_clone()]);
             for (ours, expected) in ours.iter().zip(&expected) {
                 assert_close(ours, expected, 1e-6, &format!("{batch}"));

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor};
 
 use crate::libtorch::{LibtorchError, cudnn_attention, efficient_attention, flash_attention};
-use crate::runtime::autotune::{Choices, measure};
+use crate::runtime::autotune::{Autotuner, measure};
 
 /// Shapes that are measured, some 10 ms each. Warm-up needs some dozens a model.
 const SHAPES_MAX: usize = 512;
@@ -20,7 +20,7 @@ pub(crate) enum AttentionBackend {
 const BACKENDS: [AttentionBackend; 3] =
     [AttentionBackend::Cudnn, AttentionBackend::Flash, AttentionBackend::Efficient];
 
-static CHOSEN: LazyLock<Choices<Shape, AttentionBackend>> = LazyLock::new(|| Choices::new(SHAPES_MAX));
+static CHOSEN: LazyLock<Autotuner<Shape, AttentionBackend>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
 /// Attention over split heads, [batch, heads, positions, width]. `bias` is added to the logits, or true where a query
 /// may look, and broadcasts to [batch, heads, queries, keys]; `shares_heads` where there are fewer heads of keys and

@@ -4,40 +4,40 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use crate::kernels::{Before, Gelu, RmsNorm, norm_rotate, rotate, silu_gated};
+use crate::kernels::{Gelu, Prologue, RmsNorm, norm_rotate, rotate, silu_gated};
 use crate::nn::attention::scaled_dot_product;
-use crate::nn::kv_cache::Cache;
+use crate::nn::kv_cache::KvCache;
 use crate::nn::layers::{Activation, attention, split_heads};
-use crate::nn::quantized_linear::{Product, Rows};
+use crate::nn::quantized_linear::{Activations, QuantLinear};
 
 /// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    pub(crate) gate: Option<Product>,
-    pub(crate) up: Product,
-    pub(crate) down: Product,
+    pub(crate) gate: Option<QuantLinear>,
+    pub(crate) up: QuantLinear,
+    pub(crate) down: QuantLinear,
     pub(crate) activation: Activation,
 }
 
 impl Mlp {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        self.forward_rows(&self.up.rows(x.shallow_clone(), Before::Nothing))
+        self.forward_rows(&self.up.rows(x.shallow_clone(), Prologue::Nothing))
     }
 
     /// The same of rows that were made for `up`.
-    pub(crate) fn forward_rows(&self, x: &Rows) -> Tensor {
+    pub(crate) fn forward_rows(&self, x: &Activations) -> Tensor {
         self.down.forward(&self.inner_rows(x))
     }
 
     /// What `down` is to be given for them.
-    pub(crate) fn inner_rows(&self, x: &Rows) -> Rows {
+    pub(crate) fn inner_rows(&self, x: &Activations) -> Activations {
         let inner = match (&self.gate, self.activation) {
             (None, Activation::Gelu) => return self.up.forward_gelu(x, Gelu::Exact, &self.down),
             (None, Activation::GeluTanh) => return self.up.forward_gelu(x, Gelu::Tanh, &self.down),
             (None, activation) => activation.forward(&self.up.forward(x)),
             (Some(gate), activation) => activation.forward(&gate.forward(x)) * self.up.forward(x),
         };
-        self.down.rows(inner, Before::Nothing)
+        self.down.rows(inner, Prologue::Nothing)
     }
 }
 
@@ -45,14 +45,14 @@ impl Mlp {
 #[derive(Debug)]
 pub(crate) struct FusedMlp {
     /// First the rows of `up`, then as many of `gate`.
-    pub(crate) up_and_gate: Product,
-    pub(crate) down: Product,
+    pub(crate) up_and_gate: QuantLinear,
+    pub(crate) down: QuantLinear,
     pub(crate) activation: Activation,
 }
 
 impl FusedMlp {
     /// Of rows that were made for `up_and_gate`.
-    pub(crate) fn forward(&self, x: &Rows) -> Tensor {
+    pub(crate) fn forward(&self, x: &Activations) -> Tensor {
         let both = self.up_and_gate.forward(x);
         let inner = if self.activation == Activation::Silu {
             silu_gated(&both)
@@ -60,7 +60,7 @@ impl FusedMlp {
             let halves = both.chunk(2, -1);
             self.activation.forward(&halves[1]) * &halves[0]
         };
-        self.down.forward(&self.down.rows(inner, Before::Nothing))
+        self.down.forward(&self.down.rows(inner, Prologue::Nothing))
     }
 }
 
@@ -80,11 +80,11 @@ pub(crate) enum QkNorm {
 #[derive(Debug)]
 pub(crate) struct GroupedAttention {
     /// Queries, keys, values: [(heads + 2 · key heads) · head width, hidden].
-    pub(crate) projection: Product,
+    pub(crate) projection: QuantLinear,
     pub(crate) query_norm: RmsNorm,
     pub(crate) key_norm: RmsNorm,
     pub(crate) norm_over: QkNorm,
-    pub(crate) output: Product,
+    pub(crate) output: QuantLinear,
     pub(crate) heads: i64,
     pub(crate) key_heads: i64,
     pub(crate) head_width: i64,
@@ -97,10 +97,10 @@ impl GroupedAttention {
     /// position \[1\], comes what would come of all.
     pub(crate) fn forward(
         &self,
-        x: &Rows,
+        x: &Activations,
         rope: &(Tensor, Tensor),
         bias: Option<&Tensor>,
-        kept: Option<(&mut dyn Cache, usize)>,
+        kept: Option<(&mut dyn KvCache, usize)>,
         only: Option<&Tensor>,
     ) -> Tensor {
         let (queries, keys) = (self.heads * self.head_width, self.key_heads * self.head_width);
@@ -124,7 +124,7 @@ impl GroupedAttention {
         };
         let attended = self.attend(&query, &key, &value, bias);
         let attended = only.map_or_else(|| attended.shallow_clone(), |only| attended.index_select(1, only));
-        self.output.forward(&self.output.rows(attended, Before::Nothing))
+        self.output.forward(&self.output.rows(attended, Prologue::Nothing))
     }
 
     /// Normalised, split into heads and rotated: [rows, heads, count, head width].

@@ -2,11 +2,11 @@
 
 use tch::Tensor;
 
-use crate::kernels::{Before, Norm, add_norm, rotate};
+use crate::kernels::{Norm, Prologue, add_norm, rotate};
 use crate::nn::blocks::Mlp;
 use crate::nn::layers::{Activation, Linear, attention, split_heads};
 use crate::nn::norm::LayerNorm;
-use crate::nn::quantized_linear::{Product, Rows};
+use crate::nn::quantized_linear::{Activations, QuantLinear};
 use crate::snapshot::limits::check_transformer;
 use crate::snapshot::weights::WeightLoader;
 
@@ -46,7 +46,7 @@ impl Sizes {
         let (hidden, inner) = (self.hidden, self.intermediate);
         let mut product = |name, inputs, outputs| {
             let linear = Linear::load(weights, name, inputs, outputs, true);
-            Product::of(linear, weights)
+            QuantLinear::of(linear, weights)
         };
         Mlp {
             gate: None,
@@ -66,11 +66,11 @@ pub(crate) struct Encoder {
 
 /// What all layers are told beside their input.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Surroundings<'a> {
+pub(crate) struct EncoderInputs<'a> {
     /// Cosines and sines of the last positions, [positions, head width] each; those before have none.
     pub(crate) rope: Option<(&'a Tensor, &'a Tensor)>,
     /// Where attention may look; everywhere where absent.
-    pub(crate) allowed: Option<&'a Tensor>,
+    pub(crate) attention_mask: Option<&'a Tensor>,
 }
 
 impl Encoder {
@@ -80,22 +80,22 @@ impl Encoder {
     }
 
     /// `embeddings` and each layer's output, all [batch, sequence, hidden].
-    pub(crate) fn hidden_states(&self, embeddings: Tensor, around: Surroundings<'_>) -> Vec<Tensor> {
+    pub(crate) fn hidden_states(&self, embeddings: Tensor, inputs: EncoderInputs<'_>) -> Vec<Tensor> {
         let mut states = Vec::new();
-        let _last = self.run(embeddings, around, None, &mut |state| states.push(state.shallow_clone()));
+        let _last = self.run(embeddings, inputs, None, &mut |state| states.push(state.shallow_clone()));
         states
     }
 
     /// The last hidden state after the final norm.
-    pub(crate) fn output(&self, embeddings: Tensor, around: Surroundings<'_>, norm: &LayerNorm) -> Tensor {
-        self.run(embeddings, around, Some(norm), &mut |_| {})
+    pub(crate) fn output(&self, embeddings: Tensor, inputs: EncoderInputs<'_>, norm: &LayerNorm) -> Tensor {
+        self.run(embeddings, inputs, Some(norm), &mut |_| {})
     }
 
     /// Those of the [`Self::hidden_states`] with these indices, in this order; the others are not kept.
     pub(crate) fn some_hidden_states(&self, embeddings: Tensor, indices: &[usize]) -> Vec<Tensor> {
         let mut kept: Vec<Option<Tensor>> = indices.iter().map(|_| None).collect();
         let mut index = 0;
-        let _last = self.run(embeddings, Surroundings::default(), None, &mut |state| {
+        let _last = self.run(embeddings, EncoderInputs::default(), None, &mut |state| {
             for (slot, _) in kept.iter_mut().zip(indices).filter(|(_, wanted)| **wanted == index) {
                 *slot = Some(state.shallow_clone());
             }
@@ -109,7 +109,7 @@ impl Encoder {
     fn run(
         &self,
         embeddings: Tensor,
-        around: Surroundings<'_>,
+        inputs: EncoderInputs<'_>,
         last: Option<&LayerNorm>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
@@ -117,10 +117,10 @@ impl Encoder {
         let Some(first) = self.layers.first() else {
             return last.map_or_else(|| embeddings.shallow_clone(), |norm| norm.forward(&embeddings));
         };
-        let mut normed = first.inputs.rows(first.norm1.forward(&embeddings), Before::Nothing);
+        let mut normed = first.inputs.rows(first.norm1.forward(&embeddings), Prologue::Nothing);
         let mut state = embeddings;
         for (index, layer) in self.layers.iter().enumerate() {
-            let attended = layer.attend(&normed, self.heads, around);
+            let attended = layer.attend(&normed, self.heads, inputs);
             let (projection, mlp) = (&layer.projection, &layer.mlp);
             let (scale1, scale2) = (layer.scale1.as_ref(), layer.scale2.as_ref());
             let (sum, rows) = projection.forward_add_norm(&attended, &state, scale1, &mlp.up, &layer.norm2);
@@ -149,8 +149,8 @@ impl Encoder {
 pub(crate) struct Layer {
     pub(crate) norm1: LayerNorm,
     /// Queries, keys and values, side by side.
-    pub(crate) inputs: Product,
-    pub(crate) projection: Product,
+    pub(crate) inputs: QuantLinear,
+    pub(crate) projection: QuantLinear,
     /// \[hidden\] each, where the layer has them.
     pub(crate) scale1: Option<Tensor>,
     pub(crate) norm2: LayerNorm,
@@ -165,8 +165,8 @@ impl Layer {
         let inputs = Linear::concatenated(&[names.query, names.key, names.value].map(&mut linear));
         let projection = linear(names.output);
         Self {
-            inputs: Product::of(inputs, weights),
-            projection: Product::of(projection, weights),
+            inputs: QuantLinear::of(inputs, weights),
+            projection: QuantLinear::of(projection, weights),
             norm1: LayerNorm::load(weights, &format!("{name}.{}", names.norm1), sizes.hidden, sizes.eps),
             scale1: None,
             norm2: LayerNorm::load(weights, &format!("{name}.{}", names.norm2), sizes.hidden, sizes.eps),
@@ -176,15 +176,15 @@ impl Layer {
     }
 
     /// What the projection is to be given.
-    fn attend(&self, normed: &Rows, heads: i64, around: Surroundings<'_>) -> Rows {
+    fn attend(&self, normed: &Activations, heads: i64, inputs: EncoderInputs<'_>) -> Activations {
         let joined = self.inputs.forward(normed);
-        if let Some(angles) = around.rope {
+        if let Some(angles) = inputs.rope {
             rotate(&joined, 2 * heads, angles);
         }
         let parts = joined.chunk(3, -1);
         let [query, key, value] = [0, 1, 2].map(|index| split_heads(&parts[index], heads));
-        let attended = attention(&query, &key, &value, around.allowed);
-        self.projection.rows(attended, Before::Nothing)
+        let attended = attention(&query, &key, &value, inputs.attention_mask);
+        self.projection.rows(attended, Prologue::Nothing)
     }
 
     fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {

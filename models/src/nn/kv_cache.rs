@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 /// Where the layers of a decoder put their new keys and values.
-pub(crate) trait Cache {
+pub(crate) trait KvCache {
     /// Adds the keys and values of new positions to a layer; gives all that these positions are to look at.
     fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor);
 }
@@ -11,11 +11,11 @@ pub(crate) trait Cache {
 /// A cache that grows with its texts: the keys and values of all positions so far, [rows, heads, positions, width] in
 /// each layer.
 #[derive(Debug)]
-pub(crate) struct KvCache {
+pub(crate) struct GrowingKvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
 }
 
-impl KvCache {
+impl GrowingKvCache {
     pub(crate) fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| None).collect() }
     }
@@ -42,7 +42,7 @@ impl KvCache {
     }
 }
 
-impl Cache for KvCache {
+impl KvCache for GrowingKvCache {
     fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor) {
         let (keys, values) = match &self.layers[layer] {
             Some((old_keys, old_values)) => {

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use crate::kernels::step::RowWeights;
 use crate::nn::attention::scaled_dot_product;
-use crate::nn::linear::{Then, linear, linear_then};
+use crate::nn::linear::{Epilogue, linear, linear_then};
 use crate::snapshot::weights::WeightLoader;
 
 /// An affine map of the last dimension, `torch.nn.Linear`.
@@ -84,7 +84,7 @@ impl Linear {
     }
 
     /// The same, and what comes behind it.
-    pub(crate) fn forward_then(&self, x: &Tensor, then: Then<'_>) -> Tensor {
+    pub(crate) fn forward_then(&self, x: &Tensor, then: Epilogue<'_>) -> Tensor {
         linear_then(x, &self.weight, self.bias.as_ref(), then)
     }
 }
@@ -156,10 +156,15 @@ pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
 }
 
-/// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `allowed` is true where a query
+/// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `attention_mask` is true where a query
 /// may look, and broadcasts to [batch, heads, queries, keys].
-pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, allowed: Option<&Tensor>) -> Tensor {
-    scaled_dot_product(query, key, value, allowed, false).transpose(1, 2).flatten(2, 3)
+pub(crate) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    attention_mask: Option<&Tensor>,
+) -> Tensor {
+    scaled_dot_product(query, key, value, attention_mask, false).transpose(1, 2).flatten(2, 3)
 }
 
 /// Each row divided by its Euclidean length.

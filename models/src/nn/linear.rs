@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::kernels::{Gelu, gelu};
 use crate::libtorch::{LibtorchError, ProductAlgorithm, ProductOf, product, product_algorithms};
-use crate::runtime::autotune::{Choices, measure};
+use crate::runtime::autotune::{Autotuner, measure};
 
 /// Shapes that are measured, some 100 ms each. A model has four or so, times its batch sizes.
 const SHAPES_MAX: usize = 1024;
@@ -20,11 +20,11 @@ const ROWS_MIN: i64 = 16;
 /// Where libtorch's memory begins; guesses are for no less.
 const ALIGNMENT: usize = 256;
 
-static CHOSEN: LazyLock<Choices<Shape, ProductAlgorithm>> = LazyLock::new(|| Choices::new(SHAPES_MAX));
+static CHOSEN: LazyLock<Autotuner<Shape, ProductAlgorithm>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
 /// What comes behind a product and its bias.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Then<'a> {
+pub(crate) enum Epilogue<'a> {
     Nothing,
     /// GELU. Where cuBLASLt has it behind the product, in half precision alone, it is the form of tanh, of sums that were not
     /// rounded: no farther from either form in fp32 than rounding before it is (`gelu_behind_a_product_is_no_worse_than_after_it`).
@@ -35,11 +35,11 @@ pub(crate) enum Then<'a> {
 
 /// x [.., inputs] · weights [outputs, inputs] transposed + bias \[outputs\].
 pub(crate) fn linear(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    linear_then(x, weights, bias, Then::Nothing)
+    linear_then(x, weights, bias, Epilogue::Nothing)
 }
 
 /// The same, and what comes behind it.
-pub(crate) fn linear_then(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, then: Then<'_>) -> Tensor {
+pub(crate) fn linear_then(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, then: Epilogue<'_>) -> Tensor {
     let call = Call { x, weights, bias, then };
     if let Some(shape) = call.shape() {
         let device = shape.device;
@@ -57,7 +57,7 @@ pub(crate) fn linear_then(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, t
     then.after(x.linear(weights, bias))
 }
 
-impl Then<'_> {
+impl Epilogue<'_> {
     /// The same in a step of its own.
     fn after(self, sum: Tensor) -> Tensor {
         match self {
@@ -73,7 +73,7 @@ struct Call<'a> {
     x: &'a Tensor,
     weights: &'a Tensor,
     bias: Option<&'a Tensor>,
-    then: Then<'a>,
+    then: Epilogue<'a>,
 }
 
 /// What the time depends on.
@@ -115,8 +115,8 @@ impl<'a> Call<'a> {
 
     fn product(&self) -> ProductOf<'a> {
         let Self { x, weights, bias, then } = *self;
-        let added = if let Then::Add(added) = then { Some(added) } else { None };
-        ProductOf { x, weights, bias, added, has_gelu: matches!(then, Then::Gelu(_)) }
+        let added = if let Epilogue::Add(added) = then { Some(added) } else { None };
+        ProductOf { x, weights, bias, added, has_gelu: matches!(then, Epilogue::Gelu(_)) }
     }
 
     fn out(&self) -> Tensor {
@@ -147,7 +147,7 @@ impl<'a> Call<'a> {
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::{CHOSEN, Call, Then, linear, linear_then};
+    use super::{CHOSEN, Call, Epilogue, linear, linear_then};
     use crate::kernels::Gelu;
     use crate::kernels::tests::{assert_close, devices, random};
     use crate::libtorch::{Graph, Stream, product_algorithms};
@@ -196,7 +196,7 @@ mod tests {
             for (kind, form) in [Kind::Float, Kind::BFloat16, Kind::Half]
                 .into_iter()
                 .flat_map(|kind| [(kind, Gelu::Exact), (kind, Gelu::Tanh)])
-                // Of which nobody asks for the first behind a product (`Product::forward_gelu`).
+                // Of which nobody asks for the first behind a product (`QuantLinear::forward_gelu`).
                 .filter(|case| *case != (Kind::Half, Gelu::Exact))
             {
                 let [x, weights, bias] = tensors(581, 1024, 4096, kind, device);
@@ -204,7 +204,7 @@ mod tests {
                 let name = if form == Gelu::Tanh { "tanh" } else { "none" };
                 let expected = float(&x).linear(&float(&weights), Some(&float(&bias))).gelu(name);
                 let after = mean_error(&x.linear(&weights, Some(&bias)).gelu(name), &expected);
-                let behind = || linear_then(&x, &weights, Some(&bias), Then::Gelu(form));
+                let behind = || linear_then(&x, &weights, Some(&bias), Epilogue::Gelu(form));
                 let what = format!("{device:?} {kind:?} {form:?}");
                 for found in [behind(), warming_up(behind), behind()] {
                     let behind = mean_error(&found, &expected);
@@ -225,7 +225,7 @@ mod tests {
                 let float = |tensor: &Tensor| tensor.to_kind(Kind::Float);
                 let expected = float(&x).linear(&float(&weights), Some(&float(&bias))) + float(&residual);
                 let after = mean_error(&(x.linear(&weights, Some(&bias)) + &residual), &expected);
-                let behind = || linear_then(&x, &weights, Some(&bias), Then::Add(&residual));
+                let behind = || linear_then(&x, &weights, Some(&bias), Epilogue::Add(&residual));
                 for found in [behind(), warming_up(behind), behind()] {
                     let behind = mean_error(&found, &expected);
                     assert!(
@@ -243,7 +243,7 @@ mod tests {
             let stream = Stream::new(device).unwrap();
             let _current = stream.enter().unwrap();
             let [x, weights, bias] = tensors(581, 4096, 1024, Kind::BFloat16, device);
-            let call = Call { x: &x, weights: &weights, bias: Some(&bias), then: Then::Nothing };
+            let call = Call { x: &x, weights: &weights, bias: Some(&bias), then: Epilogue::Nothing };
             let algorithms = product_algorithms(&call.product(), &call.out(), 16).unwrap();
             assert!(algorithms.len() > 1, "{} algorithms", algorithms.len());
             let expected = call.run(None).unwrap();

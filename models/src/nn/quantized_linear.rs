@@ -4,9 +4,9 @@ use tch::{Kind, Tensor};
 
 use crate::kernels::fp8::{Fp8Rows, Fp8Weights};
 use crate::kernels::step::RowWeights;
-use crate::kernels::{self, Before, Gelu, Norm, add_norm_quantised, gelu, quantised};
+use crate::kernels::{self, Gelu, Norm, Prologue, add_norm_quantised, gelu, quantised};
 use crate::nn::layers::Linear;
-use crate::nn::linear::Then;
+use crate::nn::linear::Epilogue;
 use crate::nn::norm::LayerNorm;
 use crate::runtime::device::FP8_COMPUTED_IN;
 use crate::snapshot::weights::WeightLoader;
@@ -15,23 +15,23 @@ use crate::snapshot::weights::WeightLoader;
 /// (SigLIP2 so400m at batch 1, 0.8 M values: 2.30 ms instead of 2.25; at batch 8, 6.7 M: 11.3 instead of 11.7.)
 const ADDED_BEHIND_MIN: usize = 4 << 20;
 
-/// Rows [.., inputs] as a [`Product`] takes them.
+/// Rows [.., inputs] as a [`QuantLinear`] takes them.
 #[derive(Debug)]
-pub(crate) enum Rows {
+pub(crate) enum Activations {
     Values(Tensor),
     Fp8(Fp8Rows),
 }
 
 /// An affine map of the last dimension.
 #[derive(Debug)]
-pub(crate) enum Product {
+pub(crate) enum QuantLinear {
     /// In the number format of its input.
     Plain(Linear),
     /// In fp8, with a bias \[outputs\] in bf16.
     Fp8 { weights: Fp8Weights, bias: Option<Tensor> },
 }
 
-impl Product {
+impl QuantLinear {
     /// In fp8 where the loader was told so and tensor cores take its sizes.
     pub(crate) fn of(linear: Linear, loader: &WeightLoader) -> Self {
         if !loader.fp8_products() {
@@ -44,11 +44,11 @@ impl Product {
     }
 
     /// What [`Self::forward`] is to be given for `x` [.., inputs], after `before`. Nothing else needs `x` any more.
-    pub(crate) fn rows(&self, x: Tensor, before: Before) -> Rows {
+    pub(crate) fn rows(&self, x: Tensor, before: Prologue) -> Activations {
         match (self, before) {
-            (Self::Fp8 { .. }, _) => Rows::Fp8(quantised(x, before)),
-            (Self::Plain(_), Before::Nothing) => Rows::Values(x),
-            (Self::Plain(_), Before::Gelu(form)) => Rows::Values(gelu(x, form)),
+            (Self::Fp8 { .. }, _) => Activations::Fp8(quantised(x, before)),
+            (Self::Plain(_), Prologue::Nothing) => Activations::Values(x),
+            (Self::Plain(_), Prologue::Gelu(form)) => Activations::Values(gelu(x, form)),
         }
     }
 
@@ -60,15 +60,15 @@ impl Product {
         x: &Tensor,
         scale: Option<&Tensor>,
         norm: Norm<'_>,
-    ) -> (Tensor, Rows) {
+    ) -> (Tensor, Activations) {
         match self {
             Self::Fp8 { .. } => {
                 let (sum, normed) = add_norm_quantised(residual, x, scale, norm);
-                (sum, Rows::Fp8(normed))
+                (sum, Activations::Fp8(normed))
             }
             Self::Plain(_) => {
                 let (sum, normed) = kernels::add_norm(residual, x, scale, norm);
-                (sum, Rows::Values(normed))
+                (sum, Activations::Values(normed))
             }
         }
     }
@@ -77,19 +77,19 @@ impl Product {
     /// [.., width].
     pub(crate) fn forward_add_norm(
         &self,
-        rows: &Rows,
+        rows: &Activations,
         residual: &Tensor,
         scale: Option<&Tensor>,
         next: &Self,
         norm: &LayerNorm,
-    ) -> (Tensor, Rows) {
+    ) -> (Tensor, Activations) {
         match (self, rows, scale, next) {
             // Behind the product it is rounded once, and need not be written and read again.
-            (Self::Plain(linear), Rows::Values(x), None, Self::Plain(_))
+            (Self::Plain(linear), Activations::Values(x), None, Self::Plain(_))
                 if is_half(x) && x.numel() >= ADDED_BEHIND_MIN =>
             {
-                let sum = linear.forward_then(x, Then::Add(residual));
-                let normed = Rows::Values(norm.forward(&sum));
+                let sum = linear.forward_then(x, Epilogue::Add(residual));
+                let normed = Activations::Values(norm.forward(&sum));
                 (sum, normed)
             }
             _ => next.add_norm(residual, &self.forward(rows), scale, Norm::Layer(norm)),
@@ -97,12 +97,12 @@ impl Product {
     }
 
     /// What `next` is to be given for GELU of the outputs.
-    pub(crate) fn forward_gelu(&self, rows: &Rows, form: Gelu, next: &Self) -> Rows {
+    pub(crate) fn forward_gelu(&self, rows: &Activations, form: Gelu, next: &Self) -> Activations {
         match (self, rows, next) {
-            (Self::Plain(linear), Rows::Values(x), Self::Plain(_)) if form.is_behind_products(x) => {
-                Rows::Values(linear.forward_then(x, Then::Gelu(form)))
+            (Self::Plain(linear), Activations::Values(x), Self::Plain(_)) if form.is_behind_products(x) => {
+                Activations::Values(linear.forward_then(x, Epilogue::Gelu(form)))
             }
-            _ => next.rows(self.forward(rows), Before::Gelu(form)),
+            _ => next.rows(self.forward(rows), Prologue::Gelu(form)),
         }
     }
 
@@ -123,13 +123,15 @@ impl Product {
     }
 
     /// [.., outputs]. Rows that were made for a product of another format are converted.
-    pub(crate) fn forward(&self, rows: &Rows) -> Tensor {
+    pub(crate) fn forward(&self, rows: &Activations) -> Tensor {
         match (self, rows) {
-            (Self::Plain(linear), Rows::Values(x)) => linear.forward(x),
-            (Self::Plain(linear), Rows::Fp8(x)) => linear.forward(&x.widened().to_kind(FP8_COMPUTED_IN)),
-            (Self::Fp8 { weights, bias }, Rows::Fp8(x)) => weights.multiply(x, bias.as_ref()),
-            (Self::Fp8 { weights, bias }, Rows::Values(x)) => {
-                weights.multiply(&quantised(x.shallow_clone(), Before::Nothing), bias.as_ref())
+            (Self::Plain(linear), Activations::Values(x)) => linear.forward(x),
+            (Self::Plain(linear), Activations::Fp8(x)) => {
+                linear.forward(&x.widened().to_kind(FP8_COMPUTED_IN))
+            }
+            (Self::Fp8 { weights, bias }, Activations::Fp8(x)) => weights.multiply(x, bias.as_ref()),
+            (Self::Fp8 { weights, bias }, Activations::Values(x)) => {
+                weights.multiply(&quantised(x.shallow_clone(), Prologue::Nothing), bias.as_ref())
             }
         }
     }

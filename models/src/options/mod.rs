@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::image::decoded::DECODES;
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::runtime::device::Placement;
 
 pub use heads::HEADS;
@@ -107,7 +107,7 @@ impl ModelOptions {
     }
 
     /// The graphs of a model that is there.
-    pub(crate) fn cuda_graphs(&self, place: Placement) -> Replays {
-        Replays::with_sizes(self.has_graphs(place), self.graph_batches.clone())
+    pub(crate) fn cuda_graphs(&self, place: Placement) -> CudaGraphCache {
+        CudaGraphCache::with_sizes(self.has_graphs(place), self.graph_batches.clone())
     }
 }

@@ -103,10 +103,10 @@ pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison
     };
     let model = load_model(&options, Path::new(""))?;
     // Not the default one: graphs are recorded on others only.
-    let stream = Stream::new(model.loaded().placement.device)?;
+    let stream = Stream::new(model.info().placement.device)?;
     let _current = stream.enter()?;
     // A fixture of odd shapes makes libtorch throw.
-    let outputs = catch_unwind(AssertUnwindSafe(|| model.reproduce(&fixture)))
+    let outputs = catch_unwind(AssertUnwindSafe(|| model.parity_outputs(&fixture)))
         .map_err(|_| ModelError::malformed(folder, "libtorch refused the fixture's tensors"))??;
     let mut names = fixture.names();
     names.retain(|name| !INPUTS.contains(&name.as_str()));
@@ -114,7 +114,7 @@ pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison
     let mut comparisons = Vec::new();
     for name in &names {
         match outputs.get(name) {
-            Some(ours) => comparisons.extend(compare(&fixture, name, ours, &model.loaded().preprocessor)?),
+            Some(ours) => comparisons.extend(compare(&fixture, name, ours, &model.info().preprocessor)?),
             None => {
                 comparisons.push(Comparison::fault(name, "not computed by this implementation".to_owned()));
             }

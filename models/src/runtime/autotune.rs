@@ -19,9 +19,9 @@ const ROUNDS: usize = 3;
 /// what is to be compared is the GPU's time, all that is left of a launch in a CUDA graph.
 const HEAD_START_CYCLES: i64 = 1_000_000;
 /// How much of libtorch's own choice's time another may take: noise alone should not make two processes differ.
-const WORTHWHILE: f64 = 0.97;
+const MIN_GAIN: f64 = 0.97;
 /// What takes so many times as long as the best in one round is not measured again.
-const HOPELESS: f64 = 1.25;
+const GIVE_UP_RATIO: f64 = 1.25;
 /// Of the largest value: how far results may lie apart that were rounded in other places.
 const ROUNDING: f64 = 2e-2;
 
@@ -54,7 +54,7 @@ static MEASURING: Mutex<()> = Mutex::new(());
 /// lock: replicas on one GPU run on threads of their own and must give the same results for the same batch, whoever
 /// measured.
 #[derive(Debug)]
-pub(crate) struct Choices<K, C> {
+pub(crate) struct Autotuner<K, C> {
     chosen: Mutex<HashMap<K, Option<C>>>,
     /// Later ones run as libtorch chooses.
     shapes_max: usize,
@@ -63,7 +63,7 @@ pub(crate) struct Choices<K, C> {
 /// Microseconds of a run by each way, libtorch's own first.
 pub(crate) type Times<C> = Vec<(Option<C>, f64)>;
 
-impl<K: Eq + Hash + Debug, C: Clone + Debug> Choices<K, C> {
+impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
     pub(crate) fn new(shapes_max: usize) -> Self {
         Self { chosen: Mutex::default(), shapes_max }
     }
@@ -143,7 +143,7 @@ pub(crate) fn measure<C: Clone + Debug>(
             *best_us = best_us.min(time.unwrap_or(f64::INFINITY));
         }
         let best = times.iter().map(|(_, time)| *time).fold(f64::INFINITY, f64::min);
-        times.retain(|(way, time)| way.is_none() || *time <= best * HOPELESS);
+        times.retain(|(way, time)| way.is_none() || *time <= best * GIVE_UP_RATIO);
     }
     Ok(times)
 }
@@ -170,7 +170,7 @@ fn agree(ours: &Tensor, expected: &Tensor) -> Result<bool, TchError> {
 fn fastest<C: Clone>(times: &[(Option<C>, f64)]) -> Option<C> {
     let ((own, own_time), others) = times.split_first()?;
     let best = others.iter().min_by(|one, other| one.1.total_cmp(&other.1));
-    best.filter(|(_, time)| *time < own_time * WORTHWHILE).map_or_else(|| own.clone(), |(way, _)| way.clone())
+    best.filter(|(_, time)| *time < own_time * MIN_GAIN).map_or_else(|| own.clone(), |(way, _)| way.clone())
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub(crate) fn buckets(max_batch: usize, sizes: &[usize]) -> Vec<usize> {
 /// A model's functions of a batch by their graphs, which have their memory in common. Every output has the batch as its
 /// first dimension, and no row depends on another. A function runs no other of the same graphs.
 #[derive(Debug)]
-pub(crate) struct Replays {
+pub(crate) struct CudaGraphCache {
     is_on: bool,
     /// What batches are filled up to, ascending; none: powers of two.
     sizes: Vec<usize>,
@@ -86,7 +86,7 @@ struct Recorded {
     outputs: Vec<Tensor>,
 }
 
-impl Replays {
+impl CudaGraphCache {
     /// With none, functions run as they are.
     pub(crate) fn new(is_on: bool) -> Self {
         Self { is_on, sizes: Vec::new(), has_told: Cell::default(), recorded: RefCell::default() }
@@ -202,7 +202,7 @@ fn record(
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::{Replays, bucket, buckets, graph_fallbacks, take_fallbacks_here};
+    use super::{CudaGraphCache, bucket, buckets, graph_fallbacks, take_fallbacks_here};
 
     #[test]
     fn a_batch_is_filled_up_to_the_next_size() {
@@ -237,7 +237,7 @@ mod tests {
             eprintln!("skipped: there is a GPU, where another test counts the fallbacks of the process");
             return;
         }
-        let replays = Replays::new(true);
+        let graphs = CudaGraphCache::new(true);
         let forward = |inputs: &[Tensor]| vec![&inputs[0] * 2 + &inputs[1]];
         let shared = Tensor::from(3.0f32);
         let before = graph_fallbacks();
@@ -245,7 +245,7 @@ mod tests {
         for batch in [3, 3, 1] {
             // On a CPU there is no graph of anything.
             let x = Tensor::arange(batch, (Kind::Float, Device::Cpu));
-            let outputs = replays.run(&[&x], &[&shared], forward).unwrap();
+            let outputs = graphs.run(&[&x], &[&shared], forward).unwrap();
             assert_eq!(outputs, forward(&[x, shared.shallow_clone()]));
         }
         assert_eq!(take_fallbacks_here(), 3);
@@ -255,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_batch_above_all_sizes_runs_as_it_is_and_is_no_fallback() {
-        let replays = Replays { sizes: vec![1, 2], ..Replays::new(true) };
+        let graphs = CudaGraphCache { sizes: vec![1, 2], ..CudaGraphCache::new(true) };
         take_fallbacks_here();
         let x = Tensor::ones([3, 2], (Kind::Float, Device::Cpu));
-        let outputs = replays.run(&[&x], &[], |inputs| vec![&inputs[0] + 1]).unwrap();
+        let outputs = graphs.run(&[&x], &[], |inputs| vec![&inputs[0] + 1]).unwrap();
         assert_eq!((outputs[0].size(), take_fallbacks_here()), (vec![3, 2], 0));
     }
 }

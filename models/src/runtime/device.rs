@@ -71,7 +71,7 @@ pub(crate) fn parse_device(text: &str) -> Result<Device, ModelError> {
 
 /// Where a model may be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceWish {
+pub enum DeviceRequest {
     /// Beside the program.
     Cpu,
     /// The GPU of this number.
@@ -80,7 +80,7 @@ pub enum DeviceWish {
     AnyGpu,
 }
 
-impl DeviceWish {
+impl DeviceRequest {
     /// What a name that [`is_device_name`] asks of this machine.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use concord_actors::task_labels;
 use concord_models::presets::{self, PRESETS, Preset, random_name};
 use concord_models::{
-    ARCHITECTURES, Architecture, DTYPES, Model, ModelOptions, TaskLabels, is_device_name, load_model,
+    ARCHITECTURES, Architecture, DTYPES, Model, ModelOptions, TaskSpec, is_device_name, load_model,
     load_random,
 };
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ pub(super) struct BenchModel {
     /// The folder from which a relative snapshot path starts.
     base: PathBuf,
     /// The model votes on the first of these that it can be prepared for.
-    pub(super) tasks: Vec<TaskLabels>,
+    pub(super) tasks: Vec<TaskSpec>,
     /// The files of a preset, which are deleted when this is dropped.
     random: Option<TempDir>,
 }
@@ -142,7 +142,7 @@ fn of_ensemble(args: &BenchArgs, names: &[String]) -> Result<Vec<BenchModel>, St
 }
 
 /// Returns the tasks that the model is a member of.
-fn tasks_of(name: &str, options: &ModelOptions, ensemble: &Ensemble) -> Vec<TaskLabels> {
+fn tasks_of(name: &str, options: &ModelOptions, ensemble: &Ensemble) -> Vec<TaskSpec> {
     let tasks = ensemble
         .tasks()
         .iter()

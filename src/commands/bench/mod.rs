@@ -77,14 +77,14 @@ fn bench_one(
     let begun = Instant::now();
     let mut model = bench_model.load(variant, args.seed)?;
     let load_s = begun.elapsed().as_secs_f64();
-    let placement = model.loaded().placement;
+    let placement = model.info().placement;
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let memory = allocated_memory(placement.device).map_err(|error| text(&error))?;
     report.models.push(LoadedReport {
         model: bench_model.name.clone(),
         architecture: variant.options.architecture.clone(),
         source: bench_model.source(),
-        parameters: model.loaded().parameters,
+        parameters: model.info().parameters,
         dtype: dtype_name(placement.kind).to_owned(),
         device: device_name(placement.device),
         graphs: variant.options.graphs && placement.device.is_cuda(),

@@ -167,7 +167,7 @@ fn run_lane(
     let progress = |text: &str| eprintln!("{} {}: {text}", bench_model.name, variant.options.dtype);
     progress("loading");
     let mut model = bench_model.load(variant, args.seed)?;
-    let placement = model.loaded().placement;
+    let placement = model.info().placement;
     let stream = Stream::new(placement.device).map_err(|error| error.to_string())?;
     let _current = stream.enter().map_err(|error| error.to_string())?;
     let task = workload::prepare(model.as_mut(), &bench_model.tasks, &progress);

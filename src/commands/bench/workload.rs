@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, PartOutput, Pixels, RgbImage, TaskId, TaskLabels,
+    BenchOutput, GenerateRequest, Generated, Model, ModelError, Pixels, RgbImage, TaskId, TaskSpec,
 };
 use concord_policy::ModelOutput;
 
@@ -37,7 +37,7 @@ pub(super) struct WorkOutput {
 
 #[derive(Debug)]
 enum Value {
-    Tensor(PartOutput),
+    Tensor(BenchOutput),
     Votes(Vec<ModelOutput>),
     Text,
 }
@@ -64,11 +64,7 @@ impl WorkOutput {
 }
 
 /// Prepares the first of the tasks that the model can vote on.
-pub(super) fn prepare(
-    model: &mut dyn Model,
-    tasks: &[TaskLabels],
-    progress: &dyn Fn(&str),
-) -> Option<TaskId> {
+pub(super) fn prepare(model: &mut dyn Model, tasks: &[TaskSpec], progress: &dyn Fn(&str)) -> Option<TaskId> {
     for task in tasks {
         match contained(|| model.prepare(TASK, task)) {
             Ok(()) => return Some(TASK),
@@ -84,8 +80,8 @@ pub(super) fn images(model: &dyn Model, batch: usize) -> Result<Vec<Pixels>, Mod
         let byte = |value: u32| u8::try_from(value % 256).unwrap_or(0);
         [byte(x), byte(y), byte(x * y / 64)].into()
     });
-    let device = model.loaded().placement.device;
-    (0..batch).map(|_| model.loaded().preprocessor.apply(&image)?.on(device)).collect()
+    let device = model.info().placement.device;
+    (0..batch).map(|_| model.info().preprocessor.apply(&image)?.on(device)).collect()
 }
 
 /// Returns all workloads of a model on these images.
@@ -98,7 +94,7 @@ pub(super) fn workloads<'a>(
     let batch: Vec<&Pixels> = images.iter().collect();
     let count = images.len();
     let mut workloads = Vec::new();
-    for part in model.parts(&batch, new_tokens)? {
+    for part in model.bench_targets(&batch, new_tokens)? {
         let name = part.work.clone();
         let run = Box::new(move || {
             let (prompt_tokens, new_tokens) = (part.prompt_tokens, part.new_tokens);

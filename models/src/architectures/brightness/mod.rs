@@ -16,12 +16,12 @@ use super::architecture::Architecture;
 use crate::ModelError;
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
+use crate::model::{LoadedModelInfo, Model};
 use crate::options::{ModelOptions, OptionSpec};
 use crate::output::outputs;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "brightness",
@@ -44,18 +44,18 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     let config: Config = snapshot.json("config.json")?;
     let mut weights = snapshot.weights(place)?;
     let slope = weights.tensor("slope", &[1]);
-    let loaded = Loaded {
+    let info = LoadedModelInfo {
         preprocessor: Preprocessor::load(snapshot)?,
         parameters: weights.finish()?,
         placement: place,
     };
     let gain = options.own.whole(&GAIN) as f64;
-    Ok(Box::new(Brightness { loaded, slope, gain, threshold: config.threshold, tasks: BTreeSet::new() }))
+    Ok(Box::new(Brightness { info, slope, gain, threshold: config.threshold, tasks: BTreeSet::new() }))
 }
 
 #[derive(Debug)]
 struct Brightness {
-    loaded: Loaded,
+    info: LoadedModelInfo,
     slope: Tensor,
     gain: f64,
     threshold: f64,
@@ -72,11 +72,11 @@ impl Brightness {
 }
 
 impl Model for Brightness {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, _: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, _: &TaskSpec) -> Result<(), ModelError> {
         self.tasks.insert(id);
         Ok(())
     }
@@ -89,12 +89,12 @@ impl Model for Brightness {
         if !self.tasks.contains(&id) {
             return Err(ModelError::NotPrepared);
         }
-        Ok(outputs(&self.logits(&stack(images, self.loaded.placement.device)))?)
+        Ok(outputs(&self.logits(&stack(images, self.info.placement.device)))?)
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        let images = fixture.images(&["grey"], &self.loaded.preprocessor)?;
-        let pixels = stack(&images.iter().collect::<Vec<_>>(), self.loaded.placement.device);
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let images = fixture.images(&["grey"], &self.info.preprocessor)?;
+        let pixels = stack(&images.iter().collect::<Vec<_>>(), self.info.placement.device);
         let logits = self.logits(&pixels);
         Ok(BTreeMap::from([("pixel_values".to_owned(), pixels), ("logits".to_owned(), logits)]))
     }

@@ -11,7 +11,7 @@ use crate::architectures::memory::MemoryEstimate;
 use crate::architectures::registry::load_model;
 use crate::options::ModelOptions;
 use crate::parity::{Comparison, check};
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 const TASK: TaskId = TaskId(1);
 const SLOPE: f64 = 4.0;
@@ -62,7 +62,7 @@ fn options(folder: &Path, given: &Value) -> ModelOptions {
 
 fn logits(options: &ModelOptions) -> Vec<f32> {
     let mut model = load_model(options, Path::new("")).unwrap();
-    let task = TaskLabels {
+    let task = TaskSpec {
         task: "light".to_owned(),
         question: "Is it bright?".to_owned(),
         labels: ["dark", "bright"].map(|label| (label.to_owned(), Vec::new())).to_vec(),
@@ -70,7 +70,7 @@ fn logits(options: &ModelOptions) -> Vec<f32> {
         head: None,
     };
     model.prepare(TASK, &task).unwrap();
-    let pixels = model.loaded().preprocessor.apply(&RgbImage::from_pixel(20, 10, [GREY; 3].into())).unwrap();
+    let pixels = model.info().preprocessor.apply(&RgbImage::from_pixel(20, 10, [GREY; 3].into())).unwrap();
     model.classify(TASK, &[&pixels]).unwrap().remove(0).logits
 }
 

@@ -15,21 +15,21 @@ use crate::ModelError;
 use crate::architectures::architecture::{Architecture, Capability};
 use crate::head::{FeatureKind, FeatureSource, Features, Head, TaskHead};
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
-use crate::inspect::bench_target::{POOLED, Part};
+use crate::inspect::bench_target::{BenchTarget, POOLED};
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
+use crate::model::{LoadedModelInfo, Model};
 use crate::nn::blocks::Mlp;
-use crate::nn::encoder::{Encoder, Layer, Surroundings};
+use crate::nn::encoder::{Encoder, EncoderInputs, Layer};
 use crate::nn::layers::{Activation, Linear, PatchEmbedding, size4};
 use crate::nn::norm::LayerNorm;
-use crate::nn::quantized_linear::Product;
+use crate::nn::quantized_linear::QuantLinear;
 use crate::options::{HEADS, MC_DROPOUT_PASSES, ModelOptions};
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::snapshot::limits::{PATCH_MAX, WIDTH_MAX, check_transformer, in_range};
 use crate::snapshot::weights::WeightLoader;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "dinov3",
@@ -119,48 +119,48 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     }
     Ok(Box::new(Dinov3 {
         backbone,
-        loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
+        info: LoadedModelInfo { parameters: weights.finish()?, preprocessor, placement: place },
         folder: snapshot.folder().to_owned(),
         heads: HashMap::new(),
         mc_dropout_passes: options.mc_dropout_passes(),
-        replays: options.cuda_graphs(place),
+        graphs: options.cuda_graphs(place),
     }))
 }
 
 #[derive(Debug)]
 struct Dinov3 {
     backbone: Backbone,
-    loaded: Loaded,
+    info: LoadedModelInfo,
     /// Where heads lie.
     folder: PathBuf,
     heads: HashMap<TaskId, TaskHead>,
     /// 0: heads are asked without dropout.
     mc_dropout_passes: usize,
     /// Of the backbone.
-    replays: Replays,
+    graphs: CudaGraphCache,
 }
 
 impl Dinov3 {
     /// The backbone's last hidden state after the final norm, of pixels [batch, 3, height, width].
     fn output(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        let outputs = self.replays.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
+        let outputs = self.graphs.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
     /// The features of images, in fp32.
     fn features_of(&self, images: &[&Pixels]) -> Result<Features, ModelError> {
-        let output = self.output(&stack(images, self.loaded.placement.device))?.to_kind(Kind::Float);
+        let output = self.output(&stack(images, self.info.placement.device))?.to_kind(Kind::Float);
         Ok(self.backbone.features(&output))
     }
 }
 
 impl Model for Dinov3 {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
-        let (hidden, place) = (self.backbone.config.hidden_size, self.loaded.placement);
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
+        let (hidden, place) = (self.backbone.config.hidden_size, self.info.placement);
         let head = TaskHead::load(&self.folder, task, hidden, self.mc_dropout_passes, place)?;
         self.heads.insert(id, head);
         Ok(())
@@ -182,18 +182,18 @@ impl Model for Dinov3 {
         Some(self)
     }
 
-    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        let pixels = stack(images, self.loaded.placement.device);
+    fn bench_targets(&self, images: &[&Pixels], _: usize) -> Result<Vec<BenchTarget<'_>>, ModelError> {
+        let pixels = stack(images, self.info.placement.device);
         let pooled = move || {
             let output = self.output(&pixels)?;
             Ok(self.backbone.features(&output).cls)
         };
-        Ok(vec![Part::new(POOLED, pooled)])
+        Ok(vec![BenchTarget::new(POOLED, pooled)])
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
         let mut outputs = BTreeMap::new();
-        let images = fixture.images(&["landscape", "portrait"], &self.loaded.preprocessor)?;
+        let images = fixture.images(&["landscape", "portrait"], &self.info.preprocessor)?;
         let pixels = stack(&images.iter().collect::<Vec<_>>(), Device::Cpu);
         outputs.insert("pixel_values".to_owned(), pixels);
 
@@ -205,14 +205,14 @@ impl Model for Dinov3 {
         outputs.insert("rope.cos".to_owned(), rope_cos);
         outputs.insert("rope.sin".to_owned(), rope_sin);
 
-        let place = Placement { kind: self.loaded.placement.computed_in(), ..self.loaded.placement };
+        let place = Placement { kind: self.info.placement.computed_in(), ..self.info.placement };
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
         let head = |name| Head::load_named(&head_file, name, self.backbone.config.hidden_size, place);
         let (on_both, on_cls) = (head("linear")?, head("linear_cls")?);
         // `rect` is neither square nor of the configured size.
         for prefix in ["", "rect."] {
             let pixels =
-                fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.loaded.placement.device);
+                fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.info.placement.device);
             let hidden_states = self.backbone.hidden_states(&pixels);
             let last = self.output(&pixels)?;
             let features = self.backbone.features(&last);
@@ -232,7 +232,7 @@ impl FeatureSource for Dinov3 {
     fn feature_shape(&self, kind: FeatureKind) -> [usize; 2] {
         let patch = self.backbone.config.patch_size;
         // A snapshot without one size of images is refused at loading.
-        let (height, width) = self.loaded.preprocessor.fixed_size().unwrap_or_default();
+        let (height, width) = self.info.preprocessor.fixed_size().unwrap_or_default();
         let rows = match kind {
             FeatureKind::Pooled => 2,
             FeatureKind::Tokens => 1 + (height / patch) * (width / patch),
@@ -308,14 +308,15 @@ impl Backbone {
     /// The embeddings and each layer's output, all [batch, 1 + registers + patches, hidden] and before the final norm.
     fn hidden_states(&self, pixels: &Tensor) -> Vec<Tensor> {
         let (embeddings, (cos, sin)) = self.embed(pixels);
-        self.encoder.hidden_states(embeddings, Surroundings { rope: Some((&cos, &sin)), allowed: None })
+        self.encoder
+            .hidden_states(embeddings, EncoderInputs { rope: Some((&cos, &sin)), attention_mask: None })
     }
 
     /// The last hidden state after the final norm.
     fn output(&self, pixels: &Tensor) -> Tensor {
         let (embeddings, (cos, sin)) = self.embed(pixels);
-        let around = Surroundings { rope: Some((&cos, &sin)), allowed: None };
-        self.encoder.output(embeddings, around, &self.norm)
+        let inputs = EncoderInputs { rope: Some((&cos, &sin)), attention_mask: None };
+        self.encoder.output(embeddings, inputs, &self.norm)
     }
 
     fn features(&self, output: &Tensor) -> Features {
@@ -356,8 +357,8 @@ fn load_layer(weights: &mut WeightLoader, name: &str, config: &Config) -> Layer 
     ]);
     let projection = linear("o_proj", config.proj_bias);
     Layer {
-        inputs: Product::of(inputs, weights),
-        projection: Product::of(projection, weights),
+        inputs: QuantLinear::of(inputs, weights),
+        projection: QuantLinear::of(projection, weights),
         norm1: LayerNorm::load(weights, &format!("{name}.norm1"), hidden, eps),
         scale1: Some(weights.tensor(&format!("{name}.layer_scale1.lambda1"), &[hidden])),
         norm2: LayerNorm::load(weights, &format!("{name}.norm2"), hidden, eps),
@@ -370,7 +371,7 @@ fn load_mlp(weights: &mut WeightLoader, name: &str, config: &Config) -> Mlp {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let mut product = |part: &str, inputs, outputs| {
         let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, config.mlp_bias);
-        Product::of(linear, weights)
+        QuantLinear::of(linear, weights)
     };
     Mlp {
         gate: config.use_gated_mlp.then(|| product("gate_proj", hidden, inner)),

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::blocks::{DecoderLayer, EncoderLayer};
 use super::config::{EPS, TextConfig};
 use crate::generation::static_cache::DecoderSizes;
-use crate::nn::kv_cache::{Cache, KvCache};
+use crate::nn::kv_cache::{GrowingKvCache, KvCache};
 use crate::nn::layers::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
@@ -118,7 +118,7 @@ impl Bart {
 
     /// New tokens [rows, count] after those in the cache → the embeddings and each layer's output,
     /// [rows, count, width]. The rows are those of the first source, as many of the second, and so on.
-    pub(super) fn decode(&self, tokens: &Tensor, memory: &Memory, cache: &mut KvCache) -> Vec<Tensor> {
+    pub(super) fn decode(&self, tokens: &Tensor, memory: &Memory, cache: &mut GrowingKvCache) -> Vec<Tensor> {
         let (past, count) = (cache.positions(), tokens.size()[1]);
         // One new token may look at everything.
         let allowed = (count > 1)
@@ -135,7 +135,7 @@ impl Bart {
         token: &Tensor,
         memory: &Memory,
         bias: &Tensor,
-        cache: &mut dyn Cache,
+        cache: &mut dyn KvCache,
     ) -> Tensor {
         let embedded = self.decoder_embedding.forward_at(&self.embed(token), position);
         let states = self.decode_embedded(embedded, memory, Some(bias), cache);
@@ -147,7 +147,7 @@ impl Bart {
         embedded: Tensor,
         memory: &Memory,
         bias: Option<&Tensor>,
-        cache: &mut dyn Cache,
+        cache: &mut dyn KvCache,
     ) -> Vec<Tensor> {
         let mut states = vec![embedded];
         for (index, (layer, source)) in self.decoder.iter().zip(&memory.layers).enumerate() {
@@ -170,8 +170,8 @@ impl Bart {
     }
 
     /// A cache for [`Bart::decode`] that holds nothing yet.
-    pub(super) fn cache(&self) -> KvCache {
-        KvCache::new(self.decoder.len())
+    pub(super) fn cache(&self) -> GrowingKvCache {
+        GrowingKvCache::new(self.decoder.len())
     }
 
     /// [.., width] → [.., vocabulary].

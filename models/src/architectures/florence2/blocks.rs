@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::config::{EPS, TextConfig};
-use crate::nn::kv_cache::Cache;
+use crate::nn::kv_cache::KvCache;
 use crate::nn::layers::{Activation, Linear, attention, split_heads};
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
@@ -150,7 +150,7 @@ impl DecoderLayer {
         x: &Tensor,
         source: &(Tensor, Tensor),
         [bias, source_bias]: [Option<&Tensor>; 2],
-        (cache, layer): (&mut dyn Cache, usize),
+        (cache, layer): (&mut dyn KvCache, usize),
     ) -> Tensor {
         let attended = self.attention.forward(x, bias, |keys, values| cache.append(layer, keys, values));
         let x = self.norm.forward(&(x + attended));

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use concord_policy::{Evidence, ModelOutput, Region, Shape};
 use tch::{Kind, Tensor};
 
+use super::decoding::BartDecoder;
 use super::network::Network;
 use super::prompt::{self, DETECTION};
 use super::regions::{boxes, without_doubles};
 use super::text::BINS;
-use super::writer::Writer;
 use crate::generation::decoder::Decoder;
-use crate::runtime::cuda_graphs::Replays;
-use crate::task::TaskLabels;
+use crate::runtime::cuda_graphs::CudaGraphCache;
+use crate::task::TaskSpec;
 use crate::{ModelError, Pixels};
 
 /// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
@@ -52,7 +52,7 @@ struct Hit<'a> {
 }
 
 impl Phrases {
-    pub(super) fn new(network: &Network, task: &TaskLabels) -> Result<Self, ModelError> {
+    pub(super) fn new(network: &Network, task: &TaskSpec) -> Result<Self, ModelError> {
         let fault = |message: String| ModelError::Task { task: task.task.clone(), message };
         if task.labels.len() < 2 {
             return Err(fault(
@@ -79,7 +79,7 @@ impl Phrases {
     pub(super) fn scores(
         &self,
         network: &Network,
-        replays: &Replays,
+        graphs: &CudaGraphCache,
         features: &Tensor,
         images: &[&Pixels],
     ) -> Result<Vec<ModelOutput>, ModelError> {
@@ -88,7 +88,7 @@ impl Phrases {
             let searches: Vec<(usize, &Phrase)> =
                 (0..images.len()).flat_map(|image| group.iter().map(move |phrase| (image, phrase))).collect();
             for searches in searches.chunks(SEARCHES_MAX) {
-                for ((image, _), hit) in searches.iter().zip(search(network, replays, features, searches)?) {
+                for ((image, _), hit) in searches.iter().zip(search(network, graphs, features, searches)?) {
                     hits[*image].push(hit);
                 }
             }
@@ -124,7 +124,7 @@ impl Hit<'_> {
 /// Looks for phrases of one group, each in the image of that index among the features [images, image tokens, width].
 fn search<'a>(
     network: &Network,
-    replays: &Replays,
+    graphs: &CudaGraphCache,
     features: &Tensor,
     searches: &[(usize, &'a Phrase)],
 ) -> Result<Vec<Hit<'a>>, ModelError> {
@@ -134,8 +134,8 @@ fn search<'a>(
         network.ids(&searches.iter().map(|(_, phrase)| part(phrase)).collect::<Vec<_>>())
     };
     let questions = ids(|phrase| &phrase.question)?;
-    let memory = network.memory(replays, &features.f_index_select(0, &images)?, &questions)?;
-    let mut writer = Writer::new(&network.bart, memory);
+    let memory = network.memory(graphs, &features.f_index_select(0, &images)?, &questions)?;
+    let mut writer = BartDecoder::new(&network.bart, memory);
     let prefixes = ids(|phrase| &phrase.prefix)?;
     let logits = writer.step(&prefixes);
     let odds = Vec::<f32>::try_from(log_odds(&logits, network.codec.first_location()))?;
@@ -159,7 +159,7 @@ fn log_odds(logits: &Tensor, first_location: i64) -> Tensor {
 /// For each row the bins of the locations that it goes on with, until another token is more probable. Rows that are
 /// done cost nothing further.
 fn locations(
-    writer: &mut Writer,
+    writer: &mut BartDecoder,
     network: &Network,
     mut logits: Tensor,
     room: usize,

@@ -6,12 +6,12 @@ use serde::Deserialize;
 
 use super::Florence2;
 use super::bart::Memory;
+use super::decoding::{BartDecoder, GreedyText, Step};
 use super::network::{BEGIN, END};
 use super::prompt;
 use super::regions::regions;
-use super::writer::{Step, Writer, Writing};
 use crate::generation::beam::{BeamSettings, beam_search};
-use crate::generation::greedy::{Greedy, KeptShape, Written};
+use crate::generation::greedy::{BufferShape, Greedy, GreedyOutput};
 use crate::generation::static_cache::capacity_for;
 use crate::image::preprocess::stack;
 use crate::snapshot::folder::Snapshot;
@@ -121,7 +121,7 @@ impl Florence2 {
             ends: &[eos_token_id],
             max_new_tokens: free,
             steps_per_read: 1,
-            graphs: self.replays.is_on(),
+            graphs: self.graphs.is_on(),
         };
         let forced_first = self.beams.forced(0, most).filter(|_| free > 0);
         let mut written = self.write_greedily(memory, decoder_start_token_id, forced_first, &greedy)?;
@@ -136,12 +136,12 @@ impl Florence2 {
         start: i64,
         forced_first: Option<i64>,
         greedy: &Greedy,
-    ) -> Result<Written, ModelError> {
+    ) -> Result<GreedyOutput, ModelError> {
         let bart = &self.network.bart;
         let source = memory.layers.first().map_or(0, |(keys, _)| keys.size()[2]);
         let positions = i64::try_from(greedy.max_new_tokens).unwrap_or(i64::MAX).min(self.network.positions);
-        let shape = KeptShape { capacity: capacity_for(positions), source };
-        let new = || Writing::new(bart, shape.capacity, memory);
+        let shape = BufferShape { capacity: capacity_for(positions), source };
+        let new = || GreedyText::new(bart, shape.capacity, memory);
         self.writings.with(shape, new, |writing| {
             writing.begin(memory, start);
             let step = Step { bart, writing };
@@ -172,14 +172,14 @@ impl Generator for Florence2 {
         let (task, question) = prompt::parse(&request.prompt)?;
         let network = &self.network;
         let prompt = network.prompt(&question)?;
-        let features = self.image_features(&stack(&[image], self.loaded.placement.device))?;
-        let memory = network.memory(&self.replays, &features, &network.ids(&[&prompt])?)?;
+        let features = self.image_features(&stack(&[image], self.info.placement.device))?;
+        let memory = network.memory(&self.graphs, &features, &network.ids(&[&prompt])?)?;
         let most = request.max_new_tokens.min(usize::try_from(network.positions).unwrap_or(0));
         let tokens = if self.beams.is_greedy() {
             self.write_one(&memory, most)?
         } else {
-            let mut writer = Writer::new(&network.bart, memory);
-            beam_search(&mut writer, &self.beams, most, self.loaded.placement.device)?.tokens
+            let mut writer = BartDecoder::new(&network.bart, memory);
+            beam_search(&mut writer, &self.beams, most, self.info.placement.device)?.tokens
         };
         let text = network.codec.decode_text(&tokens)?;
         // The whole at once: until the end, every beam may be the one. There is nothing left to break off.

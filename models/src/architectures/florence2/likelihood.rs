@@ -7,8 +7,8 @@ use super::bart::Memory;
 use super::network::{END, Network, PAD};
 use super::prompt::{self, CAPTION};
 use crate::ModelError;
-use crate::runtime::cuda_graphs::Replays;
-use crate::task::TaskLabels;
+use crate::runtime::cuda_graphs::CudaGraphCache;
+use crate::task::TaskSpec;
 
 /// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.
 const GRAPHS: &str = "captions";
@@ -31,7 +31,7 @@ pub(super) struct Captions {
 }
 
 impl Captions {
-    pub(super) fn new(network: &Network, task: &TaskLabels) -> Result<Self, ModelError> {
+    pub(super) fn new(network: &Network, task: &TaskSpec) -> Result<Self, ModelError> {
         let mut prefixes = Vec::new();
         for (label, prompts) in &task.labels {
             if prompts.is_empty() {
@@ -69,7 +69,7 @@ impl Captions {
     pub(super) fn scores(
         &self,
         network: &Network,
-        replays: &Replays,
+        graphs: &CudaGraphCache,
         features: &Tensor,
     ) -> Result<Vec<ModelOutput>, ModelError> {
         let shared = [&self.question, &self.inputs, &self.targets, &self.shares];
@@ -77,7 +77,7 @@ impl Captions {
             let [features, question, inputs, targets, shares] = [0, 1, 2, 3, 4].map(|index| &all[index]);
             vec![by_prompt(network, features, question, [inputs, targets, shares])]
         };
-        let outputs = replays.run_as(GRAPHS, &[features], &shared, forward)?;
+        let outputs = graphs.run_as(GRAPHS, &[features], &shared, forward)?;
         let by_prompt = outputs.first().ok_or(ModelError::NotPrepared)?;
         let by_prompt = Vec::<Vec<f32>>::try_from(by_prompt.f_to_device(tch::Device::Cpu)?)?;
         let scores = by_prompt.into_iter().map(|row| {

@@ -7,19 +7,19 @@ mod bart;
 mod blocks;
 mod config;
 mod davit;
+mod decoding;
 mod detect;
 mod generate;
 mod likelihood;
 mod names;
 mod network;
+mod parity_outputs;
 mod projector;
 mod prompt;
 mod regions;
-mod reproduce;
 #[cfg(test)]
 mod tests;
 mod text;
-mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,26 +28,26 @@ use tch::Tensor;
 
 use crate::architectures::architecture::{Architecture, Capability};
 use crate::generation::beam::BeamSettings;
-use crate::generation::greedy::Kept;
+use crate::generation::greedy::BufferPool;
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
-use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
+use crate::inspect::bench_target::{BenchTarget, IMAGE_FEATURES};
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
+use crate::model::{LoadedModelInfo, Model};
 use crate::options::{ModelOptions, OptionKind, OptionSpec};
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 use crate::{Generator, ModelError};
 use bart::Bart;
 use config::Config;
 use davit::Tower;
+use decoding::GreedyText;
 use detect::Phrases;
 use likelihood::Captions;
 use network::Network;
 use projector::Projector;
 use text::TextCodec;
-use writer::Writing;
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "florence2",
@@ -120,10 +120,10 @@ impl Florence2 {
             banned_phrases: generate::banned_phrases(snapshot)?,
             image_token_id: config.image_token_id,
             mode,
-            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
+            info: LoadedModelInfo { parameters: weights.finish()?, preprocessor, placement: place },
             tasks: HashMap::new(),
-            writings: Kept::new(),
-            replays: options.cuda_graphs(place),
+            writings: BufferPool::new(),
+            graphs: options.cuda_graphs(place),
         })
     }
 }
@@ -149,12 +149,12 @@ struct Florence2 {
     /// What stands for the image in the ids of a prompt. The networks never look it up.
     image_token_id: i64,
     mode: Mode,
-    loaded: Loaded,
+    info: LoadedModelInfo,
     tasks: HashMap<TaskId, Prepared>,
     /// The buffers of texts that are written greedily.
-    writings: Kept<Writing>,
+    writings: BufferPool<GreedyText>,
     /// Of the image side, the encoder and the votes by likelihood.
-    replays: Replays,
+    graphs: CudaGraphCache,
 }
 
 /// A task, made ready for the model's mode.
@@ -168,7 +168,7 @@ impl Florence2 {
     /// What the text side sees of images, [images, tokens, hidden]; of pixels [images, 3, height, width].
     fn image_features(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let outputs =
-            self.replays.run(&[pixels], &[], |inputs| vec![self.network.image_features(&inputs[0])])?;
+            self.graphs.run(&[pixels], &[], |inputs| vec![self.network.image_features(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
@@ -181,11 +181,11 @@ impl Florence2 {
 }
 
 impl Model for Florence2 {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
         let prepared = match self.mode {
             Mode::Likelihood => Prepared::Likelihood(Captions::new(&self.network, task)?),
             Mode::Detect => Prepared::Detect(Phrases::new(&self.network, task)?),
@@ -203,10 +203,10 @@ impl Model for Florence2 {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let features = self.image_features(&stack(images, self.loaded.placement.device))?;
+        let features = self.image_features(&stack(images, self.info.placement.device))?;
         match prepared {
-            Prepared::Likelihood(captions) => captions.scores(&self.network, &self.replays, &features),
-            Prepared::Detect(phrases) => phrases.scores(&self.network, &self.replays, &features, images),
+            Prepared::Likelihood(captions) => captions.scores(&self.network, &self.graphs, &features),
+            Prepared::Detect(phrases) => phrases.scores(&self.network, &self.graphs, &features, images),
         }
     }
 
@@ -214,12 +214,12 @@ impl Model for Florence2 {
         Some(self)
     }
 
-    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        let pixels = stack(images, self.loaded.placement.device);
-        Ok(vec![Part::new(IMAGE_FEATURES, move || self.image_features(&pixels))])
+    fn bench_targets(&self, images: &[&Pixels], _: usize) -> Result<Vec<BenchTarget<'_>>, ModelError> {
+        let pixels = stack(images, self.info.placement.device);
+        Ok(vec![BenchTarget::new(IMAGE_FEATURES, move || self.image_features(&pixels))])
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        reproduce::reproduce(self, fixture)
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        parity_outputs::parity_outputs(self, fixture)
     }
 }

@@ -8,7 +8,7 @@ use super::projector::Projector;
 use super::text::TextCodec;
 use crate::ModelError;
 use crate::generation::static_cache::padded_length;
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 
 /// The token that the decoder begins with, and that ends a prompt and a text: `</s>`.
 pub(super) const END: i64 = 2;
@@ -115,7 +115,7 @@ impl Network {
     /// rows.
     pub(super) fn memory(
         &self,
-        replays: &Replays,
+        graphs: &CudaGraphCache,
         features: &Tensor,
         prompts: &Tensor,
     ) -> Result<Memory, ModelError> {
@@ -126,7 +126,7 @@ impl Network {
         }
         let shared: Vec<&Tensor> = bias.iter().collect();
         let encode = |inputs: &[Tensor]| vec![self.encoded(&inputs[0], inputs.get(1))];
-        let outputs = replays.run_as(GRAPHS, &[&embedded], &shared, encode)?;
+        let outputs = graphs.run_as(GRAPHS, &[&embedded], &shared, encode)?;
         let state = outputs.first().ok_or(ModelError::NotPrepared)?;
         Ok(self.bart.memory(state, bias.as_ref()))
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::bart::Memory;
+use super::decoding::{BartDecoder, GreedyText, Step};
 use super::network::{END, Source};
-use super::writer::{Step, Writer, Writing};
 use super::{Florence2, prompt};
 use crate::generation::beam::beam_search;
 use crate::generation::decoder::Decoder;
@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::options::ModelOptions;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 use crate::{GenerateRequest, Generator, Pixels, decode};
 
 const SNAPSHOTS: [&str; 2] = ["nano/florence2", "tests/fixtures/parity/florence2/snapshot"];
@@ -42,7 +42,7 @@ fn load(snapshot: &str, mode: &str, pads_sources: bool) -> Florence2 {
 
 fn pixels(model: &Florence2) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/florence2/images/landscape.png");
-    model.loaded.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
 }
 
 fn source(model: &Florence2, prompt: &str) -> Source {
@@ -75,8 +75,8 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                 let what = format!("{snapshot} {prompt}, padded: {pads_sources}");
                 let source = source(&model, prompt);
                 let again = || memory(&model, &source);
-                let mut writer = Writer::new(bart, again());
-                let writing = Writing::new(bart, 256, &again());
+                let mut writer = BartDecoder::new(bart, again());
+                let writing = GreedyText::new(bart, 256, &again());
                 for _ in 0..2 {
                     writing.begin(&again(), END);
                 }
@@ -115,7 +115,7 @@ fn a_search_with_one_beam_is_greedy() {
                 model.beams.forced_bos_token_id = forced_first;
                 model.beams.forced_eos_token_id = forced_last;
                 for most in [0, 1, 2, 3, 30] {
-                    let mut writer = Writer::new(&model.network.bart, memory(&model, &source));
+                    let mut writer = BartDecoder::new(&model.network.bart, memory(&model, &source));
                     let found = beam_search(&mut writer, &model.beams, most, Device::Cpu).unwrap();
                     let ours = model.write_one(&memory(&model, &source), most).unwrap();
                     let what = format!("{snapshot} {prompt} {most} {forced_first:?} {forced_last:?}");
@@ -131,7 +131,7 @@ fn a_padded_source_is_read_as_it_is_without() {
     let label = |label: &str, prompts: &[&str]| {
         (label.to_owned(), prompts.iter().map(|prompt| (*prompt).to_owned()).collect())
     };
-    let task = TaskLabels {
+    let task = TaskSpec {
         task: "roadwork".to_owned(),
         question: "Is there road work?".to_owned(),
         labels: vec![

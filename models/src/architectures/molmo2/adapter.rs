@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::config::Config;
 use crate::nn::blocks::Mlp;
 use crate::nn::layers::{Linear, attention, split_heads};
-use crate::nn::quantized_linear::Product;
+use crate::nn::quantized_linear::QuantLinear;
 use crate::snapshot::weights::WeightLoader;
 
 /// Windows that are pooled at once: a batch dimension in CUDA's attention kernels ends at 65,535.
@@ -37,9 +37,9 @@ impl Adapter {
             output: linear("image_pooling_2d.wo", inner, hidden, adapter.attention_bias),
             heads: adapter.num_attention_heads,
             projector: Mlp {
-                gate: Some(Product::Plain(linear("image_projector.w1", hidden, wide, adapter.mlp_bias))),
-                up: Product::Plain(linear("image_projector.w3", hidden, wide, adapter.mlp_bias)),
-                down: Product::Plain(linear("image_projector.w2", wide, text, false)),
+                gate: Some(QuantLinear::Plain(linear("image_projector.w1", hidden, wide, adapter.mlp_bias))),
+                up: QuantLinear::Plain(linear("image_projector.w3", hidden, wide, adapter.mlp_bias)),
+                down: QuantLinear::Plain(linear("image_projector.w2", wide, text, false)),
                 activation: adapter.hidden_act,
             },
         }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::prompt::Prompter;
 use super::text::TextModel;
 use crate::ModelError;
-use crate::nn::kv_cache::KvCache;
+use crate::nn::kv_cache::GrowingKvCache;
 
 /// The answers of one task, as tokens.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Answers {
     /// One logit for each label, [rows, labels], fp32: the logarithm of the probability that the next token is the
     /// answer in any way to write it, or for longer answers the mean log-probability of their tokens and the end. `next` is
     /// [rows, vocabulary], fp32.
-    pub(super) fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut KvCache) -> Tensor {
+    pub(super) fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut GrowingKvCache) -> Tensor {
         let next = next.log_softmax(-1, Kind::Float);
         match self {
             Self::Tokens(labels) => {
@@ -141,7 +141,7 @@ impl Texts {
 
     /// The mean log-probability of each answer's tokens, [rows, labels]; `next` are the log-probabilities of what
     /// follows the prompt.
-    fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut KvCache) -> Tensor {
+    fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut GrowingKvCache) -> Tensor {
         let sums = next.index_select(1, &self.first);
         if self.read.numel() == 0 {
             return sums / &self.lengths;

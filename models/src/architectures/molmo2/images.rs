@@ -6,7 +6,7 @@ use super::adapter::Adapter;
 use super::vision::VisionTower;
 use crate::ModelError;
 use crate::image::preprocess::{Pixels, Tiles, Tiling};
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 
 /// The name of this side's graphs among those of the model.
 const GRAPHS: &str = "images";
@@ -53,7 +53,7 @@ pub(super) struct ImageSide {
 
 impl ImageSide {
     /// [tokens, text hidden], by a graph where there are graphs and few crops.
-    pub(super) fn features(&self, images: &Images, replays: &Replays) -> Result<Tensor, ModelError> {
+    pub(super) fn features(&self, images: &Images, graphs: &CudaGraphCache) -> Result<Tensor, ModelError> {
         let patches = images.patches.f_to_device(self.device)?;
         let pooling = images.pooling.f_to_device(self.device)?;
         if patches.size()[0] > GRAPHED_CROPS_MAX {
@@ -61,7 +61,7 @@ impl ImageSide {
         }
         // The tokens are what is filled up: each is made of its own patches alone.
         let forward = |inputs: &[Tensor]| vec![self.forward(&inputs[1], &inputs[0])];
-        let outputs = replays.run_as(GRAPHS, &[&pooling], &[&patches], forward)?;
+        let outputs = graphs.run_as(GRAPHS, &[&pooling], &[&patches], forward)?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
@@ -70,11 +70,11 @@ impl ImageSide {
     }
 
     /// Runs each layout of a single image that has a graph, so that no image has to wait for its recording.
-    pub(super) fn warm_up(&self, tiling: &Tiling, replays: &Replays) -> Result<(), ModelError> {
+    pub(super) fn warm_up(&self, tiling: &Tiling, graphs: &CudaGraphCache) -> Result<(), ModelError> {
         for layout in tiling.layouts(GRAPHED_CROPS_MAX - 1) {
             let patches = Tensor::f_zeros(tiling.shape(layout), (Kind::Float, Device::Cpu))?;
             let pooling = tiling.layout_tiles(layout)?.pooling;
-            let _features = self.features(&Images { patches, pooling }, replays)?;
+            let _features = self.features(&Images { patches, pooling }, graphs)?;
         }
         Ok(())
     }

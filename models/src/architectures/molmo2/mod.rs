@@ -4,10 +4,10 @@
 
 mod adapter;
 mod answers;
+mod bench_targets;
 mod config;
 mod images;
 mod parity;
-mod parts;
 mod prompt;
 mod step;
 #[cfg(test)]
@@ -22,27 +22,27 @@ use concord_policy::ModelOutput;
 use tch::{Kind, Tensor};
 
 use crate::architectures::architecture::{Architecture, Capability};
-use crate::generation::greedy::{Greedy, Kept, KeptShape, Written};
+use crate::generation::greedy::{BufferPool, BufferShape, Greedy, GreedyOutput};
 use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::generation::text_stream::TextStream;
 use crate::image::preprocess::{Pixels, Preprocessor};
-use crate::inspect::bench_target::Part;
+use crate::inspect::bench_target::BenchTarget;
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
-use crate::nn::kv_cache::{Cache, KvCache};
+use crate::model::{LoadedModelInfo, Model};
+use crate::nn::kv_cache::{GrowingKvCache, KvCache};
 use crate::options::ModelOptions;
 use crate::output::outputs;
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 use crate::{GenerateRequest, Generated, Generator, ModelError};
 use adapter::Adapter;
 use answers::Answers;
 use config::Config;
 use images::{ImageSide, Images, tiles_of};
 use prompt::{Prompt, Prompter};
-use step::{Step, Writing};
+use step::{GreedyText, Step};
 use text::TextModel;
 use vision::VisionTower;
 
@@ -78,14 +78,14 @@ impl Molmo2 {
         Ok(Self {
             text,
             images,
-            loaded: Loaded { parameters: weights.finish()?, preprocessor, placement: place },
+            info: LoadedModelInfo { parameters: weights.finish()?, preprocessor, placement: place },
             ends: prompter.ends(snapshot)?,
             prompter,
             config,
             tasks: HashMap::new(),
             pads_prompts: place.device.is_cuda(),
-            writings: Kept::new(),
-            replays: options.cuda_graphs(place),
+            writings: BufferPool::new(),
+            graphs: options.cuda_graphs(place),
         })
     }
 }
@@ -95,7 +95,7 @@ struct Molmo2 {
     config: Config,
     text: TextModel,
     images: ImageSide,
-    loaded: Loaded,
+    info: LoadedModelInfo,
     prompter: Prompter,
     /// The tokens that end a text.
     ends: Vec<i64>,
@@ -103,9 +103,9 @@ struct Molmo2 {
     /// Whether prompts are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
     pads_prompts: bool,
     /// The buffers of texts.
-    writings: Kept<Writing>,
+    writings: BufferPool<GreedyText>,
     /// Of the image side, and of prompts that are read for votes.
-    replays: Replays,
+    graphs: CudaGraphCache,
 }
 
 /// A prompt as the text model reads it, all of it on the device. Padded, it goes on to the right with embeddings of
@@ -130,7 +130,7 @@ struct Task {
 impl Molmo2 {
     /// [tokens, hidden].
     fn image_features(&self, images: &Images) -> Result<Tensor, ModelError> {
-        self.images.features(images, &self.replays)
+        self.images.features(images, &self.graphs)
     }
 
     /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
@@ -147,7 +147,7 @@ impl Molmo2 {
     }
 
     fn integers(&self, values: &[i64]) -> Tensor {
-        Tensor::from_slice(values).to_device(self.loaded.placement.device)
+        Tensor::from_slice(values).to_device(self.info.placement.device)
     }
 
     /// A prompt and its embeddings, to be read.
@@ -158,7 +158,7 @@ impl Molmo2 {
         of_images.resize(usize::try_from(padded).unwrap_or(0), false);
         Reading {
             embeddings: embeddings.constant_pad_nd([0, 0, 0, padded - length]),
-            of_images: Tensor::from_slice(&of_images).to_device(self.loaded.placement.device),
+            of_images: Tensor::from_slice(&of_images).to_device(self.info.placement.device),
             last: self.integers(&[length - 1]),
         }
     }
@@ -172,21 +172,21 @@ impl Molmo2 {
     fn read(
         &self,
         reading: &Reading,
-        cache: Option<&mut dyn Cache>,
+        cache: Option<&mut dyn KvCache>,
         only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
         let Reading { embeddings, of_images, .. } = reading;
         let count = of_images.size()[0];
-        let before = Tensor::ones([count, count], (Kind::Bool, self.loaded.placement.device)).tril(0);
+        let before = Tensor::ones([count, count], (Kind::Bool, self.info.placement.device)).tril(0);
         let allowed = before.logical_or(&of_images.unsqueeze(0).logical_and(&of_images.unsqueeze(1)));
-        let positions = Tensor::arange(count, (Kind::Int64, self.loaded.placement.device));
+        let positions = Tensor::arange(count, (Kind::Int64, self.info.placement.device));
         let bias = self.text.bias(&allowed);
         self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, only, keep)
     }
 
     /// The same as far as the logits of what follows, [rows, vocabulary], fp32.
-    fn read_to_end(&self, reading: &Reading, cache: Option<&mut dyn Cache>) -> Tensor {
+    fn read_to_end(&self, reading: &Reading, cache: Option<&mut dyn KvCache>) -> Tensor {
         self.text.next_logits(&self.read(reading, cache, Some(&reading.last), &mut |_| {}))
     }
 
@@ -198,7 +198,7 @@ impl Molmo2 {
             let reading = Reading { embeddings, of_images, last };
             vec![self.read_to_end(&reading, None)]
         };
-        let outputs = self.replays.run(&[embeddings], &[of_images, last], forward)?;
+        let outputs = self.graphs.run(&[embeddings], &[of_images, last], forward)?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
@@ -210,9 +210,9 @@ impl Molmo2 {
         let reading = self.reading(&ids, &self.embed(&ids, images.len() as i64, Some(&features)));
         if !task.answers.reads_cache() {
             let next = self.next_logits(&reading)?;
-            return Ok(task.answers.logits(&self.text, &next, &mut KvCache::new(0)));
+            return Ok(task.answers.logits(&self.text, &next, &mut GrowingKvCache::new(0)));
         }
-        let mut cache = KvCache::new(self.text.sizes().layers);
+        let mut cache = GrowingKvCache::new(self.text.sizes().layers);
         let next = self.read_to_end(&reading, Some(&mut cache));
         cache.truncate(ids.len() as i64);
         Ok(task.answers.logits(&self.text, &next, &mut cache))
@@ -225,10 +225,10 @@ impl Molmo2 {
         length: usize,
         greedy: &Greedy<'_>,
         on_token: &mut dyn FnMut(&[i64]) -> ControlFlow<()>,
-    ) -> Result<Written, ModelError> {
+    ) -> Result<GreedyOutput, ModelError> {
         let positions = reading.of_images.size()[0].max((length + greedy.max_new_tokens) as i64);
-        let shape = KeptShape { capacity: capacity_for(positions), source: 0 };
-        let new = || Writing::new(&self.text, shape.capacity, greedy.graphs);
+        let shape = BufferShape { capacity: capacity_for(positions), source: 0 };
+        let new = || GreedyText::new(&self.text, shape.capacity, greedy.graphs);
         self.writings.with(shape, new, |writing| {
             let buffers = &writing.buffers;
             buffers.cache.clear();
@@ -249,7 +249,7 @@ impl Molmo2 {
         })
     }
 
-    fn task(&self, task: &TaskLabels) -> Result<Task, ModelError> {
+    fn task(&self, task: &TaskSpec) -> Result<Task, ModelError> {
         if task.answers.len() != task.labels.len() {
             return Err(ModelError::Unsupported("each label needs an answer".to_owned()));
         }
@@ -257,22 +257,22 @@ impl Molmo2 {
         let vocabulary = self.config.text_config.vocab_size;
         let end = self.ends.first().copied();
         let answers =
-            Answers::new(&self.prompter, &task.answers, end, vocabulary, self.loaded.placement.device)?;
+            Answers::new(&self.prompter, &task.answers, end, vocabulary, self.info.placement.device)?;
         Ok(Task { prompt, answers })
     }
 }
 
 /// What is asked: the task's question, and in which words to answer it.
-fn question(task: &TaskLabels) -> String {
+fn question(task: &TaskSpec) -> String {
     format!("{} Answer with one of: {}.", task.question, task.answers.join(", "))
 }
 
 impl Model for Molmo2 {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
         let prepared = self
             .task(task)
             .map_err(|error| ModelError::Task { task: task.task.clone(), message: error.to_string() })?;
@@ -304,12 +304,12 @@ impl Model for Molmo2 {
 
     fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
         let _scores = self.classify(id, images)?;
-        if self.replays.is_on() {
+        if self.graphs.is_on() {
             self.text.compile_step();
         }
-        match self.loaded.preprocessor.tiling() {
-            Some(tiling) if images.len() == 1 && self.replays.is_on() => {
-                self.images.warm_up(tiling, &self.replays)
+        match self.info.preprocessor.tiling() {
+            Some(tiling) if images.len() == 1 && self.graphs.is_on() => {
+                self.images.warm_up(tiling, &self.graphs)
             }
             _ => Ok(()),
         }
@@ -319,12 +319,16 @@ impl Model for Molmo2 {
         Some(self)
     }
 
-    fn parts(&self, images: &[&Pixels], new_tokens: usize) -> Result<Vec<Part<'_>>, ModelError> {
-        parts::parts(self, images, new_tokens)
+    fn bench_targets(
+        &self,
+        images: &[&Pixels],
+        new_tokens: usize,
+    ) -> Result<Vec<BenchTarget<'_>>, ModelError> {
+        bench_targets::bench_targets(self, images, new_tokens)
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        parity::reproduce(self, fixture)
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        parity::parity_outputs(self, fixture)
     }
 }
 
@@ -346,7 +350,7 @@ impl Generator for Molmo2 {
             ends: &self.ends,
             max_new_tokens: new_tokens_max,
             steps_per_read: 1,
-            graphs: self.replays.is_on(),
+            graphs: self.graphs.is_on(),
         };
         let written = self.write(&reading, ids.len(), &greedy, &mut |tokens| {
             let flow = match self.prompter.decode(tokens) {

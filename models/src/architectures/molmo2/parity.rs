@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::step::{Step, Writing};
+use super::step::{GreedyText, Step};
 use super::{Images, Molmo2, tiles_of};
 use crate::ModelError;
-use crate::generation::greedy::{DecodeStep, Greedy, Written};
+use crate::generation::greedy::{DecodeStep, Greedy, GreedyOutput};
 use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::image::preprocess::Pixels;
 use crate::inspect::fixture::Fixture;
@@ -18,7 +18,10 @@ const IMAGES: [&str; 2] = ["landscape", "portrait"];
 /// How many of the largest logits of each step a full-size fixture keeps.
 const TOP: i64 = 8;
 
-pub(super) fn reproduce(model: &Molmo2, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+pub(super) fn parity_outputs(
+    model: &Molmo2,
+    fixture: &Fixture,
+) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let mut outputs = BTreeMap::new();
     for (name, question) in fixture.questions() {
         let case = Case { model, fixture, name };
@@ -49,7 +52,7 @@ impl Case<'_> {
     fn pixels(&self) -> Result<Vec<Pixels>, ModelError> {
         let count = self.shape("image_grids").map_or(0, |shape| shape[0]);
         let names = &IMAGES[..usize::try_from(count).unwrap_or(0).min(IMAGES.len())];
-        self.fixture.images(names, &self.model.loaded.preprocessor)
+        self.fixture.images(names, &self.model.info.preprocessor)
     }
 
     /// What the processor gives.
@@ -98,7 +101,7 @@ impl Case<'_> {
         let ids = Vec::<i64>::try_from(&self.input("input_ids")?.flatten(0, -1))?;
         let features = images.as_ref().map(|images| model.image_features(images)).transpose()?;
         if let (Some(images), Some(features)) = (&images, &features) {
-            let patches = images.patches.to_device(model.loaded.placement.device);
+            let patches = images.patches.to_device(model.info.placement.device);
             for (index, state) in model.images.tower.hidden_states(&patches).into_iter().enumerate() {
                 outputs.insert(format!("vit.hidden_states.{index}"), state);
             }
@@ -107,7 +110,7 @@ impl Case<'_> {
         let reading = model.reading(&ids, &model.embed(&ids, 1, features.as_ref()));
         let length = ids.len() as i64;
         let written = self.shape("greedy.ids").map_or(0, |shape| shape[1]).max(padded_length(length));
-        let writing = Writing::new(&model.text, capacity_for(written), model.replays.is_on());
+        let writing = GreedyText::new(&model.text, capacity_for(written), model.graphs.is_on());
         let mut states = Vec::new();
         // Without what pads the prompt.
         let mut keep = |state: &Tensor| states.push(state.narrow(1, 0, length));
@@ -125,11 +128,11 @@ impl Case<'_> {
     }
 
     /// As many tokens as the reference wrote, none of which ends the text.
-    fn write(&self, ids: &[i64], writing: &Writing, outputs: &mut Outputs) -> Result<(), ModelError> {
+    fn write(&self, ids: &[i64], writing: &GreedyText, outputs: &mut Outputs) -> Result<(), ModelError> {
         let step = Step { model: &self.model.text, writing };
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
         let count = usize::try_from(length).unwrap_or(0).saturating_sub(ids.len());
-        let (written, logits) = write_recorded(&step, ids.len() as i64, count, self.model.replays.is_on())?;
+        let (written, logits) = write_recorded(&step, ids.len() as i64, count, self.model.graphs.is_on())?;
         if logits.is_empty() {
             return Ok(());
         }
@@ -152,7 +155,7 @@ pub(super) fn write_recorded(
     begin: i64,
     max_new_tokens: usize,
     graphs: bool,
-) -> Result<(Written, Vec<Tensor>), ModelError> {
+) -> Result<(GreedyOutput, Vec<Tensor>), ModelError> {
     let mut logits = Vec::new();
     // With each token read at once, the buffers still hold what it was chosen by.
     let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs };

@@ -14,7 +14,7 @@ use crate::nn::layers::Activation;
 
 /// The buffers of a text that is being written.
 #[derive(Debug)]
-pub(super) struct Writing {
+pub(super) struct GreedyText {
     pub(super) buffers: DecodeBuffers,
     /// Of all positions that there are.
     angles: Angles,
@@ -22,7 +22,7 @@ pub(super) struct Writing {
     kernels: RefCell<Option<StepBuffers>>,
 }
 
-impl Writing {
+impl GreedyText {
     /// `by_kernels`: by those of our own where they can be had.
     pub(super) fn new(model: &TextModel, capacity: i64, by_kernels: bool) -> Self {
         let sizes = model.sizes();
@@ -40,7 +40,7 @@ impl Writing {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step<'a> {
     pub(super) model: &'a TextModel,
-    pub(super) writing: &'a Writing,
+    pub(super) writing: &'a GreedyText,
 }
 
 impl DecodeStep for Step<'_> {

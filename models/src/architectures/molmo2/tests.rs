@@ -8,14 +8,14 @@ use tch::{Device, Kind, Tensor};
 use super::parity::write_recorded;
 use super::{Images, Molmo2, Reading, tiles_of};
 use crate::ModelOptions;
-use crate::architectures::molmo2::step::{Step, Writing};
+use crate::architectures::molmo2::step::{GreedyText, Step};
 use crate::generation::static_cache::capacity_for;
 use crate::libtorch::{Stream, cuda_devices};
 use crate::model::Model;
-use crate::nn::kv_cache::KvCache;
+use crate::nn::kv_cache::GrowingKvCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 use crate::{GenerateRequest, Generator, Pixels, decode};
 
 /// The trained snapshot, and fixtures: with grouped keys, and with YaRN and norms after the layers.
@@ -45,7 +45,7 @@ fn load_on(device: Device, snapshot: &str, graphs: bool) -> Molmo2 {
 
 fn pixels(model: &Molmo2, image: &str) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/molmo2/images").join(format!("{image}.png"));
-    model.loaded.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
 }
 
 fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
@@ -58,7 +58,7 @@ fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
 
 /// Tokens and the logits that each was chosen by, with keys and values that grow by one position a step.
 fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: usize) -> (Vec<i64>, Tensor) {
-    let mut cache = KvCache::new(model.text.sizes().layers);
+    let mut cache = GrowingKvCache::new(model.text.sizes().layers);
     let mut steps = vec![model.read_to_end(reading, Some(&mut cache))];
     cache.truncate(length);
     let mut tokens = Vec::new();
@@ -77,7 +77,7 @@ fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: u
 
 fn in_fixed_buffers(
     model: &Molmo2,
-    writing: &Writing,
+    writing: &GreedyText,
     (reading, length): (&Reading, i64),
     count: usize,
 ) -> (Vec<i64>, Tensor) {
@@ -85,7 +85,7 @@ fn in_fixed_buffers(
     let first = model.read_to_end(reading, Some(&mut writing.buffers.cache.prompt()));
     writing.buffers.begin(length, &first).unwrap();
     let step = Step { model: &model.text, writing };
-    let (written, logits) = write_recorded(&step, length, count, model.replays.is_on()).unwrap();
+    let (written, logits) = write_recorded(&step, length, count, model.graphs.is_on()).unwrap();
     (written.tokens, Tensor::cat(&logits, 0))
 }
 
@@ -102,7 +102,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     for snapshot in SNAPSHOTS {
         for pads_prompts in [false, true] {
             let model = load(snapshot, pads_prompts);
-            let used = Writing::new(&model.text, capacity_for(257), model.replays.is_on());
+            let used = GreedyText::new(&model.text, capacity_for(257), model.graphs.is_on());
             let (other, length) = reading(&model, "portrait", "something else?");
             let _other = in_fixed_buffers(&model, &used, (&other, length), 9);
             for (image, question, positions) in [
@@ -116,7 +116,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
                 let what = format!("{snapshot}, padded: {pads_prompts}, {count} tokens after {length}");
                 let (tokens, logits) = with_a_growing_cache(&model, &reading, length, count);
                 let fresh =
-                    Writing::new(&model.text, capacity_for(length + count as i64), model.replays.is_on());
+                    GreedyText::new(&model.text, capacity_for(length + count as i64), model.graphs.is_on());
                 for writing in [&used, &fresh] {
                     let ours = in_fixed_buffers(&model, writing, (&reading, length), count);
                     assert_eq!(ours.0, tokens, "{what}");
@@ -146,14 +146,14 @@ fn tokens_that_fill_up_change_no_others() {
 #[test]
 fn every_layout_of_a_single_image_can_be_run() {
     let model = load(SNAPSHOTS[1], false);
-    let tiling = model.loaded.preprocessor.tiling().unwrap();
+    let tiling = model.info.preprocessor.tiling().unwrap();
     let image = pixels(&model, IMAGES[0]);
     let tiles = tiles_of(&image).unwrap();
     let known: Vec<_> =
         tiling.layouts(15).into_iter().map(|layout| tiling.layout_tiles(layout).unwrap()).collect();
     assert!(known.iter().any(|known| known.grid == tiles.grid && known.pooling.equal(&tiles.pooling)));
     assert!(tiling.layouts(15).iter().any(|&layout| image.values.size() == tiling.shape(layout)));
-    model.images.warm_up(tiling, &model.replays).unwrap();
+    model.images.warm_up(tiling, &model.graphs).unwrap();
 }
 
 /// On a GPU the steps are replayed, which calls nothing of ours in between.
@@ -169,7 +169,7 @@ fn recorded_logits_are_those_that_each_token_was_chosen_by() {
         for snapshot in SNAPSHOTS {
             let model = load_on(device, snapshot, true);
             let (reading, length) = reading(&model, IMAGES[0], QUESTIONS[0]);
-            let writing = Writing::new(&model.text, capacity_for(257), model.replays.is_on());
+            let writing = GreedyText::new(&model.text, capacity_for(257), model.graphs.is_on());
             for count in [1, 12] {
                 let what = format!("{device:?} {snapshot} {count}");
                 let (tokens, logits) = in_fixed_buffers(&model, &writing, (&reading, length), count);
@@ -194,7 +194,7 @@ fn a_padded_prompt_is_read_as_it_is_without() {
             assert_near(&ours, &expected, &format!("{snapshot} {image}"));
         }
         for answers in [["a", "t"], ["no such thing", "a sign of road work"]] {
-            let task = TaskLabels {
+            let task = TaskSpec {
                 task: "roadwork".to_owned(),
                 question: QUESTIONS[0].to_owned(),
                 labels: answers.map(|answer| (answer.to_owned(), Vec::new())).to_vec(),

@@ -4,12 +4,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::TextConfig;
 use crate::generation::static_cache::DecoderSizes;
-use crate::kernels::{Before, Norm};
+use crate::kernels::{Norm, Prologue};
 use crate::nn::blocks::{FusedMlp, GroupedAttention, QkNorm};
-use crate::nn::kv_cache::Cache;
+use crate::nn::kv_cache::KvCache;
 use crate::nn::layers::Linear;
 use crate::nn::norm::RmsNorm;
-use crate::nn::quantized_linear::{Product, Rows};
+use crate::nn::quantized_linear::{Activations, QuantLinear};
 use crate::nn::rotary::Rotary;
 use crate::snapshot::weights::WeightLoader;
 
@@ -114,7 +114,7 @@ impl TextModel {
         embeddings: Tensor,
         positions: &Tensor,
         bias: Option<&Tensor>,
-        cache: Option<&mut dyn Cache>,
+        cache: Option<&mut dyn KvCache>,
         only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
@@ -126,7 +126,7 @@ impl TextModel {
         embeddings: Tensor,
         angles: &Angles,
         bias: Option<&Tensor>,
-        mut cache: Option<&mut dyn Cache>,
+        mut cache: Option<&mut dyn KvCache>,
         only: Option<&Tensor>,
         keep: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
@@ -134,12 +134,12 @@ impl TextModel {
         let mut state = embeddings;
         let mut normed = match self.layers.first() {
             Some(first) => first.first_rows(&state),
-            None => Rows::Values(state.shallow_clone()),
+            None => Activations::Values(state.shallow_clone()),
         };
         for (index, layer) in self.layers.iter().enumerate() {
             keep(&state);
             let rope = if layer.scales_rope { scaled } else { &angles.plain };
-            let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn Cache, index));
+            let kept = cache.as_mut().map(|cache| (&mut **cache as &mut dyn KvCache, index));
             let attended = match self.layers.get(index + 1) {
                 Some(_) => layer.attention.forward(&normed, rope, bias, kept, None),
                 None => layer.attention.forward(&normed, rope, bias, kept, only),
@@ -195,19 +195,19 @@ impl Layer {
     }
 
     /// What its attention is given of a state that comes from no layer.
-    fn first_rows(&self, state: &Tensor) -> Rows {
+    fn first_rows(&self, state: &Tensor) -> Activations {
         let normed = if self.norm_after { state.shallow_clone() } else { self.attention_norm.forward(state) };
-        self.attention.projection.rows(normed, Before::Nothing)
+        self.attention.projection.rows(normed, Prologue::Nothing)
     }
 
     /// The next state, from this layer's attention, and what the attention of the layer after this one is given.
-    fn finish(&self, x: &Tensor, attended: &Tensor, next: Option<&Self>) -> (Tensor, Rows) {
+    fn finish(&self, x: &Tensor, attended: &Tensor, next: Option<&Self>) -> (Tensor, Activations) {
         if self.norm_after {
             let x = x + self.attention_norm.forward(attended);
-            let inner = self.mlp.up_and_gate.rows(x.shallow_clone(), Before::Nothing);
+            let inner = self.mlp.up_and_gate.rows(x.shallow_clone(), Prologue::Nothing);
             let state = &x + self.mlp_norm.forward(&self.mlp.forward(&inner));
-            let rows =
-                next.map_or_else(|| Rows::Values(state.shallow_clone()), |next| next.first_rows(&state));
+            let rows = next
+                .map_or_else(|| Activations::Values(state.shallow_clone()), |next| next.first_rows(&state));
             return (state, rows);
         }
         let (x, inner) = self.mlp.up_and_gate.add_norm(x, attended, None, Norm::Rms(&self.mlp_norm));
@@ -216,7 +216,7 @@ impl Layer {
             Some(next) => {
                 next.attention.projection.add_norm(&x, &added, None, Norm::Rms(&next.attention_norm))
             }
-            None => (x + &added, Rows::Values(added)),
+            None => (x + &added, Activations::Values(added)),
         }
     }
 }
@@ -234,7 +234,7 @@ fn load_attention(weights: &mut WeightLoader, name: &str, config: &TextConfig) -
     let (query_norm, key_norm) = (norm("q_norm", heads), norm("k_norm", key_heads));
     let mut product = |part: &str, inputs, outputs, bias| {
         let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, bias);
-        Product::of(linear, weights)
+        QuantLinear::of(linear, weights)
     };
     let all = (heads + 2 * key_heads) * head_width;
     GroupedAttention {
@@ -253,7 +253,7 @@ fn load_mlp(weights: &mut WeightLoader, name: &str, config: &TextConfig) -> Fuse
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let mut product = |part: &str, inputs, outputs| {
         let linear = Linear::load(weights, &format!("{name}.{part}"), inputs, outputs, false);
-        Product::of(linear, weights)
+        QuantLinear::of(linear, weights)
     };
     FusedMlp {
         up_and_gate: product("ff_proj", hidden, 2 * inner),

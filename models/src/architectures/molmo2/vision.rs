@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::config::Config;
-use crate::nn::encoder::{Encoder, Names, Surroundings};
+use crate::nn::encoder::{Encoder, EncoderInputs, Names};
 use crate::nn::layers::Linear;
 use crate::snapshot::weights::WeightLoader;
 
@@ -57,7 +57,7 @@ impl VisionTower {
 
     /// The embeddings and each layer's output, all [crops, patches, hidden].
     pub(super) fn hidden_states(&self, patches: &Tensor) -> Vec<Tensor> {
-        self.encoder.hidden_states(self.embed(patches), Surroundings::default())
+        self.encoder.hidden_states(self.embed(patches), EncoderInputs::default())
     }
 
     /// The layers that the adapter reads, side by side: [crops, patches, layers · hidden].

@@ -15,17 +15,17 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::architectures::architecture::Architecture;
 use crate::image::preprocess::{Pixels, Preprocessor};
-use crate::inspect::bench_target::{POOLED, Part};
+use crate::inspect::bench_target::{BenchTarget, POOLED};
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
+use crate::model::{LoadedModelInfo, Model};
 use crate::nn::encoder::Names;
 use crate::nn::layers::unit_rows;
 use crate::options::{ModelOptions, OptionSpec};
 use crate::output::outputs;
-use crate::runtime::cuda_graphs::Replays;
+use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 use text::{TextConfig, TextTower};
 use vision::{VisionBatch, VisionConfig, VisionTower};
 
@@ -89,9 +89,9 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
         vision,
         logit_scale,
         logit_bias,
-        loaded: Loaded { parameters, preprocessor, placement: place },
+        info: LoadedModelInfo { parameters, preprocessor, placement: place },
         labels: HashMap::new(),
-        replays: options.cuda_graphs(place),
+        graphs: options.cuda_graphs(place),
     }))
 }
 
@@ -102,12 +102,12 @@ struct Siglip2 {
     /// The logarithm of the scale, one value.
     logit_scale: Tensor,
     logit_bias: Tensor,
-    loaded: Loaded,
+    info: LoadedModelInfo,
     /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
     /// after the towers: half precision would round the scaled cosines to tenths.
     labels: HashMap<TaskId, Tensor>,
     /// Of the image tower.
-    replays: Replays,
+    graphs: CudaGraphCache,
 }
 
 impl Siglip2 {
@@ -121,12 +121,12 @@ impl Siglip2 {
         let pool = |batch: &VisionBatch| self.vision.pool(&self.vision.output(batch), batch);
         let VisionBatch::Fixed(pixels) = batch else { return Ok(pool(batch)) };
         let forward = |inputs: &[Tensor]| vec![pool(&VisionBatch::Fixed(inputs[0].shallow_clone()))];
-        self.replays.run(&[pixels], &[], forward)?.into_iter().next().ok_or(ModelError::NotPrepared)
+        self.graphs.run(&[pixels], &[], forward)?.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
     /// The mean of a label's prompt embeddings, brought back to length 1.
     fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
-        let ids = self.text.tokenize(prompts, self.loaded.placement.device)?;
+        let ids = self.text.tokenize(prompts, self.info.placement.device)?;
         let pooled = self.text.pool(&self.text.output(&self.text.hidden_states(&ids)));
         let embeddings = unit_rows(&pooled.to_kind(Kind::Float));
         Ok(unit_rows(&embeddings.mean_dim([0].as_slice(), false, None::<Kind>)))
@@ -134,11 +134,11 @@ impl Siglip2 {
 }
 
 impl Model for Siglip2 {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
         let embeddings: Vec<Tensor> =
             task.labels.iter().map(|(_, prompts)| self.label_embedding(prompts)).collect::<Result<_, _>>()?;
         self.labels.insert(id, Tensor::stack(&embeddings, 0));
@@ -157,38 +157,38 @@ impl Model for Siglip2 {
             return Ok(Vec::new());
         }
         let batch =
-            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
+            VisionBatch::stack(images, self.info.preprocessor.max_patches(), self.info.placement.device);
         let cosines = self.image_embeddings(&batch)?.matmul(&labels.tr());
         Ok(outputs(&(cosines * self.logit_scale.to_kind(Kind::Float).exp()))?)
     }
 
-    fn parts(&self, images: &[&Pixels], _: usize) -> Result<Vec<Part<'_>>, ModelError> {
+    fn bench_targets(&self, images: &[&Pixels], _: usize) -> Result<Vec<BenchTarget<'_>>, ModelError> {
         let batch =
-            VisionBatch::stack(images, self.loaded.preprocessor.max_patches(), self.loaded.placement.device);
-        Ok(vec![Part::new(POOLED, move || self.pooled(&batch))])
+            VisionBatch::stack(images, self.info.preprocessor.max_patches(), self.info.placement.device);
+        Ok(vec![BenchTarget::new(POOLED, move || self.pooled(&batch))])
     }
 
-    fn reproduce(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        let names: &[&str] = match self.loaded.preprocessor.max_patches() {
+    fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let names: &[&str] = match self.info.preprocessor.max_patches() {
             Some(_) => &["landscape", "portrait", "banner"],
             None => &["landscape", "portrait"],
         };
-        let images = fixture.images(names, &self.loaded.preprocessor)?;
+        let images = fixture.images(names, &self.info.preprocessor)?;
         let ours = VisionBatch::stack(
             &images.iter().collect::<Vec<_>>(),
-            self.loaded.preprocessor.max_patches(),
+            self.info.preprocessor.max_patches(),
             Device::Cpu,
         );
         let mut outputs = ours.named();
         outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
 
         // From the reference's own inputs on, so that an error shows where it is made.
-        let batch = VisionBatch::of_fixture(fixture, self.loaded.placement.device)?;
+        let batch = VisionBatch::of_fixture(fixture, self.info.placement.device)?;
         let vision_states = self.vision.hidden_states(&batch);
         let vision_last = self.vision.output(&batch);
         let vision_pooled = self.pooled(&batch)?;
         let text_states =
-            self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.loaded.placement.device));
+            self.text.hidden_states(&fixture.input("input_ids")?.to_device(self.info.placement.device));
         let text_last = self.text.output(&text_states);
         let text_pooled = self.text.pool(&text_last);
         let (image_embeds, text_embeds) = (unit_rows(&vision_pooled), unit_rows(&text_pooled));

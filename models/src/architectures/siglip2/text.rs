@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 
 use super::NAMES;
 use crate::ModelError;
-use crate::nn::encoder::{Encoder, Sizes, Surroundings};
+use crate::nn::encoder::{Encoder, EncoderInputs, Sizes};
 use crate::nn::layers::{Activation, Linear};
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::folder::Snapshot;
@@ -137,7 +137,7 @@ impl TextTower {
     pub(super) fn hidden_states(&self, ids: &Tensor) -> Vec<Tensor> {
         let positions = self.positions.narrow(0, 0, ids.size()[1]);
         let embeddings = Tensor::embedding(&self.tokens, ids, -1, false, false) + positions;
-        self.encoder.hidden_states(embeddings, Surroundings::default())
+        self.encoder.hidden_states(embeddings, EncoderInputs::default())
     }
 
     pub(super) fn output(&self, hidden_states: &[Tensor]) -> Tensor {

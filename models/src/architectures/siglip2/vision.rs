@@ -10,7 +10,7 @@ use crate::ModelError;
 use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::inspect::fixture::Fixture;
 use crate::nn::blocks::Mlp;
-use crate::nn::encoder::{Encoder, Sizes, Surroundings};
+use crate::nn::encoder::{Encoder, EncoderInputs, Sizes};
 use crate::nn::layers::{Activation, Linear, PatchEmbedding, attention, split_heads};
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::limits::{PATCH_MAX, WIDTH_MAX, in_range};
@@ -160,7 +160,7 @@ impl VisionBatch {
     }
 
     /// Where attention may look, [batch, 1, 1, patches]; everywhere for images of one size.
-    fn allowed(&self) -> Option<Tensor> {
+    fn attention_mask(&self) -> Option<Tensor> {
         match self {
             Self::Fixed(_) => None,
             Self::NaFlex { own, .. } => Some(own.unsqueeze(1).unsqueeze(1)),
@@ -224,9 +224,9 @@ impl VisionTower {
     }
 
     pub(super) fn hidden_states(&self, batch: &VisionBatch) -> Vec<Tensor> {
-        let allowed = batch.allowed();
-        let around = Surroundings { rope: None, allowed: allowed.as_ref() };
-        self.encoder.hidden_states(self.embed(batch), around)
+        let attention_mask = batch.attention_mask();
+        let inputs = EncoderInputs { rope: None, attention_mask: attention_mask.as_ref() };
+        self.encoder.hidden_states(self.embed(batch), inputs)
     }
 
     /// The position table brought to an image's grid, bilinear with antialiasing, then filled up to
@@ -244,14 +244,14 @@ impl VisionTower {
 
     /// The last hidden state after the final norm.
     pub(super) fn output(&self, batch: &VisionBatch) -> Tensor {
-        let allowed = batch.allowed();
-        let around = Surroundings { rope: None, allowed: allowed.as_ref() };
-        self.encoder.output(self.embed(batch), around, &self.norm)
+        let attention_mask = batch.attention_mask();
+        let inputs = EncoderInputs { rope: None, attention_mask: attention_mask.as_ref() };
+        self.encoder.output(self.embed(batch), inputs, &self.norm)
     }
 
     /// [batch, hidden].
     pub(super) fn pool(&self, output: &Tensor, batch: &VisionBatch) -> Tensor {
-        self.head.forward(output, batch.allowed().as_ref())
+        self.head.forward(output, batch.attention_mask().as_ref())
     }
 }
 
@@ -289,11 +289,11 @@ impl PoolingHead {
         }
     }
 
-    fn forward(&self, output: &Tensor, allowed: Option<&Tensor>) -> Tensor {
+    fn forward(&self, output: &Tensor, attention_mask: Option<&Tensor>) -> Tensor {
         let probe = self.probe.expand([output.size()[0], -1, -1], false);
         let [query, key, value] = [(0, &probe), (1, output), (2, output)]
             .map(|(index, x)| split_heads(&self.inputs[index].forward(x), self.heads));
-        let pooled = self.projection.forward(&attention(&query, &key, &value, allowed));
+        let pooled = self.projection.forward(&attention(&query, &key, &value, attention_mask));
         let added = self.mlp.forward(&self.norm.forward(&pooled));
         (pooled + added).select(1, 0)
     }

@@ -12,12 +12,12 @@ use crate::ModelError;
 use crate::architectures::architecture::Architecture;
 use crate::image::preprocess::{Pixels, Preprocessor, stack};
 use crate::inspect::fixture::Fixture;
-use crate::model::{Loaded, Model};
+use crate::model::{LoadedModelInfo, Model};
 use crate::options::ModelOptions;
 use crate::output::outputs;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 pub(crate) const ARCHITECTURE: Architecture = Architecture {
     name: "torchscript",
@@ -53,25 +53,25 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     let tensors = module.named_parameters().unwrap_or_default();
     let parameters =
         tensors.iter().map(|(_, tensor)| i64::try_from(tensor.numel()).unwrap_or(i64::MAX)).sum();
-    let loaded = Loaded { preprocessor, parameters, placement: place };
-    Ok(Box::new(TorchScript { module, loaded, gives_probabilities, labels: HashMap::new() }))
+    let info = LoadedModelInfo { preprocessor, parameters, placement: place };
+    Ok(Box::new(TorchScript { module, info, gives_probabilities, labels: HashMap::new() }))
 }
 
 #[derive(Debug)]
 struct TorchScript {
     module: CModule,
-    loaded: Loaded,
+    info: LoadedModelInfo,
     gives_probabilities: bool,
     /// How many labels each prepared task has.
     labels: HashMap<TaskId, usize>,
 }
 
 impl Model for TorchScript {
-    fn loaded(&self) -> &Loaded {
-        &self.loaded
+    fn info(&self) -> &LoadedModelInfo {
+        &self.info
     }
 
-    fn prepare(&mut self, id: TaskId, task: &TaskLabels) -> Result<(), ModelError> {
+    fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError> {
         self.labels.insert(id, task.labels.len());
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Model for TorchScript {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let pixels = stack(images, self.loaded.placement.device).to_kind(self.loaded.placement.kind);
+        let pixels = stack(images, self.info.placement.device).to_kind(self.info.placement.kind);
         let output = tch::no_grad(|| self.module.forward_ts(&[pixels]))?;
         let expected = [images.len() as i64, labels as i64];
         if output.size() != expected {
@@ -98,7 +98,7 @@ impl Model for TorchScript {
         Ok(outputs(&if self.gives_probabilities { output.clamp_min(PROBABILITY_MIN).log() } else { output })?)
     }
 
-    fn reproduce(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    fn parity_outputs(&self, _: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError> {
         Err(ModelError::Unsupported("a TorchScript module has no reference but itself".to_owned()))
     }
 }

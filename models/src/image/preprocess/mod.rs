@@ -21,7 +21,7 @@ use self::staged::Rest;
 pub use self::tiling::Tiles;
 pub(crate) use self::tiling::Tiling;
 use crate::ModelError;
-use crate::image::decoded::{Picture, Scale};
+use crate::image::decoded::{DecodedImage, Scale};
 
 /// One image, ready for a model.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Preprocessor {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn apply_picture(&self, picture: &Picture) -> Result<Pixels, ModelError> {
+    pub fn apply_decoded(&self, picture: &DecodedImage) -> Result<Pixels, ModelError> {
         self.apply_sized(&picture.pixels, picture.size)
     }
 

@@ -12,17 +12,17 @@ use crate::architectures::memory::MemoryEstimate;
 use crate::architectures::registry::load_model;
 use crate::image::decode::decode;
 use crate::kernels::tests::{assert_close, devices, random};
-use crate::kernels::{Before, Gelu, Norm, add_norm, add_norm_quantised, gelu, quantised};
+use crate::kernels::{Gelu, Norm, Prologue, add_norm, add_norm_quantised, gelu, quantised};
 use crate::libtorch::Stream;
 use crate::model::Model;
 use crate::nn::layers::Linear;
 use crate::nn::norm::LayerNorm;
-use crate::nn::quantized_linear::Product;
+use crate::nn::quantized_linear::QuantLinear;
 use crate::options::ModelOptions;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::snapshot::weights::WeightLoader;
-use crate::task::{TaskId, TaskLabels};
+use crate::task::{TaskId, TaskSpec};
 
 const COMPUTED_IN: [(Kind, f64); 3] = [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-2), (Kind::Half, 2e-3)];
 const ON_CPU: Placement = Placement { device: Device::Cpu, kind: Kind::Float8e4m3fn };
@@ -82,10 +82,10 @@ fn kernels_quantise_as_their_twins() {
             for width in [64, 1152, 4304, 12_288, 130, 40_000] {
                 let x = random(&[2, 3, width], kind, place.device) * 2.0;
                 let what = format!("{:?} {kind:?} {width}", place.device);
-                let ours = quantised(x.copy(), Before::Nothing);
+                let ours = quantised(x.copy(), Prologue::Nothing);
                 assert_same_rows(&ours, &Fp8Rows::of(&x), &what);
                 for form in [Gelu::Exact, Gelu::Tanh] {
-                    let ours = quantised(x.copy(), Before::Gelu(form));
+                    let ours = quantised(x.copy(), Prologue::Gelu(form));
                     let what = format!("{what} {form:?}");
                     assert_same_rows(&ours, &Fp8Rows::of(&gelu(x.copy(), form)), &what);
                 }
@@ -148,10 +148,10 @@ fn a_map_that_tensor_cores_do_not_take_stays_as_it_is() {
     for (is_wanted, inputs, is_fp8) in [(true, 32, true), (true, 24, false), (false, 32, false)] {
         let weight = random(&[48, inputs], Kind::BFloat16, Device::Cpu);
         let mut loader = loader_with(is_wanted);
-        let product = Product::of(Linear::from_tensors(weight.shallow_clone(), None), &loader);
-        assert_eq!(matches!(product, Product::Fp8 { .. }), is_fp8, "{inputs}");
+        let product = QuantLinear::of(Linear::from_tensors(weight.shallow_clone(), None), &loader);
+        assert_eq!(matches!(product, QuantLinear::Fp8 { .. }), is_fp8, "{inputs}");
         let inner = Linear::from_tensors(weight, None);
-        assert!(matches!(loader.without_fp8(|loader| Product::of(inner, loader)), Product::Plain(_)));
+        assert!(matches!(loader.without_fp8(|loader| QuantLinear::of(inner, loader)), QuantLinear::Plain(_)));
         assert_eq!(loader.fp8_products(), is_wanted);
     }
 }
@@ -187,7 +187,7 @@ fn load(architecture: &str, place: Placement) -> Box<dyn Model> {
 
 fn answers(model: &mut dyn Model, batch: usize) -> Vec<ModelOutput> {
     let label = |label: &str| (label.to_owned(), vec![format!("a photo of a {label} traffic sign")]);
-    let task = TaskLabels {
+    let task = TaskSpec {
         task: "roadwork".to_owned(),
         question: "Is there active road construction in this image?".to_owned(),
         labels: vec![label("no road work"), label("road work")],
@@ -201,7 +201,7 @@ fn answers(model: &mut dyn Model, batch: usize) -> Vec<ModelOutput> {
         .iter()
         .map(|file| {
             let bytes = std::fs::read(root().join("assets").join(file)).unwrap();
-            model.loaded().preprocessor.apply(&decode(&bytes, 100_000_000).unwrap()).unwrap()
+            model.info().preprocessor.apply(&decode(&bytes, 100_000_000).unwrap()).unwrap()
         })
         .collect();
     let images: Vec<_> = pixels.iter().collect();
@@ -222,7 +222,7 @@ fn models_answer_in_fp8_as_in_fp32() {
             let stream = Stream::new(place.device).unwrap();
             let _current = stream.enter().unwrap();
             let mut model = load(architecture, place);
-            assert_eq!(model.loaded().placement.kind, Kind::Float8e4m3fn);
+            assert_eq!(model.info().placement.kind, Kind::Float8e4m3fn);
             // The twins are slow, and have no graphs that batches fill up.
             let batches: &[usize] = if place.device == Device::Cpu { &[5] } else { &[5, 2, 1] };
             for &batch in batches {

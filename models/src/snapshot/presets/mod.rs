@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use self::random::{random_name, snapshot_folder};
-use crate::{ModelError, TaskLabels};
+use crate::{ModelError, TaskSpec};
 
 /// The files of a snapshot: name and content.
 type Files = Vec<(&'static str, Vec<u8>)>;
@@ -78,14 +78,14 @@ impl Preset {
     }
 
     /// A task that it can be asked.
-    pub fn task(&self) -> TaskLabels {
+    pub fn task(&self) -> TaskSpec {
         task(Some(PathBuf::from(HEAD)))
     }
 }
 
 /// The yes/no question of the presets, for any model; backbones answer it with a head of two labels.
-pub fn task(head: Option<PathBuf>) -> TaskLabels {
-    TaskLabels {
+pub fn task(head: Option<PathBuf>) -> TaskSpec {
+    TaskSpec {
         task: "roadwork".to_owned(),
         question: QUESTION.to_owned(),
         labels: LABELS.map(|(label, prompt)| (label.to_owned(), vec![prompt.to_owned()])).to_vec(),

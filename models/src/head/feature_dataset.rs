@@ -7,7 +7,7 @@ use crate::ModelError;
 
 /// What a head is trained and judged on.
 #[derive(Debug)]
-pub struct FeatureSet {
+pub struct FeatureDataset {
     /// [images, rows, width]: the CLS token, then patch tokens or their mean.
     values: Tensor,
     /// \[images\].
@@ -16,7 +16,7 @@ pub struct FeatureSet {
     classes: Vec<usize>,
 }
 
-impl FeatureSet {
+impl FeatureDataset {
     /// `values` are the features of one image after the other, of `shape` each: [rows, width]. There is one label for
     /// each.
     ///
@@ -52,7 +52,7 @@ impl FeatureSet {
     }
 }
 
-/// Positions of images as [`FeatureSet::batch`] takes them.
+/// Positions of images as [`FeatureDataset::batch`] takes them.
 pub(super) fn positions(images: &[usize]) -> Tensor {
     let numbers: Vec<i64> = images.iter().map(|&image| i64::try_from(image).unwrap_or(0)).collect();
     Tensor::from_slice(&numbers).to_kind(Kind::Int64)

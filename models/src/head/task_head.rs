@@ -11,7 +11,7 @@ use super::{Features, Head};
 use crate::ModelError;
 use crate::output::outputs_with_features;
 use crate::runtime::device::Placement;
-use crate::task::TaskLabels;
+use crate::task::TaskSpec;
 
 /// A task's head, and its dropout where it is asked with it.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl TaskHead {
     /// When there is no head for the task, or it was not trained for its labels, or not with dropout.
     pub(crate) fn load(
         folder: &Path,
-        task: &TaskLabels,
+        task: &TaskSpec,
         hidden: i64,
         passes: usize,
         place: Placement,

@@ -6,23 +6,23 @@ use super::bart::{Bart, Memory};
 use crate::ModelError;
 use crate::generation::decoder::Decoder;
 use crate::generation::greedy::{DecodeBuffers, DecodeStep};
-use crate::nn::kv_cache::KvCache;
+use crate::nn::kv_cache::GrowingKvCache;
 
 /// A decoder in the middle of its texts.
 #[derive(Debug)]
-pub(super) struct Writer<'a> {
+pub(super) struct BartDecoder<'a> {
     bart: &'a Bart,
     memory: Memory,
-    cache: KvCache,
+    cache: GrowingKvCache,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> BartDecoder<'a> {
     pub(super) fn new(bart: &'a Bart, memory: Memory) -> Self {
         Self { bart, memory, cache: bart.cache() }
     }
 }
 
-impl Decoder for Writer<'_> {
+impl Decoder for BartDecoder<'_> {
     fn step(&mut self, tokens: &Tensor) -> Tensor {
         let states = self.bart.decode(tokens, &self.memory, &mut self.cache);
         let last = states[states.len() - 1].select(1, -1);
@@ -49,13 +49,13 @@ impl Memory {
 
 /// The buffers of a text that is written greedily.
 #[derive(Debug)]
-pub(super) struct Writing {
+pub(super) struct GreedyText {
     pub(super) buffers: DecodeBuffers,
     /// Of one source.
     memory: Memory,
 }
 
-impl Writing {
+impl GreedyText {
     /// For sources of the same shape as this one.
     pub(super) fn new(bart: &Bart, capacity: i64, like: &Memory) -> Self {
         let layers = like.layers.iter().map(|(keys, values)| (zeros_like(keys), zeros_like(values)));
@@ -86,7 +86,7 @@ fn zeros_like(tensor: &Tensor) -> Tensor {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step<'a> {
     pub(super) bart: &'a Bart,
-    pub(super) writing: &'a Writing,
+    pub(super) writing: &'a GreedyText,
 }
 
 impl DecodeStep for Step<'_> {
@@ -95,7 +95,7 @@ impl DecodeStep for Step<'_> {
     }
 
     fn step(&self) -> Result<(), ModelError> {
-        let Writing { buffers, memory } = self.writing;
+        let GreedyText { buffers, memory } = self.writing;
         let (position, bias) = (buffers.position(), buffers.bias());
         let mut cache = buffers.cache.at(position);
         let state = self.bart.decode_at(position, &buffers.token(), memory, &bias, &mut cache);

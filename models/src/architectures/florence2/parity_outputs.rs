@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use tch::{Device, IndexOp, Kind, Tensor};
 
 use super::Florence2;
+use super::decoding::BartDecoder;
 use super::network::END;
 use super::prompt;
-use super::writer::Writer;
 use crate::ModelError;
 use crate::generation::beam::beam_search;
 use crate::generation::greedy::Greedy;
@@ -19,9 +19,9 @@ const USUAL_TOKENS: usize = 16;
 
 type Outputs = BTreeMap<String, Tensor>;
 
-pub(super) fn reproduce(model: &Florence2, fixture: &Fixture) -> Result<Outputs, ModelError> {
+pub(super) fn parity_outputs(model: &Florence2, fixture: &Fixture) -> Result<Outputs, ModelError> {
     let mut outputs = Outputs::new();
-    let images = fixture.images(&["landscape"], &model.loaded.preprocessor)?;
+    let images = fixture.images(&["landscape"], &model.info.preprocessor)?;
     outputs.insert("pixel_values".to_owned(), stack(&images.iter().collect::<Vec<_>>(), Device::Cpu));
     // From the reference's own pixels on, so that an error shows where it is made.
     let features = image_features(model, fixture, &mut outputs)?;
@@ -43,7 +43,7 @@ pub(super) fn reproduce(model: &Florence2, fixture: &Fixture) -> Result<Outputs,
 fn image_features(model: &Florence2, fixture: &Fixture, outputs: &mut Outputs) -> Result<Tensor, ModelError> {
     let network = &model.network;
     let pixels =
-        fixture.input("pixel_values")?.to_device(model.loaded.placement.device).to_kind(network.bart.kind());
+        fixture.input("pixel_values")?.to_device(model.info.placement.device).to_kind(network.bart.kind());
     let stages = network.tower.stages(&pixels);
     let last = &stages[stages.len() - 1];
     let features = network.projector.forward(last);
@@ -67,7 +67,7 @@ fn states(
     features: &Tensor,
     outputs: &mut Outputs,
 ) -> Result<(), ModelError> {
-    let (network, device) = (&model.network, model.loaded.placement.device);
+    let (network, device) = (&model.network, model.info.placement.device);
     let text = fixture.input("od.input_ids")?.i((.., network.image_tokens..)).to_device(device);
     let encoder = network.encoder_states(features, &text);
     let memory = network.bart.memory(&encoder[encoder.len() - 1], None);
@@ -113,7 +113,7 @@ fn greedy_search(
 ) -> Result<(), ModelError> {
     let bart = &model.network.bart;
     let greedy =
-        Greedy { ends: &[END], max_new_tokens: most, steps_per_read: 1, graphs: model.replays.is_on() };
+        Greedy { ends: &[END], max_new_tokens: most, steps_per_read: 1, graphs: model.graphs.is_on() };
     let written = model.write_greedily(&bart.memory(encoded, None), END, None, &greedy)?;
     let mut ids = vec![END];
     ids.extend(written.tokens);
@@ -122,7 +122,7 @@ fn greedy_search(
     outputs.insert(name.clone(), fixture.aligned_ids(&name, ids)?);
 
     // The logits along the reference's text: along another they would be others.
-    let expected = fixture.input(&name)?.to_device(model.loaded.placement.device);
+    let expected = fixture.input(&name)?.to_device(model.info.placement.device);
     let inputs = expected.narrow(1, 0, expected.size()[1] - 1);
     let states = bart.decode(&inputs, &bart.memory(encoded, None), &mut bart.cache());
     let logits = bart.logits(&states[states.len() - 1]).to_kind(Kind::Float);
@@ -145,8 +145,8 @@ fn searched_beams(
     outputs: &mut Outputs,
 ) -> Result<(), ModelError> {
     let bart = &model.network.bart;
-    let mut writer = Writer::new(bart, bart.memory(encoded, None));
-    let found = beam_search(&mut writer, &model.beams, most, model.loaded.placement.device)?;
+    let mut writer = BartDecoder::new(bart, bart.memory(encoded, None));
+    let found = beam_search(&mut writer, &model.beams, most, model.info.placement.device)?;
     let name = format!("{key}.beam.ids");
     // A text's score is a sum over its tokens, and so is its noise.
     let noise = fixture.decisive_margin() * found.tokens.len() as f64;

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::{Images, Molmo2, tiles_of};
 use crate::generation::greedy::Greedy;
-use crate::inspect::bench_target::{IMAGE_FEATURES, Part};
+use crate::inspect::bench_target::{BenchTarget, IMAGE_FEATURES};
 use crate::{ModelError, Pixels};
 
 /// A question about a picture of 640 × 480 pixels has nearly as many.
@@ -16,13 +16,13 @@ const PROMPT_TOKENS: usize = 800;
 const TEXT: i64 = 0;
 
 /// The layout of the first image is that of all rows; what the text says does not matter to the time that it takes.
-pub(super) fn parts<'a>(
+pub(super) fn bench_targets<'a>(
     model: &'a Molmo2,
     images: &[&Pixels],
     new_tokens: usize,
-) -> Result<Vec<Part<'a>>, ModelError> {
+) -> Result<Vec<BenchTarget<'a>>, ModelError> {
     let Some(first) = images.first() else { return Ok(Vec::new()) };
-    let (rows, device) = (images.len() as i64, model.loaded.placement.device);
+    let (rows, device) = (images.len() as i64, model.info.placement.device);
     let input = Images::new(images)?;
     let input =
         Images { patches: input.patches.f_to_device(device)?, pooling: input.pooling.f_to_device(device)? };
@@ -39,23 +39,23 @@ pub(super) fn parts<'a>(
     let prefill = move || model.next_logits(&same);
     let write = move || {
         // Each token is looked at, as one who shows a text must; none ends it.
-        let greedy = Greedy {
-            ends: &[],
-            max_new_tokens: new_tokens,
-            steps_per_read: 1,
-            graphs: model.replays.is_on(),
-        };
+        let greedy =
+            Greedy { ends: &[], max_new_tokens: new_tokens, steps_per_read: 1, graphs: model.graphs.is_on() };
         let written = model.write(&reading, length, &greedy, &mut |_| ControlFlow::Continue(()))?;
         Ok(Tensor::from_slice(&written.tokens))
     };
     let mut parts = vec![
-        Part::new(IMAGE_FEATURES, move || model.image_features(&input)),
-        Part { prompt_tokens, ..Part::new("decoder: prefill", prefill) },
+        BenchTarget::new(IMAGE_FEATURES, move || model.image_features(&input)),
+        BenchTarget { prompt_tokens, ..BenchTarget::new("decoder: prefill", prefill) },
     ];
     // A text is written for one reader.
     if rows == 1 {
         let work = format!("decoder: prefill and {new_tokens} tokens greedy");
-        parts.push(Part { prompt_tokens, new_tokens: Some(new_tokens), ..Part::new(work, write) });
+        parts.push(BenchTarget {
+            prompt_tokens,
+            new_tokens: Some(new_tokens),
+            ..BenchTarget::new(work, write)
+        });
     }
     Ok(parts)
 }
