@@ -34,6 +34,36 @@ pub(crate) fn new_table<T: ToString>(header: impl IntoIterator<Item = T>, wide: 
     table
 }
 
+/// Aligns the cells of the last columns, from the one with this index, and their headers to the right.
+pub(crate) fn align_right_from(table: &mut Table, first: usize) {
+    for column in table.column_iter_mut().skip(first) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// Returns the text with a line break wherever the next word would not fit into 80 columns.
+pub(crate) fn wrap(text: &str) -> String {
+    let mut wrapped = String::new();
+    for line in text.lines() {
+        let mut width = 0;
+        for word in line.split(' ') {
+            let length = word.chars().count();
+            if width > 0 && width + 1 + length > usize::from(WIDTH) {
+                wrapped.push('\n');
+                width = 0;
+            } else if width > 0 {
+                wrapped.push(' ');
+                width += 1;
+            }
+            wrapped.push_str(word);
+            width += length;
+        }
+        wrapped.push('\n');
+    }
+    wrapped.truncate(wrapped.trim_end().len());
+    wrapped
+}
+
 /// Returns a cell for a number: its last digits stand below each other.
 pub(crate) fn number(text: impl ToString) -> Cell {
     Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
@@ -62,5 +92,12 @@ mod tests {
         let wide = printed(true);
         assert_eq!(wide.lines().count(), 3, "{wide}");
         assert!(wide.lines().last().unwrap_or_default().starts_with("street.jpg  a reason"), "{wide}");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        let text = format!("{} {}\nb", "a".repeat(70), "c".repeat(20));
+        assert_eq!(wrap(&text), format!("{}\n{}\nb", "a".repeat(70), "c".repeat(20)));
+        assert_eq!(wrap("short\n\nlines"), "short\n\nlines");
     }
 }

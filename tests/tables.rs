@@ -39,7 +39,7 @@ fn classify_shows_votes_only_where_it_may_be_wide() {
     }
     assert!(!narrow.contains("siglip2"), "{narrow}");
     let lines = narrow.lines().count();
-    assert_eq!(lines, 2 + 2 + 9 + 2, "a line for each image: {narrow}");
+    assert_eq!(lines, 2 + 2 + 9 + 3, "a line for each image: {narrow}");
     let wide = printed(&["classify", "--task", "roadwork", "--wide", "assets"]);
     let header = wide.lines().nth(2).unwrap();
     for model in ["dinov3", "siglip2", "florence2", "molmo2"] {

@@ -14,7 +14,7 @@ use crate::evaluate::{
     Bootstrap, Corruption, CorruptionPlan, ShiftResult, Shown, compare, json, print, print_shifts,
     shifts_json, summarize_shift,
 };
-use crate::table::TableArgs;
+use crate::table::{TableArgs, wrap};
 
 /// Compare models, fusions and the cascade on labeled images.
 ///
@@ -90,7 +90,7 @@ fn report(
         }
         print_line(&report);
     } else {
-        print_line(&format!("{}\n", clean.describe()));
+        print_line(&format!("{}\n", wrap(&clean.describe())));
         print_line(&print(&comparison, clean.policy, unit, args.table.wide));
         if !shift_results.is_empty() {
             print_line(&print_shifts(&shift_results, clean.policy, unit, args.table.wide));

@@ -5,14 +5,14 @@ mod charts;
 mod contact_sheets;
 mod page;
 
-use comfy_table::{Cell, CellAlignment};
+use comfy_table::Cell;
 use concord_policy::Policy;
 use serde_json::{Map, Value, json};
 
 use super::compare::{Comparison, ErrorDetection, Strategy};
 use super::cost::CostUnit;
 use super::metrics::{ClassificationMetrics, Estimate};
-use crate::table::new_table;
+use crate::table::{align_right_from, new_table, wrap};
 pub(crate) use charts::{Chart, Shown, charts};
 pub(crate) use contact_sheets::{samples, sheets};
 pub(crate) use page::{Images, page};
@@ -49,14 +49,12 @@ pub(crate) fn print(comparison: &Comparison, policy: &Policy, unit: CostUnit, wi
         let cell = |&index: &usize| format!("{}\n{}", cells[index].value, cells[index].below);
         table.add_row(shown.iter().map(|index| Cell::new(cell(index).trim_end())));
     }
-    for column in table.column_iter_mut().skip(if wide { 2 } else { 1 }) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align_right_from(&mut table, if wide { 2 } else { 1 });
     let unit = unit.name();
     let mut text = format!("{table}\n\nBelow each metric: its 95 % interval (bootstrap).\n");
     text.push_str(&format!("{unit}: mean cost per image of all models that are asked.\n"));
     for line in stages_in_words(comparison, policy) {
-        text.push_str(&format!("{line}\n"));
+        text.push_str(&format!("{}\n", wrap(&line)));
     }
     text
 }

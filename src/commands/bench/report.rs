@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::measure::Timing;
 use crate::commands::print_line;
-use crate::table::{new_table, number};
+use crate::table::{align_right_from, new_table, number};
 
 /// The measurements of one call.
 #[derive(Debug, Default)]
@@ -142,6 +142,7 @@ impl Report {
                 number(megabytes(loaded.device_bytes)),
             ]);
         }
+        align_right_from(&mut table, 3);
         table
     }
 
@@ -195,6 +196,7 @@ impl Report {
             }
             table.add_row(row);
         }
+        align_right_from(&mut table, 4);
         table
     }
 }

@@ -9,12 +9,12 @@ use concord_policy::{AcceptRule, Policy, StopReason};
 use super::outcome::Outcome;
 use crate::commands::print_line;
 use crate::response::{ClassifyResponse, FallbackResponse};
-use crate::table::{new_table, number};
+use crate::table::{align_right_from, new_table, number, wrap};
 
 /// Prints a row for each image, and below the table what failed and a summary. The votes are columns of a
 /// `wide` table.
 pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: Duration, wide: bool) {
-    print_line(&format!("{task}: {}\n", policy.question()));
+    print_line(&format!("{}\n", wrap(&format!("{task}: {}", policy.question()))));
     let models: Vec<&str> =
         if wide { policy.members().map(|member| &**member.model()).collect() } else { vec![] };
     let header =
@@ -33,13 +33,14 @@ pub(super) fn table(task: &str, policy: &Policy, outcomes: &[Outcome], elapsed: 
             }
         });
     }
+    align_right_from(&mut table, columns - 1);
     print_line(&table);
     if !wide {
         for line in outcomes.iter().flat_map(|outcome| failed_votes(outcome, outcomes.len())) {
-            print_line(&line);
+            print_line(&wrap(&line));
         }
     }
-    print_line(&format!("\n{}", summary(policy, outcomes, elapsed)));
+    print_line(&format!("\n{}", wrap(&summary(policy, outcomes, elapsed))));
 }
 
 /// Returns a line for each model that gave no vote on an image.

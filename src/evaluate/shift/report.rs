@@ -1,6 +1,5 @@
 //! Renders the results on corrupted images as a table, as JSON, and as plots.
 
-use comfy_table::CellAlignment;
 use concord_policy::Policy;
 use serde_json::{Value, json as object};
 
@@ -10,7 +9,7 @@ use crate::evaluate::cost::CostUnit;
 use crate::evaluate::metrics::ClassificationMetrics;
 use crate::evaluate::plot::{Line, Panel, panels};
 use crate::evaluate::report::{Chart, error_detection, estimate_json, percent, strategy_json};
-use crate::table::new_table;
+use crate::table::{align_right_from, new_table};
 
 /// The results under one corruption.
 #[derive(Debug, Clone)]
@@ -39,9 +38,7 @@ pub(crate) fn print(shift_results: &[ShiftResult], policy: &Policy, unit: CostUn
     for row in rows {
         table.add_row(shown.iter().map(|&index| &row[index]));
     }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align_right_from(&mut table, 2);
     let mut text = format!("{table}\n\nCorruptions after arXiv 1903.12261.\n");
     if wide {
         text.push_str("The cascade has the share of the images that reach each stage.\n");
