@@ -1,4 +1,5 @@
-//! softmax(q kᵀ / √d) v by the back end of libtorch that is fastest for a shape, measured while a model warms up.
+//! Scaled dot-product attention, softmax(q kᵀ / √d) v, by the back end of libtorch that is fastest for a
+//! shape, measured while a model warms up.
 
 use std::sync::LazyLock;
 
@@ -7,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::libtorch::{LibtorchError, cudnn_attention, efficient_attention, flash_attention};
 use crate::runtime::autotune::{Autotuner, measure};
 
-/// Shapes that are measured, some 10 ms each. Warm-up needs some dozens a model.
+/// The largest number of shapes that are measured, at some 10 ms each. A model needs a few dozen to warm up.
 const SHAPES_MAX: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,11 @@ const BACKENDS: [AttentionBackend; 3] =
 
 static CHOSEN: LazyLock<Autotuner<Shape, AttentionBackend>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
-/// Attention over split heads, [batch, heads, positions, width]. `bias` is added to the logits, or true where a query
-/// may look, and broadcasts to [batch, heads, queries, keys]; `shares_heads` where there are fewer heads of keys and
-/// values than of queries.
+/// Computes attention over split heads, [batch, heads, positions, width].
+///
+/// `bias` is added to the logits or, if boolean, is true where a query may look; it broadcasts to [batch,
+/// heads, queries, keys]. `shares_heads` says that keys and values have fewer heads than queries
+/// (grouped-query attention).
 pub(crate) fn scaled_dot_product(
     query: &Tensor,
     key: &Tensor,
@@ -52,13 +55,14 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The GPU, where there is more than one back end: in half precision.
+    /// Returns the index of the GPU if there is more than one back end to choose from, which is so in half
+    /// precision.
     fn measurable_on(&self) -> Option<usize> {
         let Device::Cuda(device) = self.query.device() else { return None };
         matches!(self.query.kind(), Kind::Half | Kind::BFloat16).then_some(device)
     }
 
-    /// By a back end, or as libtorch chooses.
+    /// Runs one back end, or the one that libtorch chooses for `None`.
     fn run(&self, backend: Option<AttentionBackend>) -> Result<Tensor, LibtorchError> {
         let Self { query, key, value, bias, shares_heads } = *self;
         match (backend, bias) {
@@ -83,11 +87,11 @@ impl Call<'_> {
     }
 }
 
-/// What the time depends on.
+/// Everything that the time of a call depends on.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Shape {
     device: usize,
-    /// Of query, key, value and bias: number format, sizes and strides.
+    /// The number format, sizes and strides of query, key, value and bias.
     tensors: Vec<(Kind, Vec<i64>, Vec<i64>)>,
     shares_heads: bool,
 }
@@ -100,7 +104,7 @@ impl Shape {
     }
 }
 
-/// `None`: as libtorch chooses.
+/// Returns the fastest back end for the call's shape, or `None` to leave the choice to libtorch.
 fn choose(call: &Call<'_>, device: usize) -> Option<AttentionBackend> {
     CHOSEN.choose(Shape::of(call, device), device, |stream| {
         measure(&BACKENDS, |backend| call.run(backend.copied()), stream)

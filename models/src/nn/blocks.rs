@@ -1,5 +1,5 @@
-//! The parts that transformers of several architectures share, above the single layers: gated MLPs, and the
-//! attention of autoregressive decoders.
+//! Building blocks that transformers of several architectures share, one level above single layers: gated
+//! MLPs and the attention of autoregressive decoders.
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
@@ -10,7 +10,7 @@ use crate::nn::kv_cache::KvCache;
 use crate::nn::layers::{Activation, attention, split_heads};
 use crate::nn::quantized_linear::{Activations, QuantLinear};
 
-/// down(act(up(x))), or with a gate down(act(gate(x)) · up(x)).
+/// An MLP: down(act(up(x))), or down(act(gate(x)) · up(x)) with a gate.
 #[derive(Debug)]
 pub(crate) struct Mlp {
     pub(crate) gate: Option<QuantLinear>,
@@ -24,12 +24,12 @@ impl Mlp {
         self.forward_rows(&self.up.rows(x.shallow_clone(), Prologue::Nothing))
     }
 
-    /// The same of rows that were made for `up`.
+    /// Does the same as [`Self::forward`] for activations that were prepared for `up`.
     pub(crate) fn forward_rows(&self, x: &Activations) -> Tensor {
         self.down.forward(&self.inner_rows(x))
     }
 
-    /// What `down` is to be given for them.
+    /// Computes the activations that `down` takes, from activations that were prepared for `up`.
     pub(crate) fn inner_rows(&self, x: &Activations) -> Activations {
         let inner = match (&self.gate, self.activation) {
             (None, Activation::Gelu) => return self.up.forward_gelu(x, Gelu::Exact, &self.down),
@@ -41,17 +41,17 @@ impl Mlp {
     }
 }
 
-/// down(act(gate(x)) · up(x)), with `up` and `gate` as one map.
+/// A gated MLP, down(act(gate(x)) · up(x)), with `up` and `gate` as one linear map.
 #[derive(Debug)]
 pub(crate) struct FusedMlp {
-    /// First the rows of `up`, then as many of `gate`.
+    /// The rows of `up`, followed by as many rows of `gate`.
     pub(crate) up_and_gate: QuantLinear,
     pub(crate) down: QuantLinear,
     pub(crate) activation: Activation,
 }
 
 impl FusedMlp {
-    /// Of rows that were made for `up_and_gate`.
+    /// Computes the MLP for activations that were prepared for `up_and_gate`.
     pub(crate) fn forward(&self, x: &Activations) -> Tensor {
         let both = self.up_and_gate.forward(x);
         let inner = if self.activation == Activation::Silu {
@@ -64,22 +64,22 @@ impl FusedMlp {
     }
 }
 
-/// What the norms of queries and keys run over.
+/// The dimensions that the norms of queries and keys run over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) enum QkNorm {
-    /// Each head on its own.
+    /// Each head is normalized on its own.
     #[serde(rename = "qwen3")]
     Head,
-    /// The whole projection.
+    /// The whole projection is normalized at once.
     #[serde(rename = "olmo")]
     Projection,
 }
 
-/// Self-attention of a decoder: fewer heads of keys and values than of queries, norms of queries and keys, rotary
-/// positions, and keys and values that are kept.
+/// The self-attention of a decoder: fewer heads of keys and values than of queries (grouped-query attention,
+/// Ainslie et al., arXiv 2305.13245), norms of queries and keys, rotary positions, and a KV cache.
 #[derive(Debug)]
 pub(crate) struct GroupedAttention {
-    /// Queries, keys, values: [(heads + 2 · key heads) · head width, hidden].
+    /// The projection to queries, keys and values: [(heads + 2 · key heads) · head width, hidden].
     pub(crate) projection: QuantLinear,
     pub(crate) query_norm: RmsNorm,
     pub(crate) key_norm: RmsNorm,
@@ -91,10 +91,13 @@ pub(crate) struct GroupedAttention {
 }
 
 impl GroupedAttention {
-    /// `x` are rows [rows, count, hidden] made for `projection`, `rope` cosine and sine of the positions, [count, head
-    /// width] each. `bias` is added to the attention logits and broadcasts to [rows, 1, count, keys], the keys that
-    /// `kept` gives; none is needed for one position that may look at all of them. Of `only`, where it is given, a
-    /// position \[1\], comes what would come of all.
+    /// Computes the attention of new positions.
+    ///
+    /// `x` are activations [rows, count, hidden] that were prepared for `projection`; `rope` is the cosine
+    /// and sine of the positions, [count, head width] each. `bias` is added to the attention logits and
+    /// broadcasts to [rows, 1, count, keys], where the keys are those that the cache `kept` returns; a single
+    /// position that may look at all of them needs none. If `only` is given, a position \[1\], just that
+    /// position's output is computed.
     pub(crate) fn forward(
         &self,
         x: &Activations,
@@ -127,31 +130,32 @@ impl GroupedAttention {
         self.output.forward(&self.output.rows(attended, Prologue::Nothing))
     }
 
-    /// Normalised, split into heads and rotated: [rows, heads, count, head width].
+    /// Returns queries or keys normalized, split into heads and rotated: [rows, heads, count, head width].
     fn positioned(&self, x: &Tensor, norm: &RmsNorm, heads: i64, (cos, sin): &(Tensor, Tensor)) -> Tensor {
         let normed = norm.forward(x);
         rotate(&normed, heads, (cos, sin));
         split_heads(&normed, heads)
     }
 
-    /// [rows, count, heads · head width]. The heads that share keys and values are laid one after the other as if
-    /// they were more positions, so that nothing is copied for each of them.
+    /// Computes attention, [rows, count, heads · head width]. The heads that share keys and values are laid
+    /// one after the other as if they were more positions, so that keys and values need not be copied for
+    /// each of them.
     fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let size = query.size();
         let (rows, count, group) = (size[0], size[2], self.heads / self.key_heads);
         if group == 1 {
             return attention(query, key, value, bias);
         }
-        // cuDNN and flash share them by themselves; libtorch has it for half precision.
+        // cuDNN and flash attention share heads themselves, which libtorch supports in half precision only.
         if query.device().is_cuda() && query.kind() != Kind::Float {
             return scaled_dot_product(query, key, value, bias, true).transpose(1, 2).flatten(2, 3);
         }
         let folded = query.reshape([rows, self.key_heads, group * count, self.head_width]);
-        // That of one position broadcasts.
+        // The bias of a single position broadcasts.
         let bias =
             bias.map(|bias| if count == 1 { bias.shallow_clone() } else { bias.repeat([1, 1, group, 1]) });
         let attended = attention(&folded, key, value, bias.as_ref());
-        // `attention` gives [rows, group · count, key heads · head width].
+        // `attention` returns [rows, group · count, key heads · head width].
         attended
             .view([rows, group, count, self.key_heads, self.head_width])
             .permute([0, 2, 3, 1, 4])

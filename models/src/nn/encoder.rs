@@ -1,4 +1,5 @@
-//! The transformer that image and text towers are made of: pre-norm, with or without rotary positions and layer scale.
+//! The transformer encoder of image and text towers: pre-norm, with or without rotary positions and layer
+//! scale.
 
 use tch::Tensor;
 
@@ -10,10 +11,11 @@ use crate::nn::quantized_linear::{Activations, QuantLinear};
 use crate::snapshot::limits::check_transformer;
 use crate::snapshot::weights::WeightLoader;
 
-/// How a snapshot calls the parts of a layer; without biases and weights, relative to the layer's own name.
+/// The names of a layer's parts in a snapshot, relative to the layer's own name and without `.weight` and
+/// `.bias`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
-    /// Before a layer's index.
+    /// The prefix of a layer's index.
     pub(crate) layers: &'static str,
     pub(crate) norm1: &'static str,
     pub(crate) query: &'static str,
@@ -41,7 +43,7 @@ impl Sizes {
         check_transformer(self.hidden, self.intermediate, self.layers, self.heads, self.eps, 1)
     }
 
-    /// The MLP of these sizes whose linear maps are called so.
+    /// Loads the MLP of these sizes from the linear maps with the given names.
     pub(crate) fn mlp(&self, weights: &mut WeightLoader, up: &str, down: &str) -> Mlp {
         let (hidden, inner) = (self.hidden, self.intermediate);
         let mut product = |name, inputs, outputs| {
@@ -64,12 +66,13 @@ pub(crate) struct Encoder {
     pub(crate) heads: i64,
 }
 
-/// What all layers are told beside their input.
+/// The inputs that all layers share, beside the hidden state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct EncoderInputs<'a> {
-    /// Cosines and sines of the last positions, [positions, head width] each; those before have none.
+    /// The cosines and sines of the last positions, [positions, head width] each; positions before those are
+    /// not rotated.
     pub(crate) rope: Option<(&'a Tensor, &'a Tensor)>,
-    /// Where attention may look; everywhere where absent.
+    /// A mask that is true where a query may look; without one, attention is not restricted.
     pub(crate) attention_mask: Option<&'a Tensor>,
 }
 
@@ -79,19 +82,20 @@ impl Encoder {
         Self { layers: (0..sizes.layers).map(layer).collect(), heads: sizes.heads }
     }
 
-    /// `embeddings` and each layer's output, all [batch, sequence, hidden].
+    /// Returns `embeddings` and each layer's output, all [batch, sequence, hidden].
     pub(crate) fn hidden_states(&self, embeddings: Tensor, inputs: EncoderInputs<'_>) -> Vec<Tensor> {
         let mut states = Vec::new();
         let _last = self.run(embeddings, inputs, None, &mut |state| states.push(state.shallow_clone()));
         states
     }
 
-    /// The last hidden state after the final norm.
+    /// Returns the last hidden state after the final norm, [batch, sequence, hidden].
     pub(crate) fn output(&self, embeddings: Tensor, inputs: EncoderInputs<'_>, norm: &LayerNorm) -> Tensor {
         self.run(embeddings, inputs, Some(norm), &mut |_| {})
     }
 
-    /// Those of the [`Self::hidden_states`] with these indices, in this order; the others are not kept.
+    /// Returns the [`Self::hidden_states`] at these indices, in this order. The others are dropped as soon as
+    /// they have been used.
     pub(crate) fn some_hidden_states(&self, embeddings: Tensor, indices: &[usize]) -> Vec<Tensor> {
         let mut kept: Vec<Option<Tensor>> = indices.iter().map(|_| None).collect();
         let mut index = 0;
@@ -104,8 +108,8 @@ impl Encoder {
         kept.into_iter().flatten().collect()
     }
 
-    /// The last hidden state, after the norm where there is one. Each residual is added in one pass with the norm that
-    /// comes after it. `keep` sees every hidden state.
+    /// Returns the last hidden state, after the final norm if there is one. Each residual is added in one
+    /// pass with the norm that follows it. `keep` sees every hidden state.
     fn run(
         &self,
         embeddings: Tensor,
@@ -144,14 +148,14 @@ impl Encoder {
     }
 }
 
-/// A pre-norm layer: norm, attention, scale; norm, MLP, scale; each time with a residual.
+/// A pre-norm layer: norm, attention, scale; then norm, MLP, scale; each with a residual.
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) norm1: LayerNorm,
-    /// Queries, keys and values, side by side.
+    /// The projection to queries, keys and values, side by side.
     pub(crate) inputs: QuantLinear,
     pub(crate) projection: QuantLinear,
-    /// \[hidden\] each, where the layer has them.
+    /// The layer scale of the attention, \[hidden\], if the layer has one; `scale2` is that of the MLP.
     pub(crate) scale1: Option<Tensor>,
     pub(crate) norm2: LayerNorm,
     pub(crate) mlp: Mlp,
@@ -175,7 +179,7 @@ impl Layer {
         }
     }
 
-    /// What the projection is to be given.
+    /// Computes the attention and prepares it for the output projection.
     fn attend(&self, normed: &Activations, heads: i64, inputs: EncoderInputs<'_>) -> Activations {
         let joined = self.inputs.forward(normed);
         if let Some(angles) = inputs.rope {

@@ -1,15 +1,16 @@
-//! Keys and values that the attention of autoregressive decoders keeps.
+//! The keys and values that the attention of autoregressive decoders keeps.
 
 use tch::Tensor;
 
-/// Where the layers of a decoder put their new keys and values.
+/// A store to which the layers of a decoder append their new keys and values.
 pub(crate) trait KvCache {
-    /// Adds the keys and values of new positions to a layer; gives all that these positions are to look at.
+    /// Appends the keys and values of new positions to a layer, [rows, heads, positions, width] each; returns
+    /// all keys and values that these positions attend to.
     fn append(&mut self, layer: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor);
 }
 
-/// A cache that grows with its texts: the keys and values of all positions so far, [rows, heads, positions, width] in
-/// each layer.
+/// A cache that grows with its texts: it keeps the keys and values of all positions so far, [rows, heads,
+/// positions, width] in each layer.
 #[derive(Debug)]
 pub(crate) struct GrowingKvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
@@ -20,12 +21,12 @@ impl GrowingKvCache {
         Self { layers: (0..layers).map(|_| None).collect() }
     }
 
-    /// How many positions it holds.
+    /// Returns the number of positions that the cache holds.
     pub(crate) fn positions(&self) -> i64 {
         self.layers.first().and_then(Option::as_ref).map_or(0, |(keys, _)| keys.size()[2])
     }
 
-    /// Keeps the first positions only.
+    /// Drops all but the first `positions` positions.
     pub(crate) fn truncate(&mut self, positions: i64) {
         for (keys, values) in self.layers.iter_mut().flatten() {
             *keys = keys.narrow(2, 0, positions);
@@ -33,7 +34,7 @@ impl GrowingKvCache {
         }
     }
 
-    /// Keeps these rows, in this order: what beam search does to its beams.
+    /// Keeps these rows, in this order, as beam search does when it selects beams.
     pub(crate) fn select(&mut self, rows: &Tensor) {
         for (keys, values) in self.layers.iter_mut().flatten() {
             *keys = keys.index_select(0, rows);

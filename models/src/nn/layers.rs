@@ -1,4 +1,4 @@
-//! The layers that the architectures share, and how their parameters are named in snapshots.
+//! Single layers that the architectures share, and the names of their parameters in snapshots.
 
 use serde::Deserialize;
 use tch::Tensor;
@@ -8,7 +8,7 @@ use crate::nn::attention::scaled_dot_product;
 use crate::nn::linear::{Epilogue, linear, linear_then};
 use crate::snapshot::weights::WeightLoader;
 
-/// An affine map of the last dimension, `torch.nn.Linear`.
+/// An affine map of the last dimension, as `torch.nn.Linear`.
 #[derive(Debug)]
 pub(crate) struct Linear {
     weight: Tensor,
@@ -16,7 +16,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// `{name}.weight` of [outputs, inputs], and `{name}.bias` where the layer has one.
+    /// Loads `{name}.weight` of [outputs, inputs], and `{name}.bias` of \[outputs\] if `bias` is true.
     pub(crate) fn load(
         weights: &mut WeightLoader,
         name: &str,
@@ -30,12 +30,12 @@ impl Linear {
         }
     }
 
-    /// From tensors of \[outputs, inputs\] and \[outputs\].
+    /// Creates a layer from a weight of \[outputs, inputs\] and a bias of \[outputs\].
     pub(crate) fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
-    /// Several maps of the same input as one, their outputs side by side.
+    /// Combines several maps of the same input into one, with their outputs side by side.
     pub(crate) fn concatenated(parts: &[Self]) -> Self {
         let all = |tensors: Vec<&Tensor>| {
             // An empty tensor stands for a faulty one, which `finish` will report.
@@ -54,27 +54,27 @@ impl Linear {
         Self { weight, bias: Some(all(biases.iter().collect())) }
     }
 
-    /// [outputs, inputs].
+    /// Returns the weight, [outputs, inputs].
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// \[outputs\], where it has one.
+    /// Returns the bias, \[outputs\], if the layer has one.
     pub(crate) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
 
-    /// The same.
+    /// Turns the layer into its bias, \[outputs\], if it has one.
     pub(crate) fn into_bias(self) -> Option<Tensor> {
         self.bias
     }
 
-    /// How many outputs it has.
+    /// Returns the number of outputs.
     pub(crate) fn outputs(&self) -> i64 {
         self.weight.size()[0]
     }
 
-    /// What a single row is multiplied by.
+    /// Returns the parameters as the kernels for a single row take them.
     pub(crate) fn row_weights(&self) -> RowWeights<'_> {
         RowWeights { values: &self.weight, scales: None, bias: self.bias.as_ref() }
     }
@@ -83,13 +83,13 @@ impl Linear {
         linear(x, &self.weight, self.bias.as_ref())
     }
 
-    /// The same, and what comes behind it.
+    /// Computes the map and its epilogue.
     pub(crate) fn forward_then(&self, x: &Tensor, then: Epilogue<'_>) -> Tensor {
         linear_then(x, &self.weight, self.bias.as_ref(), then)
     }
 }
 
-/// An activation by its name in `config.json` (`hidden_act`).
+/// An activation function by its name in `config.json` (`hidden_act`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) enum Activation {
     #[serde(rename = "gelu")]
@@ -110,9 +110,9 @@ impl Activation {
     }
 }
 
-/// A convolution whose stride is its kernel, as the matrix product that it is.
+/// A convolution whose stride equals its kernel size, computed as the matrix product that it is.
 ///
-/// Exact in fp32 on CUDA too, where a convolution would by default use TF32.
+/// This is exact in fp32 on CUDA, too, where a convolution would use TF32 by default.
 #[derive(Debug)]
 pub(crate) struct PatchEmbedding {
     projection: Linear,
@@ -120,7 +120,7 @@ pub(crate) struct PatchEmbedding {
 }
 
 impl PatchEmbedding {
-    /// `{name}.weight` of [width, 3, patch, patch] and `{name}.bias`.
+    /// Loads `{name}.weight` of [width, 3, patch, patch] and `{name}.bias` of \[width\].
     pub(crate) fn load(weights: &mut WeightLoader, name: &str, patch: i64, width: i64) -> Self {
         let weight = weights.tensor(&format!("{name}.weight"), &[width, 3, patch, patch]);
         let bias = weights.tensor(&format!("{name}.bias"), &[width]);
@@ -129,8 +129,8 @@ impl PatchEmbedding {
         Self { projection: Linear::from_tensors(weight, Some(bias)), patch }
     }
 
-    /// [batch, 3, height, width] → [batch, rows·columns, hidden]. Pixels beyond the last whole patch
-    /// are left out, as a convolution leaves them out.
+    /// Embeds [batch, 3, height, width] as [batch, rows · columns, hidden]. Pixels beyond the last whole
+    /// patch are ignored, as in a convolution.
     pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
         let (batch, channels, height, width) = size4(pixels);
         let (rows, columns) = (height / self.patch, width / self.patch);
@@ -143,21 +143,21 @@ impl PatchEmbedding {
     }
 }
 
-/// The four sizes of an image batch.
+/// Returns the four sizes of a batch of images.
 pub(crate) fn size4(x: &Tensor) -> (i64, i64, i64, i64) {
     let size = x.size();
     assert!(size.len() == 4, "expected a tensor of four dimensions, got {size:?}");
     (size[0], size[1], size[2], size[3])
 }
 
-/// [batch, sequence, hidden] → [batch, heads, sequence, hidden / heads].
+/// Splits heads: [batch, sequence, hidden] → [batch, heads, sequence, hidden / heads].
 pub(crate) fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let size = x.size();
     x.view([size[0], size[1], heads, size[2] / heads]).transpose(1, 2)
 }
 
-/// softmax(q kᵀ / √d) v over split heads, with the heads joined again. `attention_mask` is true where a query
-/// may look, and broadcasts to [batch, heads, queries, keys].
+/// Computes softmax(q kᵀ / √d) v over split heads and joins the heads again: [batch, queries, hidden].
+/// `attention_mask` is true where a query may look, and broadcasts to [batch, heads, queries, keys].
 pub(crate) fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -167,7 +167,7 @@ pub(crate) fn attention(
     scaled_dot_product(query, key, value, attention_mask, false).transpose(1, 2).flatten(2, 3)
 }
 
-/// Each row divided by its Euclidean length.
+/// Divides each row by its Euclidean norm.
 pub(crate) fn unit_rows(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2.0, [-1], true)
 }

@@ -1,7 +1,8 @@
-//! x · weightsᵀ + bias by the algorithm of cuBLASLt that is fastest for a shape, measured while a model warms up.
+//! Linear maps, x · weightsᵀ + bias, by the algorithm of cuBLASLt that is fastest for a shape, measured while
+//! a model warms up.
 //!
-//! libtorch takes cuBLASLt's first guess. For a few hundred rows, one picture's tokens, others made whole models
-//! up to 8 % faster (docs/PERFORMANCE.md).
+//! libtorch takes the first algorithm that cuBLASLt's heuristic proposes. For a few hundred rows, the tokens
+//! of one image, others made whole models up to 8 % faster (docs/PERFORMANCE.md).
 
 use std::sync::LazyLock;
 
@@ -11,34 +12,38 @@ use crate::kernels::{Gelu, gelu};
 use crate::libtorch::{LibtorchError, ProductAlgorithm, ProductOf, product, product_algorithms};
 use crate::runtime::autotune::{Autotuner, measure};
 
-/// Shapes that are measured, some 100 ms each. A model has four or so, times its batch sizes.
+/// The largest number of shapes that are measured, at some 100 ms each. A model has about four, times its
+/// batch sizes.
 const SHAPES_MAX: usize = 1024;
-/// Guesses of cuBLASLt that are measured, its likeliest first: a limit on the time that warm-up takes.
+/// The number of algorithms that are measured, in the order of cuBLASLt's heuristic: it limits the time that
+/// warm-up takes.
 const GUESSES_MAX: usize = 16;
-/// Fewer rows are bound by reading the weights, in which algorithms hardly differ.
+/// The smallest number of rows that is measured: products of fewer are bound by reading the weights, in which
+/// algorithms hardly differ.
 const ROWS_MIN: i64 = 16;
-/// Where libtorch's memory begins; guesses are for no less.
+/// The alignment of libtorch's memory in bytes; algorithms are asked for with no smaller one.
 const ALIGNMENT: usize = 256;
 
 static CHOSEN: LazyLock<Autotuner<Shape, ProductAlgorithm>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
-/// What comes behind a product and its bias.
+/// The operation that follows a product and its bias.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Epilogue<'a> {
     Nothing,
-    /// GELU. Where cuBLASLt has it behind the product, in half precision alone, it is the form of tanh, of sums that were not
-    /// rounded: no farther from either form in fp32 than rounding before it is (`gelu_behind_a_product_is_no_worse_than_after_it`).
+    /// GELU. In half precision only, cuBLASLt computes it with the product: always the tanh form, of sums
+    /// that were not rounded before. That is no farther from either form in fp32 than rounding before it is
+    /// (`gelu_behind_a_product_is_no_worse_than_after_it`).
     Gelu(Gelu),
-    /// This, [.., outputs], is added.
+    /// Adds this tensor, [.., outputs].
     Add(&'a Tensor),
 }
 
-/// x [.., inputs] · weights [outputs, inputs] transposed + bias \[outputs\].
+/// Computes x [.., inputs] · weightsᵀ + bias, where `weights` is [outputs, inputs] and `bias` is \[outputs\].
 pub(crate) fn linear(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>) -> Tensor {
     linear_then(x, weights, bias, Epilogue::Nothing)
 }
 
-/// The same, and what comes behind it.
+/// Computes the same as [`linear`], followed by an epilogue.
 pub(crate) fn linear_then(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, then: Epilogue<'_>) -> Tensor {
     let call = Call { x, weights, bias, then };
     if let Some(shape) = call.shape() {
@@ -58,7 +63,7 @@ pub(crate) fn linear_then(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, t
 }
 
 impl Epilogue<'_> {
-    /// The same in a step of its own.
+    /// Applies the epilogue in a step of its own.
     fn after(self, sum: Tensor) -> Tensor {
         match self {
             Self::Nothing => sum,
@@ -76,7 +81,7 @@ struct Call<'a> {
     then: Epilogue<'a>,
 }
 
-/// What the time depends on.
+/// Everything that the time of a call depends on.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Shape {
     device: usize,
@@ -90,8 +95,8 @@ struct Shape {
 }
 
 impl<'a> Call<'a> {
-    /// `None` where there is nothing to choose: on a CPU, in fp32, for few rows, and for tensors that are not laid out
-    /// as the guesses take them to be.
+    /// Returns the key of the call in the table, or `None` if there is nothing to choose: on a CPU, in fp32,
+    /// for few rows, and for tensors whose layout is not the one that algorithms are asked for.
     fn shape(&self) -> Option<Shape> {
         let (Device::Cuda(device), kind) = (self.x.device(), self.x.kind()) else { return None };
         let size = self.weights.size();
@@ -127,7 +132,7 @@ impl<'a> Call<'a> {
         Tensor::empty(size, (self.x.kind(), self.x.device()))
     }
 
-    /// By an algorithm, or as libtorch chooses.
+    /// Runs one algorithm, or the one that libtorch chooses for `None`.
     fn run(&self, algorithm: Option<&ProductAlgorithm>) -> Result<Tensor, LibtorchError> {
         match algorithm {
             Some(algorithm) => {
@@ -153,7 +158,7 @@ mod tests {
     use crate::libtorch::{Graph, Stream, product_algorithms};
     use crate::runtime::autotune::warming_up;
 
-    /// Inputs, weights and bias.
+    /// Creates random inputs, weights and bias.
     fn tensors(rows: i64, inputs: i64, outputs: i64, kind: Kind, device: Device) -> [Tensor; 3] {
         let weights = random(&[outputs, inputs], kind, device) / (inputs as f64).sqrt();
         [random(&[1, rows, inputs], kind, device), weights, random(&[outputs], kind, device)]
@@ -183,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Of a product's rows, with what comes behind it in fp32.
+    /// Computes the mean absolute error against the expected values in fp32.
     fn mean_error(found: &Tensor, expected: &Tensor) -> f64 {
         (found.to_kind(Kind::Float) - expected).abs().mean(Kind::Double).double_value(&[])
     }
@@ -196,7 +201,7 @@ mod tests {
             for (kind, form) in [Kind::Float, Kind::BFloat16, Kind::Half]
                 .into_iter()
                 .flat_map(|kind| [(kind, Gelu::Exact), (kind, Gelu::Tanh)])
-                // Of which nobody asks for the first behind a product (`QuantLinear::forward_gelu`).
+                // `QuantLinear::forward_gelu` never asks for the exact form with an fp16 product.
                 .filter(|case| *case != (Kind::Half, Gelu::Exact))
             {
                 let [x, weights, bias] = tensors(581, 1024, 4096, kind, device);

@@ -1,4 +1,4 @@
-//! The linear maps within layers, whose products may be of fp8, and what they take.
+//! Linear maps within layers, whose products may be computed in fp8, and the activations that they take.
 
 use tch::{Kind, Tensor};
 
@@ -11,28 +11,29 @@ use crate::nn::norm::LayerNorm;
 use crate::runtime::device::FP8_COMPUTED_IN;
 use crate::snapshot::weights::WeightLoader;
 
-/// Of fewer values, the kernel that adds and normalises at once is faster: it is bound by its launch, not by memory.
-/// (SigLIP2 so400m at batch 1, 0.8 M values: 2.30 ms instead of 2.25; at batch 8, 6.7 M: 11.3 instead of 11.7.)
+/// The number of values from which on the residual is added with the product. For fewer, the kernel that adds
+/// and normalizes at once is faster, since it is bound by its launch, not by memory (SigLIP2 so400m at batch
+/// 1, 0.8 M values: 2.30 ms instead of 2.25; at batch 8, 6.7 M values: 11.3 ms instead of 11.7).
 const ADDED_BEHIND_MIN: usize = 4 << 20;
 
-/// Rows [.., inputs] as a [`QuantLinear`] takes them.
+/// Activations [.., inputs] in the format that a [`QuantLinear`] takes.
 #[derive(Debug)]
 pub(crate) enum Activations {
     Values(Tensor),
     Fp8(Fp8Rows),
 }
 
-/// An affine map of the last dimension.
+/// An affine map of the last dimension, in fp8 or not.
 #[derive(Debug)]
 pub(crate) enum QuantLinear {
-    /// In the number format of its input.
+    /// A map in the number format of its input.
     Plain(Linear),
-    /// In fp8, with a bias \[outputs\] in bf16.
+    /// A map in fp8, with a bias \[outputs\] in bf16.
     Fp8 { weights: Fp8Weights, bias: Option<Tensor> },
 }
 
 impl QuantLinear {
-    /// In fp8 where the loader was told so and tensor cores take its sizes.
+    /// Quantizes a layer to fp8 if the loader was told to and tensor cores support its sizes.
     pub(crate) fn of(linear: Linear, loader: &WeightLoader) -> Self {
         if !loader.fp8_products() {
             return Self::Plain(linear);
@@ -43,7 +44,8 @@ impl QuantLinear {
         }
     }
 
-    /// What [`Self::forward`] is to be given for `x` [.., inputs], after `before`. Nothing else needs `x` any more.
+    /// Prepares `x` [.., inputs] for [`Self::forward`], after the operation `before`. Consumes `x`, since it
+    /// may be overwritten.
     pub(crate) fn rows(&self, x: Tensor, before: Prologue) -> Activations {
         match (self, before) {
             (Self::Fp8 { .. }, _) => Activations::Fp8(quantised(x, before)),
@@ -52,8 +54,8 @@ impl QuantLinear {
         }
     }
 
-    /// residual + x · scale, and of it the norm that [`Self::forward`] is to be given; `scale` is \[width\], the others
-    /// [.., width].
+    /// Computes residual + x · scale, and the norm of it as [`Self::forward`] takes it. `scale` is \[width\],
+    /// the others are [.., width].
     pub(crate) fn add_norm(
         &self,
         residual: &Tensor,
@@ -73,8 +75,8 @@ impl QuantLinear {
         }
     }
 
-    /// residual + self(rows) · scale, and of it the norm that `next` is to be given; `scale` is \[width\], the residual
-    /// [.., width].
+    /// Computes residual + self(rows) · scale, and the norm of it as `next` takes it. `scale` is \[width\],
+    /// the residual is [.., width].
     pub(crate) fn forward_add_norm(
         &self,
         rows: &Activations,
@@ -84,7 +86,7 @@ impl QuantLinear {
         norm: &LayerNorm,
     ) -> (Tensor, Activations) {
         match (self, rows, scale, next) {
-            // Behind the product it is rounded once, and need not be written and read again.
+            // With the product, the sum is rounded once and need not be written and read again.
             (Self::Plain(linear), Activations::Values(x), None, Self::Plain(_))
                 if is_half(x) && x.numel() >= ADDED_BEHIND_MIN =>
             {
@@ -96,7 +98,7 @@ impl QuantLinear {
         }
     }
 
-    /// What `next` is to be given for GELU of the outputs.
+    /// Computes GELU of the outputs as `next` takes it.
     pub(crate) fn forward_gelu(&self, rows: &Activations, form: Gelu, next: &Self) -> Activations {
         match (self, rows, next) {
             (Self::Plain(linear), Activations::Values(x), Self::Plain(_)) if form.is_behind_products(x) => {
@@ -106,7 +108,7 @@ impl QuantLinear {
         }
     }
 
-    /// What a single row is multiplied by.
+    /// Returns the parameters as the kernels for a single row take them.
     pub(crate) fn row_weights(&self) -> RowWeights<'_> {
         match self {
             Self::Plain(linear) => linear.row_weights(),
@@ -114,7 +116,7 @@ impl QuantLinear {
         }
     }
 
-    /// How many outputs it has.
+    /// Returns the number of outputs.
     pub(crate) fn outputs(&self) -> i64 {
         match self {
             Self::Plain(linear) => linear.outputs(),
@@ -122,7 +124,8 @@ impl QuantLinear {
         }
     }
 
-    /// [.., outputs]. Rows that were made for a product of another format are converted.
+    /// Computes the map, [.., outputs]. Activations that were prepared for a product of another format are
+    /// converted.
     pub(crate) fn forward(&self, rows: &Activations) -> Tensor {
         match (self, rows) {
             (Self::Plain(linear), Activations::Values(x)) => linear.forward(x),
@@ -137,13 +140,14 @@ impl QuantLinear {
     }
 }
 
-/// Whether a product of it is one of cuBLASLt's that something can come behind: on a GPU, in half precision.
+/// Returns whether a product of `x` may have an epilogue in cuBLASLt: on a GPU, in half precision.
 fn is_half(x: &Tensor) -> bool {
     x.device().is_cuda() && matches!(x.kind(), Kind::BFloat16 | Kind::Half)
 }
 
 impl Gelu {
-    /// cuBLASLt's is that of tanh. In bf16 it is no farther from either form than rounding before it is; fp16 rounds less.
+    /// Returns whether cuBLASLt may compute this form with the product of `x`. Its own form is that of tanh.
+    /// In bf16 that is no farther from either form than rounding before GELU is; fp16 rounds less.
     fn is_behind_products(self, x: &Tensor) -> bool {
         is_half(x) && (self == Self::Tanh || x.kind() == Kind::BFloat16)
     }

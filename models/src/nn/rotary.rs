@@ -1,16 +1,16 @@
-//! Rotary position embeddings (Su et al., arXiv 2104.09864), and their YaRN scaling to longer contexts (Peng et
-//! al., arXiv 2309.00071).
+//! Rotary position embeddings (Su et al., arXiv 2104.09864), and their YaRN scaling to longer contexts (Peng
+//! et al., arXiv 2309.00071).
 
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-/// `rope_parameters` or `rope_scaling` of a `config.json`.
+/// The `rope_parameters` or `rope_scaling` of a `config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RopeParameters {
     pub(crate) rope_theta: Option<f64>,
     rope_type: Option<String>,
-    /// What `rope_type` was called before.
+    /// The former name of `rope_type`.
     r#type: Option<String>,
     factor: Option<f64>,
     attention_factor: Option<f64>,
@@ -21,7 +21,7 @@ pub(crate) struct RopeParameters {
     truncate: Option<bool>,
 }
 
-/// What is needed to stretch positions by YaRN.
+/// The parameters of YaRN scaling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Yarn {
     factor: f64,
@@ -33,7 +33,11 @@ pub(crate) struct Yarn {
 }
 
 impl RopeParameters {
-    /// The scaling that they ask for, none for plain rotary embeddings.
+    /// Returns the scaling that the parameters ask for, or `None` for plain rotary embeddings.
+    ///
+    /// # Errors
+    /// Returns a message if the type of scaling is not supported, or a parameter of it is missing or out of
+    /// range.
     pub(crate) fn scaling(&self) -> Result<Option<Yarn>, String> {
         match self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default") {
             "default" => Ok(None),
@@ -67,8 +71,8 @@ impl RopeParameters {
 }
 
 impl Yarn {
-    /// The frequencies between those that are kept and those that are divided by the factor: 0 … 1 for each of
-    /// `pairs`, 1 where divided. As `_compute_yarn_parameters` in transformers' `modeling_rope_utils.py`.
+    /// Computes for each of `pairs` frequencies the share, 0 … 1, to which it is divided by the factor (1)
+    /// rather than kept (0), as `_compute_yarn_parameters` in transformers' `modeling_rope_utils.py` does.
     fn divided(&self, theta: f64, pairs: i64) -> Tensor {
         let width = (2 * pairs) as f64;
         let dimension = |rotations: f64| {
@@ -86,24 +90,25 @@ impl Yarn {
     }
 }
 
-/// The angles of positions in heads of one width.
+/// The rotation angles of positions, for heads of one width.
 #[derive(Debug)]
 pub(crate) struct Rotary {
-    /// [width / 2], fp32.
+    /// The frequencies, [width / 2], in fp32.
     frequencies: Tensor,
-    /// Of cosine and sine.
+    /// The factor of cosine and sine.
     scale: f64,
 }
 
 impl Rotary {
-    /// 1 / θ^(2k / width), with YaRN a mixture of it and the same divided by the factor.
+    /// Computes the frequencies 1 / θ^(2k / width); with YaRN, a mixture of them and of themselves divided by
+    /// the factor.
     pub(crate) fn new(width: i64, theta: f64, scaling: Option<Yarn>, device: Device) -> Self {
         let exponents = Tensor::arange_start_step(0, width, 2, (Kind::Float, Device::Cpu)) / width as f64;
         let periods = Tensor::pow_scalar(theta, &exponents);
         let frequencies = match scaling {
             None => periods.reciprocal(),
             Some(yarn) => {
-                // In the order of the reference, because fp32 rounds at each step.
+                // The order of operations is that of the reference, because fp32 rounds at each step.
                 let kept: Tensor = 1.0 - yarn.divided(theta, width / 2);
                 (&periods * yarn.factor).reciprocal() * (1.0 - &kept) + periods.reciprocal() * &kept
             }
@@ -112,7 +117,7 @@ impl Rotary {
         Self { frequencies: frequencies.to_device(device), scale }
     }
 
-    /// Cosine and sine at these positions \[count\], [count, width] each.
+    /// Returns the cosine and sine at these positions \[count\], [count, width] each.
     pub(crate) fn at(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1);

@@ -1,4 +1,5 @@
-//! Choosing the fastest of several ways to compute the same, by measuring them while a model warms up.
+//! Autotuning: chooses the fastest of several ways to compute the same result, by measuring them while a
+//! model warms up.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -10,34 +11,39 @@ use tch::{Device, TchError, Tensor};
 
 use crate::libtorch::{Event, LibtorchError, Stream};
 
-/// The first run makes plans; the second finds everything in place.
+/// The number of runs before the timed ones: the first run makes plans, the second finds everything in place.
 const WARM_RUNS: usize = 2;
-/// A round of runs is timed as a whole, and the best round counts, since other models may use the GPU in between.
+/// The runs of a round. A round is timed as a whole, and the best round counts, since other models may use
+/// the GPU in between.
 const RUNS: usize = 5;
 const ROUNDS: usize = 3;
-/// Half a millisecond, in which the CPU queues a round: small shapes are done sooner than the next is launched, and
-/// what is to be compared is the GPU's time, all that is left of a launch in a CUDA graph.
+/// The delay on the GPU, about half a millisecond, in which the CPU queues a round. Small shapes finish
+/// before the next one is launched, but only the GPU's time is to be compared: it is all that is left of a
+/// launch in a CUDA graph.
 const HEAD_START_CYCLES: i64 = 1_000_000;
-/// How much of libtorch's own choice's time another may take: noise alone should not make two processes differ.
+/// The share of the time of libtorch's own choice that another way must stay below: noise alone should not
+/// make two processes differ.
 const MIN_GAIN: f64 = 0.97;
-/// What takes so many times as long as the best in one round is not measured again.
+/// The multiple of the best time in a round beyond which a way is not measured again.
 const GIVE_UP_RATIO: f64 = 1.25;
-/// Of the largest value: how far results may lie apart that were rounded in other places.
+/// The largest difference between results that were rounded at different points, as a share of the largest
+/// value.
 const ROUNDING: f64 = 2e-2;
 
 thread_local! {
-    /// Whether shapes that are not known yet are measured on this thread.
+    /// Says whether unknown shapes are measured on this thread.
     static IS_WARMING_UP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what will be recorded as a graph, and measures the shapes in it. Nothing else does: recorded shapes are few, and
-/// each is waited for once, while the lengths of texts that grow without fixed buffers would have no end.
+/// Runs a function that will be recorded as a graph, and measures the shapes in it. Nothing else measures:
+/// recorded shapes are few, and each of them is waited for once, while there is no end to the lengths of
+/// texts that grow without fixed buffers.
 pub(crate) fn warming_up<R>(run: impl FnOnce() -> R) -> R {
     let _before = WarmingUp(IS_WARMING_UP.replace(true));
     run()
 }
 
-/// What it was before, which returns when this is dropped.
+/// A guard that restores the previous state of the flag when it is dropped.
 struct WarmingUp(bool);
 
 impl Drop for WarmingUp {
@@ -46,21 +52,21 @@ impl Drop for WarmingUp {
     }
 }
 
-/// Held while one thread measures, so that another does not disturb it. Not that of a table, which is for every call. A
-/// thread that records a graph never takes it.
+/// The lock that a thread holds while it measures, so that no other disturbs it. It is separate from the lock
+/// of a table, which every call takes. A thread that records a graph never takes it.
 static MEASURING: Mutex<()> = Mutex::new(());
 
-/// What has been chosen for each shape; `None` is what libtorch chooses by itself. One table for the process, behind a
-/// lock: replicas on one GPU run on threads of their own and must give the same results for the same batch, whoever
-/// measured.
+/// The choice for each shape; `None` leaves it to libtorch. There is one table for the process, behind a
+/// lock: replicas on one GPU run on threads of their own and must return the same results for the same batch,
+/// whichever of them measured.
 #[derive(Debug)]
 pub(crate) struct Autotuner<K, C> {
     chosen: Mutex<HashMap<K, Option<C>>>,
-    /// Later ones run as libtorch chooses.
+    /// The largest number of shapes in the table; later shapes run as libtorch chooses.
     shapes_max: usize,
 }
 
-/// Microseconds of a run by each way, libtorch's own first.
+/// The time of a run in microseconds for each way, libtorch's own first.
 pub(crate) type Times<C> = Vec<(Option<C>, f64)>;
 
 impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
@@ -72,7 +78,8 @@ impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
         self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: as libtorch chooses.
+    /// Returns the choice for a shape, or `None` to leave it to libtorch. An unknown shape is measured if the
+    /// thread is warming up.
     pub(crate) fn choose(
         &self,
         shape: K,
@@ -91,12 +98,12 @@ impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
             return None;
         }
         let stream = Stream::current(Device::Cuda(device)).ok()?;
-        // What is being recorded does not run, and must not be waited for.
+        // An operation that is being recorded does not run, so it must not be waited for.
         if stream.is_capturing().unwrap_or(true) {
             return None;
         }
         let _measuring = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
-        // Perhaps another thread has just measured it.
+        // Another thread may have measured the shape in the meantime.
         if let Some(choice) = known() {
             return choice;
         }
@@ -108,7 +115,7 @@ impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
                 choice
             }
             Err(error) => {
-                // For want of memory perhaps: the next batch may have some.
+                // The reason may be a lack of memory, so the next batch tries again.
                 tracing::debug!(%error, ?shape, "could not be measured");
                 None
             }
@@ -116,7 +123,7 @@ impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
     }
 }
 
-/// Microseconds of what libtorch chooses, and of those ways that give the same result.
+/// Measures libtorch's own choice, and those ways that return the same result.
 pub(crate) fn measure<C: Clone + Debug>(
     ways: &[C],
     run: impl Fn(Option<&C>) -> Result<Tensor, LibtorchError>,
@@ -148,7 +155,7 @@ pub(crate) fn measure<C: Clone + Debug>(
     Ok(times)
 }
 
-/// Of one run on the GPU.
+/// Returns the time of one run on the GPU in microseconds.
 fn time_us(run: impl Fn() -> Result<Tensor, LibtorchError>, stream: &Stream) -> Result<f64, LibtorchError> {
     stream.spin(HEAD_START_CYCLES)?;
     let start = Event::record(stream)?;
@@ -160,13 +167,14 @@ fn time_us(run: impl Fn() -> Result<Tensor, LibtorchError>, stream: &Stream) -> 
     Ok(start.elapsed_ms(&end)? * 1e3 / RUNS as f64)
 }
 
-/// Whether these are the same but for rounding; never where values are not finite.
+/// Returns whether two results are the same but for rounding; they never are if there are values that are not
+/// finite.
 fn agree(ours: &Tensor, expected: &Tensor) -> Result<bool, TchError> {
     let largest = expected.f_abs()?.f_max()?.f_double_value(&[])?;
     Ok(largest.is_finite() && ours.f_allclose(expected, 0.0, ROUNDING * largest, false)?)
 }
 
-/// The first is libtorch's own choice, which stays unless another is clearly faster.
+/// Returns the fastest way. The first is libtorch's own choice, which stays unless another is clearly faster.
 fn fastest<C: Clone>(times: &[(Option<C>, f64)]) -> Option<C> {
     let ((own, own_time), others) = times.split_first()?;
     let best = others.iter().min_by(|one, other| one.1.total_cmp(&other.1));

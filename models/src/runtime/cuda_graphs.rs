@@ -1,4 +1,4 @@
-//! Forwards as CUDA graphs: recorded once for each shape, and replayed for every batch that fits.
+//! CUDA graphs of forward passes: recorded once for each shape, and replayed for every batch that fits.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,36 +9,38 @@ use crate::ModelError;
 use crate::libtorch::{Graph, LibtorchError, release_unused_memory};
 use crate::runtime::autotune::warming_up;
 
-/// Recorded shapes of one function: all buckets of a few sizes. Others run as they are.
+/// The largest number of recorded shapes of one function, enough for all buckets of a few image sizes. Other
+/// shapes run without a graph.
 const SHAPES_MAX: usize = 48;
-/// Runs before a shape is recorded: libtorch chooses kernels and makes work spaces in the first.
+/// The runs before a shape is recorded: in the first ones libtorch chooses kernels and allocates workspaces.
 pub(crate) const RUNS_BEFORE: usize = 2;
 
 static FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Those of this thread that have not been taken: a model's forwards run on its thread, so these are its own.
+    /// The fallbacks of this thread that have not been taken yet. A model's forwards run on its own thread,
+    /// so these are its own.
     static FALLBACKS_HERE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many forwards of this process ran without the graph that they should have had.
+/// Returns the number of forwards in this process that ran without the graph that they should have had.
 pub fn graph_fallbacks() -> u64 {
     FALLBACKS.load(Ordering::Relaxed)
 }
 
-/// Counts one.
+/// Counts one fallback.
 pub(crate) fn count_fallback() {
     FALLBACKS.fetch_add(1, Ordering::Relaxed);
     FALLBACKS_HERE.with(|here| here.set(here.get() + 1));
 }
 
-/// How many there were on this thread since this was asked last.
+/// Returns the number of fallbacks on this thread since the last call.
 pub(crate) fn take_fallbacks_here() -> u64 {
     FALLBACKS_HERE.with(Cell::take)
 }
 
-/// The size that a batch is filled up to: one of `sizes`, which ascend, or where there are none a power of two. `None`
-/// where it is larger than all of them.
+/// Returns the size that a batch is padded to: the next one of `sizes`, which ascend, or a power of two if
+/// there are none. Returns `None` if the batch is larger than all of them.
 fn bucket(batch: i64, sizes: &[usize]) -> Option<i64> {
     let batch = usize::try_from(batch).unwrap_or(1);
     let size = match sizes {
@@ -48,8 +50,9 @@ fn bucket(batch: i64, sizes: &[usize]) -> Option<i64> {
     size.and_then(|size| i64::try_from(size).ok())
 }
 
-/// The buckets of batches up to `max_batch`, the largest first: smaller graphs find room in its memory. Those of `sizes`
-/// and `max_batch` itself, or powers of two where there are none.
+/// Returns the buckets of batches up to `max_batch`, the largest first, so that smaller graphs find room in
+/// its memory. They are `max_batch` itself and the smaller ones of `sizes`, or powers of two if there are
+/// none.
 pub(crate) fn buckets(max_batch: usize, sizes: &[usize]) -> Vec<usize> {
     let mut buckets = vec![max_batch];
     if sizes.is_empty() {
@@ -61,38 +64,39 @@ pub(crate) fn buckets(max_batch: usize, sizes: &[usize]) -> Vec<usize> {
     buckets
 }
 
-/// A model's functions of a batch by their graphs, which have their memory in common. Every output has the batch as its
-/// first dimension, and no row depends on another. A function runs no other of the same graphs.
+/// The CUDA graphs of a model's functions of a batch, which share their memory. The batch is the first
+/// dimension of every output, and no row depends on another. A function must not run another one of the same
+/// cache.
 #[derive(Debug)]
 pub(crate) struct CudaGraphCache {
     is_on: bool,
-    /// What batches are filled up to, ascending; none: powers of two.
+    /// The sizes that batches are padded to, ascending; powers of two if empty.
     sizes: Vec<usize>,
-    /// Whether the reason for a fallback has been told: once is enough.
+    /// Says whether the reason for a fallback has been logged: once is enough.
     has_told: Cell<bool>,
     recorded: RefCell<Vec<Recorded>>,
 }
 
-/// Of the inputs, filled up, and their kinds.
+/// The sizes of the padded inputs, and their number formats.
 type Shapes = Vec<(Vec<i64>, Kind)>;
 
 #[derive(Debug)]
 struct Recorded {
     function: &'static str,
     shapes: Shapes,
-    /// `None`: cannot be recorded.
+    /// The graph, or `None` if the shape cannot be recorded.
     graph: Option<Graph>,
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
 }
 
 impl CudaGraphCache {
-    /// With none, functions run as they are.
+    /// Creates an empty cache. If `is_on` is false, functions run without graphs.
     pub(crate) fn new(is_on: bool) -> Self {
         Self { is_on, sizes: Vec::new(), has_told: Cell::default(), recorded: RefCell::default() }
     }
 
-    /// With batches filled up to these sizes, ascending; none: powers of two.
+    /// Creates an empty cache whose batches are padded to these sizes, ascending; powers of two if empty.
     pub(crate) fn with_sizes(is_on: bool, sizes: Vec<usize>) -> Self {
         Self { sizes, ..Self::new(is_on) }
     }
@@ -101,11 +105,11 @@ impl CudaGraphCache {
         self.is_on
     }
 
-    /// The outputs of `forward` for these inputs, which have the batch as their first dimension, and behind them for
-    /// those that are the same for the whole batch.
+    /// Returns the outputs of `forward` for `inputs`, whose first dimension is the batch, followed by the
+    /// `shared` inputs, which are the same for the whole batch.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if libtorch fails.
     pub(crate) fn run(
         &self,
         inputs: &[&Tensor],
@@ -115,10 +119,10 @@ impl CudaGraphCache {
         self.run_as("", inputs, shared, forward)
     }
 
-    /// The same for a model with several functions, each by a name of its own.
+    /// Does the same as [`Self::run`] for a model with several functions, each with a name of its own.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if libtorch fails.
     pub(crate) fn run_as(
         &self,
         function: &'static str,
@@ -145,7 +149,7 @@ impl CudaGraphCache {
         let of_function = || recorded.iter().filter(|one| one.function == function);
         let mut place = recorded.iter().position(|one| one.function == function && one.shapes == shapes);
         if place.is_none() && of_function().count() < SHAPES_MAX {
-            // One that cannot be recorded has no memory to share.
+            // A shape that could not be recorded has no memory to share.
             let before = recorded.iter().rev().find_map(|one| one.graph.as_ref());
             let one = record(function, shapes, &all, before, &forward);
             recorded.push(one.unwrap_or_else(|(shapes, error)| self.fall_back(function, shapes, &error)));
@@ -160,11 +164,12 @@ impl CudaGraphCache {
             held.narrow(0, 0, input.size()[0]).f_copy_(input)?;
         }
         graph.replay()?;
-        // The next replay writes to the same place.
+        // The outputs are copied because the next replay writes to the same memory.
         Ok(one.outputs.iter().map(|output| output.narrow(0, 0, batch).copy()).collect())
     }
 
-    /// A shape that runs as it is from now on, and why: told once, for the next shapes have the same reason.
+    /// Returns a shape that runs without a graph from now on. The reason is logged once, since it will be the
+    /// same for the next shapes.
     fn fall_back(&self, function: &'static str, shapes: Shapes, error: &LibtorchError) -> Recorded {
         if !self.has_told.replace(true) {
             tracing::warn!(%error, function, ?shapes, "runs without a CUDA graph");
@@ -173,7 +178,7 @@ impl CudaGraphCache {
     }
 }
 
-/// The shape with its graph, or why it has none.
+/// Records a shape; returns it with its graph, or the reason why there is none.
 fn record(
     function: &'static str,
     shapes: Shapes,
@@ -190,7 +195,7 @@ fn record(
         let _warm = warming_up(|| forward(&held));
     }
     let captured = Graph::capture(before, || forward(&held));
-    // What the runs took; the graph has memory of its own.
+    // This is the memory of the warm-up runs; the graph has memory of its own.
     release_unused_memory(held.first().map_or(tch::Device::Cpu, Tensor::device));
     match captured {
         Ok((graph, outputs)) => Ok(Recorded { function, shapes, graph: Some(graph), inputs: held, outputs }),
@@ -243,7 +248,7 @@ mod tests {
         let before = graph_fallbacks();
         take_fallbacks_here();
         for batch in [3, 3, 1] {
-            // On a CPU there is no graph of anything.
+            // A CPU can record no graph.
             let x = Tensor::arange(batch, (Kind::Float, Device::Cpu));
             let outputs = graphs.run(&[&x], &[&shared], forward).unwrap();
             assert_eq!(outputs, forward(&[x, shared.shallow_clone()]));

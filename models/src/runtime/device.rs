@@ -1,4 +1,4 @@
-//! Where a model computes and in which number format, as people write it.
+//! Devices and number formats, and their names in the configuration.
 
 use tch::{Device, Kind};
 
@@ -9,34 +9,35 @@ use crate::libtorch::cuda_devices;
 pub const DTYPES: [(&str, Kind); 4] =
     [("fp32", Kind::Float), ("bf16", Kind::BFloat16), ("fp16", Kind::Half), ("fp8", Kind::Float8e4m3fn)];
 
-/// What fp8 products give, and what is added to them.
+/// The number format of the results of fp8 products, and of what is added to them.
 pub(crate) const FP8_COMPUTED_IN: Kind = Kind::BFloat16;
 
-/// Where a model is, and in which number format.
+/// The device and number format of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placement {
-    /// CPU or one GPU.
+    /// The CPU or one GPU.
     pub device: Device,
-    /// Of weights and computation; `Float8e4m3fn` is that of products only (see [`Self::computed_in`]).
+    /// The number format of weights and computation; `Float8e4m3fn` is that of products only (see
+    /// [`Self::computed_in`]).
     pub kind: Kind,
 }
 
 impl Placement {
-    /// The number format of everything but the products within layers, which may be of less precision.
+    /// Returns the number format of everything but the products within layers, which may have less precision.
     pub fn computed_in(&self) -> Kind {
         computed_in(self.kind)
     }
 }
 
-/// The number format of everything but products, of a model that is in `kind`.
+/// Returns the number format of everything but products, for a model that is loaded in `kind`.
 pub(crate) fn computed_in(kind: Kind) -> Kind {
     if kind == Kind::Float8e4m3fn { FP8_COMPUTED_IN } else { kind }
 }
 
-/// What names a device, for messages.
+/// The names of devices, for messages.
 pub const DEVICES: &str = "auto, cpu, cuda or cuda:N";
 
-/// Whether `text` is the name of a device, existing or not.
+/// Returns whether `text` is the name of a device, existing or not.
 pub fn is_device_name(text: &str) -> bool {
     matches!(text, "auto" | "cpu" | "cuda") || cuda_index(text).is_some()
 }
@@ -45,10 +46,10 @@ fn cuda_index(text: &str) -> Option<usize> {
     text.strip_prefix("cuda:")?.parse().ok()
 }
 
-/// The device of that name: `auto` is the first GPU where there is one, otherwise the CPU.
+/// Returns the device with that name: `auto` is the first GPU if there is one, otherwise the CPU.
 ///
 /// # Errors
-/// When the text names no device, or one that this machine lacks.
+/// Returns an error if the text names no device, or one that this machine lacks.
 pub(crate) fn parse_device(text: &str) -> Result<Device, ModelError> {
     let refuse = |message: String| ModelError::Device { device: text.to_owned(), message };
     let index = match text {
@@ -69,22 +70,22 @@ pub(crate) fn parse_device(text: &str) -> Result<Device, ModelError> {
     }
 }
 
-/// Where a model may be put.
+/// The devices on which a model may be placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceRequest {
-    /// Beside the program.
+    /// The CPU.
     Cpu,
-    /// The GPU of this number.
+    /// The GPU with this index.
     Gpu(usize),
-    /// Any GPU; there is one.
+    /// Any GPU; there is at least one.
     AnyGpu,
 }
 
 impl DeviceRequest {
-    /// What a name that [`is_device_name`] asks of this machine.
+    /// Returns the devices of this machine that a name asks for (see [`is_device_name`]).
     ///
     /// # Errors
-    /// When the text names no device, or one that this machine lacks.
+    /// Returns an error if the text names no device, or one that this machine lacks.
     pub fn of(text: &str) -> Result<Self, ModelError> {
         Ok(match parse_device(text)? {
             Device::Cuda(_) if text == "auto" => Self::AnyGpu,
@@ -94,17 +95,17 @@ impl DeviceRequest {
     }
 }
 
-/// The number format of that name.
+/// Returns the number format with that name.
 ///
 /// # Errors
-/// When there is none.
+/// Returns an error if there is none.
 pub(crate) fn parse_dtype(text: &str) -> Result<Kind, ModelError> {
     DTYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
         ModelError::Unsupported(format!("dtype {text}: expected {}", DTYPES.map(|(name, _)| name).join(", ")))
     })
 }
 
-/// The name under which people know a device.
+/// Returns the name of a device as the configuration writes it.
 pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -112,12 +113,13 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// The name under which people know a number format.
+/// Returns the name of a number format as the configuration writes it.
 pub fn dtype_name(kind: Kind) -> &'static str {
     DTYPES.iter().find(|(_, known)| *known == kind).map_or("unknown", |(name, _)| name)
 }
 
-/// How many threads one operation on the CPU may use; 0 leaves libtorch's choice, one for each core.
+/// Sets the number of threads that one operation on the CPU may use; 0 keeps libtorch's default, one for each
+/// core.
 pub fn set_cpu_threads(threads: usize) {
     if threads > 0 {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));

@@ -1,4 +1,4 @@
-//! Where and how computation runs: devices, CUDA graphs and autotuning; knows no layer and no model.
+//! The execution of computation: devices, CUDA graphs and autotuning; knows no layer and no model.
 
 pub(crate) mod autotune;
 pub(crate) mod cuda_graphs;

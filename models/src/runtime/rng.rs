@@ -1,7 +1,7 @@
-//! The lock of libtorch's generator of random numbers.
+//! The lock of libtorch's random number generator.
 
 use std::sync::Mutex;
 
-/// Held by whoever draws random numbers, one after the other: there is one generator, and equal seeds are to give equal
-/// weights.
+/// A lock that every thread holds while it draws random numbers: there is one generator for the process, and
+/// equal seeds must give equal weights.
 pub(crate) static RNG: Mutex<()> = Mutex::new(());

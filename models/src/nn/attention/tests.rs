@@ -1,4 +1,5 @@
-//! Each back end against libtorch's own choice in fp32; what the table remembers; graphs of it.
+//! Tests of each back end against libtorch's own choice in fp32, of what the table remembers, and of CUDA
+//! graphs that contain attention.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,10 +8,10 @@ use crate::kernels::tests::{assert_close, devices, random};
 use crate::libtorch::{Graph, Stream};
 use crate::runtime::autotune::warming_up;
 
-/// Of bf16.
+/// The largest error that rounding to bf16 explains.
 const ALLOWED: f64 = 2e-2;
 
-/// Queries, keys and values as projections give them: [rows, positions, heads · width], split.
+/// Queries, keys and values as projections return them: [rows, positions, heads · width], split into heads.
 struct Inputs {
     query: Tensor,
     key: Tensor,
@@ -30,10 +31,10 @@ impl Inputs {
         warming_up(|| scaled_dot_product(query, key, value, bias, shares_heads))
     }
 
-    /// As libtorch does it in fp32.
+    /// Computes the reference: libtorch's own attention in fp32.
     fn expected(&self) -> Tensor {
         let float = |tensor: &Tensor| tensor.to_kind(Kind::Float);
-        // A mask stays one.
+        // A boolean mask keeps its number format.
         let bias = self.bias.as_ref().map(|bias| match bias.kind() {
             Kind::Bool => bias.shallow_clone(),
             _ => float(bias),
@@ -48,7 +49,7 @@ impl Inputs {
     }
 }
 
-/// Rows, heads, key heads, queries, keys and width.
+/// Creates random inputs; the sizes are rows, heads, key heads, queries, keys and width.
 fn inputs(sizes: [i64; 6], kind: Kind, device: Device) -> Inputs {
     let [rows, heads, key_heads, queries, keys, width] = sizes;
     let split = |positions: i64, heads: i64| {
@@ -64,7 +65,8 @@ fn inputs(sizes: [i64; 6], kind: Kind, device: Device) -> Inputs {
     }
 }
 
-/// Small and large ones, a width that is no power of two, one query; with shared heads, a mask and a bias.
+/// Creates small and large cases, one of a width that is no power of two and one of a single query; with
+/// shared heads, a mask and a bias.
 fn cases(kind: Kind, device: Device) -> Vec<Inputs> {
     let mut cases: Vec<_> = [
         [2, 4, 4, 69, 69, 32],
@@ -76,7 +78,7 @@ fn cases(kind: Kind, device: Device) -> Vec<Inputs> {
     ]
     .map(|sizes| inputs(sizes, kind, device))
     .into();
-    // The first key stays visible to all.
+    // The first key stays visible to all queries.
     let mask = Tensor::arange(69, (Kind::Int64, device)).remainder(3).eq(0).view([1, 1, 1, 69]);
     cases.push(Inputs { bias: Some(mask), ..inputs([2, 4, 4, 69, 69, 32], kind, device) });
     let open = Tensor::zeros([1, 1, 1, 64], (kind, device));
@@ -92,7 +94,7 @@ fn on_a_cpu_it_is_what_libtorch_does() {
         assert_eq!(case.attended(), case.expected(), "case {place}");
         assert!(case.call().measurable_on().is_none(), "case {place}");
     }
-    // What C++ throws comes back as an error.
+    // An exception thrown in C++ comes back as an error.
     for case in cases(Kind::BFloat16, Device::Cpu) {
         assert!(BACKENDS.iter().all(|backend| case.call().run(Some(*backend)).is_err()));
     }
@@ -129,7 +131,7 @@ fn a_choice_is_remembered_and_recorded() {
     for device in devices().into_iter().filter(|device| device.is_cuda()) {
         let stream = Stream::new(device).unwrap();
         let _current = stream.enter().unwrap();
-        // Of a length that no other test has.
+        // No other test uses this length, so that the shape is not in the table yet.
         let case = inputs([2, 4, 4, 71, 71, 32], Kind::BFloat16, device);
         let _plan_of_cudnn = case.call().run(None).unwrap();
         let (_graph, _attended) = Graph::capture(None, || case.attended()).unwrap();
