@@ -1,27 +1,27 @@
-//! Parts of a model that run by themselves, for measuring them.
+//! Parts of a model that run by themselves, for benchmarks.
 
 use tch::Tensor;
 
 use crate::ModelError;
 
-/// What a whole image tower does, as a part is called.
+/// The description of a whole image tower.
 pub(crate) const POOLED: &str = "pixels → pooled output";
-/// What the image side of a text model does, as a part is called.
+/// The description of the image side of a text model.
 pub(crate) const IMAGE_FEATURES: &str = "pixels → image features";
 
-/// A part of a model, with an input that is on the model's device already.
+/// A part of a model, with an input that is already on the model's device.
 pub struct BenchTarget<'model> {
-    /// What it does.
+    /// The description of what the part computes.
     pub work: String,
-    /// How many tokens it reads, where it reads a prompt.
+    /// The number of tokens that the part reads, if it reads a prompt.
     pub prompt_tokens: Option<usize>,
-    /// How many tokens it writes, where it does.
+    /// The number of tokens that the part generates, if it generates any.
     pub new_tokens: Option<usize>,
     pub(crate) run: Box<dyn Fn() -> Result<Tensor, ModelError> + 'model>,
 }
 
 impl<'model> BenchTarget<'model> {
-    /// A part that reads and writes no tokens.
+    /// Creates a part that reads and generates no tokens.
     pub(crate) fn new(
         work: impl Into<String>,
         run: impl Fn() -> Result<Tensor, ModelError> + 'model,
@@ -29,10 +29,10 @@ impl<'model> BenchTarget<'model> {
         Self { work: work.into(), prompt_tokens: None, new_tokens: None, run: Box::new(run) }
     }
 
-    /// Its output, on the model's device, where the work may still be under way.
+    /// Runs the part. The output is on the model's device, where the work may still be in flight.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if libtorch fails.
     pub fn run(&self) -> Result<BenchOutput, ModelError> {
         (self.run)().map(BenchOutput)
     }
@@ -44,15 +44,15 @@ impl std::fmt::Debug for BenchTarget<'_> {
     }
 }
 
-/// What a part gave.
+/// The output of a part.
 #[derive(Debug)]
 pub struct BenchOutput(Tensor);
 
 impl BenchOutput {
-    /// Whether every value is a number; waits for the work.
+    /// Returns whether every value is finite; waits for the work.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if libtorch fails.
     pub fn is_finite(&self) -> Result<bool, ModelError> {
         Ok(self.0.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1)
     }

@@ -11,15 +11,17 @@ use crate::image::decode::decode;
 use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::weights::SafetensorsFile;
 
-/// In half precision the reference differs from itself by its choice of attention kernel (`noise`); two
-/// implementations that are each that far from the exact result may differ by twice as much.
+/// The allowed error in units of the reference's noise. In half precision the reference differs from itself
+/// by its choice of attention kernel (`noise`); two implementations that are each that far from the exact
+/// result may differ by twice as much.
 const NOISE_FACTOR: f64 = 2.0;
-/// Fixture images are small and ours.
+/// The largest number of pixels of a fixture's image. The project makes its fixtures itself, from small
+/// images.
 const IMAGE_PIXELS_MAX: u64 = 100_000_000;
-/// Largest error in fp32, as a share of the largest magnitude in the expected tensor.
+/// The largest allowed error in fp32, as a share of the largest magnitude in the expected tensor.
 const FP32_TOLERANCE: f64 = 1e-4;
-/// Stands for a generated id that the noise of the arithmetic decides, and is not compared; and for one that there is
-/// not, because our text is shorter.
+/// The marker of a generated id that the noise of the arithmetic decides, so that it is not compared.
+/// `ABSENT` marks an id that is missing because our text is shorter.
 pub(crate) const UNDECIDED: i64 = -2;
 const ABSENT: i64 = -1;
 
@@ -39,18 +41,18 @@ struct Meta {
     texts: Vec<String>,
     #[serde(default)]
     first8_last8: BTreeSet<String>,
-    /// What a model with tasks was asked, by the task's token.
+    /// The tasks of a model that has task tokens, by their token.
     #[serde(default)]
     tasks: BTreeMap<String, serde::de::IgnoredAny>,
     #[serde(default)]
     cases: BTreeMap<String, Case>,
-    /// For each text that was written greedily and each of its rows, by how much the best token of each step was
-    /// better than the second-best.
+    /// The margins by which the best token of each step was better than the second-best, for each text that
+    /// was generated greedily and each of its rows.
     #[serde(default)]
     greedy_margins: BTreeMap<String, Vec<Vec<f64>>>,
 }
 
-/// A prompt of a model that is asked questions.
+/// A prompt of a model that answers questions.
 #[derive(Debug, Deserialize)]
 struct Case {
     question: String,
@@ -66,7 +68,7 @@ impl Fixture {
     /// Opens a fixture folder.
     ///
     /// # Errors
-    /// When `meta.json` or `expected.safetensors` is missing or malformed.
+    /// Returns an error if `meta.json` or `expected.safetensors` is missing or malformed.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("meta.json");
         let text = std::fs::read_to_string(&path).map_err(|source| ModelError::file(&path, source))?;
@@ -75,59 +77,60 @@ impl Fixture {
         Ok(Self { folder: folder.to_owned(), meta, expected })
     }
 
-    /// The snapshot's folder.
+    /// Returns the snapshot's folder.
     pub fn snapshot(&self) -> PathBuf {
         self.folder.join("snapshot")
     }
 
-    /// The texts whose ids and embeddings are expected.
+    /// Returns the texts whose ids and embeddings are expected.
     pub(crate) fn texts(&self) -> &[String] {
         &self.meta.texts
     }
 
-    /// The names of the cases, each with the question that is asked.
+    /// Returns the names of the cases, each with its question.
     pub(crate) fn questions(&self) -> impl Iterator<Item = (&str, &str)> {
         self.meta.cases.iter().map(|(name, case)| (name.as_str(), case.question.as_str()))
     }
 
-    /// The shape of an expected tensor, if there is one of that name.
+    /// Returns the shape of an expected tensor, if there is one with that name.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         self.expected.shape(name)
     }
 
-    /// An expected tensor that serves as an input, such as the reference's pixel values.
+    /// Returns an expected tensor that serves as an input, such as the reference's pixel values.
     pub(crate) fn input(&self, name: &str) -> Result<Tensor, ModelError> {
         self.expected.tensor(name)
     }
 
-    /// Whether a tensor of that name is expected.
+    /// Returns whether a tensor with that name is expected.
     pub(crate) fn expects(&self, name: &str) -> bool {
         self.expected.shape(name).is_some()
     }
 
-    /// The task tokens whose ids are expected.
+    /// Returns the task tokens whose ids are expected.
     pub(crate) fn tasks(&self) -> impl Iterator<Item = &str> {
         self.meta.tasks.keys().map(String::as_str)
     }
 
-    /// The difference of two logits from which on two implementations agree which is greater.
+    /// Returns the difference of two logits above which two implementations must agree on which is greater.
     pub(crate) fn decisive_margin(&self) -> f64 {
         let noise = self.meta.noise.get("logits").map_or(0.0, |noise| noise.max_abs_diff_sdpa);
         2.0 * NOISE_FACTOR * noise
     }
 
-    /// One row of generated ids in the length of those of that name; an entry that we do not have equals nothing.
+    /// Returns generated ids as one row, [1, length], of the same length as the expected ids with that name.
+    /// The entries that our text lacks equal no id.
     pub(crate) fn aligned_ids(&self, name: &str, mut ids: Vec<i64>) -> Result<Tensor, ModelError> {
         ids.resize(self.input(name)?.numel(), ABSENT);
         Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
     }
 
-    /// In place of ids of that name which noise decides.
+    /// Returns the markers that replace the ids with that name if noise decides them.
     pub(crate) fn undecided_ids(&self, name: &str) -> Result<Tensor, ModelError> {
         Ok(self.input(name)?.f_full_like(UNDECIDED as f64)?)
     }
 
-    /// The fixture's images of those names, preprocessed.
+    /// Returns the fixture's images with those names, preprocessed.
     pub(crate) fn images(
         &self,
         names: &[&str],
@@ -136,17 +139,17 @@ impl Fixture {
         names.iter().map(|name| preprocessor.apply(&self.image(name)?)).collect()
     }
 
-    /// The names of all expected tensors.
+    /// Returns the names of all expected tensors.
     pub(crate) fn names(&self) -> Vec<String> {
         self.expected.names()
     }
 
-    /// The number format that the tensors were computed in, as PyTorch calls it.
+    /// Returns the number format that the tensors were computed in, by its name in PyTorch.
     pub(crate) fn dtype(&self) -> &str {
         &self.meta.dtype
     }
 
-    /// Whether only the first and last entries of that tensor are kept.
+    /// Returns whether the fixture keeps only the first and last entries of that tensor.
     pub(crate) fn keeps_ends_of(&self, name: &str) -> bool {
         self.meta.first8_last8.contains(name)
     }
@@ -157,8 +160,9 @@ impl Fixture {
         decode(&bytes, IMAGE_PIXELS_MAX).map_err(|error| ModelError::malformed(&path, error))
     }
 
-    /// How many entries along its second dimension can be compared of a tensor that greedy writing gave: after a step
-    /// whose two best tokens differ by no more than errors may, the rest may be another text.
+    /// Returns the number of entries along the second dimension that can be compared, for a tensor of greedy
+    /// generation. After a step whose two best tokens differ by no more than the allowed error, the rest of
+    /// the text may differ.
     pub(crate) fn decided(&self, name: &str, expected: &Tensor) -> Result<Option<i64>, ModelError> {
         let Some((text, tensor)) = name.rsplit_once('.') else { return Ok(None) };
         let Some(rows) = self.meta.greedy_margins.get(text) else { return Ok(None) };
@@ -174,10 +178,10 @@ impl Fixture {
         Ok(Some((length - i64::try_from(undecided).unwrap_or(0)).max(0)))
     }
 
-    /// The largest allowed error of a tensor whose largest expected magnitude is `scale`.
+    /// Returns the largest allowed error of a tensor whose largest expected magnitude is `scale`.
     pub(crate) fn tolerance(&self, name: &str, scale: f64) -> f64 {
         let noise_of = |name: &str| self.meta.noise.get(name).map_or(0.0, |noise| noise.max_abs_diff_sdpa);
-        // The slope of the sigmoid that makes `probs` of the logits is at most a quarter.
+        // `probs` is the sigmoid of the logits, whose slope is at most a quarter.
         let absolute = if name == "probs" { noise_of("logits_per_image") / 4.0 } else { noise_of(name) };
         if self.meta.dtype == "float32" {
             return (FP32_TOLERANCE * scale).max(NOISE_FACTOR * absolute);

@@ -1,4 +1,4 @@
-//! What benchmarks and parity checks read from a model; knows no architecture.
+//! The inputs and outputs of benchmarks and parity checks of a model; knows no architecture.
 
 pub(crate) mod bench_target;
 pub(crate) mod fixture;

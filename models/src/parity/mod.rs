@@ -1,5 +1,6 @@
-//! Numeric agreement with Hugging Face transformers, on folders with a snapshot and the tensors that
-//! the reference computed from it (the format of `models/tests/reference/make_parity_fixtures.py`).
+//! Numeric parity with Hugging Face transformers, checked on folders that hold a snapshot and the tensors
+//! that the reference computed from it (in the format of `models/tests/reference/make_parity_fixtures.py`);
+//! knows the architectures only through their registry.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -16,32 +17,33 @@ use crate::libtorch::Stream;
 use crate::options::ModelOptions;
 use crate::snapshot::folder::Snapshot;
 
-/// Pixel values: at most one 8-bit step off …
+/// The largest difference of a pixel value, in 8-bit steps.
 const PIXEL_STEPS_MAX: f64 = 1.0;
-/// … and at most this share of them by more than rounding in fp32 explains (in steps).
+/// The largest share of pixel values that may differ by more than rounding in fp32 explains, which is
+/// `PIXEL_STEP_NOISE` steps.
 const PIXEL_SHARE_MAX: f64 = 0.005;
 const PIXEL_STEP_NOISE: f64 = 0.01;
-/// Made by the fixture script from other tensors, as input only: no preprocessing gives them.
+/// The tensors that the fixture script makes from others, as inputs only: no preprocessing computes them.
 const INPUTS: [&str; 2] = ["rect.pixel_values", "decoder_input_ids"];
-/// Of long sequences, full-size fixtures keep this many entries at each end.
+/// The number of entries that full-size fixtures keep at each end of a long sequence.
 const KEPT_AT_EACH_END: i64 = 8;
 
-/// One tensor, compared.
+/// The comparison of one tensor with the reference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// Its name in the fixture.
+    /// The tensor's name in the fixture.
     pub tensor: String,
-    /// Largest absolute error, in the unit that `unit` names.
+    /// The largest absolute error, in `unit`.
     pub error: f64,
-    /// What is allowed.
+    /// The largest allowed error, in `unit`.
     pub tolerance: f64,
-    /// What `error` is measured in.
+    /// The unit of `error` and `tolerance`.
     pub unit: Unit,
-    /// Why it cannot be compared, where it cannot.
+    /// The reason why the tensor cannot be compared, if it cannot.
     pub fault: Option<String>,
 }
 
-/// What an error is measured in.
+/// The unit of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// The tensor's own values.
@@ -50,12 +52,12 @@ pub enum Unit {
     PixelStep,
     /// The share of pixel values that differ, in percent.
     PixelPercent,
-    /// Entries that differ, of a tensor of integers.
+    /// The number of entries that differ, for a tensor of integers.
     Entries,
 }
 
 impl Comparison {
-    /// Whether the error is within the tolerance.
+    /// Returns whether the error is within the tolerance.
     pub fn passes(&self) -> bool {
         self.fault.is_none() && self.error <= self.tolerance
     }
@@ -74,15 +76,16 @@ impl Comparison {
 /// Runs one fixture folder through our implementation, on a device by its name in `ensemble.toml`.
 ///
 /// # Errors
-/// When the fixture or its snapshot does not load; a tensor that does not agree is no error.
+/// Returns an error if the fixture or its snapshot does not load. A tensor that does not agree is no error.
 pub fn check(folder: &Path, device: &str) -> Result<Vec<Comparison>, ModelError> {
     check_with(folder, ModelOptions { device: device.to_owned(), ..ModelOptions::default() })
 }
 
-/// The same with other options, such as without graphs; architecture, snapshot and dtype are those of the fixture.
+/// Does the same as [`check`] with other options, such as without CUDA graphs. Architecture, snapshot and
+/// dtype are those of the fixture.
 ///
 /// # Errors
-/// When the fixture or its snapshot does not load; a tensor that does not agree is no error.
+/// Returns an error if the fixture or its snapshot does not load. A tensor that does not agree is no error.
 pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison>, ModelError> {
     let fixture = Fixture::open(folder)?;
     let model_type = Snapshot::open(&fixture.snapshot())?.model_type()?;
@@ -102,10 +105,10 @@ pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison
         ..options
     };
     let model = load_model(&options, Path::new(""))?;
-    // Not the default one: graphs are recorded on others only.
+    // The default stream will not do: graphs can be recorded on other streams only.
     let stream = Stream::new(model.info().placement.device)?;
     let _current = stream.enter()?;
-    // A fixture of odd shapes makes libtorch throw.
+    // libtorch panics on a fixture with unexpected shapes.
     let outputs = catch_unwind(AssertUnwindSafe(|| model.parity_outputs(&fixture)))
         .map_err(|_| ModelError::malformed(folder, "libtorch refused the fixture's tensors"))??;
     let mut names = fixture.names();
@@ -120,7 +123,7 @@ pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison
             }
         }
     }
-    // A fixture keeps only some hidden states, but without the others it would prove nothing.
+    // A fixture keeps only some hidden states, but without the other tensors it would prove nothing.
     for name in outputs.keys().filter(|name| !names.contains(name) && !name.contains("hidden_states.")) {
         comparisons.push(Comparison::fault(name, "the fixture has no such tensor".to_owned()));
     }
@@ -174,7 +177,7 @@ fn compare(
     Ok(vec![row(largest(&difference)?, tolerance, Unit::Value)])
 }
 
-/// The first and last eight entries along the one dimension in which the sizes differ.
+/// Returns the first and last eight entries along the one dimension in which the sizes differ.
 fn ends_of_sequence(ours: &Tensor, expected: &Tensor) -> Result<Tensor, tch::TchError> {
     let (have, want) = (ours.size(), expected.size());
     let Some(dimension) =

@@ -1,18 +1,20 @@
-//! What a model's output depends on, as a digest: the same on every machine that has the same files.
+//! A digest of everything that a model's output depends on: the same on every machine that has the same
+//! files.
 
 use std::path::{Path, PathBuf};
 
 use crate::ModelError;
 use crate::snapshot::folder::Snapshot;
 
-/// What a snapshot's configurations, vocabularies and the like end in.
+/// The extensions of a snapshot's configurations, vocabularies and chat templates.
 const SMALL_FILES: [&str; 4] = ["jinja", "json", "model", "txt"];
 
-/// The digest of a snapshot as it is configured, a relative folder starting at `base`: of its weights and of every file that configures them, by name and
-/// content. Heads are not among them, see [`head_digest`]; random weights are the same wherever the preset is.
+/// Returns the digest of a snapshot as it is configured; a relative folder starts at `base`. It covers the
+/// weights and every file that configures them, by name and content. It does not cover heads, see
+/// [`head_digest`]; random weights have the same digest wherever the preset's files are.
 ///
 /// # Errors
-/// When a file cannot be read, or there are no weights.
+/// Returns an error if a file cannot be read, or if there are no weights.
 pub fn snapshot_digest(base: &Path, snapshot: &Path) -> Result<[u8; 32], ModelError> {
     let snapshot = Snapshot::of(base, snapshot)?;
     let folder = snapshot.folder();
@@ -35,10 +37,11 @@ pub fn snapshot_digest(base: &Path, snapshot: &Path) -> Result<[u8; 32], ModelEr
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// The digest of a head's file, relative to the snapshot's folder as the configuration names it.
+/// Returns the digest of a head's file; a relative path starts at the snapshot's folder, as in the
+/// configuration.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn head_digest(folder: &Path, head: &Path) -> Result<[u8; 32], ModelError> {
     file_digest(&folder.join(head))
 }

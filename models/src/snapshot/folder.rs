@@ -1,4 +1,4 @@
-//! A Hugging Face snapshot folder: its files, found and parsed as they were published.
+//! A Hugging Face snapshot folder, whose files are found and parsed as they were published.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,13 @@ use crate::runtime::device::Placement;
 use crate::snapshot::presets::{random_name, snapshot_folder};
 use crate::snapshot::weights::{WeightLoader, WeightSource};
 
-/// The one file of a folder with a TorchScript module.
+/// The only file of a folder with a TorchScript module.
 pub(crate) const TORCHSCRIPT_FILE: &str = "model.pt";
-/// What configured random weights follow from: any number, but the same for all replicas of a model.
+/// The seed of configured random weights: any number will do, but it must be the same for all replicas of a
+/// model.
 const SEED: i64 = 0;
 
-/// A folder with `config.json`, safetensors, and what else the model ships; or with a TorchScript module.
+/// A folder with `config.json`, safetensors and whatever else the model ships, or with a TorchScript module.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     folder: PathBuf,
@@ -24,10 +25,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The snapshot in `folder`.
+    /// Opens the snapshot in `folder`.
     ///
     /// # Errors
-    /// When the folder has neither `config.json` nor a TorchScript module.
+    /// Returns an error if the folder has neither `config.json` nor a TorchScript module.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
         let config = folder.join("config.json");
         if folder.join(TORCHSCRIPT_FILE).is_file() {
@@ -39,10 +40,10 @@ impl Snapshot {
         }
     }
 
-    /// The snapshot that is configured: `random:PRESET`, or a folder, where a relative one starts at `base`.
+    /// Opens the configured snapshot: `random:PRESET`, or a folder, where a relative one starts at `base`.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is no such preset or folder.
     pub(crate) fn of(base: &Path, configured: &Path) -> Result<Self, ModelError> {
         let snapshot = Self::open(&snapshot_folder(base, configured)?)?;
         Ok(match random_name(configured) {
@@ -51,20 +52,20 @@ impl Snapshot {
         })
     }
 
-    /// Whether its tensors are made, not read.
+    /// Returns whether the tensors are generated, not read from files.
     pub(crate) fn is_random(&self) -> bool {
         self.source != WeightSource::Files
     }
 
-    /// The same snapshot with its tensors from elsewhere.
+    /// Returns the same snapshot with another source of tensors.
     pub(crate) fn with_weights(self, source: WeightSource) -> Self {
         Self { source, ..self }
     }
 
-    /// What hands out its tensors.
+    /// Returns a loader of the snapshot's tensors.
     ///
     /// # Errors
-    /// When there are no files with them, or one is broken.
+    /// Returns an error if there are no files with weights, or one of them is broken.
     pub(crate) fn weights(&self, place: Placement) -> Result<WeightLoader, ModelError> {
         let (device, kind) = (place.device, place.computed_in());
         let loader = match self.source {
@@ -74,30 +75,31 @@ impl Snapshot {
         Ok(loader?.with_fp8_products(place.kind == Kind::Float8e4m3fn))
     }
 
-    /// The folder itself.
+    /// Returns the folder itself.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The path of one of its files.
+    /// Returns the path of one of the snapshot's files.
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 
-    /// One of its JSON files.
+    /// Parses one of the snapshot's JSON files.
     ///
     /// # Errors
-    /// When it is missing or is not of the form of `T`; the message has line and column.
+    /// Returns an error if the file is missing or does not have the form of `T`; the message has line and
+    /// column.
     pub(crate) fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T, ModelError> {
         let path = self.path(file);
         let text = fs::read_to_string(&path).map_err(|source| ModelError::file(&path, source))?;
         serde_json::from_str(&text).map_err(|error| ModelError::malformed(&path, error))
     }
 
-    /// The `model_type` of `config.json`.
+    /// Returns the `model_type` of `config.json`.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is none.
     pub(crate) fn model_type(&self) -> Result<String, ModelError> {
         #[derive(serde::Deserialize)]
         struct Typed {
@@ -106,10 +108,12 @@ impl Snapshot {
         Ok(self.json::<Typed>("config.json")?.model_type)
     }
 
-    /// The files with the weights: `model.safetensors`, or the shards that its index names; none where they are random.
+    /// Returns the files with the weights: `model.safetensors`, the shards that its index names, or the
+    /// TorchScript module. Random weights have no files.
     ///
     /// # Errors
-    /// When there are none, or the index is malformed or points outside the folder.
+    /// Returns an error if there are no such files, or if the index is malformed or points outside the
+    /// folder.
     pub(crate) fn weight_files(&self) -> Result<Vec<PathBuf>, ModelError> {
         #[derive(serde::Deserialize)]
         struct Index {

@@ -1,15 +1,18 @@
-//! Limits of the sizes that a `config.json` may name.
+//! Limits of the sizes that a `config.json` may specify.
 
 use std::ops::RangeInclusive;
 
-/// Limits of sizes in `config.json`, well above those of published models: a larger one is a slip, and would
-/// be allocated for before the tensors are seen to be missing.
+/// The largest sizes in `config.json`, well above those of published models: a larger one is a mistake, and
+/// memory would be allocated for it before the tensors turn out to be missing.
 pub(crate) const LAYERS_MAX: i64 = 1024;
 pub(crate) const WIDTH_MAX: i64 = 65_536;
 pub(crate) const PATCH_MAX: i64 = 1024;
 pub(crate) const VOCABULARY_MAX: i64 = 10_000_000;
 
-/// Says which size of a configuration is out of its range.
+/// Checks one size of a configuration.
+///
+/// # Errors
+/// Returns a message that names the size if it is out of range.
 pub(crate) fn in_range(name: &str, value: i64, range: RangeInclusive<i64>) -> Result<(), String> {
     if range.contains(&value) {
         return Ok(());
@@ -17,7 +20,10 @@ pub(crate) fn in_range(name: &str, value: i64, range: RangeInclusive<i64>) -> Re
     Err(format!("{name} {value} is out of range: must be from {} to {}", range.start(), range.end()))
 }
 
-/// The sizes that every transformer has: a hidden state of whole heads, each a multiple of `head_multiple`.
+/// Checks the sizes that every transformer has. The width of a head must be a multiple of `head_multiple`.
+///
+/// # Errors
+/// Returns a message that names the size that is wrong.
 pub(crate) fn check_transformer(
     hidden: i64,
     intermediate: i64,

@@ -1,4 +1,5 @@
-//! A snapshot folder as Hugging Face publishes it: configuration, weights and tokenizer; knows no architecture.
+//! A snapshot folder as Hugging Face publishes it: configuration, weights and tokenizer; knows no
+//! architecture.
 
 pub(crate) mod digest;
 pub(crate) mod folder;

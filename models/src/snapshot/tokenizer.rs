@@ -1,4 +1,4 @@
-//! A snapshot's `tokenizer.json`.
+//! The tokenizer of a snapshot, from its `tokenizer.json`.
 
 use std::path::PathBuf;
 
@@ -9,18 +9,20 @@ use crate::snapshot::folder::Snapshot;
 
 const FILE: &str = "tokenizer.json";
 
-/// The snapshot's tokenizer as such, and its path for what is said about it.
+/// Opens the snapshot's tokenizer without padding or truncation; returns it with its path, for messages.
 pub(crate) fn open(snapshot: &Snapshot) -> Result<(Tokenizer, PathBuf), ModelError> {
     let path = snapshot.path(FILE);
     let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
     let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| ModelError::malformed(&path, error))?;
-    // A tokenizer that was used before it was saved keeps what it was used with; the length is ours to set.
+    // A tokenizer that was used before it was saved keeps the padding and truncation of that use, but the
+    // length is ours to set.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|error| ModelError::malformed(&path, error))?;
     Ok((tokenizer, path))
 }
 
-/// Text → ids of one length, the form in which contrastive text towers are trained.
+/// A tokenizer that turns texts into ids of one length, the form in which contrastive text towers are
+/// trained.
 #[derive(Debug)]
 pub(crate) struct PaddingTokenizer {
     tokenizer: Tokenizer,
@@ -31,7 +33,8 @@ pub(crate) struct PaddingTokenizer {
 }
 
 impl PaddingTokenizer {
-    /// Texts become `length` ids: cut to fit, `<eos>` appended, filled up with `<pad>`.
+    /// Loads a tokenizer that turns a text into `length` ids: truncated to fit, followed by `<eos>` and
+    /// padded with `<pad>`.
     pub(crate) fn load(snapshot: &Snapshot, length: usize) -> Result<Self, ModelError> {
         let (tokenizer, path) = open(snapshot)?;
         let id = |token: &str| {
@@ -42,9 +45,9 @@ impl PaddingTokenizer {
         Ok(Self { tokenizer, path, end, padding, length })
     }
 
-    /// Ids of one text.
+    /// Returns the ids of one text.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<i64>, ModelError> {
-        // The post-processor of the file is left out: published files differ in whether theirs adds `<bos>`.
+        // The post-processor of the file is not used: published files differ in whether theirs adds `<bos>`.
         let encoding =
             self.tokenizer.encode(text, false).map_err(|error| ModelError::malformed(&self.path, error))?;
         let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
@@ -54,7 +57,7 @@ impl PaddingTokenizer {
         Ok(ids)
     }
 
-    /// The largest id that a text can give; the embedding table must have a row for it.
+    /// Returns the largest id that a text can produce; the embedding table must have a row for it.
     pub(crate) fn largest_id(&self) -> i64 {
         self.tokenizer.get_vocab(true).into_values().max().map_or(0, i64::from)
     }

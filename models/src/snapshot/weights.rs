@@ -1,4 +1,4 @@
-//! Named tensors out of safetensors files, checked against the shapes that a configuration asks for.
+//! Named tensors from safetensors files, checked against the shapes that a configuration asks for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -11,15 +11,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
-/// The same limit as the safetensors library: 7B models need about 100 kB.
+/// The largest size of a header in bytes, the same as in the safetensors library: 7B models need about 100
+/// kB.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// A safetensors file, mapped into memory: its tensors are views, read from disk when they are used.
+/// A safetensors file, mapped into memory: its tensors are views, which are read from disk when they are
+/// used.
 #[derive(Debug)]
 pub(crate) struct SafetensorsFile {
     path: PathBuf,
     metadata: Metadata,
-    /// Where the tensors begin.
+    /// The offset of the tensors in the file, in bytes.
     data_offset: u64,
     bytes: Tensor,
 }
@@ -60,13 +62,13 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_owned(), metadata, data_offset, bytes })
     }
 
-    /// The names of its tensors.
+    /// Returns the names of the file's tensors.
     pub(crate) fn names(&self) -> Vec<String> {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// The name and shape of every tensor, and the number format that it is stored in; those of formats that are not
-    /// supported are left out, since loading refuses them.
+    /// Returns the name, shape and number format of every tensor. Those in unsupported formats are left out,
+    /// since loading refuses them.
     pub(crate) fn layout(&self) -> Vec<(String, Vec<i64>, Kind)> {
         let tensors = self.metadata.tensors().into_keys();
         let layout = |name: String| {
@@ -77,18 +79,18 @@ impl SafetensorsFile {
         tensors.filter_map(layout).collect()
     }
 
-    /// An entry of the file's own metadata, for instance the labels of a head.
+    /// Returns an entry of the file's own metadata, for instance the labels of a head.
     pub(crate) fn note(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
-    /// The shape of a tensor, if there is one of that name.
+    /// Returns the shape of a tensor, if there is one with that name.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         let info = self.metadata.info(name)?;
         Some(info.shape.iter().map(|&side| i64::try_from(side).unwrap_or(i64::MAX)).collect())
     }
 
-    /// The tensor of that name as it is in the file, a view of the mapping.
+    /// Returns the tensor with that name as it is in the file, as a view of the mapping.
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let malformed = |message: String| ModelError::malformed(&self.path, message);
         let info = self.metadata.info(name).ok_or_else(|| malformed(format!("no tensor {name}")))?;
@@ -123,38 +125,38 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// Where a snapshot's tensors come from.
+/// The source of a snapshot's tensors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum WeightSource {
-    /// Its files.
+    /// The snapshot's files.
     #[default]
     Files,
-    /// Made on the device as they are asked for, for measuring models whose weights are not there.
+    /// Random values that are generated on the device on request, to benchmark models without their weights.
     Random {
-        /// The same one gives the same weights, on the same device.
+        /// The seed: equal seeds give equal weights on the same device.
         seed: i64,
     },
 }
 
-/// As transformers initialises the models here.
+/// The standard deviation with which transformers initializes these models.
 const RANDOM_STD: f64 = 0.02;
 
-/// Hands out a snapshot's tensors by name and expected shape, on a device and in a number format.
+/// A loader that returns a snapshot's tensors by name and expected shape, on a device and in a number format.
 ///
-/// Faults are collected, not returned one by one: a tensor that is missing or has another shape gives
-/// an empty one, and [`WeightLoader::finish`] fails with all of them. Until it has succeeded, nothing
-/// may be computed with the tensors.
+/// Faults are collected, not returned one by one: a tensor that is missing or has another shape comes back
+/// empty, and [`WeightLoader::finish`] fails with all of them. Nothing may be computed with the tensors until
+/// it has succeeded.
 #[derive(Debug)]
 pub(crate) struct WeightLoader {
     path: PathBuf,
     source: WeightSource,
     files: Vec<SafetensorsFile>,
     file_of: HashMap<String, usize>,
-    /// From the name that a tensor is asked for by to its name in the files.
+    /// Maps the name by which a tensor is requested to its name in the files.
     rename: fn(&str) -> String,
     device: Device,
     kind: Kind,
-    /// Whether layers multiply in fp8.
+    /// Says whether layers multiply in fp8.
     fp8_products: bool,
     taken: BTreeSet<String>,
     faults: Vec<String>,
@@ -162,7 +164,7 @@ pub(crate) struct WeightLoader {
 }
 
 impl WeightLoader {
-    /// A loader over `files`; `path` is what its error names.
+    /// Opens a loader over `files`; `path` appears in its error.
     pub(crate) fn open(
         path: &Path,
         files: &[PathBuf],
@@ -190,19 +192,19 @@ impl WeightLoader {
         })
     }
 
-    /// A loader that has every tensor that it is asked for, with random values. It says that it has none, so that where
-    /// files differ in what they hold it is the plain layout that is made.
+    /// Creates a loader that has random values for every requested tensor. [`Self::has`] returns false for
+    /// all of them, so that of several file layouts the plain one is made.
     pub(crate) fn random(path: &Path, seed: i64, device: Device, kind: Kind) -> Result<Self, ModelError> {
         tch::manual_seed(seed);
         Ok(Self { source: WeightSource::Random { seed }, ..Self::open(path, &[], device, kind)? })
     }
 
-    /// Whether the products within layers are to be of fp8.
+    /// Sets whether the products within layers are to be computed in fp8.
     pub(crate) fn with_fp8_products(self, fp8_products: bool) -> Self {
         Self { fp8_products, ..self }
     }
 
-    /// What `load` gives, which has no products of fp8.
+    /// Runs `load` without fp8 products, and returns its result.
     pub(crate) fn without_fp8<T>(&mut self, load: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.fp8_products, false);
         let loaded = load(self);
@@ -210,28 +212,30 @@ impl WeightLoader {
         loaded
     }
 
-    /// Whether they are: not where [`Self::with_fp8_products`] was not called.
+    /// Returns whether the products within layers are to be computed in fp8, which is false by default.
     pub(crate) fn fp8_products(&self) -> bool {
         self.fp8_products
     }
 
-    /// From here on, tensors are asked for by other names than they have in the files.
+    /// Sets a function that maps the names by which tensors are requested from now on to their names in the
+    /// files.
     pub(crate) fn rename(&mut self, rename: fn(&str) -> String) {
         self.rename = rename;
     }
 
-    /// Whether the snapshot has a tensor of that name.
+    /// Returns whether the snapshot has a tensor with that name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.file_of.contains_key(&(self.rename)(name))
     }
 
-    /// The shape of a tensor as it is in the file.
+    /// Returns the shape of a tensor in the file, if there is one with that name.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         let name = (self.rename)(name);
         self.files[*self.file_of.get(&name)?].shape(&name)
     }
 
-    /// The tensor of that name and shape, on the loader's device, in its number format.
+    /// Returns the tensor with that name and shape, on the loader's device and in its number format. A fault
+    /// gives an empty tensor, and is reported by [`Self::finish`].
     pub(crate) fn tensor(&mut self, name: &str, shape: &[i64]) -> Tensor {
         let name = (self.rename)(name);
         let loaded = self.load(&name, shape);
@@ -259,25 +263,26 @@ impl WeightLoader {
             return Err(format!("{name}: expected {shape:?}, found {found:?}"));
         }
         let tensor = file.tensor(name).map_err(|error| error.to_string())?;
-        // A copy in every case: a parameter must not keep a view of a file that may be replaced.
+        // The tensor is always copied: a parameter must not keep a view of a file that may be replaced.
         let copied = tensor.f_to_device_(self.device, self.kind, false, true);
         copied.map_err(|error| format!("{name}: {error}"))
     }
 
-    /// The only weights of one dimension are those of norms, which keep what they norm at its size.
+    /// Generates a tensor. The only one-dimensional weights are those of norms, which are ones, so that the
+    /// norm keeps its scale.
     fn make(&self, name: &str, shape: &[i64]) -> Result<Tensor, tch::TchError> {
         if shape.len() == 1 && name.ends_with("weight") {
             return Tensor::f_ones(shape, (self.kind, self.device));
         }
-        // On a CPU, half precision is made one value at a time.
+        // On a CPU, values in half precision would be generated one at a time.
         let made_as = if self.device == Device::Cpu { Kind::Float } else { self.kind };
         Tensor::f_empty(shape, (made_as, self.device))?.f_normal_(0.0, RANDOM_STD)?.f_to_kind(self.kind)
     }
 
-    /// Ends the loading: how many parameters were taken.
+    /// Ends the loading; returns the number of parameters that were taken.
     ///
     /// # Errors
-    /// When any tensor was missing or had another shape: all of them.
+    /// Returns an error with all tensors that were missing or had another shape.
     pub(crate) fn finish(self) -> Result<i64, ModelError> {
         if !self.faults.is_empty() {
             return Err(ModelError::Weights { path: self.path, faults: self.faults });

@@ -1,17 +1,17 @@
-//! Florence-2, in the layout of florence-community.
+//! Presets of Florence-2, in the layout of florence-community.
 
 use serde_json::json;
 
 use super::{Files, words};
 
-/// What the sizes have in common is in [`files`].
+/// The sizes that differ between the presets; [`files`] has everything that they share.
 #[derive(Debug)]
 pub(super) struct Sizes {
     width: i64,
     layers: i64,
     heads: i64,
     positions: i64,
-    /// Of the image tower's stages.
+    /// The channels of the image tower's stages.
     channels: [i64; 4],
     groups: [i64; 4],
     depths: [i64; 4],
@@ -54,10 +54,11 @@ pub(super) const TINY: Sizes = Sizes {
     vocabulary: 1389,
 };
 
-/// Location tokens, and what comes after them in the vocabulary.
+/// The number of location tokens; the constant after it is that of the tokens that follow them in the
+/// vocabulary.
 const LOCATIONS: u32 = 1000;
 const AFTER_LOCATIONS: u32 = 20;
-/// The native table is filled up to a multiple of it.
+/// The published embedding table is padded to a multiple of this.
 const TABLE_MULTIPLE: u32 = 64;
 
 pub(super) fn files(sizes: &Sizes) -> Files {
@@ -83,8 +84,8 @@ pub(super) fn files(sizes: &Sizes) -> Files {
         "do_center_crop": false, "resample": 3,
         "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
     });
-    // One text of exactly the length that is asked for: what ends it comes with a small probability only, and nothing
-    // is forced at the end.
+    // Every text must have exactly the requested length: the end token is improbable, and nothing is forced
+    // at the end.
     let generation = json!({
         "num_beams": 1, "no_repeat_ngram_size": 0, "decoder_start_token_id": 2, "eos_token_id": 2,
         "forced_bos_token_id": 0,

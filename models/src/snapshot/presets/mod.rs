@@ -1,6 +1,7 @@
-//! Snapshots without weights: the configurations of published models, and tiny ones, written into a folder.
+//! Presets: snapshots without weights, which are the configurations of published models and tiny ones,
+//! written into a folder.
 //!
-//! With [`load_random`](crate::load_random) they are models to measure, whose answers mean nothing.
+//! With [`load_random`](crate::load_random) they become models to benchmark, whose answers mean nothing.
 
 mod florence2;
 mod molmo2;
@@ -17,12 +18,12 @@ use crate::{ModelError, TaskSpec};
 /// The files of a snapshot: name and content.
 type Files = Vec<(&'static str, Vec<u8>)>;
 
-/// A configuration that is built in.
+/// A built-in configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Preset {
-    /// As it is asked for.
+    /// The name by which the preset is requested.
     pub name: &'static str,
-    /// Which of [`ARCHITECTURES`](crate::ARCHITECTURES) it is.
+    /// The preset's architecture, one of [`ARCHITECTURES`](crate::ARCHITECTURES).
     pub architecture: &'static str,
     files: fn() -> Result<Files, ModelError>,
 }
@@ -35,7 +36,7 @@ const fn preset(
     Preset { name, architecture, files }
 }
 
-/// All of them.
+/// All presets.
 pub const PRESETS: &[Preset] = &[
     preset("dinov3-vits16", "dinov3", || vision::dinov3(&vision::VIT_S)),
     preset("dinov3-vitb16", "dinov3", || vision::dinov3(&vision::VIT_B)),
@@ -51,24 +52,24 @@ pub const PRESETS: &[Preset] = &[
     preset("molmo2-tiny", "molmo2", || Ok(molmo2::files(&molmo2::TINY))),
 ];
 
-/// What the models are asked: words that their tokenizers know.
+/// The question to the models, in words that their tokenizers know.
 const QUESTION: &str = "Is there active road construction in this image?";
 const LABELS: [(&str, &str); 2] =
     [("no road work", "a photo without road work"), ("road work", "a photo of road work")];
 const ANSWERS: [&str; 2] = ["NO", "YES"];
-/// Of the backbones, which need one for each task.
+/// The head's file of the backbones, which need a head for each task.
 const HEAD: &str = "head.roadwork.safetensors";
 
 impl Preset {
-    /// The one of that name.
+    /// Returns the preset with that name.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         PRESETS.iter().find(|preset| preset.name == name)
     }
 
-    /// Writes its files into a folder that is there.
+    /// Writes the preset's files into an existing folder.
     ///
     /// # Errors
-    /// When that cannot be written to.
+    /// Returns an error if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<(), ModelError> {
         for (name, content) in (self.files)()? {
             let path = folder.join(name);
@@ -77,13 +78,13 @@ impl Preset {
         Ok(())
     }
 
-    /// A task that it can be asked.
+    /// Returns a task that the preset's model can answer.
     pub fn task(&self) -> TaskSpec {
         task(Some(PathBuf::from(HEAD)))
     }
 }
 
-/// The yes/no question of the presets, for any model; backbones answer it with a head of two labels.
+/// Returns the yes/no question of the presets, for any model; backbones answer it with a head of two labels.
 pub fn task(head: Option<PathBuf>) -> TaskSpec {
     TaskSpec {
         task: "roadwork".to_owned(),
@@ -94,7 +95,7 @@ pub fn task(head: Option<PathBuf>) -> TaskSpec {
     }
 }
 
-/// A file of JSON.
+/// Returns a JSON file.
 fn json(name: &'static str, value: &serde_json::Value) -> (&'static str, Vec<u8>) {
     (name, value.to_string().into_bytes())
 }

@@ -1,10 +1,10 @@
-//! Molmo 2, in the key names of the published files.
+//! Presets of Molmo 2, with the key names of the published files.
 
 use serde_json::{Value, json};
 
 use super::{Files, words};
 
-/// What the sizes have in common is in [`files`].
+/// The sizes that differ between the presets; [`files`] has everything that they share.
 #[derive(Debug)]
 pub(super) struct Sizes {
     text: Text,
@@ -29,12 +29,12 @@ struct Vision {
     intermediate: i64,
     layers: i64,
     heads: i64,
-    /// Of a crop and of a patch, in pixels.
+    /// The side of a crop in pixels; `patch` is that of a patch.
     side: i64,
     patch: i64,
     features: [i64; 2],
     max_crops: i64,
-    /// On each side of a crop, in patches.
+    /// The margin on each side of a crop, in patches.
     margin: i64,
 }
 
@@ -91,7 +91,7 @@ pub(super) const TINY: Sizes = Sizes {
 };
 
 const CHAT_TEMPLATE: &[u8] = include_bytes!("molmo2_chat_template.jinja");
-/// From the end of the base vocabulary on, in this order.
+/// The image tokens, whose ids follow the base vocabulary in this order.
 const IMAGE_TOKENS: [&str; 9] = [
     "<im_start>",
     "<im_end>",
@@ -103,7 +103,7 @@ const IMAGE_TOKENS: [&str; 9] = [
     "<frame_start>",
     "<frame_end>",
 ];
-/// Of [`IMAGE_TOKENS`], `<im_patch>`.
+/// The index of `<im_patch>` in [`IMAGE_TOKENS`].
 const PATCH: u32 = 2;
 
 pub(super) fn files(sizes: &Sizes) -> Files {
@@ -121,7 +121,7 @@ pub(super) fn files(sizes: &Sizes) -> Files {
     let layout = json!({
         "image_use_col_tokens": true, "use_single_crop_col_tokens": false, "use_single_crop_start_token": true,
     });
-    // As many special tokens at the end of the base vocabulary as in the published one.
+    // The end of the base vocabulary has as many special tokens as the published one.
     let end = vocabulary - 291;
     let mut special = words::special([
         ("<unk>", 0),
@@ -134,7 +134,7 @@ pub(super) fn files(sizes: &Sizes) -> Files {
         super::json("config.json", &config),
         super::json("preprocessor_config.json", &preprocessor),
         super::json("processor_config.json", &layout),
-        // Nothing ends a text, so that it has the length that is asked for.
+        // There is no end token, so that every text has the requested length.
         super::json("generation_config.json", &json!({ "eos_token_id": [] })),
         super::json(
             "tokenizer_config.json",

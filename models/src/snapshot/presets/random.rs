@@ -1,4 +1,5 @@
-//! `random:PRESET` where a snapshot's folder is configured: a preset's files, and weights made on the device.
+//! Support for `random:PRESET` in place of a snapshot's folder: a preset's files, with weights generated on
+//! the device.
 
 use std::fs;
 use std::io::Write;
@@ -8,19 +9,20 @@ use super::{PRESETS, Preset};
 use crate::ModelError;
 use crate::libtorch::cache_folder;
 
-/// What such a snapshot begins with.
+/// The prefix of such a snapshot.
 const PREFIX: &str = "random:";
 
-/// The preset's name, where a configured snapshot is `random:NAME` and no folder.
+/// Returns the preset's name if a configured snapshot is `random:NAME` and not a folder.
 pub fn random_name(snapshot: &Path) -> Option<&str> {
     snapshot.to_str()?.strip_prefix(PREFIX)
 }
 
-/// The folder of a configured snapshot; a relative one starts at `base`. The files of `random:PRESET` are in one of their
-/// own, under `$XDG_CACHE_HOME/concord` or `~/.cache/concord`, and are written first.
+/// Returns the folder of a configured snapshot; a relative one starts at `base`. The files of `random:PRESET`
+/// are written into a folder of their own, under `$XDG_CACHE_HOME/concord` or `~/.cache/concord`, or the
+/// folder for temporary files if there is neither.
 ///
 /// # Errors
-/// When there is no such preset, or its files cannot be written.
+/// Returns an error if there is no such preset, or its files cannot be written.
 pub fn snapshot_folder(base: &Path, snapshot: &Path) -> Result<PathBuf, ModelError> {
     let Some(name) = random_name(snapshot) else { return Ok(base.join(snapshot)) };
     let unknown = || {
@@ -38,7 +40,8 @@ pub fn snapshot_folder(base: &Path, snapshot: &Path) -> Result<PathBuf, ModelErr
     Ok(folder)
 }
 
-/// Under another name first, and only where that changes anything: another model or process may read it at any time.
+/// Writes a file under another name first, and only if that changes its content: another model or process may
+/// read it at any time.
 fn keep(path: &Path, content: &[u8]) -> std::io::Result<()> {
     if fs::read(path).is_ok_and(|kept| kept == content) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! DINOv3 and SigLIP 2.
+//! Presets of DINOv3 and SigLIP 2.
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -15,7 +15,7 @@ pub(super) struct Vit {
     layers: i64,
     heads: i64,
     patch: i64,
-    /// Of the images, in pixels.
+    /// The side of the images, in pixels.
     side: i64,
 }
 
@@ -51,7 +51,7 @@ pub(super) fn dinov3(sizes: &Vit) -> Result<Files, ModelError> {
     ])
 }
 
-/// A linear head on the CLS token, with any values.
+/// Returns the file of a linear head on the CLS token, with arbitrary values.
 fn head(hidden: i64) -> Result<Vec<u8>, ModelError> {
     let (labels, hidden) = (LABELS.len(), usize::try_from(hidden).unwrap_or(0));
     let values = |count: usize| -> Vec<u8> {

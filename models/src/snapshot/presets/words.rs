@@ -1,4 +1,4 @@
-//! Tokenizers that know a few words, and the special tokens at the ids where the published ones have them.
+//! Tokenizers that know a few words, and have the special tokens at the ids of the published ones.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,15 @@ use serde_json::{Value, json};
 
 use super::{ANSWERS, LABELS, QUESTION};
 
-/// Of the prompts that the models write themselves, so that prompts are as long as with the published tokenizers.
+/// The texts of the prompts that the models write themselves, so that prompts are as long as with the
+/// published tokenizers.
 const OTHER_TEXTS: [&str; 3] =
     ["What does the image describe ?", "Answer with one of : , .", "user assistant <s> </s>"];
-/// What every other word is.
+/// The token of every other word.
 const UNKNOWN: &str = "<unk>";
 
-/// `tokenizer.json`: each word a token, those that are not special from `first_word` on.
+/// Returns a `tokenizer.json` in which each word is a token; those that are not special have ids from
+/// `first_word` on.
 pub(super) fn tokenizer(special: &BTreeMap<String, u32>, first_word: u32) -> Value {
     let mut vocabulary: BTreeMap<String, u32> = special.clone();
     for (id, word) in (first_word..).zip(words()) {
@@ -36,12 +38,13 @@ pub(super) fn tokenizer(special: &BTreeMap<String, u32>, first_word: u32) -> Val
     })
 }
 
-/// Special tokens with their ids; the one of unknown words must be among them.
+/// Collects special tokens with their ids; the token of unknown words must be among them.
 pub(super) fn special<'a>(tokens: impl IntoIterator<Item = (&'a str, u32)>) -> BTreeMap<String, u32> {
     tokens.into_iter().map(|(token, id)| (token.to_owned(), id)).collect()
 }
 
-/// Each once, in the order of their first appearance; answers in every way to write them.
+/// Returns each word once, in the order of their first appearance, and the answers in upper, lower and title
+/// case.
 fn words() -> Vec<String> {
     let question = QUESTION.replace('?', " ?");
     let labels = LABELS.iter().flat_map(|(label, prompt)| [*label, *prompt]);
