@@ -86,7 +86,7 @@ fn learned(criterion: &mut Criterion) {
         Network::new(vec![0.0; inputs], vec![1.0; inputs], layers).expect("the network fits together")
     };
     let names = MODELS.map(Arc::<str>::from);
-    let learned = Learned::of(Arc::clone(&names[0]))
+    let learned = Learned::new(Arc::clone(&names[0]))
         .with_weights(names.to_vec(), network(FEATURE, ImageFusion::outputs(names.len())))
         .with_estimator(&names[..1], network(FEATURE + CorrectnessEstimator::NUMBERS, 1));
     let mut section = section(2, FusionMethod::Learned);

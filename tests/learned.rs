@@ -33,7 +33,7 @@ fn write(folder: &Path, weights: &[(&str, f64)], estimators: &[(&[&str], f64)]) 
     // Each as sure as it is.
     logits.resize(ImageFusion::outputs(models.len()), 0.0);
     let mut learned =
-        Learned::of(Arc::from("dinov3")).with_weights(names(&models), constant(FEATURE, &logits));
+        Learned::new(Arc::from("dinov3")).with_weights(names(&models), constant(FEATURE, &logits));
     for (models, right) in estimators {
         let correctness = constant(CorrectnessEstimator::NUMBERS + FEATURE, &[(right / (1.0 - right)).ln()]);
         learned = learned.with_estimator(&names(models), correctness);

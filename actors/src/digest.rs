@@ -224,7 +224,7 @@ mod tests {
             let layer = Dense { weight: vec![weight; models.len()], bias: vec![0.0; models.len()] };
             let network = Network::new(vec![0.0], vec![1.0], vec![layer]).unwrap();
             let models: Vec<Arc<str>> = models.iter().map(|model| Arc::from(*model)).collect();
-            Arc::new(Learned::of(Arc::from("a")).with_weights(models, network))
+            Arc::new(Learned::new(Arc::from("a")).with_weights(models, network))
         };
         let plain = || policy(serde_json::json!({}));
         let policies = [

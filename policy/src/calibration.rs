@@ -1,19 +1,19 @@
-//! How far a model's logits are to be believed.
+//! Calibration: from a model's logits to probabilities that can be believed.
 
 use std::fmt;
 
 use crate::probability::{Distribution, Logits, Temperature};
 
-/// What [`VectorScaling`] can make of a log-probability at most: half of it, twice, is still a number.
+/// The largest scaled log-probability: half the range of `f64`, so that the difference of two is still
+/// finite.
 const SCALED_MAX: f64 = f64::MAX / 2.0;
 
-/// What makes probabilities of a model's logits. [`Logits::calibrated`] applies it, so that nobody has to
-/// know which it is.
+/// A map from a model's logits to probabilities, applied by [`Logits::calibrated`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Calibration {
-    /// softmax(logits / temperature): surer or less sure, with the same favourite.
+    /// softmax(logits / temperature): more or less confident, with the same most probable label.
     Temperature(Temperature),
-    /// A scale and a bias for each label, which also mend what the model says too often or too seldom.
+    /// A scale and a bias for each label, which also correct labels that the model favours or neglects.
     Vector(VectorScaling),
 }
 
@@ -21,7 +21,7 @@ impl Calibration {
     /// The softmax of the logits as they are.
     pub const NEUTRAL: Self = Self::Temperature(Temperature::NEUTRAL);
 
-    /// The temperature, where it is one.
+    /// Returns the temperature, if it is one.
     pub fn temperature(&self) -> Option<Temperature> {
         match self {
             Self::Temperature(temperature) => Some(*temperature),
@@ -29,7 +29,7 @@ impl Calibration {
         }
     }
 
-    /// The scales and biases, where it has some.
+    /// Returns the vector scaling, if it is one.
     pub fn scaling(&self) -> Option<&VectorScaling> {
         match self {
             Self::Temperature(_) => None,
@@ -47,12 +47,11 @@ impl fmt::Display for Calibration {
     }
 }
 
-/// softmax(scale ∘ ln softmax(logits) + bias), with a scale and a bias for each label: vector scaling (Guo et
-/// al. 2017, arXiv 1706.04599) of log-probabilities (Kull et al. 2019, arXiv 1910.12656).
+/// Vector scaling (Guo et al. 2017, arXiv 1706.04599) of log-probabilities (Kull et al. 2019, arXiv
+/// 1910.12656): softmax(scale ∘ ln softmax(logits) + bias), with a scale and a bias for each label.
 ///
-/// A number that is added to all logits of an image says nothing, and a model may add any. A temperature does
-/// not see it, but scales that differ would: so it is taken away first. What `concord fit` keeps of a vote
-/// lacks it as well.
+/// A constant that a model adds to all logits of an image carries no information. A temperature is blind to
+/// it, but scales that differ are not; the log-softmax takes it away first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VectorScaling {
     scale: Vec<f64>,
@@ -60,8 +59,8 @@ pub struct VectorScaling {
 }
 
 impl VectorScaling {
-    /// `None` for no labels, unless there is one scale and one bias for each, scales that are not finite and
-    /// greater than 0, or biases that are not finite.
+    /// Makes a scaling of a scale and a bias for each label. `None` if there are none, their numbers differ,
+    /// a scale is not finite and greater than 0, or a bias is not finite.
     pub fn new(scale: Vec<f64>, bias: Vec<f64>) -> Option<Self> {
         let is_one_each = !scale.is_empty() && scale.len() == bias.len();
         let are_in_range =
@@ -69,17 +68,17 @@ impl VectorScaling {
         (is_one_each && are_in_range).then_some(Self { scale, bias })
     }
 
-    /// Whether a number can be a scale: a negative one would turn round what the model says.
+    /// Returns whether a number can be a scale: a negative one would reverse the model's order of labels.
     pub(crate) fn is_scale(value: f64) -> bool {
         value.is_finite() && value > 0.0
     }
 
-    /// What each label's log-probability is multiplied by.
+    /// Returns the factor of each label's log-probability.
     pub fn scale(&self) -> &[f64] {
         &self.scale
     }
 
-    /// What is added to it then.
+    /// Returns the summand of each label, added after the factor.
     pub fn bias(&self) -> &[f64] {
         &self.bias
     }
@@ -97,8 +96,7 @@ impl VectorScaling {
 }
 
 impl Logits<'_> {
-    /// The probabilities that a calibration makes of the logits. One of vector scaling has as many labels as
-    /// these.
+    /// Returns the calibrated probabilities. A vector scaling must have as many labels as there are logits.
     pub fn calibrated(self, calibration: &Calibration) -> Distribution {
         match calibration {
             Calibration::Temperature(temperature) => self.softmax(*temperature),
@@ -106,7 +104,7 @@ impl Logits<'_> {
         }
     }
 
-    /// The logarithm of each label's uncalibrated probability, all finite.
+    /// Returns the logarithm of each label's uncalibrated probability, all finite.
     pub fn log_probabilities(self) -> Vec<f64> {
         self.softmax(Temperature::NEUTRAL).logarithms().collect()
     }

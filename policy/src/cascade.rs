@@ -7,7 +7,7 @@ use crate::calibration::Calibration;
 use crate::probability::{Probability, Weight};
 use crate::verdict::Verdict;
 
-/// Models that are asked together.
+/// A stage: models that are asked together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
     pub(crate) members: Vec<Member>,
@@ -17,23 +17,24 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// The models, in the order of the configuration.
+    /// Returns the models, in the order of the configuration.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models.
+    /// Returns the queue depth of an earlier stage's model above which this stage is asked instead of that
+    /// one.
     pub fn burst_queue_depth(&self) -> Option<usize> {
         self.burst_queue_depth
     }
 
-    /// The share of the answer that the learned weights must give to one of its models, more than which makes
-    /// it worth asking; `None`: it always is.
+    /// Returns the share of the answer that the learned weights must exceed for one of its models to make the
+    /// stage worth asking; `None` if it always is.
     pub fn min_weight(&self) -> Option<Probability> {
         self.min_weight
     }
 
-    /// When the cascade may stop here; `None`: never because of what was answered.
+    /// Returns the rule by which the cascade may stop here; `None` if it only stops here at its end.
     pub fn accept(&self) -> Option<AcceptRule> {
         self.accept
     }
@@ -49,28 +50,28 @@ pub struct Member {
 }
 
 impl Member {
-    /// The name of the configured model.
+    /// Returns the name of the configured model.
     pub fn model(&self) -> &Arc<str> {
         &self.model
     }
 
-    /// Whether there is no answer without its vote.
+    /// Returns whether a request fails without its vote.
     pub fn is_required(&self) -> bool {
         self.required
     }
 
-    /// How much its vote counts beside the others.
+    /// Returns the weight of its vote beside the others.
     pub fn weight(&self) -> Weight {
         self.weight
     }
 
-    /// What makes probabilities of its logits.
+    /// Returns the calibration of its logits.
     pub fn calibration(&self) -> &Calibration {
         &self.calibration
     }
 }
 
-/// When a stage's fused answer is good enough to stop.
+/// A rule for when a stage's fused answer is good enough to stop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AcceptRule {
     pub(crate) confidence: Probability,
@@ -79,23 +80,23 @@ pub struct AcceptRule {
 }
 
 impl AcceptRule {
-    /// The least confidence.
+    /// Returns the least confidence.
     pub fn confidence(self) -> Probability {
         self.confidence
     }
 
-    /// Whether every successful vote so far must have the same most probable label.
+    /// Returns whether every successful vote so far must have the same most probable label.
     pub fn needs_agreement(self) -> bool {
         self.agreement
     }
 
-    /// How likely the answer must be right by the learned correctness estimator, which counts instead of the
-    /// confidence where it can be read.
+    /// Returns the least output of the learned correctness estimator. It replaces the least confidence where
+    /// the estimator can be evaluated.
     pub fn correctness(self) -> Option<Probability> {
         self.correctness
     }
 
-    /// Whether a fused answer may end the cascade.
+    /// Returns whether a fused answer may end the cascade.
     pub(crate) fn accepts(self, fused: &Verdict) -> bool {
         let is_sure = match (self.correctness, fused.correctness) {
             (Some(least), Some(correctness)) => correctness >= least,

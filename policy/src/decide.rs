@@ -1,4 +1,4 @@
-//! Which stage is asked next, or what the answer is.
+//! The decision: which stage is asked next, or the verdict.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::tally::{VoteTally, usable};
 use crate::verdict::{Failure, StopReason, Verdict};
 use crate::vote::Vote;
 
-/// What happens next to a request.
+/// The next step of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// Ask the models of this stage that have not voted.
@@ -17,16 +17,16 @@ pub enum Decision {
         /// Its index in the policy.
         stage: usize,
     },
-    /// The cascade ends with an answer.
+    /// The cascade ends with a verdict.
     Verdict(Verdict),
-    /// The cascade ends without one.
+    /// The cascade ends without a verdict.
     Failed(Failure),
 }
 
-/// What a decision depends on besides the votes.
+/// The state that a decision depends on besides the votes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Context {
-    /// How many images wait for each model or run in it; a model that is not here has none.
+    /// The number of images that wait for each model or run in it; 0 for a model that is not in the map.
     pub queue_depths: BTreeMap<Arc<str>, usize>,
 }
 
@@ -39,12 +39,12 @@ pub struct Context {
 /// A stage is judged only when all its models have voted, if only to say that they failed; until then the
 /// decision is to ask it. A vote with another number of logits than the policy has labels counts as failed.
 ///
-/// Where a stage that has not been asked is busier than a later stage's `burst_queue_depth`, that one is
-/// asked instead; once one of its votes has succeeded, the stages before it that nobody has asked are left
-/// out.
+/// Where a stage that has not been asked is busier than a later stage's `burst_queue_depth`, the later stage
+/// is asked instead; once one of its votes has succeeded, the stages before it that have not been asked are
+/// left out.
 ///
-/// A stage whose models would count for too little (`min_weight`) is left out whatever votes of it there are,
-/// unless there is no answer yet.
+/// A stage whose models would have too small a share (`min_weight`) is left out, even if there are votes of
+/// it, unless there is no answer yet.
 pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
     let mut tally = VoteTally::new(policy);
     let mut answer = None;
@@ -87,15 +87,15 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
     })
 }
 
-/// What a later stage does for one that has not been asked.
+/// A later stage that stands in for one that has not been asked.
 enum StandIn {
     /// It has voted.
     Voted,
-    /// It has not been asked, and may be: its index.
+    /// It has not been asked, and may be; with its index.
     Free(usize),
 }
 
-/// Whether a later stage stands in for the stage `index`.
+/// Returns the later stage that stands in for the stage `index`, if one does.
 fn stand_in(
     index: usize,
     tally: &VoteTally<'_>,

@@ -1,13 +1,13 @@
-//! The errors of a task's section: what is wrong, and at which key.
+//! The errors of a task's section: each with the key and the problem.
 
 use std::fmt;
 
 /// An error in a task's section. Its text is `path: problem`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicyError {
-    /// Where, from the section inwards. The last key may be one that is missing.
+    /// The path from the section inwards. The last key may be one that is missing.
     pub path: Vec<PathPart>,
-    /// What is wrong there.
+    /// The problem there.
     pub problem: Problem,
 }
 
@@ -20,25 +20,25 @@ pub enum PathPart {
     Index(usize),
 }
 
-/// What is wrong with a value, and what would be allowed in its place.
+/// A problem of a value, with what would be allowed in its place.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Problem {
     /// A value that must be given is absent.
     #[error("is missing: {allowed}")]
     Missing {
-        /// What must be given.
+        /// The value that must be given.
         allowed: &'static str,
     },
     /// A value that must be given is absent, or has nothing in it.
     #[error("is missing or empty: {allowed}")]
     MissingOrEmpty {
-        /// What must be given.
+        /// The value that must be given.
         allowed: &'static str,
     },
     /// A value that may be absent has nothing in it.
     #[error("is empty: {allowed}")]
     Empty {
-        /// What it must hold.
+        /// The content that it must have.
         allowed: &'static str,
     },
     /// A number is outside its range.
@@ -64,7 +64,7 @@ pub enum Problem {
     /// A task has fewer than two labels.
     #[error("{given} given: must be at least 2")]
     TooFewLabels {
-        /// How many it has.
+        /// The number of its labels.
         given: usize,
     },
     /// A label is blank.
@@ -94,9 +94,9 @@ pub enum Problem {
     /// A list has not one number for each label.
     #[error("{found} numbers for {labels} labels: must be one for each, in their order")]
     NumbersPerLabel {
-        /// How many numbers it has.
+        /// The number of numbers in it.
         found: usize,
-        /// How many labels the task has.
+        /// The number of the task's labels.
         labels: usize,
     },
     /// A model has a temperature and vector scaling.
@@ -188,7 +188,7 @@ impl PathPart {
     }
 }
 
-/// Whether TOML takes the key without quotes.
+/// Returns whether TOML takes the key without quotes.
 fn is_bare(key: &str) -> bool {
     !key.is_empty() && key.chars().all(|char| char.is_ascii_alphanumeric() || "_-".contains(char))
 }

@@ -1,18 +1,19 @@
-//! Several calibrated votes become one distribution.
+//! Fusion: from several calibrated votes to one distribution.
 
 use std::fmt;
 
 use crate::probability::{Distribution, Temperature, Weight};
 
-/// How distributions are combined.
+/// A method of combining distributions, known as an opinion pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FusionMethod {
-    /// The weighted mean of the probabilities: one model's certainty cannot veto the others.
+    /// The linear pool: the weighted mean of the probabilities. One model's certainty cannot veto the others.
     Linear,
-    /// The weighted mean of the log-probabilities, renormalised: a label that one model finds nearly
-    /// impossible stays improbable.
+    /// The logarithmic pool: the weighted mean of the log-probabilities, renormalised. A label that one model
+    /// finds nearly impossible stays improbable.
     LogLinear,
-    /// As log-linear, with weights and temperatures for each image, by what the backbone made of it.
+    /// The logarithmic pool with weights and temperatures that a network computes for each image from the
+    /// backbone's feature.
     Learned,
 }
 
@@ -20,10 +21,10 @@ impl FusionMethod {
     /// Every method.
     pub const ALL: [Self; 3] = [Self::Linear, Self::LogLinear, Self::Learned];
 
-    /// Those with the same weights for every image.
+    /// The methods that have the same weights for every image.
     pub const FIXED: [Self; 2] = [Self::Linear, Self::LogLinear];
 
-    /// As `ensemble.toml` calls it.
+    /// Returns the name that `ensemble.toml` has for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -32,12 +33,12 @@ impl FusionMethod {
         }
     }
 
-    /// The method of that name in `ensemble.toml`.
+    /// Returns the method of that name in `ensemble.toml`.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|method| method.name() == name)
     }
 
-    /// Combines distributions over the same labels, each with its weight; `None` where there are none.
+    /// Combines distributions over the same labels, each with its weight; `None` if there are none.
     pub(crate) fn fuse<'a>(
         self,
         weighted: impl IntoIterator<Item = (&'a Distribution, f64)>,
@@ -73,7 +74,7 @@ fn add_weighted(totals: &mut [f64], values: impl Iterator<Item = f64>, weight: f
     }
 }
 
-/// Weights as shares with the sum 1.
+/// Returns weights as shares with the sum 1.
 ///
 /// They are divided by the largest first, so that a sum of huge weights cannot overflow.
 pub(crate) fn shares(weights: &[Weight]) -> Vec<f64> {

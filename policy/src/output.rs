@@ -13,29 +13,29 @@ pub struct ModelOutput {
     /// anything.
     #[serde(deserialize_with = "finite")]
     pub logits: Vec<f32>,
-    /// What the model gave beside them.
+    /// The evidence beside them.
     pub evidence: Evidence,
 }
 
-/// What a model gives beside its logits.
+/// The evidence that a model gives beside its logits.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// What was found in the image, where the model looks for things; nothing is decided by it.
+    /// The objects found in the image, where the model looks for some; no decision depends on them.
     pub regions: Arc<[Region]>,
     /// The feature of the image, where the model is a head on a backbone: its CLS token after the final norm.
     /// Learned networks read it.
     pub feature: Option<Arc<[f32]>>,
     /// The disagreement of several passes with dropout, where there are several: their mutual information in
-    /// nats; nothing is decided by it.
+    /// nats. No decision depends on it.
     pub uncertainty: Option<f32>,
 }
 
 /// A part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Region {
-    /// What is there.
+    /// The name of what is there.
     pub label: String,
-    /// Where it is.
+    /// Its outline.
     pub shape: Shape,
 }
 
@@ -75,7 +75,7 @@ impl Evidence {
     }
 }
 
-/// Refuses logits that no model's usable output has: stored outputs are usable ones.
+/// Deserializes logits, and refuses those that are empty or not finite: only usable outputs are stored.
 fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
     let logits = Vec::deserialize(deserializer)?;
     Logits::new(&logits, logits.len()).map_err(serde::de::Error::custom)?;

@@ -1,4 +1,4 @@
-//! What is decided by: a task's question, labels, stages, accept rules, weights and calibration, all checked.
+//! The policy of a task: its question, labels, stages, accept rules, weights and calibration, all checked.
 
 use std::sync::Arc;
 
@@ -24,44 +24,44 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The question about an image.
+    /// Returns the question about an image.
     pub fn question(&self) -> &str {
         &self.question
     }
 
-    /// The possible answers; a label's index is its number everywhere.
+    /// Returns the possible answers; a label's index is its number everywhere.
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
 
-    /// For each label the texts that stand for it in zero-shot models, at least one.
+    /// Returns for each label the texts that stand for it in zero-shot models, at least one.
     pub fn prompts(&self) -> &[Vec<String>] {
         &self.prompts
     }
 
-    /// For each label what a model that is asked the question answers when it means that label; all
+    /// Returns for each label the answer of a model that is asked the question and means that label; all
     /// different.
     pub fn answers(&self) -> &[String] {
         &self.answers
     }
 
-    /// How votes are fused.
+    /// Returns the method by which votes are fused.
     pub fn fusion(&self) -> FusionMethod {
         self.fusion
     }
 
-    /// What was learned for it, where there is something.
+    /// Returns the learned networks, if there are any.
     pub fn learned(&self) -> Option<&Arc<Learned>> {
         self.learned.as_ref()
     }
 
-    /// The stages, in the order in which they are asked.
+    /// Returns the stages, in the order in which they are asked.
     pub fn stages(&self) -> &[Stage] {
         &self.stages
     }
 
-    /// The same policy without some of its models, and without the stages that only they were in; `None`
-    /// where nothing is left.
+    /// Returns the policy without some of its models, and without the stages that only they were in; `None`
+    /// if nothing is left.
     #[must_use]
     pub fn without(&self, is_off: impl Fn(&str) -> bool) -> Option<Self> {
         let mut policy = self.clone();
@@ -72,8 +72,8 @@ impl Policy {
         (!policy.stages.is_empty()).then_some(policy)
     }
 
-    /// The same with its stages in another order, which says the index that each has here. `None` where that
-    /// is not every stage once, or puts a stage first that would be of no use there: one with a
+    /// Returns the policy with its stages in another order, given as their indices here. `None` if `order`
+    /// does not have every stage once, or puts a stage first that would be of no use there: one with a
     /// `burst_queue_depth` or a `min_weight`.
     #[must_use]
     pub fn in_order(&self, order: &[usize]) -> Option<Self> {
@@ -88,22 +88,22 @@ impl Policy {
         Some(Self { stages, ..self.clone() })
     }
 
-    /// The same with what was learned for it. What does not fit its models is not used when it is decided,
-    /// and answers say so; [`Learned::check`] tells before.
+    /// Returns the policy with learned networks. A network that does not fit the policy's models is not used
+    /// in decisions, and verdicts say so; [`Learned::check`] finds it before.
     #[must_use]
     pub fn with_learned(&self, learned: Arc<Learned>) -> Self {
         Self { learned: Some(learned), ..self.clone() }
     }
 
-    /// The same without anything learned: by fixed weights, log-linearly where they were learned, and plain
-    /// confidences.
+    /// Returns the policy without learned networks: with fixed weights, log-linear in place of learned
+    /// fusion, and plain confidences.
     #[must_use]
     pub fn without_learned(&self) -> Self {
         let fusion = if self.fusion == FusionMethod::Learned { FusionMethod::LogLinear } else { self.fusion };
         Self { learned: None, fusion, ..self.clone() }.with_correctness(|_, _| None)
     }
 
-    /// The same models in one stage, so that all are asked whatever they say, and none must answer; fused by
+    /// Returns a policy that asks the same models in one stage, all of them optional, and fuses them by
     /// `method`.
     #[must_use]
     pub fn all_at_once(&self, method: FusionMethod) -> Self {
@@ -112,8 +112,8 @@ impl Policy {
         Self { fusion: method, stages: vec![stage], ..self.clone() }
     }
 
-    /// The same models one after the other, all of which are asked whatever they say, and none of which must
-    /// answer; what each says is not calibrated.
+    /// Returns a policy that asks all models one after the other, whatever they answer, all of them optional
+    /// and uncalibrated.
     #[must_use]
     pub fn one_by_one(&self) -> Self {
         let alone = |member: &Member| {
@@ -123,8 +123,8 @@ impl Policy {
         Self { stages: self.members().map(alone).collect(), ..self.clone() }
     }
 
-    /// The models of the stages up to this one, as [`Self::all_at_once`], but that they are accepted by the
-    /// rule of this one; `None` where there is no such stage.
+    /// Returns the policy of the stages up to this one as by [`Self::all_at_once`], with the accept rule of
+    /// this stage; `None` if there is no such stage.
     #[must_use]
     pub fn as_far_as(&self, stage: usize) -> Option<Self> {
         let stages = self.stages.get(..=stage)?.to_vec();
@@ -134,13 +134,13 @@ impl Policy {
         Some(policy)
     }
 
-    /// The same, but that each model counts as much as any other.
+    /// Returns the policy with equal weights.
     #[must_use]
     pub fn with_uniform_weights(&self) -> Self {
         self.with_weights(self.fusion, |_| Weight::UNIFORM)
     }
 
-    /// The same with other weights, fused by `method`.
+    /// Returns the policy with other weights, fused by `method`.
     #[must_use]
     pub fn with_weights(&self, method: FusionMethod, weight_of: impl Fn(&Member) -> Weight) -> Self {
         let mut policy = Self { fusion: method, ..self.clone() };
@@ -150,8 +150,8 @@ impl Policy {
         policy
     }
 
-    /// The same where each stage that has an accept rule asks the correctness estimator for at least this
-    /// probability, given the stage's index and the confidence that it asks for.
+    /// Returns the policy with other thresholds of the correctness estimator in the stages that have an
+    /// accept rule; `correctness_of` is given the stage's index and its least confidence.
     #[must_use]
     pub fn with_correctness(
         &self,
@@ -166,7 +166,7 @@ impl Policy {
         policy
     }
 
-    /// The same with other calibrations; what is for another number of labels is not taken.
+    /// Returns the policy with other calibrations; one for another number of labels is ignored.
     #[must_use]
     pub fn with_calibrations(&self, calibration_of: impl Fn(&Member) -> Calibration) -> Self {
         let mut policy = self.clone();
@@ -180,7 +180,7 @@ impl Policy {
         policy
     }
 
-    /// Every model of every stage, in the order in which they are asked.
+    /// Returns every model of every stage, in the order in which they are asked.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.stages.iter().flat_map(|stage| &stage.members)
     }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a log-probability is raised to when it is lower: below it `exp` leaves the normal numbers. It keeps a
-/// label that one model finds impossible from being minus infinity, which no other model could outweigh.
+/// The least log-probability, to which lower ones are raised: below it `exp` leaves the normal numbers. It
+/// keeps a label that one model finds impossible from minus infinity, which no other model could outweigh.
 const LOG_PROBABILITY_MIN: f64 = -708.0;
 
 /// A number from 0 to 1.
@@ -22,12 +22,12 @@ impl TryFrom<f64> for Probability {
 }
 
 impl Probability {
-    /// `None` for what is not a number from 0 to 1.
+    /// Makes a probability; `None` if the value is not from 0 to 1.
     pub fn new(value: f64) -> Option<Self> {
         (0.0..=1.0).contains(&value).then_some(Self(value))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -39,41 +39,41 @@ impl fmt::Display for Probability {
     }
 }
 
-/// What a model's logits are divided by before the softmax: finite and greater than 0.
+/// A divisor of a model's logits before the softmax: finite and greater than 0.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Temperature(f64);
 
 impl Temperature {
-    /// Leaves the logits as they are.
+    /// The temperature that leaves logits as they are.
     pub const NEUTRAL: Self = Self(1.0);
 
-    /// `None` for what is not finite and greater than 0.
+    /// Makes one of a number; `None` if it is not finite and greater than 0.
     pub fn new(value: f64) -> Option<Self> {
         is_positive(value).then_some(Self(value))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> f64 {
         self.0
     }
 }
 
-/// How much a model's vote counts beside the others: finite and greater than 0.
+/// The weight of a model's vote beside the others: finite and greater than 0.
 ///
 /// There is no weight 0: such a model would cost its time and count for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Weight(f64);
 
 impl Weight {
-    /// What every model has where a task gives no weights.
+    /// The weight of every model of a task that gives no weights.
     pub const UNIFORM: Self = Self(1.0);
 
-    /// `None` for what is not finite and greater than 0.
+    /// Makes one of a number; `None` if it is not finite and greater than 0.
     pub fn new(value: f64) -> Option<Self> {
         is_positive(value).then_some(Self(value))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -90,26 +90,26 @@ pub struct Logits<'a>(&'a [f32]);
 /// The reason why numbers are not usable as [`Logits`].
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum LogitsError {
-    /// Not one logit for each label.
+    /// There is not one logit for each label.
     #[error("{found} logits for {labels} labels")]
     Count {
-        /// How many labels the task has.
+        /// The number of the task's labels.
         labels: usize,
-        /// How many logits there are.
+        /// The number of logits.
         found: usize,
     },
-    /// Not a number, or infinite.
+    /// A logit is not a number, or infinite.
     #[error("logit {index} is {value}")]
     NotFinite {
         /// The label's index.
         index: usize,
-        /// What the model gave.
+        /// The value that the model gave.
         value: f32,
     },
 }
 
 impl<'a> Logits<'a> {
-    /// Takes one finite logit for each of `labels` labels.
+    /// Makes logits of one finite number for each of `labels` labels.
     ///
     /// # Errors
     /// When there are more or fewer, none at all, or one is not finite.
@@ -143,7 +143,7 @@ impl TryFrom<Vec<f64>> for Distribution {
 }
 
 impl Distribution {
-    /// Takes probabilities that were stored; `None` for what is no distribution.
+    /// Makes a distribution of probabilities; `None` if their sum is not 1 or one is not from 0 to 1.
     pub fn new(probabilities: Vec<f64>) -> Option<Self> {
         /// Rounding moves a sum of thousands of probabilities by less.
         const SUM_ERROR_MAX: f64 = 1e-9;
@@ -153,14 +153,14 @@ impl Distribution {
         is_distribution.then_some(Self(probabilities))
     }
 
-    /// The softmax of finite `values` divided by `temperature`, in the form that cannot overflow.
+    /// Computes the softmax of finite `values` divided by `temperature`, in the form that cannot overflow.
     pub(crate) fn softmax(values: &[f64], temperature: Temperature) -> Self {
         let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let scaled = values.iter().map(|value| (value - largest) / temperature.get());
         Self::proportional_to(scaled.map(|log| log.max(LOG_PROBABILITY_MIN).exp()).collect())
     }
 
-    /// Divides by the sum. The parts are not negative, and one of them is greater than 0.
+    /// Divides parts by their sum. None may be negative, and one must be greater than 0.
     pub(crate) fn proportional_to(mut parts: Vec<f64>) -> Self {
         let sum: f64 = parts.iter().sum();
         for part in &mut parts {
@@ -169,29 +169,30 @@ impl Distribution {
         Self(parts)
     }
 
-    /// The probabilities, in the order of the labels.
+    /// Returns the probabilities, in the order of the labels.
     pub fn probabilities(&self) -> &[f64] {
         &self.0
     }
 
-    /// Natural logarithms of the probabilities, all finite.
+    /// Returns the natural logarithms of the probabilities, all finite.
     pub(crate) fn logarithms(&self) -> impl Iterator<Item = f64> {
         self.0.iter().map(|probability| probability.ln().max(LOG_PROBABILITY_MIN))
     }
 
-    /// In proportion to the probabilities to the power of a finite number that is greater than 0.
+    /// Returns the distribution in proportion to the probabilities to the power of `inverse_temperature`,
+    /// which is finite and greater than 0.
     pub(crate) fn sharpened(&self, inverse_temperature: f64) -> Self {
         let logarithms: Vec<f64> =
             self.logarithms().map(|logarithm| logarithm * inverse_temperature).collect();
         Self::softmax(&logarithms, Temperature::NEUTRAL)
     }
 
-    /// The index of the most probable label; of several equal ones, the first.
+    /// Returns the index of the most probable label; of several equal ones, the first.
     pub fn argmax(&self) -> usize {
         self.peak().0
     }
 
-    /// The probability of the most probable label.
+    /// Returns the probability of the most probable label.
     pub fn confidence(&self) -> Probability {
         Probability(self.peak().1)
     }

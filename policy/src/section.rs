@@ -15,24 +15,23 @@ pub struct TaskSection {
     pub question: String,
     /// The possible answers, at least two. Their order is the order of a head's outputs.
     pub labels: Vec<String>,
-    /// How votes are combined.
+    /// The method and the weights by which votes are fused.
     pub fusion: FusionSection,
-    /// The file of what `concord fit` has learned for this task, relative to the folder of `ensemble.toml`:
-    /// weights and temperatures for each image, and correctness estimators.
+    /// The file of the networks that `concord fit` has learned for this task, relative to the folder of
+    /// `ensemble.toml`: weights and temperatures for each image, and correctness estimators.
     pub learned: Option<String>,
     /// The temperature of each model: what its logits are divided by. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
-    /// In place of a temperature, what each label's log-probability by a model is multiplied by, and what is
-    /// added then.
+    /// In place of a temperature, a factor and a summand for each label's log-probability.
     pub scaling: BTreeMap<String, ScalingSection>,
-    /// Which models are asked, cheap ones first, and when an answer is good enough to stop.
+    /// The stages of models that are asked, cheap ones first, with the rules by which the cascade may stop.
     pub stages: Vec<StageSection>,
     /// For a label, the texts that stand for it in zero-shot models.
     pub prompts: BTreeMap<String, Vec<String>>,
     /// The texts for labels without `prompts`; `{label}` is replaced. `["a photo of {label}."]` where absent.
     pub prompt_templates: Option<Vec<String>>,
-    /// For a label, what a model that is asked the question answers when it means that label. Where absent,
-    /// `NO` for the first of two labels and `YES` for the second; of more than two, each label itself.
+    /// For a label, the answer of a model that is asked the question and means that label. Where absent, `NO`
+    /// for the first of two labels and `YES` for the second; of more than two, each label itself.
     pub answers: BTreeMap<String, String>,
 }
 
@@ -41,11 +40,11 @@ pub struct TaskSection {
 #[serde(default)]
 pub struct FusionSection {
     /// `linear` (weighted mean of probabilities), `log_linear` (weighted mean of log-probabilities), or
-    /// `learned` (as `log_linear`, with weights and temperatures for each image by what the backbone made of
-    /// it).
+    /// `learned` (as `log_linear`, with weights and temperatures for each image, computed from the backbone's
+    /// feature).
     pub method: String,
-    /// How much each model counts; only their proportions matter. All the same where none is given. With
-    /// `learned`, what counts where the learned weights cannot be read.
+    /// The weight of each model, of which only the proportions matter; equal where none is given. With
+    /// `learned`, these count where the learned weights cannot be evaluated.
     pub weights: BTreeMap<String, f64>,
 }
 
@@ -59,9 +58,9 @@ impl Default for FusionSection {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ScalingSection {
-    /// For each label, in their order: greater than 0.
+    /// The factor for each label, in their order: greater than 0.
     pub scale: Vec<f64>,
-    /// For each label, in their order.
+    /// The summand for each label, in their order.
     pub bias: Vec<f64>,
 }
 
@@ -69,17 +68,18 @@ pub struct ScalingSection {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StageSection {
-    /// Names of configured models.
+    /// The names of configured models.
     pub models: Vec<String>,
-    /// Those of them whose failure does not fail the request.
+    /// Those models whose failure does not fail the request.
     pub optional: Vec<String>,
-    /// Asked instead of an earlier stage while more images than this wait for one of that stage's models. Its
-    /// own models must be optional: where they fail, the earlier stage is asked after all.
+    /// The queue depth of an earlier stage's model above which this stage is asked instead. Its own models
+    /// must be optional: where they fail, the earlier stage is asked after all.
     pub burst_queue_depth: Option<usize>,
-    /// Asked only where the learned weights give one of its models more than this share beside those that
-    /// have voted: for models that cost money. The configured weights count where they cannot be read.
+    /// The share that the learned weights must exceed for one of its models, beside those that have voted,
+    /// for the stage to be asked: for models that cost money. The configured weights count where the learned
+    /// ones cannot be evaluated.
     pub min_weight: Option<f64>,
-    /// When the cascade may stop after this stage. Where absent, it never does but at the end.
+    /// The rule by which the cascade may stop after this stage. Where absent, it only stops at its end.
     pub accept: Option<AcceptSection>,
 }
 
@@ -89,8 +89,8 @@ pub struct StageSection {
 pub struct AcceptSection {
     /// The least fused probability: greater than 0, at most 1. Must be given.
     pub confidence: Option<f64>,
-    /// How likely the answer must be right, by the learned correctness estimator: greater than 0, at most 1.
-    /// Counts instead of `confidence` where the correctness estimator can be read.
+    /// The least probability that the answer is right, by the learned correctness estimator: greater than 0,
+    /// at most 1. Replaces `confidence` where the estimator can be evaluated.
     pub correctness: Option<f64>,
     /// Whether all successful votes so far must also favour the same label.
     pub agreement: bool,

@@ -1,4 +1,4 @@
-//! The votes that have been votes so far, and what they come to.
+//! The votes so far in the order of the policy, and the verdict that they amount to.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::probability::{Distribution, Logits, Probability, Weight};
 use crate::verdict::{Failure, Fallback, FusedVote, StopReason, Verdict};
 use crate::vote::{Vote, VoteFailure};
 
-/// Votes in the order of the policy, and what the learned networks say beside them.
+/// The votes so far in the order of the policy, with the learned networks' inference about the image.
 pub(crate) struct VoteTally<'a> {
     policy: &'a Policy,
     votes: Vec<TalliedVote<'a>>,
@@ -18,7 +18,7 @@ pub(crate) struct VoteTally<'a> {
     fallbacks: Vec<Fallback>,
 }
 
-/// A vote beside the policy's view of its model.
+/// A vote with the member of the policy that gave it.
 struct TalliedVote<'a> {
     member: &'a Member,
     stage: usize,
@@ -27,9 +27,9 @@ struct TalliedVote<'a> {
 }
 
 impl<'a> VoteTally<'a> {
-    /// Before any vote.
+    /// Makes a tally without votes.
     pub(crate) fn new(policy: &'a Policy) -> Self {
-        let learned = LearnedInference::of(policy.learned().map(AsRef::as_ref));
+        let learned = LearnedInference::new(policy.learned().map(AsRef::as_ref));
         Self { policy, votes: Vec::new(), learned, fallbacks: Vec::new() }
     }
 
@@ -39,29 +39,30 @@ impl<'a> VoteTally<'a> {
         self.votes.push(TalliedVote { member, stage, vote, logits });
     }
 
-    /// The learned parts that could not be used so far.
+    /// Returns the learned parts that could not be used so far.
     pub(crate) fn into_fallbacks(self) -> Vec<Fallback> {
         self.fallbacks
     }
 
-    /// The failure of a model without whose vote there is no answer.
+    /// Returns the failure of the first required model that failed.
     pub(crate) fn required_failure(&self) -> Option<Failure> {
-        self.votes.iter().find_map(|votes| {
-            let failure = votes.logits.as_ref().err().filter(|_| votes.member.is_required())?;
+        self.votes.iter().find_map(|tallied| {
+            let failure = tallied.logits.as_ref().err().filter(|_| tallied.member.is_required())?;
             Some(Failure::RequiredVote {
-                stage: votes.stage,
-                model: Arc::clone(votes.member.model()),
+                stage: tallied.stage,
+                model: Arc::clone(tallied.member.model()),
                 failure: failure.clone(),
             })
         })
     }
 
-    /// Whether a model of this stage has given no vote.
+    /// Returns whether a vote of this stage has failed.
     pub(crate) fn lacks_votes_of(&self, stage: usize) -> bool {
-        self.votes.iter().any(|votes| votes.stage == stage && votes.logits.is_err())
+        self.votes.iter().any(|tallied| tallied.stage == stage && tallied.logits.is_err())
     }
 
-    /// The answer after the stage `stage`, as if it were the last; `None` when no vote has succeeded.
+    /// Fuses the votes into the verdict after the stage `stage`, as if it were the last; `None` if no vote
+    /// has succeeded.
     pub(crate) fn fuse(&mut self, stage: usize) -> Option<Verdict> {
         let mut effective_weights = self.effective_weights(stage).into_iter();
         let mut votes = Vec::with_capacity(self.votes.len());
@@ -104,61 +105,62 @@ impl<'a> VoteTally<'a> {
         })
     }
 
-    /// What the correctness estimator says of this answer, where `rule` asks it.
+    /// Estimates the probability that the answer is right, if `rule` asks for it and it can be estimated.
     pub(crate) fn estimate_correctness(&mut self, rule: AcceptRule, answer: &Verdict) -> Option<Probability> {
         rule.correctness()?;
-        let read = self.learned.correctness(self.models(), &answer.distribution, answer.agreement);
-        read.map_err(|reason| self.falls_back(LearnedPart::Correctness, answer.stage, reason)).ok()
+        let estimate = self.learned.correctness(self.models(), &answer.distribution, answer.agreement);
+        estimate.map_err(|reason| self.fall_back(LearnedPart::Correctness, answer.stage, reason)).ok()
     }
 
-    /// Whether the models of a stage would count for enough beside those that have voted.
+    /// Returns whether a model of the stage would have a large enough share beside those that have voted.
     pub(crate) fn is_worth_asking(&mut self, index: usize, stage: &Stage) -> bool {
         let Some(least) = stage.min_weight() else { return true };
         let largest = self.largest_share(stage).unwrap_or_else(|reason| {
-            self.falls_back(LearnedPart::MinWeight, index, reason);
+            self.fall_back(LearnedPart::MinWeight, index, reason);
             let members = self.voters().chain(stage.members());
             largest_of_last(&shares(&members.map(Member::weight).collect::<Vec<Weight>>()), stage)
         });
         largest > least.get()
     }
 
-    /// The same of a stage that would stand in for an earlier one: it is not, where that cannot be read.
+    /// Returns the same for a stage that would stand in for an earlier one; `false` if the learned weights
+    /// cannot be evaluated.
     pub(crate) fn may_stand_in(&self, stage: &Stage) -> bool {
         let is_enough =
             |least: Probability| self.largest_share(stage).is_ok_and(|largest| largest > least.get());
         stage.min_weight().is_none_or(is_enough)
     }
 
-    /// The largest share that the learned weights give to a model of the stage.
+    /// Returns the largest share that the learned weights give to a model of the stage.
     fn largest_share(&self, stage: &Stage) -> Result<f64, FallbackReason> {
         let models = self.models().chain(stage.members().iter().map(Member::model));
         let shares: Vec<f64> =
-            self.learned.effective_weights(models)?.iter().map(|weighing| weighing.share).collect();
+            self.learned.effective_weights(models)?.iter().map(|weight| weight.share).collect();
         Ok(largest_of_last(&shares, stage))
     }
 
-    /// What is made of each successful vote.
+    /// Returns the effective weight of each successful vote.
     fn effective_weights(&mut self, stage: usize) -> Vec<EffectiveWeight> {
         if self.policy.fusion() == FusionMethod::Learned && self.voters().next().is_some() {
             match self.learned.effective_weights(self.models()) {
                 Ok(effective_weights) => return effective_weights,
-                // One vote is the whole answer, and stages before the backbone's were never to have anything
+                // One vote is the whole answer: stages before the backbone's are not meant to have anything
                 // else.
                 Err(FallbackReason::BackboneNotAsked) if self.voters().count() == 1 => {}
-                Err(reason) => self.falls_back(LearnedPart::Weights, stage, reason),
+                Err(reason) => self.fall_back(LearnedPart::Weights, stage, reason),
             }
         }
         let shares = shares(&self.voters().map(Member::weight).collect::<Vec<Weight>>());
         shares.into_iter().map(|share| EffectiveWeight { share, inverse_temperature: None }).collect()
     }
 
-    fn falls_back(&mut self, part: LearnedPart, stage: usize, reason: FallbackReason) {
+    fn fall_back(&mut self, part: LearnedPart, stage: usize, reason: FallbackReason) {
         self.fallbacks.push(Fallback { part, stage, reason });
     }
 
-    /// Those whose votes have succeeded.
+    /// Returns the members whose votes have succeeded.
     fn voters(&self) -> impl Iterator<Item = &Member> {
-        self.votes.iter().filter(|votes| votes.logits.is_ok()).map(|votes| votes.member)
+        self.votes.iter().filter(|tallied| tallied.logits.is_ok()).map(|tallied| tallied.member)
     }
 
     fn models(&self) -> impl Iterator<Item = &Arc<str>> {
@@ -166,12 +168,12 @@ impl<'a> VoteTally<'a> {
     }
 }
 
-/// The largest of the shares that belong to the stage, whose models come last.
+/// Returns the largest of the shares of the stage's models, which come last.
 fn largest_of_last(shares: &[f64], stage: &Stage) -> f64 {
     shares.iter().rev().take(stage.members().len()).copied().fold(0.0, f64::max)
 }
 
-/// Returns the logits of a vote, or why it has none for these labels.
+/// Returns the logits of a vote, or the reason why it has none for this number of labels.
 pub(crate) fn usable(vote: &Vote, labels: usize) -> Result<Logits<'_>, VoteFailure> {
     let output = vote.output.as_ref().map_err(Clone::clone)?;
     output.logits(labels).map_err(|error| VoteFailure::new(error.to_string()))

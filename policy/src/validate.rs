@@ -1,4 +1,4 @@
-//! From what a person wrote to a policy, or to everything that is wrong with it.
+//! The validation of a task's section: a policy, or all errors at once.
 
 mod calibration;
 
@@ -13,10 +13,11 @@ use crate::policy::Policy;
 use crate::probability::{Probability, Weight};
 use crate::section::{AcceptSection, StageSection, TaskSection};
 
-/// For a task with neither prompts nor templates: the form that zero-shot models were trained on most.
+/// The template of a task with neither prompts nor templates: the form that zero-shot models were trained on
+/// most.
 const DEFAULT_TEMPLATE: &str = "a photo of {label}.";
 
-/// What a template puts the label in place of.
+/// The part of a template that the label replaces.
 const LABEL_SLOT: &str = "{label}";
 
 /// The range of a weight.
@@ -26,20 +27,20 @@ const WEIGHT: Range = Range {
         the stages instead",
 };
 
-/// What the answers to a question with two labels are where nothing else is said.
+/// The default answers to a question with two labels.
 const YES_NO: [&str; 2] = ["NO", "YES"];
 
 /// The range of a threshold.
 const THRESHOLD: &str = "must be greater than 0 and at most 1";
 
-/// Fewer are no question.
+/// The least number of labels of a question.
 const LABELS_MIN: usize = 2;
 
 impl Policy {
     /// Validates a task. `known_models` are the names of the configured models.
     ///
     /// # Errors
-    /// Returns every error that the section has, with paths that start inside it.
+    /// All errors of the section, with paths that start inside it.
     pub fn from_section(
         section: &TaskSection,
         known_models: &BTreeSet<String>,
@@ -64,7 +65,7 @@ impl Policy {
     }
 }
 
-/// A kind of number, and what it may be.
+/// A kind of number, with its range.
 #[derive(Clone, Copy)]
 struct Range {
     /// Its name, with its article.
@@ -118,7 +119,7 @@ impl Check<'_> {
         }
     }
 
-    /// The prompts of each label: its own, otherwise the templates with the label filled in.
+    /// Returns the prompts of each label: its own, otherwise the templates with the label filled in.
     fn prompts(&mut self) -> Vec<Vec<String>> {
         let section = self.section;
         let labels = || section.labels.iter().map(String::as_str);
@@ -159,7 +160,7 @@ impl Check<'_> {
         templates.clone()
     }
 
-    /// The answer of each label: its own, otherwise that of a yes-no question, otherwise the label.
+    /// Returns the answer of each label: its own, otherwise that of a yes-no question, otherwise the label.
     fn answers(&mut self) -> Vec<String> {
         let section = self.section;
         for (label, answer) in &section.answers {
@@ -215,7 +216,7 @@ impl Check<'_> {
         method
     }
 
-    /// The checked weights by model.
+    /// Returns the checked weights by model.
     fn weights(&mut self) -> BTreeMap<String, Weight> {
         let section = self.section;
         let path = ["fusion".into(), "weights".into()];
@@ -256,7 +257,7 @@ impl Check<'_> {
         parsed
     }
 
-    /// The stages; what they lack has been reported, and they are only used where nothing has.
+    /// Returns the stages. They are only used if no error was reported, so they may lack parts otherwise.
     fn stages(
         &mut self,
         weights: &BTreeMap<String, Weight>,
@@ -285,7 +286,7 @@ impl Check<'_> {
         stages
     }
 
-    /// A stage that may stand in for earlier ones.
+    /// Checks the queue depth above which a stage stands in for earlier ones.
     fn burst(&mut self, index: usize, section: &StageSection) -> Option<usize> {
         let path = ["stages".into(), index.into(), "burst_queue_depth".into()];
         let depth = section.burst_queue_depth?;
@@ -298,7 +299,7 @@ impl Check<'_> {
         Some(depth)
     }
 
-    /// A stage that is asked only where it would count for enough.
+    /// Checks the share above which a stage is worth asking.
     fn min_weight(&mut self, index: usize, value: f64) -> Option<Probability> {
         let path = ["stages".into(), index.into(), "min_weight".into()];
         if index == 0 {
@@ -315,7 +316,7 @@ impl Check<'_> {
         share
     }
 
-    /// Every stage asks configured models, and none asks one that votes already.
+    /// Checks that every stage asks configured models, and none asks one that votes already.
     fn models_of_stages(&mut self) {
         let mut stage_of = BTreeMap::new();
         for (stage, section) in self.section.stages.iter().enumerate() {

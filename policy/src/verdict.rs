@@ -1,4 +1,4 @@
-//! What a cascade ends with: the fused answer, what it was made of, and what was left out of it.
+//! The verdict: the fused answer, the votes that it was made of, and what was left out of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::learned::{FallbackReason, LearnedPart};
 use crate::probability::{Distribution, Probability};
 use crate::vote::{Cost, Source, Vote, VoteFailure};
 
-/// The fused answer, and what it was made of.
+/// The fused answer to a task about one image, and the votes that it was made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The fused probability of each label.
@@ -18,44 +18,44 @@ pub struct Verdict {
     pub agreement: bool,
     /// The index of the last stage that was asked.
     pub stage: usize,
-    /// Why the cascade stopped there.
+    /// The reason why the cascade stopped there.
     pub reason: StopReason,
     /// Whether a stage before the last that was asked was too busy, so that the last stood in for it.
     pub burst: bool,
-    /// How likely it is right, where the stage's rule asks a correctness estimator and the correctness
-    /// estimator could be read.
+    /// The estimated probability that the answer is right, where the stage's rule asks for it and it could be
+    /// estimated.
     pub correctness: Option<Probability>,
-    /// The indices of the stages that were left out because their models would have counted for too little.
+    /// The indices of the stages that were left out because their models would have had too small a share.
     pub skipped: Vec<usize>,
-    /// The learned parts that could not be used; what is configured counted in their place.
+    /// The learned parts that could not be used; the configured values counted in their place.
     pub fallbacks: Vec<Fallback>,
     /// Every vote that was asked for, in the order of the policy; at least one of them succeeded.
     pub votes: Vec<FusedVote>,
 }
 
 impl Verdict {
-    /// The index of the most probable label.
+    /// Returns the index of the most probable label.
     pub fn label(&self) -> usize {
         self.distribution.argmax()
     }
 
-    /// The probability of the most probable label.
+    /// Returns the probability of the most probable label.
     pub fn confidence(&self) -> Probability {
         self.distribution.confidence()
     }
 
-    /// Whether the same question would be answered in the same way again, so that the answer may be kept.
+    /// Returns whether the same question would get the same verdict again, so that it may be cached.
     pub fn is_lasting(&self) -> bool {
         let is_accident = |fallback: &Fallback| fallback.reason == FallbackReason::NoFeature;
         self.is_complete() && !self.burst && !self.fallbacks.iter().any(is_accident)
     }
 
-    /// Whether every model that was asked has voted.
+    /// Returns whether every model that was asked has voted.
     pub fn is_complete(&self) -> bool {
         self.votes.iter().all(|vote| vote.calibrated.is_some())
     }
 
-    /// The same answer, as it is when it comes out of the cache: its votes cost nothing then.
+    /// Returns the verdict as the cache keeps it: with votes that cost nothing, and without their features.
     #[must_use]
     pub fn as_cached(&self) -> Self {
         let mut verdict = self.clone();
@@ -71,7 +71,7 @@ impl Verdict {
     }
 }
 
-/// Why a cascade stopped with an answer.
+/// The reason why a cascade stopped with a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopReason {
@@ -79,13 +79,13 @@ pub enum StopReason {
     Accepted,
     /// No rule was, and there is no further stage.
     Exhausted,
-    /// No rule was, and an optional model of the last stage gave no vote: its failure says whether it was
-    /// over its budget, left alone after failures, too slow or faulty.
+    /// No rule was, and an optional model of the last stage gave no vote, for the reason that stands with
+    /// that vote.
     Incomplete,
 }
 
 impl StopReason {
-    /// As verdicts, spans and metrics call it.
+    /// Returns the name that responses, spans and metrics have for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -101,7 +101,7 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// A vote as the verdict used it.
+/// A vote as it was fused into a verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FusedVote {
     /// The vote. One that does not fit the task is a failed one here.
@@ -118,15 +118,15 @@ pub struct FusedVote {
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
-    /// What it would have decided.
+    /// The part, named after what it would have decided.
     pub part: LearnedPart,
     /// The index of the stage that it would have decided about.
     pub stage: usize,
-    /// Why it could not be used.
+    /// The reason why it could not be used.
     pub reason: FallbackReason,
 }
 
-/// Why there is no answer.
+/// The reason why there is no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// A model failed that the policy does not call optional.
@@ -136,7 +136,7 @@ pub enum Failure {
         stage: usize,
         /// Its name.
         model: Arc<str>,
-        /// What it said.
+        /// Its failure.
         failure: VoteFailure,
     },
     /// Every model of every stage is optional, and all failed.

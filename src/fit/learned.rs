@@ -111,7 +111,7 @@ impl LearnedParts {
 
     /// Returns the networks in use, trained without this fold.
     fn learned(&self, without: Option<usize>) -> Option<Learned> {
-        let mut learned = Learned::of(Arc::clone(&self.backbone));
+        let mut learned = Learned::new(Arc::clone(&self.backbone));
         if let Some(part) = self.weights.as_ref().filter(|part| part.is_used) {
             learned = learned.with_weights(self.members.clone(), part.networks.without(without)?.clone());
         }
@@ -216,7 +216,7 @@ impl CrossFit<'_> {
         let by_fold: Vec<[Vec<Policy>; 2]> = (0..FOLDS)
             .map(|fold| {
                 let network = networks.without(Some(fold))?.clone();
-                let learned = Learned::of(Arc::clone(name)).with_weights(names.clone(), network);
+                let learned = Learned::new(Arc::clone(name)).with_weights(names.clone(), network);
                 let plain = plain.without(Some(fold))?;
                 let learned = fused(plain, fixed.without(Some(fold))?).with_learned(Arc::new(learned));
                 Some([up_to_each_stage(plain)?, up_to_each_stage(&learned)?])

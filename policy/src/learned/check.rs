@@ -1,4 +1,4 @@
-//! Whether what was learned is what a task needs.
+//! The check of the learned networks against the task that names them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use crate::fusion::FusionMethod;
 use crate::section::TaskSection;
 
 impl Learned {
-    /// Everything that `section` needs of it and that it does not have, with paths that start inside the
-    /// section.
+    /// Returns an error for everything that `section` needs and the networks lack, with paths that start
+    /// inside the section.
     ///
-    /// `local` are the names of the models that run here. The others may have been off when it was fitted: an
-    /// answer in which one of them has voted may then be fused by the configured weights, and says so.
+    /// `local` are the names of the models that run here. The others may have been off when the networks were
+    /// fitted: a verdict with a vote of one of them may then be fused by the configured weights, and says so.
     pub fn check(&self, section: &TaskSection, local: &BTreeSet<String>) -> Vec<PolicyError> {
         let check = Check { learned: self, section, local };
         let mut errors = Vec::new();
@@ -38,7 +38,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// The models of the first `stages` stages.
+    /// Returns the models of the first `stages` stages.
     fn models(&self, stages: usize) -> impl Iterator<Item = &String> {
         self.section.stages.iter().take(stages).flat_map(|stage| &stage.models)
     }
@@ -58,17 +58,17 @@ impl Check<'_> {
         let is_learned = FusionMethod::by_name(&self.section.fusion.method) == Some(FusionMethod::Learned);
         let local = self.models(usize::MAX).filter(|model| self.is_local(model));
         let path = vec!["fusion".into(), "method".into()];
-        is_learned.then(|| self.unweighed(path, local)).flatten()
+        is_learned.then(|| self.lacks_weights(path, local)).flatten()
     }
 
     fn min_weight(&self, index: usize) -> Option<PolicyError> {
         let own = &self.section.stages[index].models;
         let earlier = self.models(index).filter(|model| self.is_local(model));
         let path = vec!["stages".into(), index.into(), "min_weight".into()];
-        self.unheard(path.clone(), index).or_else(|| self.unweighed(path, earlier.chain(own)))
+        self.backbone_is_late(path.clone(), index).or_else(|| self.lacks_weights(path, earlier.chain(own)))
     }
 
-    fn unweighed<'a>(
+    fn lacks_weights<'a>(
         &self,
         path: Vec<PathPart>,
         models: impl Iterator<Item = &'a String>,
@@ -87,12 +87,12 @@ impl Check<'_> {
         let has_estimator = self.learned.has_estimator(&all)
             || self.learned.has_estimator(&names(&|name| self.is_local(name)));
         let problem = || Problem::NoLearnedEstimator { models: self.models(index + 1).cloned().collect() };
-        self.unheard(path.clone(), index + 1)
+        self.backbone_is_late(path.clone(), index + 1)
             .or_else(|| (!has_estimator).then(|| PolicyError::new(path, problem())))
     }
 
-    /// Where the backbone is asked too late to be heard within the first `stages` stages.
-    fn unheard(&self, path: Vec<PathPart>, stages: usize) -> Option<PolicyError> {
+    /// Returns an error if the backbone is asked after the first `stages` stages.
+    fn backbone_is_late(&self, path: Vec<PathPart>, stages: usize) -> Option<PolicyError> {
         let backbone = self.learned.backbone();
         let is_backbone = |model: &String| **model == **backbone;
         let is_late = !self.models(stages).any(is_backbone) && self.models(usize::MAX).any(is_backbone);

@@ -1,4 +1,4 @@
-//! The file of what was learned: safetensors, with the names of models in its metadata.
+//! The file of the learned networks: safetensors, with the names of models in its metadata.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::{Dense, ImageFusion, Learned, Network};
 
-/// What a file of this layout says in its metadata.
+/// The format in the metadata of a file of this layout.
 const FORMAT: &str = "concord-learned-3";
 /// More correctness estimators than any policy has stages.
 const ESTIMATORS_MAX: usize = 64;
 
 impl Learned {
-    /// The bytes of a file; `notes` are kept in its metadata, for people.
+    /// Encodes the networks as a file; `notes` are kept in its metadata, for people.
     ///
     /// # Errors
-    /// When it cannot be written, which a network of finite numbers can.
+    /// When they cannot be encoded, which networks of finite numbers always can.
     pub fn to_bytes(&self, notes: &BTreeMap<String, String>) -> Result<Vec<u8>, String> {
         let mut metadata: HashMap<String, String> =
             notes.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -44,14 +44,14 @@ impl Learned {
         safetensors::serialize(views, Some(metadata)).map_err(|error| error.to_string())
     }
 
-    /// What a file says.
+    /// Decodes the networks of a file.
     ///
     /// # Errors
-    /// When it is no such file, or what it says does not fit together.
+    /// When it is no such file, or its parts do not fit together.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
-        let told = |error: safetensors::SafeTensorError| format!("not a safetensors file: {error}");
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(told)?;
-        let file = SafeTensors::deserialize(bytes).map_err(told)?;
+        let with_context = |error: safetensors::SafeTensorError| format!("not a safetensors file: {error}");
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(with_context)?;
+        let file = SafeTensors::deserialize(bytes).map_err(with_context)?;
         let notes = header.metadata().clone().unwrap_or_default();
         if notes.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(format!(
@@ -65,7 +65,7 @@ impl Learned {
                 serde_json::from_str(text(key)?).map_err(|error| format!("its metadata {key:?}: {error}"))?;
             Ok(names.into_iter().map(Arc::from).collect())
         };
-        let mut learned = Self::of(Arc::from(text("backbone")?.as_str()));
+        let mut learned = Self::new(Arc::from(text("backbone")?.as_str()));
         if let Some(network) = network_of(&file, "weights")? {
             let models = list("models")?;
             if network.outputs() != ImageFusion::outputs(models.len()) {
@@ -111,7 +111,7 @@ fn tensors_of(name: &str, network: &Network) -> Vec<Stored> {
     tensors
 }
 
-/// `None` where the file has none of this name.
+/// Reads a network; `None` if the file has none of this name.
 fn network_of(file: &SafeTensors<'_>, name: &str) -> Result<Option<Network>, String> {
     let numbers = |part: String| -> Result<Option<Vec<f32>>, String> {
         let Ok(tensor) = file.tensor(&part) else { return Ok(None) };
@@ -140,23 +140,23 @@ mod tests {
         let dense = |weight: &[f32], outputs| Dense { weight: weight.to_vec(), bias: vec![0.25; outputs] };
         let network = |layers| Network::new(vec![1.0, 2.0], vec![0.5; 2], layers).unwrap();
         let models: Vec<Arc<str>> = vec![Arc::from("b"), Arc::from("a")];
-        Learned::of(Arc::from("a"))
+        Learned::new(Arc::from("a"))
             .with_weights(models.clone(), network(vec![dense(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 4)]))
             .with_estimator(&models[1..], network(vec![dense(&[0.5, -0.5], 1), dense(&[3.0], 1)]))
             .with_estimator(&models, network(vec![dense(&[0.5, 1.5], 1)]))
     }
 
     #[test]
-    fn what_was_learned_survives_its_file() {
+    fn networks_survive_their_file() {
         let notes = BTreeMap::from([("task".to_owned(), "roadwork".to_owned())]);
         let bytes = learned().to_bytes(&notes).unwrap();
         assert_eq!(Learned::from_bytes(&bytes), Ok(learned()));
-        let nothing = Learned::of(Arc::from("a"));
+        let nothing = Learned::new(Arc::from("a"));
         assert_eq!(Learned::from_bytes(&nothing.to_bytes(&notes).unwrap()), Ok(nothing));
     }
 
     #[test]
-    fn what_is_no_such_file_is_told() {
+    fn other_files_are_refused() {
         let bytes = learned().to_bytes(&BTreeMap::new()).unwrap();
         for length in [0, 7, 8, 100, bytes.len() - 1] {
             let error = Learned::from_bytes(&bytes[..length]).unwrap_err();

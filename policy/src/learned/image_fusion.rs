@@ -1,7 +1,6 @@
-//! What a network that weighs models says about one image.
+//! The output of the network that computes weights and temperatures for one image.
 
-/// How much each model counts for an image, and how sure it may be: the outputs of a network that was trained
-/// for that.
+/// The weights and temperatures of all models for one image, as the network computes them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageFusion {
     /// For each model the logit of its weight, then for each the logarithm of its inverse temperature.
@@ -13,12 +12,12 @@ impl ImageFusion {
     /// beyond which a network is asked about images unlike all that it was trained on.
     pub const LOG_INVERSE_TEMPERATURE_MAX: f32 = 3.0;
 
-    /// How many outputs a network for so many models has.
+    /// Returns the number of outputs of a network for so many models.
     pub const fn outputs(models: usize) -> usize {
         2 * models
     }
 
-    /// Takes the outputs, two for each model.
+    /// Makes one of the outputs, two for each model.
     ///
     /// # Panics
     /// When their number is odd.
@@ -31,13 +30,14 @@ impl ImageFusion {
         self.outputs.len() / 2
     }
 
-    /// Of the model of this index; the softmax over the models that have voted are their weights. `None` for
-    /// no such model.
+    /// Returns the weight logit of the model of this index; the softmax over the models that have voted gives
+    /// their weights. `None` if there is no such model.
     pub fn weight_logit(&self, model: usize) -> Option<f32> {
         self.outputs[..self.models()].get(model).copied()
     }
 
-    /// What the log-probabilities of the model of this index are multiplied by. `None` for no such model.
+    /// Returns the factor of the log-probabilities of the model of this index. `None` if there is no such
+    /// model.
     pub fn inverse_temperature(&self, model: usize) -> Option<f32> {
         let logarithm = self.outputs[self.models()..].get(model)?;
         let bound = Self::LOG_INVERSE_TEMPERATURE_MAX;

@@ -1,4 +1,4 @@
-//! What the learned networks say about one image, as far as its votes have been heard.
+//! The inference of the learned networks about one image, as far as its votes are known.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use super::{EffectiveWeight, ImageWeights, Learned};
 use crate::probability::{Distribution, Probability};
 use crate::vote::Vote;
 
-/// What a learned network decides.
+/// A decision that learned networks make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LearnedPart {
-    /// How much each vote counts in the answer, and how sure it may be. Without it: the configured weights.
+    /// The weight and the temperature of each vote. Without it, the configured weights count.
     Weights,
-    /// Whether the answer is right. Without it: the confidence.
+    /// Whether the answer is right. Without it, the confidence counts.
     Correctness,
-    /// Whether a stage is asked, by the weight that its models would have. Without it: their configured
-    /// weights.
+    /// Whether a stage is asked, by the weights that its models would have. Without it, their configured
+    /// weights count.
     MinWeight,
 }
 
-/// Why it could not be used.
+/// The reason why a learned part could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackReason {
@@ -37,7 +37,7 @@ pub enum FallbackReason {
 }
 
 impl LearnedPart {
-    /// As verdicts and metrics call it.
+    /// Returns the name that responses and metrics have for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
@@ -48,7 +48,7 @@ impl LearnedPart {
 }
 
 impl FallbackReason {
-    /// As verdicts and metrics call it.
+    /// Returns the name that responses and metrics have for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::BackboneNotAsked => "backbone_not_asked",
@@ -59,22 +59,22 @@ impl FallbackReason {
     }
 }
 
-/// The networks of a task beside the feature of one image.
+/// The learned networks of a task, with the feature of one image.
 #[derive(Debug)]
 pub(crate) struct LearnedInference<'a> {
     learned: Option<&'a Learned>,
     feature: Result<&'a [f32], FallbackReason>,
-    /// Computed when it is first wanted, for all stages.
+    /// Computed at the first use, for all stages.
     weights: OnceCell<Option<ImageWeights<'a>>>,
 }
 
 impl<'a> LearnedInference<'a> {
-    /// Before any vote.
-    pub(crate) fn of(learned: Option<&'a Learned>) -> Self {
+    /// Makes an inference without votes.
+    pub(crate) fn new(learned: Option<&'a Learned>) -> Self {
         Self { learned, feature: Err(FallbackReason::BackboneNotAsked), weights: OnceCell::new() }
     }
 
-    /// Takes the feature, where this is the vote that has it.
+    /// Takes the feature, if this is the backbone's vote.
     pub(crate) fn add_vote(&mut self, vote: &'a Vote, is_usable: bool) {
         if self.learned.is_some_and(|learned| *learned.backbone() == vote.model) {
             self.feature = match &vote.output {
@@ -86,7 +86,7 @@ impl<'a> LearnedInference<'a> {
         }
     }
 
-    /// What is made of the votes of these models.
+    /// Returns the effective weights of the votes of these models.
     pub(crate) fn effective_weights<'b>(
         &self,
         models: impl IntoIterator<Item = &'b Arc<str>>,
@@ -97,7 +97,7 @@ impl<'a> LearnedInference<'a> {
         weights.and_then(|weights| weights.effective_weights(models)).ok_or(FallbackReason::NotFitted)
     }
 
-    /// How likely this answer of these models is right.
+    /// Estimates the probability that this answer of these models is right.
     pub(crate) fn correctness<'b>(
         &self,
         models: impl IntoIterator<Item = &'b Arc<str>>,

@@ -1,5 +1,5 @@
-//! What `concord fit` has learned for a task: how much each model counts for an image and how sure it may be,
-//! and how likely an answer is right, all by what the backbone made of the image.
+//! The networks that `concord fit` trains for a task: they compute the weight and temperature of each model's
+//! vote, and the probability that an answer is right, from the backbone's feature of the image.
 
 mod check;
 mod correctness;
@@ -19,19 +19,19 @@ pub(crate) use self::inference::LearnedInference;
 pub use self::inference::{FallbackReason, LearnedPart};
 pub use self::network::{Dense, Network};
 
-/// Networks, and what they are about.
+/// The learned networks of a task, with the models that they were fitted to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Learned {
     /// The model whose feature they read.
     backbone: Arc<str>,
-    /// What the weights are of, in the order of [`ImageFusion`].
+    /// The models that have weights, in the order of [`ImageFusion`].
     models: Vec<Arc<str>>,
     weights: Option<Network>,
-    /// By the models that have voted, in the order of their names.
+    /// Each by the models that have voted, in the order of their names.
     estimators: BTreeMap<Vec<Arc<str>>, CorrectnessEstimator>,
 }
 
-/// Sorted, so that the order in which models are asked does not matter.
+/// Returns the names sorted, so that the order in which models are asked does not matter.
 fn names<'a>(models: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
     let mut names: Vec<Arc<str>> = models.into_iter().cloned().collect();
     names.sort();
@@ -39,18 +39,18 @@ fn names<'a>(models: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<Arc<str>> {
 }
 
 impl Learned {
-    /// Nothing yet, of the feature of `backbone`.
-    pub fn of(backbone: Arc<str>) -> Self {
+    /// Makes an empty set of networks that read the feature of `backbone`.
+    pub fn new(backbone: Arc<str>) -> Self {
         Self { backbone, models: Vec::new(), weights: None, estimators: BTreeMap::new() }
     }
 
-    /// With a network whose outputs are the [`ImageFusion`] of the models, in this order.
+    /// Adds the network whose outputs are the [`ImageFusion`] of the models, in this order.
     #[must_use]
     pub fn with_weights(self, models: Vec<Arc<str>>, network: Network) -> Self {
         Self { models, weights: Some(network), ..self }
     }
 
-    /// With a network that says how likely an answer of these models is right:
+    /// Adds the network that estimates whether an answer of these models is right:
     /// [`CorrectnessEstimator::input`] in, log-odds out.
     #[must_use]
     pub fn with_estimator<'a>(
@@ -62,27 +62,27 @@ impl Learned {
         self
     }
 
-    /// The model whose feature is read.
+    /// Returns the model whose feature is read.
     pub fn backbone(&self) -> &Arc<str> {
         &self.backbone
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether there is no network.
     pub fn is_empty(&self) -> bool {
         self.weights.is_none() && self.estimators.is_empty()
     }
 
-    /// Whether it knows weights for this model.
+    /// Returns whether there are weights for this model.
     pub fn weighs(&self, model: &str) -> bool {
         self.weights.is_some() && self.models.iter().any(|known| **known == *model)
     }
 
-    /// Whether it has a correctness estimator for answers of exactly these models.
+    /// Returns whether there is a correctness estimator for answers of exactly these models.
     pub fn has_estimator<'a>(&self, models: impl IntoIterator<Item = &'a Arc<str>>) -> bool {
         self.estimators.contains_key(&names(models))
     }
 
-    /// Every network, with the models that it is about.
+    /// Returns every network, with the models that it was fitted to.
     pub fn networks(&self) -> impl Iterator<Item = (LearnedPart, &[Arc<str>], &Network)> {
         let weights =
             self.weights.iter().map(|network| (LearnedPart::Weights, self.models.as_slice(), network));
@@ -93,15 +93,16 @@ impl Learned {
         weights.chain(estimators)
     }
 
-    /// The weights for an image; `None` where there are none, or the feature is not one of the backbone.
+    /// Computes the weights for an image; `None` if there are none, or the feature is not one of the
+    /// backbone.
     pub(crate) fn weights_for(&self, feature: &[f32]) -> Option<ImageWeights<'_>> {
         let outputs = self.weights.as_ref()?.forward(feature)?;
         let is_of_models = outputs.len() == ImageFusion::outputs(self.models.len());
         is_of_models.then(|| ImageWeights { models: &self.models, fusion: ImageFusion::new(outputs) })
     }
 
-    /// How likely an answer of these models is right; `None` where no correctness estimator was fitted to
-    /// them, or the feature is not one of the backbone.
+    /// Estimates the probability that an answer of these models is right; `None` if no estimator was fitted
+    /// to them, or the feature is not one of the backbone.
     pub(crate) fn correctness<'a>(
         &self,
         models: impl IntoIterator<Item = &'a Arc<str>>,
@@ -113,24 +114,24 @@ impl Learned {
     }
 }
 
-/// How much each model counts for one image, and how sure it may be.
+/// The weights and temperatures of all models for one image.
 #[derive(Debug)]
 pub(crate) struct ImageWeights<'a> {
     models: &'a [Arc<str>],
     fusion: ImageFusion,
 }
 
-/// What is made of a vote before it is fused.
+/// The weight with which a vote is fused.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct EffectiveWeight {
-    /// The shares of all votes have the sum 1.
+    /// The share of the answer; those of all votes have the sum 1.
     pub(crate) share: f64,
-    /// What the log-probabilities are multiplied by, where that is learned.
+    /// The factor of the log-probabilities, where it is learned.
     pub(crate) inverse_temperature: Option<f64>,
 }
 
 impl ImageWeights<'_> {
-    /// Of these models; `None` where one of them is unknown.
+    /// Returns the effective weights of these models; `None` if one of them is unknown.
     pub(crate) fn effective_weights<'a>(
         &self,
         models: impl IntoIterator<Item = &'a Arc<str>>,
@@ -143,11 +144,11 @@ impl ImageWeights<'_> {
             return None;
         }
         let shares = Distribution::softmax(&logits, Temperature::NEUTRAL);
-        let weighing = |(&index, &share): (&usize, &f64)| {
+        let weight = |(&index, &share): (&usize, &f64)| {
             let inverse_temperature = Some(f64::from(self.fusion.inverse_temperature(index)?));
             Some(EffectiveWeight { share, inverse_temperature })
         };
-        indices.iter().zip(shares.probabilities()).map(weighing).collect()
+        indices.iter().zip(shares.probabilities()).map(weight).collect()
     }
 }
 
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn weights_are_renormalised_over_the_models_that_are_asked_for() {
-        let learned = Learned::of(Arc::from("a"))
+        let learned = Learned::new(Arc::from("a"))
             .with_weights(models(&["a", "b"]), network(1, &[vec![0.0], vec![1.0], vec![2.0], vec![-1.0]]));
         let weights = learned.weights_for(&[2.0_f32.ln()]).unwrap();
         let found = weights.effective_weights(&models(&["b", "a"])).unwrap();
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn a_correctness_estimator_is_found_whatever_the_order_of_the_models() {
         let correctness = network(CorrectnessEstimator::NUMBERS + 1, &[vec![0.0, 0.0, 0.0, 0.0, 1.0]]);
-        let learned = Learned::of(Arc::from("a")).with_estimator(&models(&["b", "a"]), correctness);
+        let learned = Learned::new(Arc::from("a")).with_estimator(&models(&["b", "a"]), correctness);
         let answer = Distribution::new(vec![0.25, 0.75]).unwrap();
         let value = |names: &[&str], feature: &[f32]| {
             learned.correctness(&models(names), &answer, true, feature).map(Probability::get)

@@ -1,7 +1,7 @@
-//! A small network in plain numbers, which decides about an image by what a backbone made of it: how much
-//! each model counts and how sure it may be, or whether an answer is right.
+//! A small multi-layer perceptron in plain Rust, which computes weights or correctness from a backbone's
+//! feature of an image. It is trained elsewhere.
 
-/// More layers, or wider ones, are no small network.
+/// Bounds of a small network, far above what `concord fit` trains.
 const LAYERS_MAX: usize = 4;
 const WIDTH_MAX: usize = 16_384;
 
@@ -9,7 +9,7 @@ const WIDTH_MAX: usize = 16_384;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
     mean: Vec<f32>,
-    /// What an input's difference from its mean is multiplied by.
+    /// The factor of an input's difference from its mean.
     scale: Vec<f32>,
     layers: Vec<Dense>,
 }
@@ -24,7 +24,7 @@ pub struct Dense {
 }
 
 impl Network {
-    /// Takes the mean and the scale of each input, and the layers.
+    /// Makes a network of the mean and the scale of each input, and the layers.
     ///
     /// # Errors
     /// When sizes do not fit each other, there is no layer or too many, or a number is not finite.
@@ -61,28 +61,28 @@ impl Network {
         self.mean.iter().chain(&self.scale).chain(of_layers).copied()
     }
 
-    /// How many numbers it takes.
+    /// Returns the number of inputs.
     pub fn inputs(&self) -> usize {
         self.mean.len()
     }
 
-    /// How many it gives.
+    /// Returns the number of outputs.
     pub fn outputs(&self) -> usize {
         self.layers.last().map_or(0, |layer| layer.bias.len())
     }
 
-    /// The mean and the scale of each input.
+    /// Returns the mean and the scale of each input.
     pub fn standardisation(&self) -> (&[f32], &[f32]) {
         (&self.mean, &self.scale)
     }
 
-    /// Its layers, in order.
+    /// Returns the layers, in order.
     pub fn layers(&self) -> &[Dense] {
         &self.layers
     }
 
-    /// What it makes of `input`; `None` where that has another length than it takes, or gives what is not
-    /// finite.
+    /// Computes the outputs for `input`; `None` if its length is not the number of inputs, or an output is
+    /// not finite.
     pub fn forward(&self, input: &[f32]) -> Option<Vec<f32>> {
         if input.len() != self.inputs() {
             return None;
@@ -107,7 +107,7 @@ impl Dense {
     }
 }
 
-/// In eight sums, which a processor adds up side by side.
+/// Returns the dot product, in eight sums that a processor adds up side by side.
 fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 8];
     let (lefts, rights) = (left.chunks_exact(8), right.chunks_exact(8));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_told() {
+    fn sizes_that_do_not_fit_are_refused() {
         let one = || dense(&[1.0, 2.0], &[0.0]);
         for (mean, scale, layers, expected) in [
             (vec![0.0; 2], vec![1.0], vec![one()], "2 means and 1 scales"),

@@ -1,4 +1,4 @@
-//! Temperatures and vector scaling, of which a model has one at most.
+//! The validation of temperatures and vector scaling, of which a model has at most one.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ const SCALE: Range = Range { what: "a scale", allowed: "must be greater than 0 a
 const BIAS: Range = Range { what: "a bias", allowed: "must be finite" };
 
 impl Check<'_> {
-    /// The checked calibrations by model.
+    /// Returns the checked calibrations by model.
     pub(crate) fn calibrations(&mut self) -> BTreeMap<String, Calibration> {
         let section = self.section;
         let temperatures = self.positive_by_model(
@@ -36,7 +36,7 @@ impl Check<'_> {
         calibrations
     }
 
-    /// One model's vector scaling, where nothing is wrong with it.
+    /// Returns one model's vector scaling, if it has no errors.
     fn scaling(&mut self, model: &str, scaling: &ScalingSection) -> Option<VectorScaling> {
         let path = || ["scaling".into(), model.into()];
         if let Some(problem) = self.not_a_model(model) {

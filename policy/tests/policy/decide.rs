@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::{failed, policy, vote};
 
-/// Two labels; dinov3 at 0.9, then siglip2 with florence2 (optional) at 0.8 in agreement, then cloud (optional).
+/// Two labels; dinov3 at 0.9, then siglip2 with florence2 (optional) at 0.8 in agreement, then cloud
+/// (optional).
 fn cascade() -> serde_json::Value {
     json!({
         "question": "is it?", "labels": ["no", "yes"],

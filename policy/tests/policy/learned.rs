@@ -25,7 +25,7 @@ fn network(rows: &[&[f32]]) -> Network {
 /// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, all as sure as
 /// they are, and each correctness estimator's log-odds are `x`.
 pub(crate) fn learned(weighed: &[&str], estimators: &[&[&str]]) -> Learned {
-    let mut learned = Learned::of(Arc::from("dinov3"));
+    let mut learned = Learned::new(Arc::from("dinov3"));
     if !weighed.is_empty() {
         let mut rows: Vec<&[f32]> =
             weighed.iter().map(|model| if *model == "dinov3" { &[0.0][..] } else { &[1.0] }).collect();
@@ -176,7 +176,7 @@ fn each_image_has_its_own_weights() {
 fn each_image_has_its_own_temperatures() {
     // Of one number `x`: dinov3's log-probabilities are multiplied by e^x, siglip2's stay.
     let network = network(&[&[0.0], &[0.0], &[1.0], &[0.0]]);
-    let learned = Learned::of(Arc::from("dinov3")).with_weights(names(&["dinov3", "siglip2"]), network);
+    let learned = Learned::new(Arc::from("dinov3")).with_weights(names(&["dinov3", "siglip2"]), network);
     let mut section = section();
     section["stages"] = json!([
         { "models": ["dinov3"], "accept": { "confidence": 0.9 } },

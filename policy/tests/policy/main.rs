@@ -8,6 +8,7 @@
 
 mod decide;
 mod faults;
+mod layers;
 mod learned;
 mod properties;
 

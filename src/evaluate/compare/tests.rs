@@ -111,7 +111,7 @@ fn learned_policy() -> Policy {
     };
     let mut row = [0.0; CorrectnessEstimator::NUMBERS + 1];
     row[CorrectnessEstimator::NUMBERS] = 1.0;
-    let learned = Learned::of(Arc::clone(&names[0]))
+    let learned = Learned::new(Arc::clone(&names[0]))
         .with_estimator(&names[..1], network(&[&row]))
         .with_weights(names.to_vec(), network(&[&[0.0], &[-1.0], &[0.0], &[0.0]]));
     let policy = Policy::from_section(&section, &["cheap", "dear"].map(str::to_owned).into()).unwrap();
