@@ -153,14 +153,14 @@ def estimators(found):
             return auroc(of[fit]["test"].get(f"first_stage_{by}"))
 
         def mean_auroc(fit):
-            pairs = [(one["first_stage_errors"], one["first_stage_gate"]) for one in shifts(of[fit])]
+            pairs = [(one["first_stage_errors"], one["first_stage_correctness"]) for one in shifts(of[fit])]
             pairs = [(one["auroc"]["value"], other["auroc"]["value"]) for one, other in pairs if other and "auroc" in other]
             if not pairs:
                 return "–"
             return " / ".join(f"{sum(one) / len(one):.3f}" for one in list(zip(*pairs))[::-1]) + f" ({len(pairs)} of {len(shifts(of[fit]))})"
         written = [f"stage {place}" for place in estimators_written(of["shift"])]
         rows.append([title(key), *(errors(fit, by) for fit, by in (
-            ("fixed", "errors"), ("always", "errors"), ("always", "gate"), ("shift_always", "errors"), ("shift_always", "gate"))),
+            ("fixed", "errors"), ("always", "errors"), ("always", "correctness"), ("shift_always", "errors"), ("shift_always", "correctness"))),
             mean_auroc("shift_always"), ", ".join(written) or "no"])
     return table(rows, ["AUROC of “stage 1 is wrong”", "by confidence, fixed weights", "by confidence, for each image", "by an estimator",
                         "fitted with `--shift all`: by confidence, for each image", "by an estimator",
