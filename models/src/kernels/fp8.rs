@@ -1,5 +1,5 @@
-//! Products of matrices in fp8 (e4m3): weights quantised once, what they are multiplied with each time, with one scale a
-//! row on both sides.
+//! Matrix products in fp8 (e4m3), with one scale for each row of both operands: weights are quantized once,
+//! activations for each product.
 //!
 //! Micikevicius et al., "FP8 Formats for Deep Learning", 2022 (arXiv 2209.05433).
 
@@ -13,65 +13,66 @@ use tch::{Kind, Tensor};
 use crate::kernels::step::RowWeights;
 use crate::runtime::device::FP8_COMPUTED_IN;
 
-/// The greatest value of e4m3, which the greatest one of a row becomes.
+/// The greatest value of e4m3, to which the greatest magnitude of a row is scaled.
 const LARGEST: f64 = 448.0;
-/// Rows of nothing but zeros have a scale too.
+/// The lower bound of a row's greatest magnitude, so that a row of nothing but zeros has a scale, too.
 const ROW_MAX_MIN: f64 = 1e-12;
-/// Tensor cores take whole packs of so many values.
+/// The number of values that both sizes of weights must be a multiple of, for tensor cores.
 const MULTIPLE: i64 = 16;
-/// Sums of a few products each are rounded to fewer bits than fp32 has: Hopper is half as fast otherwise.
+/// Says that partial sums are rounded to fewer bits than fp32 has: Hopper is half as fast otherwise.
 const ADDS_UP_FAST: bool = true;
 
-/// How many bytes weights of this shape take.
+/// Returns the number of bytes that weights of this shape take, with their scales.
 pub(crate) fn weight_bytes(shape: &[i64]) -> u64 {
     let values: i64 = shape.iter().product();
     let scales = shape.first().copied().unwrap_or(0) * Kind::Float.elt_size_in_bytes() as i64;
     u64::try_from(values + scales).unwrap_or(0)
 }
 
-/// Whether tensor cores take weights of this shape.
+/// Returns whether tensor cores support weights of this shape.
 pub(crate) fn fits(shape: &[i64]) -> bool {
     shape.len() == 2 && shape.iter().all(|side| *side > 0 && side % MULTIPLE == 0)
 }
 
-/// Whether libtorch's products take no bias here: cuBLAS does not say before it is asked.
+/// Says whether libtorch's products refuse a bias on this machine: cuBLAS tells only when it is asked for
+/// one.
 static BIAS_IS_REFUSED: AtomicBool = AtomicBool::new(false);
 
-/// Rows of fp8 values.
+/// Rows of fp8 values with their scales.
 #[derive(Debug)]
 pub(crate) struct Fp8Rows {
-    /// [.., width], contiguous.
+    /// The values, [.., width], contiguous.
     pub(crate) values: Tensor,
-    /// What a row's values are to be multiplied by, [rows, 1] in fp32.
+    /// The factors that give the rows their own scale again, [rows, 1] in fp32.
     pub(crate) scales: Tensor,
 }
 
 impl Fp8Rows {
-    /// Of [.., width], by libtorch's own operations.
+    /// Quantizes `x` [.., width] by libtorch's own operations.
     pub(crate) fn of(x: &Tensor) -> Self {
         let wide = x.to_kind(Kind::Float).flatten(0, -2);
         let largest = wide.abs().amax([-1].as_slice(), true).clamp_min(ROW_MAX_MIN);
         let values = (wide * (largest.reciprocal() * LARGEST)).clamp(-LARGEST, LARGEST);
         Self {
             values: values.to_kind(Kind::Float8e4m3fn).view(x.size().as_slice()),
-            // CUDA divides by a constant so.
+            // Multiplied by the inverse, as CUDA divides by a constant.
             scales: largest * LARGEST.recip(),
         }
     }
 
-    /// What the rows stand for, in fp32.
+    /// Dequantizes the rows to fp32, [.., width].
     pub(crate) fn widened(&self) -> Tensor {
         let size = self.values.size();
         (self.values.to_kind(Kind::Float).flatten(0, -2) * &self.scales).view(size.as_slice())
     }
 }
 
-/// Weights [outputs, inputs] of fp8 rows.
+/// Weights [outputs, inputs] as rows in fp8.
 #[derive(Debug)]
 pub(crate) struct Fp8Weights(Fp8Rows);
 
 impl Fp8Weights {
-    /// Of weights [outputs, inputs]; `None` where tensor cores do not take these sizes.
+    /// Quantizes weights [outputs, inputs]; returns `None` if tensor cores do not support their sizes.
     pub(crate) fn of(weights: &Tensor) -> Option<Self> {
         fits(&weights.size()).then(|| Self(Fp8Rows::of(weights)))
     }
@@ -80,18 +81,18 @@ impl Fp8Weights {
         self.0.values.size()[0]
     }
 
-    /// What a single row is multiplied by: it stays in bf16.
+    /// Returns the weights as the kernels for a single row take them; that row stays in bf16.
     pub(crate) fn row_weights(&self) -> RowWeights<'_> {
         RowWeights { values: &self.0.values, scales: Some(&self.0.scales), bias: None }
     }
 
-    /// What the weights stand for, in fp32.
+    /// Dequantizes the weights to fp32.
     #[cfg(test)]
     pub(crate) fn widened(&self) -> Tensor {
         self.0.widened()
     }
 
-    /// x · weightsᵀ + bias, [.., outputs] in bf16.
+    /// Computes x · weightsᵀ + bias, [.., outputs] in bf16.
     pub(crate) fn multiply(&self, x: &Fp8Rows, bias: Option<&Tensor>) -> Tensor {
         let mut size = x.values.size();
         if let Some(last) = size.last_mut() {
@@ -128,7 +129,7 @@ impl Fp8Weights {
             Some(Err(error)) => Some(error),
             None => None,
         };
-        // A refusal for want of memory ends here: it says nothing of biases.
+        // If the refusal was for lack of memory, this fails as well, and biases are not blamed for it.
         let product = rows.internal_scaled_mm(
             &weights,
             scales,

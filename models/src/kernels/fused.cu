@@ -1,11 +1,12 @@
-// What stands between the matrix products of a transformer, in one pass over memory each. Behind prelude.cu.
+// The operations between the matrix products of a transformer, each in one pass over memory. Compiled after
+// prelude.cu.
 
-// As many values of e4m3 as a pack has of T.
+// As many values of e4m3 as a pack has values of T.
 struct alignas(PACK) Bytes {
   unsigned char values[PACK];
 };
 
-// x * factor for each value, to e4m3, the nearest, and the largest there is for what is larger.
+// Stores x * factor as e4m3, rounded to nearest and clamped to the greatest finite value.
 __device__ void store_fp8(unsigned char* to, const float* x, float factor) {
   Bytes bytes;
   for (int i = 0; i < PACK; i += 2) {
@@ -19,7 +20,8 @@ __device__ void store_fp8(unsigned char* to, const float* x, float factor) {
   *reinterpret_cast<Bytes*>(to) = bytes;
 }
 
-// What a row is multiplied by to be stored as e4m3, by the greatest magnitude in it; its inverse goes to `scale`.
+// Returns the factor that scales a row to e4m3, from the greatest magnitude in the row; stores its inverse in
+// `scale`.
 __device__ float fp8_factor(float largest, float* scale) {
   largest = fmaxf(block_max(largest), 1e-12f);
   if (threadIdx.x == 0) {
@@ -28,9 +30,10 @@ __device__ float fp8_factor(float largest, float* scale) {
   return 1.0f / largest * 448.0f;
 }
 
-// sum = residual + x * scale; normed = norm(sum) over rows of `width`, one block a row, one pack a thread. Threads
-// beyond the row take part in the sums only. `scale` and `bias` may be null; `centred` tells LayerNorm from RMSNorm.
-// Where `bytes` is given, what would be normed goes there as e4m3 with a scale a row, and `normed` is not written.
+// sum = residual + x * scale; normed = norm(sum) over rows of `width`: one block a row, one pack a thread.
+// Threads beyond the row take part in the block's sums only. `scale` and `bias` may be null; `centred` tells
+// LayerNorm from RMSNorm. If `bytes` is given, the norm goes there as e4m3 with a scale for each row, and
+// `normed` is not written.
 extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scale, const T* weight, const T* bias,
                                     T* sum, T* normed, unsigned char* bytes, float* scales, int width, float eps,
                                     int centred) {
@@ -85,9 +88,9 @@ extern "C" __global__ void add_norm(const T* residual, const T* x, const T* scal
   }
 }
 
-// Rotates the first `heads` heads of every row of `rows` in place by the angles of its position: one block for each
-// row but the first `prefix` ones of each sequence. Cosines and sines are [sequence - prefix, width]. x * cos + (the halves of x exchanged, the
-// new first one negated) * sin.
+// Rotates the first `heads` heads of every row of `rows` in place by the angles of its position: one block
+// for each row, but for the first `prefix` rows of each sequence. Cosines and sines are [sequence - prefix,
+// width]. Computes x * cos + (the halves of x exchanged, the new first one negated) * sin.
 extern "C" __global__ void rotate(T* rows, const T* cosines, const T* sines, int sequence, int prefix, int stride,
                                   int heads, int width) {
   const int positions = sequence - prefix;
@@ -116,9 +119,9 @@ extern "C" __global__ void rotate(T* rows, const T* cosines, const T* sines, int
   }
 }
 
-// RMSNorm and rotation, in place, of every head of the first `heads` ones of each row: the first `queries` of them with one
-// weight, the others with another. width / PACK threads hold a head, a power of two of at most 32, the halves that
-// rotation exchanges in lanes that differ in one bit.
+// Applies RMSNorm and rotation, in place, to each of the first `heads` heads of each row: the first `queries`
+// of them use one weight, the others another. width / PACK threads hold a head, a power of two of at most 32,
+// so that the halves that rotation exchanges are in lanes that differ in one bit.
 extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* key_weight, const T* cosines,
                                        const T* sines, long long all_heads, int sequence, int stride, int queries,
                                        int heads, int width, float eps) {
@@ -158,9 +161,9 @@ extern "C" __global__ void norm_rotate(T* rows, const T* query_weight, const T* 
   }
 }
 
-// x * Phi(x), Phi by the error function or by a hyperbolic tangent. Results of 8 or 11 bits leave room for forms without
-// branches: for the error function Abramowitz and Stegun, "Handbook of Mathematical Functions",
-// 7.1.26 (1.5e-7 at most); 1 + tanh(u) = 2 / (1 + exp(-2u)).
+// Computes x * Phi(x), with Phi by the error function or by a hyperbolic tangent. Results of 8 or 11 bits
+// leave room for forms without branches: for the error function, Abramowitz and Stegun, "Handbook of
+// Mathematical Functions", 7.1.26 (an error of 1.5e-7 at most); 1 + tanh(u) = 2 / (1 + exp(-2u)).
 __device__ float gelu_of(float x, bool is_tanh) {
   const float inner = 0.79788456080286536f * (x + 0.044715f * x * x * x);
 #if defined(BF16) || defined(FP16)
@@ -179,7 +182,7 @@ __device__ float gelu_of(float x, bool is_tanh) {
 #endif
 }
 
-// x * Phi(x) in place, Phi by the error function or by a hyperbolic tangent.
+// Computes x * Phi(x) in place, with Phi by the error function or by a hyperbolic tangent.
 extern "C" __global__ void gelu(T* x, long long packs, int is_tanh) {
   for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
        index += static_cast<long long>(gridDim.x) * blockDim.x) {
@@ -191,7 +194,7 @@ extern "C" __global__ void gelu(T* x, long long packs, int is_tanh) {
   }
 }
 
-// act(gate) * up of rows [up | gate], each `inner` wide: silu.
+// Computes silu(gate) * up for rows [up | gate], each half `inner` wide.
 extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long long packs) {
   const int in_row = inner / PACK;
   for (long long index = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x; index < packs;
@@ -209,13 +212,13 @@ extern "C" __global__ void silu_gated(const T* rows, T* out, int inner, long lon
   }
 }
 
-// What is done to values before they are quantised: nothing, or GELU, in one of two forms.
+// The operation that is applied to values before they are quantized: nothing, or GELU in one of two forms.
 constexpr int NOTHING = 0, GELU_TANH = 2;
-// A thread keeps so many packs of its row.
+// The number of packs of a row that a thread keeps in registers.
 constexpr int KEPT_PACKS = 4;
 
-// Rows of `width` values as e4m3 with a scale a row, one block a row: of x, or of what an activation makes of it. What
-// is quantised was rounded to T first, as if it had been stored.
+// Quantizes rows of `width` values to e4m3 with a scale for each row, one block a row: x itself, or an
+// activation of it. Values are rounded to T before they are quantized, as if they had been stored.
 extern "C" __global__ void __launch_bounds__(1024)
     quantise(const T* x, unsigned char* bytes, float* scales, int width, int before) {
   const long long row = static_cast<long long>(blockIdx.x) * width;

@@ -1,4 +1,4 @@
-//! Kernels compiled and loaded once for each GPU and number format.
+//! Kernels that are compiled and loaded once for each GPU and number format.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::libtorch::{LibtorchError, compile};
 
-/// What all sources begin with.
+/// The source that all kernels begin with.
 const PRELUDE: &str = include_str!("prelude.cu");
 
-/// Machine code of kernels for tensors of this number format, on the thread's current GPU.
+/// Compiles kernels for tensors of this number format to machine code for the thread's current GPU.
 pub(super) fn compile_for(kind: Kind, source: &str) -> Result<Vec<u8>, LibtorchError> {
     let format = match kind {
         Kind::BFloat16 => "BF16",
@@ -20,8 +20,8 @@ pub(super) fn compile_for(kind: Kind, source: &str) -> Result<Vec<u8>, LibtorchE
     compile(&format!("#define {format}\n{PRELUDE}{source}"))
 }
 
-/// What was loaded, or could not be, by GPU and number format. Loaded code belongs to the process, and threads of one GPU
-/// share it.
+/// The kernels that were loaded, or `None` if that failed, by GPU and number format. Loaded code belongs to
+/// the process, and the threads of one GPU share it.
 #[derive(Debug)]
 pub(super) struct PerDevice<K>(Mutex<HashMap<(usize, Kind), Option<K>>>);
 
@@ -32,7 +32,8 @@ impl<K> Default for PerDevice<K> {
 }
 
 impl<K: Copy> PerDevice<K> {
-    /// The kernels for tensors like this one; loaded at the first call, which must not be part of a graph's recording.
+    /// Returns the kernels for tensors like this one. The first call loads them, and must not be part of a
+    /// graph's recording.
     pub(super) fn get(
         &self,
         like: &Tensor,

@@ -1,8 +1,9 @@
-//! What stands between the matrix products of a transformer, in one pass over memory each on a GPU.
+//! Fused kernels for the operations between the matrix products of a transformer, each in one pass over
+//! memory on a GPU; knows no layer and no model.
 //!
-//! Each operation has an eager twin of libtorch's own operations, which runs on the CPU, where the kernels cannot be
-//! had, and for shapes that they do not take. Results differ by rounding: the kernels round once, the twins after
-//! every operation.
+//! Each operation has an eager twin of libtorch's own operations. It runs on the CPU, where the kernels are
+//! not available, and for shapes that they do not support. Results differ by rounding: the kernels round
+//! once, the twins after every operation.
 
 pub(crate) mod fp8;
 mod loaded;
@@ -23,12 +24,12 @@ pub(crate) use norm::{LayerNorm, Norm, RmsNorm};
 pub(crate) use quantise::{Prologue, add_norm_quantised, quantised};
 
 const SOURCE: &str = include_str!("fused.cu");
-/// A kernel's thread loads so many bytes at once.
+/// The number of bytes that a kernel's thread loads at once.
 const PACK_BYTES: i64 = 16;
 const THREADS_MAX: i64 = 1024;
-/// Of kernels that go over all values in steps.
+/// The threads of a block, for kernels that go over all values in a grid-stride loop.
 const BLOCK_THREADS: i64 = 256;
-/// Enough to fill any GPU several times.
+/// The largest number of blocks, enough to fill any GPU several times.
 const BLOCKS_MAX: i64 = 1 << 16;
 
 /// The kernels of one GPU and number format.
@@ -59,12 +60,13 @@ impl Kernels {
 
 static LOADED: LazyLock<PerDevice<Kernels>> = LazyLock::new(PerDevice::default);
 
-/// The kernels for tensors like this one; compiled at the first call, which must not be part of a graph's recording.
+/// Returns the kernels for tensors like this one. The first call compiles them, and must not be part of a
+/// graph's recording.
 fn kernels(like: &Tensor) -> Option<Kernels> {
     LOADED.get(like, Kernels::load)
 }
 
-/// Whether a row of so many values is a whole number of packs.
+/// Returns whether a row of `width` values is a whole number of packs.
 fn in_packs(width: i64, kind: Kind) -> bool {
     (width * kind.elt_size_in_bytes() as i64) % PACK_BYTES == 0
 }
@@ -77,7 +79,7 @@ fn small(value: i64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// So many blocks of so many threads.
+/// Returns a launch of this many blocks with this many threads each.
 fn grid(blocks: i64, threads: i64) -> KernelLaunch {
     KernelLaunch { blocks: small(blocks), threads: small(threads), ..KernelLaunch::default() }
 }
@@ -86,7 +88,7 @@ fn int(value: i64) -> Argument<'static> {
     Argument::Int(i32::try_from(value).unwrap_or(i32::MAX))
 }
 
-/// residual + x · scale, and its norm; `scale` is \[width\], the others [.., width].
+/// Computes residual + x · scale, and the norm of it; `scale` is \[width\], the others are [.., width].
 pub(crate) fn add_norm(
     residual: &Tensor,
     x: &Tensor,
@@ -106,14 +108,15 @@ pub(crate) fn add_norm(
     (sum, normed)
 }
 
-/// Where a kernel writes what it has normalised: contiguous tensors.
+/// The contiguous tensors into which a kernel writes the normalized values.
 #[derive(Debug, Clone, Copy)]
 enum NormedTo<'a> {
     Values(&'a Tensor),
     Fp8(&'a Fp8Rows),
 }
 
-/// The sum of [`add_norm`], by its kernel, which writes the norm as well; `None` where it cannot.
+/// Computes the sum of [`add_norm`] by its kernel, which writes the norm as well; returns `None` if it
+/// cannot.
 fn launch_add_norm(
     residual: &Tensor,
     x: &Tensor,
@@ -150,8 +153,8 @@ fn launch_add_norm(
     kernels.add_norm.launch(grid(rows, threads), &arguments).is_ok().then_some(sum)
 }
 
-/// Rotates the first `heads` heads of contiguous rows [batch, tokens, values] in place, but for the first tokens that
-/// have no angles: cosines and sines are [positions, head width] of the last ones.
+/// Rotates the first `heads` heads of contiguous rows [batch, tokens, values] in place. Cosines and sines are
+/// those of the last tokens, [positions, head width]; the tokens before those stay as they are.
 pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) {
     let (size, angles) = (rows.size(), cos.size());
     let (positions, width) = (angles[0], angles[1]);
@@ -179,16 +182,17 @@ pub(crate) fn rotate(rows: &Tensor, heads: i64, (cos, sin): (&Tensor, &Tensor)) 
     by_head.shallow_clone().copy_(&turned);
 }
 
-/// `x` · cos + (the halves of `x` exchanged, the new first one negated) · sin; the last two dimensions are
-/// [positions, width].
+/// Computes `x` · cos + (the halves of `x` exchanged, the new first one negated) · sin, as `rotate_half` in
+/// transformers does; the last two dimensions are [positions, width].
 pub(crate) fn rotate_eagerly(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     let halves = x.chunk(2, -1);
     let turned = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
     x * cos + turned * sin
 }
 
-/// RMS norm of each head of queries and keys, and rotation, in place in contiguous rows [batch, tokens, values], which
-/// begin with the queries' heads and go on with the keys'. Cosines and sines are [tokens, head width].
+/// Applies an RMS norm and the rotation to each head of queries and keys, in place in contiguous rows [batch,
+/// tokens, values]. The rows begin with the heads of queries, followed by those of keys. Cosines and sines
+/// are [tokens, head width].
 pub(crate) fn norm_rotate(
     rows: &Tensor,
     [queries, keys]: [i64; 2],
@@ -228,16 +232,16 @@ pub(crate) fn norm_rotate(
     }
 }
 
-/// How Φ is computed.
+/// The form of Φ, the cumulative distribution function of the normal distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gelu {
-    /// By the error function.
+    /// The error function.
     Exact,
-    /// Nearly, by a hyperbolic tangent (Hendrycks and Gimpel, arXiv 1606.08415).
+    /// An approximation by a hyperbolic tangent (Hendrycks and Gimpel, arXiv 1606.08415).
     Tanh,
 }
 
-/// x · Φ(x), where nothing else needs `x` any more: it may be the same memory.
+/// Computes x · Φ(x). Consumes `x`, since the result may be in the same memory.
 pub(crate) fn gelu(x: Tensor, form: Gelu) -> Tensor {
     let count = x.numel() as i64;
     if let Some(kernels) = kernels(&x).filter(|_| in_packs(count, x.kind()) && x.is_contiguous()) {
@@ -252,7 +256,7 @@ pub(crate) fn gelu(x: Tensor, form: Gelu) -> Tensor {
     x.gelu(if form == Gelu::Tanh { "tanh" } else { "none" })
 }
 
-/// silu(gate) · up of rows [.., up and gate], half as wide.
+/// Computes silu(gate) · up for rows [.., up and gate]; the result is half as wide.
 pub(crate) fn silu_gated(rows: &Tensor) -> Tensor {
     let width = rows.size()[rows.dim() - 1];
     let inner = width / 2;

@@ -1,8 +1,8 @@
-//! Norms over the last dimension: their parameters, and their forwards by libtorch's own operations.
+//! Norms over the last dimension: their parameters, and their forward passes by libtorch's own operations.
 
 use tch::Tensor;
 
-/// `torch.nn.LayerNorm` over the last dimension.
+/// A layer norm over the last dimension, as `torch.nn.LayerNorm`.
 #[derive(Debug)]
 pub(crate) struct LayerNorm {
     pub(crate) weight: Tensor,
@@ -17,7 +17,7 @@ impl LayerNorm {
     }
 }
 
-/// x / √(mean(x²) + eps) · weight over the last dimension, computed in fp32.
+/// An RMS norm: x / √(mean(x²) + eps) · weight over the last dimension, computed in fp32.
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     pub(crate) weight: Tensor,
@@ -46,7 +46,7 @@ impl Norm<'_> {
         }
     }
 
-    /// Weight, bias, the number that keeps the root from zero, and whether the mean is taken off.
+    /// Returns the weight, the bias, the epsilon below the root, and whether the mean is subtracted.
     pub(super) fn parts(&self) -> (&Tensor, Option<&Tensor>, f64, bool) {
         match self {
             Self::Layer(norm) => (&norm.weight, Some(&norm.bias), norm.eps, true),

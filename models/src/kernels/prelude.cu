@@ -1,5 +1,5 @@
-// What all kernels begin with. Arithmetic is in fp32; tensors are of BF16, FP16 or FP32, whichever is defined. No header
-// is needed.
+// The common beginning of all kernels. Arithmetic is in fp32; tensors are of BF16, FP16 or FP32, whichever
+// macro is defined. No header is needed.
 
 #if defined(BF16)
 using T = unsigned short;
@@ -27,7 +27,7 @@ __device__ float widen(T x) { return x; }
 __device__ T narrow(float x) { return x; }
 #endif
 
-// As many values as one load of 16 bytes brings.
+// The number of values in one load of 16 bytes.
 constexpr int PACK = 16 / sizeof(T);
 
 struct alignas(16) Pack {
@@ -37,7 +37,7 @@ struct alignas(16) Pack {
 __device__ Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
 __device__ void store(T* to, const Pack& pack) { *reinterpret_cast<Pack*>(to) = pack; }
 
-// The sum over all threads of the block, in every thread.
+// Returns the sum over all threads of the block, in every thread.
 __device__ float block_sum(float x) {
   __shared__ float partial[32];
   const int lane = threadIdx.x & 31;
@@ -58,7 +58,7 @@ __device__ float block_sum(float x) {
   return x;
 }
 
-// The greatest over all threads of the block, in every thread.
+// Returns the maximum over all threads of the block, in every thread.
 __device__ float block_max(float x) {
   __shared__ float partial[32];
   const int warps = (blockDim.x + 31) >> 5;

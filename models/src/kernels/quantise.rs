@@ -1,4 +1,4 @@
-//! Quantisation to fp8, by itself or in one pass with what comes before it.
+//! Quantization to fp8, by itself or in one pass with the operation before it.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,10 +8,10 @@ use super::{
 use crate::kernels::fp8::Fp8Rows;
 use crate::libtorch::Argument;
 
-/// A kernel's thread keeps so many packs of its row.
+/// The number of packs of a row that a kernel's thread keeps in registers.
 const KEPT_PACKS: i64 = 4;
 
-/// What is done to values before they are quantised.
+/// The operation that is applied to values before they are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Prologue {
     Nothing,
@@ -19,7 +19,7 @@ pub(crate) enum Prologue {
 }
 
 impl Prologue {
-    /// As the kernel knows it.
+    /// Returns the number by which the kernel knows the operation.
     fn number(self) -> i64 {
         match self {
             Self::Nothing => 0,
@@ -29,7 +29,7 @@ impl Prologue {
     }
 }
 
-/// Memory for rows that a kernel will write.
+/// Allocates rows that a kernel will write.
 fn empty_rows(size: &[i64], device: Device) -> Fp8Rows {
     let rows: i64 = size.iter().rev().skip(1).product();
     Fp8Rows {
@@ -38,7 +38,8 @@ fn empty_rows(size: &[i64], device: Device) -> Fp8Rows {
     }
 }
 
-/// Rows [.., width] as fp8, after what comes before; nothing else needs `x` any more.
+/// Quantizes rows [.., width] to fp8, after the operation `before`. Consumes `x`, since it may be
+/// overwritten.
 pub(crate) fn quantised(x: Tensor, before: Prologue) -> Fp8Rows {
     if let Some(rows) = launch(&x, before) {
         return rows;
@@ -68,7 +69,7 @@ fn launch(x: &Tensor, before: Prologue) -> Option<Fp8Rows> {
     kernels.quantise.launch(grid(rows, threads), &arguments).is_ok().then_some(out)
 }
 
-/// [`add_norm`] whose norm is quantised.
+/// Computes [`add_norm`] with a quantized norm.
 pub(crate) fn add_norm_quantised(
     residual: &Tensor,
     x: &Tensor,

@@ -1,8 +1,10 @@
-// One row through the layers of a decoder: products that are bound by the memory which holds the weights, and attention
-// to what is kept. Behind prelude.cu; for sm_90 and later, whose copy engine and early launches they need.
+// Takes one row through the layers of a decoder: products that are bound by the memory that holds the
+// weights, and attention to the KV cache. Compiled after prelude.cu; for sm_90 and later, whose bulk copies
+// and programmatic dependent launch it needs.
 //
-// A kernel may begin before the one before it has ended. Until wait_for_previous it reads nothing that was written in the
-// same step, and writes nothing: a step begins with kernels of libtorch, which wait for all of the step before.
+// A kernel may begin before the previous one has ended. Until wait_for_previous it reads nothing that was
+// written in the same step, and writes nothing: a step begins with kernels of libtorch, which wait for the
+// whole step before.
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
@@ -32,8 +34,8 @@ __device__ void barrier_wait(unsigned long long* barrier, unsigned phase) {
       : "memory");
 }
 
-// Both 16-byte aligned, and so many bytes a multiple of 16. Weights are read once a step: they are the first to leave
-// the second cache.
+// Copies global to shared memory; both are aligned to 16 bytes, and `bytes` is a multiple of 16. Weights are
+// read once a step, so they are the first to be evicted from the L2 cache.
 __device__ void copy_in(void* to, const void* from, unsigned bytes, unsigned long long* barrier) {
   unsigned long long policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -48,7 +50,7 @@ struct Words {
   unsigned values[4];
 };
 
-// 16 bytes of shared memory at once: left to itself, the compiler loads the values one by one.
+// Loads 16 bytes of shared memory at once: left to itself, the compiler loads the values one by one.
 __device__ Words load_shared(const void* from) {
   Words words;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -57,14 +59,14 @@ __device__ Words load_shared(const void* from) {
   return words;
 }
 
-// The two halves of a word as numbers of FP16.
+// Widens the two halves of a word, which are values of FP16.
 __device__ void widen_halves(unsigned word, float* out) {
   asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
       : "=f"(out[0]), "=f"(out[1])
       : "r"(word));
 }
 
-// Weights as they are stored: in T, or in e4m3 with a scale a row.
+// The formats in which weights are stored: T, or e4m3 with a scale for each row.
 struct Plain {
   static constexpr int VALUES = PACK;
   static __device__ void widen_all(const Words& words, float* out) {
@@ -105,13 +107,14 @@ __device__ float warp_sum(float x) {
 
 constexpr int WARPS = 8;
 constexpr int THREADS = 32 * WARPS;
-// Of a row, copied at once, and how many copies of two rows a warp has under way: 128 KiB a multiprocessor. With two
-// smaller blocks on each a step took a tenth longer, probably because blocks of one kernel fell together on some.
+// The bytes of a row that are copied at once, and the copies of two rows that a warp has in flight: 128 KiB a
+// multiprocessor. With two smaller blocks on each multiprocessor a step took a tenth longer, probably because
+// the blocks of one kernel were distributed unevenly.
 constexpr int CHUNK_BYTES = 2048;
 constexpr int STAGES = 4;
 constexpr int RING_BYTES = STAGES * 2 * CHUNK_BYTES;
 
-// The row that is multiplied, in shared memory; normalised (RMSNorm) where a weight for that is given.
+// Copies the row that is multiplied into shared memory, normalized (RMSNorm) if there is a weight for that.
 __device__ void stage_row(const T* x, const T* norm_weight, float eps, int inputs, T* staged) {
   float squares = 0.0f;
   for (int column = threadIdx.x * PACK; column < inputs; column += THREADS * PACK) {
@@ -137,7 +140,7 @@ __device__ void stage_row(const T* x, const T* norm_weight, float eps, int input
   __syncthreads();
 }
 
-// Two rows of weights at a time, chunk by chunk, through a ring of each warp's own.
+// Streams the weights, two rows at a time and chunk by chunk, through a ring buffer of each warp's own.
 template <typename Weights, bool GATED>
 struct Stream {
   const unsigned char* weights;
@@ -147,7 +150,7 @@ struct Stream {
   int chunks;
   unsigned char* ring;
   unsigned long long* barriers;
-  // What has been asked for, and where the next chunk to be used is.
+  // The next chunk to request, and the ring's place of the next chunk to use.
   int asked_pair;
   int asked_chunk = 0;
   int stage = 0;
@@ -157,7 +160,7 @@ struct Stream {
   __device__ int second_row(int pair) const { return GATED ? pair + outputs : min(2 * pair + 1, outputs - 1); }
   __device__ int bytes_of(int chunk) const { return min(CHUNK_BYTES, row_bytes - chunk * CHUNK_BYTES); }
 
-  // By one thread of the warp: into the place of a stage.
+  // Requests the next chunk into a place of the ring. Called by one thread of the warp.
   __device__ void ask(int place) {
     if (asked_pair >= pairs) {
       return;
@@ -175,7 +178,7 @@ struct Stream {
     }
   }
 
-  // The products of this thread's share of the next chunk.
+  // Adds this thread's share of the products of the next chunk.
   __device__ void use(int chunk, const T* staged, float* sums) {
     barrier_wait(barriers + stage, phase);
     const int lane = threadIdx.x & 31;
@@ -201,7 +204,7 @@ struct Stream {
         }
       }
     }
-    // All have read it before it is written again.
+    // All lanes must have read the chunk before it is overwritten.
     __syncwarp();
     if (lane == 0) {
       ask(stage);
@@ -213,9 +216,10 @@ struct Stream {
   }
 };
 
-// out = weights · norm(x) + bias + residual; the residual may be `out` itself. To `wide` in fp32 where that is given,
-// rounded as T is. Where it is gated, `weights` are those of up and behind them of gate, as many, and up · silu(gate) is
-// written. Any number of blocks; as many as there are multiprocessors share the work evenly.
+// Computes out = weights · norm(x) + bias + residual; the residual may be `out` itself. If `wide` is given,
+// the result goes there in fp32, rounded to T. If the product is gated, `weights` are those of up followed by
+// as many of gate, and up · silu(gate) is written. Any number of blocks will do; as many as there are
+// multiprocessors share the work evenly.
 template <typename Weights, bool GATED>
 __device__ void row_product_of(const unsigned char* weights, const float* scales, const T* x, const T* norm_weight,
                                const T* bias, const T* residual, T* out, float* wide, int inputs, int outputs,
@@ -278,7 +282,7 @@ __device__ void row_product_of(const unsigned char* weights, const float* scales
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float sum = residual != nullptr ? sums[row] + old[row] : sums[row];
-      // Behind the last row is that row again.
+      // The second row of the last pair is the first one again if the number of rows is odd.
       if (row == 1 && rows[1] == rows[0]) {
         continue;
       }
@@ -304,13 +308,13 @@ ROW_PRODUCT(row_product_gated, Plain, true)
 ROW_PRODUCT(row_product_fp8, Fp8, false)
 ROW_PRODUCT(row_product_gated_fp8, Fp8, true)
 
-// One position's attention to itself and all before it, for heads of queries that share keys and values.
-constexpr int SPLIT = 64;  // positions that one block looks at
+// Attention of one position to itself and all before it, for heads of queries that share keys and values.
+constexpr int SPLIT = 64;  // positions that one block attends to
 constexpr int ATTEND_THREADS = 256;
 constexpr int ATTEND_WARPS = ATTEND_THREADS / 32;
 constexpr int GROUP_MAX = 8;
 
-// The sum over neighbouring lanes, in each of them.
+// Returns the sum over neighbouring lanes, in each of them.
 template <int LANES>
 __device__ float team_sum(float x) {
 #pragma unroll
@@ -320,7 +324,8 @@ __device__ float team_sum(float x) {
   return x;
 }
 
-// RMSNorm and rotation of a head that LANES neighbouring lanes hold, a pack each; rounded as T is.
+// Applies RMSNorm and rotation to a head that LANES neighbouring lanes hold, a pack each; the result is
+// rounded to T.
 template <int LANES>
 __device__ void norm_and_rotate(float* values, const Pack& weights, const Pack& cosines, const Pack& sines, float eps) {
   const int lane = threadIdx.x % LANES;
@@ -339,7 +344,8 @@ __device__ void norm_and_rotate(float* values, const Pack& weights, const Pack& 
   }
 }
 
-// The parts of one head of keys, from all its blocks, as the attention of its group of heads.
+// Combines the partial results of one head of keys, from all its blocks, into the attention of its group of
+// heads.
 template <int WIDTH>
 __device__ void put_together(const float* parts, const float2* norms, int used, int group, T* out, float* factors) {
   __shared__ float totals[GROUP_MAX];
@@ -386,10 +392,12 @@ __device__ void put_together(const float* parts, const float2* norms, int used, 
   }
 }
 
-// `row` holds the heads of queries, then those of keys, then those of values, before norm and rotation. Blocks: for each
-// head of keys one for every SPLIT positions of the capacity. Key and value are written where `position` is; `keys` and
-// `values` are [key heads, capacity, width]. `parts` has room for `width`, `norms` for two numbers for each block and
-// head of its group; `counters`, of zeros, for each head of keys: its last block puts the parts together.
+// Computes the attention of `row`, which holds the heads of queries, followed by those of keys and of values,
+// before norm and rotation. The grid has a block for each head of keys and each SPLIT positions of the
+// capacity. The new key and value are written at `position`; `keys` and `values` are [key heads, capacity,
+// width]. For each block and head of its group, `parts` has room for `width` numbers and `norms` for two.
+// `counters`, initially zero, has one number for each head of keys, by which the last of its blocks knows
+// that it combines the parts.
 template <int LANES>
 __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_weight, const T* cosines,
                               const T* sines, const long long* position, T* keys, T* values, float* parts,
@@ -398,8 +406,9 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
   constexpr int WIDTH = LANES * PACK;
   constexpr int TEAMS = ATTEND_THREADS / LANES;
   constexpr int EACH = (SPLIT + TEAMS - 1) / TEAMS;
-  // [group, width], [group, SPLIT], and what each warp has summed up, [warps, group, width], or later what each part
-  // counts for: as little as it takes, since blocks of the next kernels are to have room beside.
+  // Shared memory: [group, width], [group, SPLIT], and the sums of each warp, [warps, group, width], later
+  // the factors of the parts. It is as little as possible, so that blocks of the next kernels find room
+  // beside it.
   extern __shared__ __align__(16) float room[];
   float* queries = room;
   float* weights = queries + group * WIDTH;
@@ -415,7 +424,8 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
   const int team = threadIdx.x / LANES;
   const int warp = threadIdx.x / 32;
   const int column = lane * PACK;
-  // What was kept is of earlier steps, and the position is that of the whole step: neither waits for the kernel before.
+  // The cache is of earlier steps, and the position is that of the whole step: neither has to wait for the
+  // previous kernel.
   const int at = static_cast<int>(*position);
   const int begin = split * SPLIT;
   if (begin > at) {
@@ -438,7 +448,7 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
   }
   wait_for_previous();
   const Pack new_value = load(row + (key_heads * (group + 1) + head) * WIDTH + column);
-  // The heads of the group, and behind them the key: whole warps go round together.
+  // The heads of the group, followed by the key: whole warps take each turn of the loop together.
   for (int first = 0; first <= group; first += TEAMS) {
     const int which = first + team;
     const bool is_key = which == group;
@@ -497,7 +507,7 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
     }
   }
   __syncthreads();
-  // A warp each: the largest, the exponentials, and their sum.
+  // Each warp computes the maximum, the exponentials and their sum for one head.
   for (int which = warp; which < group; which += ATTEND_WARPS) {
     const int in_warp = threadIdx.x & 31;
     float top = -1e30f;
@@ -532,7 +542,7 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
         sums[i] += weight * widen(kept_values[each].values[i]);
       }
     }
-    // The teams of a warp.
+    // Sums over the teams of a warp.
 #pragma unroll
     for (int i = 0; i < PACK; ++i) {
 #pragma unroll
@@ -587,7 +597,7 @@ __device__ void attend_row_of(const T* row, const T* query_weight, const T* key_
                          counters, out, key_heads, group, capacity, eps);                                             \
   }
 
-// By how many lanes hold a head.
+// The kernels by the number of lanes that hold a head.
 ATTEND_ROW(attend_row_4, 4)
 ATTEND_ROW(attend_row_8, 8)
 ATTEND_ROW(attend_row_16, 16)

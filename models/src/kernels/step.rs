@@ -1,7 +1,8 @@
-//! One row through the layers of a decoder, by kernels that are as fast as the memory which holds the weights.
+//! Kernels that take a single row through the layers of a decoder, as fast as the memory that holds the
+//! weights.
 //!
-//! Their twin is the model's own step by libtorch's operations, which runs where these cannot: see
-//! [`StepKernels::of`] and [`RowWeights::fits`].
+//! Their eager twin is the model's own step by libtorch's operations, which runs where these kernels cannot:
+//! see [`StepKernels::of`] and [`RowWeights::fits`].
 
 use std::sync::LazyLock;
 
@@ -16,11 +17,11 @@ use crate::libtorch::{Argument, Kernel, KernelLaunch, LibtorchError, compute_cap
 mod tests;
 
 const SOURCE: &str = include_str!("step.cu");
-/// Compute capabilities of GPUs that have the copy engine, let kernels begin early, and have the shared memory that the rings
-/// take (those of 12.x have 99 KiB a block).
+/// The compute capabilities of GPUs that have the bulk copy engine, programmatic dependent launch, and the
+/// shared memory that the rings take (those of 12.x have 99 KiB a block).
 const CAPABILITIES: std::ops::Range<u32> = 90..120;
 
-// As in step.cu.
+// These constants must agree with those in step.cu.
 const THREADS: u32 = 256;
 const WARPS: i64 = 8;
 const STAGES: i64 = 4;
@@ -29,20 +30,22 @@ const SPLIT: i64 = 64;
 const GROUP_MAX: i64 = 8;
 const ATTEND_WARPS: i64 = 8;
 
-/// A block has 227 KiB of shared memory: what is left beside the rings of its warps holds the row.
+/// The largest size of a row in bytes. A block has 227 KiB of shared memory; the row goes into what the rings
+/// of its warps leave.
 const ROW_BYTES_MAX: i64 = 64 * 1024;
-/// What a kernel may have of shared memory without asking, beside the little that it declares; longer caches would take more.
+/// The shared memory that a kernel may have without opting in, less the little that it declares itself.
+/// Longer caches would take more.
 const SHARED_BYTES_MAX: i64 = 47 * 1024;
 
-/// By how many lanes hold a head.
+/// The numbers of lanes that may hold a head.
 const LANES: [i64; 4] = [4, 8, 16, 32];
 
 /// The kernels of one GPU and number format.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepKernels {
-    /// Plain and gated, of weights like the row.
+    /// The plain and the gated product, for weights in the row's number format.
     products: [Kernel; 2],
-    /// The same of weights in fp8.
+    /// The plain and the gated product, for weights in fp8.
     fp8_products: [Kernel; 2],
     attend: [Kernel; LANES.len()],
     multiprocessors: u32,
@@ -51,8 +54,8 @@ pub(crate) struct StepKernels {
 static LOADED: LazyLock<PerDevice<StepKernels>> = LazyLock::new(PerDevice::default);
 
 impl StepKernels {
-    /// Those for tensors like this one, on a GPU that has what they need; compiled at the first call, which must not be
-    /// part of a graph's recording.
+    /// Returns the kernels for tensors like this one, on a GPU that has what they need. The first call
+    /// compiles them, and must not be part of a graph's recording.
     pub(crate) fn of(like: &Tensor) -> Option<Self> {
         let tch::Device::Cuda(index) = like.device() else { return None };
         compute_capability(index).ok().filter(|capability| CAPABILITIES.contains(capability))?;
@@ -71,7 +74,8 @@ impl StepKernels {
         })
     }
 
-    /// weights · norm(x) + bias, where `x` \[inputs\] is contiguous and [`RowWeights::fits`] it.
+    /// Computes weights · norm(x) + bias, where `x` \[inputs\] is contiguous and [`RowWeights::fits`] its
+    /// number format.
     pub(crate) fn product(
         self,
         weights: RowWeights<'_>,
@@ -110,7 +114,7 @@ impl StepKernels {
         kernels[usize::from(is_gated)].launch(how, &arguments)
     }
 
-    /// One position's attention to itself and all before it; see [`AttendRow`].
+    /// Computes the attention of one position to itself and all positions before it; see [`AttendRow`].
     pub(crate) fn attend(self, call: &AttendRow<'_>, scratch: &AttendScratch) -> Result<(), LibtorchError> {
         let sizes = scratch.sizes;
         let lanes = sizes.head_width / pack(call.row.kind());
@@ -149,19 +153,19 @@ fn row_bytes(inputs: i64, kind: Kind) -> i64 {
     inputs * kind.elt_size_in_bytes() as i64
 }
 
-/// What a row is multiplied by.
+/// The weights and bias that a row is multiplied by.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowWeights<'a> {
-    /// [outputs, inputs], of the row's number format or e4m3.
+    /// The weights, [outputs, inputs], in the row's number format or in e4m3.
     pub(crate) values: &'a Tensor,
-    /// Of rows in e4m3, [outputs, 1], fp32.
+    /// The scales of weights in e4m3, [outputs, 1] in fp32.
     pub(crate) scales: Option<&'a Tensor>,
-    /// \[outputs\].
+    /// The bias, \[outputs\].
     pub(crate) bias: Option<&'a Tensor>,
 }
 
 impl RowWeights<'_> {
-    /// Whether the kernels take a row of this number format by these.
+    /// Returns whether the kernels support these weights with a row of this number format.
     pub(crate) fn fits(&self, kind: Kind) -> bool {
         let is_known = if self.scales.is_some() {
             self.values.kind() == Kind::Float8e4m3fn
@@ -176,16 +180,16 @@ impl RowWeights<'_> {
     }
 }
 
-/// Where a product goes.
+/// The destination of a product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RowTo<'a> {
-    /// \[outputs\].
+    /// The product is written, \[outputs\].
     Plain(&'a Tensor),
-    /// Is added to what is there, \[outputs\].
+    /// The product is added to these values, \[outputs\].
     AddedTo(&'a Tensor),
-    /// up · silu(gate), \[outputs / 2\]; the weights are those of up, and then those of gate.
+    /// up · silu(gate) is written, \[outputs / 2\]; the weights are those of up, followed by those of gate.
     Gated(&'a Tensor),
-    /// In fp32, \[outputs\], rounded as the row's format is.
+    /// The product is written in fp32, \[outputs\], but rounded to the row's number format.
     Wide(&'a Tensor),
 }
 
@@ -199,7 +203,7 @@ pub(crate) struct AttendSizes {
 }
 
 impl AttendSizes {
-    /// Heads of queries that share keys and values.
+    /// Returns the number of heads of queries that share keys and values.
     fn group(self) -> i64 {
         self.heads / self.key_heads
     }
@@ -214,7 +218,7 @@ impl AttendSizes {
         floats * Kind::Float.elt_size_in_bytes() as i64
     }
 
-    /// Whether the kernel takes them in this number format.
+    /// Returns whether the kernel supports these sizes in this number format.
     pub(crate) fn fit(self, kind: Kind) -> bool {
         in_packs(self.head_width, kind)
             && LANES.contains(&(self.head_width / pack(kind)))
@@ -223,24 +227,25 @@ impl AttendSizes {
     }
 }
 
-/// What one position's attention reads and writes.
+/// The inputs and outputs of one position's attention.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttendRow<'a> {
-    /// The heads of queries, then those of keys, then those of values, before norm and rotation.
+    /// The heads of queries, followed by those of keys and those of values, before norm and rotation.
     pub(crate) row: &'a Tensor,
-    /// Of queries and keys.
+    /// The norms of queries and keys.
     pub(crate) norms: [&'a RmsNorm; 2],
-    /// Cosines and sines of all positions, [capacity, head width] each.
+    /// The cosines and sines of all positions, [capacity, head width] each.
     pub(crate) angles: (&'a Tensor, &'a Tensor),
-    /// \[1\]; the same for all calls of a step.
+    /// The position, \[1\], which is the same for all calls of a step.
     pub(crate) position: &'a Tensor,
-    /// Keys and values of this layer, [.., key heads, capacity, head width]: those at the position are written.
+    /// The keys and values of this layer, [.., key heads, capacity, head width]; those of the position are
+    /// written.
     pub(crate) kept: (&'a Tensor, &'a Tensor),
-    /// \[heads · head width\].
+    /// The result, \[heads · head width\].
     pub(crate) out: &'a Tensor,
 }
 
-/// What blocks of the attention tell one another.
+/// Scratch memory by which the blocks of the attention exchange their partial results.
 #[derive(Debug)]
 pub(crate) struct AttendScratch {
     sizes: AttendSizes,

@@ -1,4 +1,4 @@
-//! Kernels against libtorch's own operations, on every device that there is.
+//! Tests of the kernels against libtorch's own operations, on every device of this machine.
 
 use tch::{Device, Kind, Tensor};
 
@@ -16,7 +16,8 @@ pub(crate) fn devices() -> Vec<Device> {
     std::iter::once(Device::Cpu).chain((0..gpus.min(1)).map(Device::Cuda)).collect()
 }
 
-/// A device, a number format, and how far results may lie apart that were rounded in other places.
+/// Returns each device with each number format, and the largest relative difference of results that were
+/// rounded at different points.
 fn places() -> Vec<(Device, Kind, f64)> {
     let kinds = [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2), (Kind::Half, 2e-3)];
     devices().into_iter().flat_map(|device| kinds.map(|(kind, allowed)| (device, kind, allowed))).collect()
@@ -39,7 +40,8 @@ fn a_residual_is_added_with_its_norm() {
     for (device, kind, allowed) in places() {
         let stream = Stream::new(device).unwrap();
         let _current = stream.enter().unwrap();
-        // A row of the smallest model, of the largest ones, of no whole pack, and of more than a block of threads.
+        // The widths are those of the smallest model and of the largest ones, one of no whole number of
+        // packs, and one of more than a block of threads.
         for width in [64, 1152, 4096, 130, 16_384] {
             let tensor = |size: &[i64]| random(size, kind, device);
             let (residual, x) = (tensor(&[2, 5, width]), tensor(&[2, 5, width]));
@@ -55,7 +57,7 @@ fn a_residual_is_added_with_its_norm() {
                 let added = scale.map_or_else(|| x.shallow_clone(), |scale| &x * scale);
                 let what = format!("{device:?} {kind:?} {width}");
                 assert_close(&sum, &(&residual + added), allowed, &what);
-                // Of the sum as it is: its rounding is no fault of the norm.
+                // The norm is compared with that of the rounded sum, whose rounding is no fault of the norm.
                 assert_close(&normed, &norm.forward(&sum), allowed, &what);
             }
         }
@@ -103,7 +105,8 @@ fn heads_are_normalised_and_rotated_and_values_left_alone() {
                 rows.narrow(2, start * width, heads * width).reshape([2, tokens, heads, width])
             };
             for (start, heads, norm) in [(0, queries, &norms[0]), (queries, keys, &norms[1])] {
-                // In fp32, as the kernel does it: half precision would round between the two.
+                // The expected values are computed in fp32, as the kernel does it: half precision would round
+                // between the two operations.
                 let wide = |x: &Tensor| x.to_kind(Kind::Float);
                 let norm = RmsNorm { weight: wide(&norm.weight), eps: norm.eps };
                 let normed = norm.forward(&wide(&part(&before, start, heads))).transpose(1, 2);
@@ -154,7 +157,7 @@ fn a_graph_does_again_what_was_recorded() {
             graph.replay().unwrap();
             assert_eq!(product.max().double_value(&[]), 64.0 * value * value);
         }
-        // What waits for the device cannot be recorded, and the stream is free again afterwards.
+        // An operation that waits for the device cannot be recorded, and the stream is free again afterwards.
         assert!(Graph::capture(None, || x.max().double_value(&[])).is_err());
     }
 }

@@ -1,10 +1,12 @@
-// What the shared object of CUDA's part (graph.cpp, kernel.cpp, product.cpp) gives to shim.cpp. Its functions throw.
+// The interface of the CUDA shared object (graph.cpp, kernel.cpp, product.cpp) to shim.cpp. Its functions
+// throw.
 #pragma once
 
 #include <cstddef>
 
-// How a kernel is launched: on as many blocks of as many threads, each block with so much of shared memory as it is told
-// of; where `begins_early` is set, perhaps before the kernel before it has ended, for which it waits by itself.
+// The launch of a kernel: the numbers of blocks and of threads in a block, and the bytes of dynamic shared
+// memory of each block. If `begins_early` is set, the kernel may begin before the previous one has ended, and
+// waits for it itself.
 struct ConcordLaunch {
   unsigned blocks;
   unsigned threads;
@@ -12,57 +14,59 @@ struct ConcordLaunch {
   bool begins_early;
 };
 
-// out [rows, outputs] = x [rows, inputs] · weights [outputs, inputs] transposed + bias [outputs], all contiguous, on the
-// current device, in bf16 or fp16. The bias may be null.
+// out [rows, outputs] = x [rows, inputs] · weights [outputs, inputs] transposed + bias [outputs], all
+// contiguous, on the current device, in bf16 or fp16. The bias may be null.
 struct ConcordProduct {
   const void* x;
   const void* weights;
   const void* bias;
-  // Laid out like out; null: nothing is added.
+  // A tensor to add, laid out like out; null if there is none.
   const void* added;
   void* out;
   long long rows;
   long long inputs;
   long long outputs;
   bool is_bf16;
-  // Of the sum of product and bias; not where something is added.
+  // Says whether GELU of product and bias follows; false if a tensor is added.
   bool has_gelu;
 };
 
-// A way to compute it, as cuBLASLt names it.
+// An algorithm for a product, as cuBLASLt names it.
 struct ConcordAlgorithm {
   unsigned long long data[8];
   unsigned long long workspace_bytes;
 };
 
 struct ConcordCuda {
-  // Begins to record the current stream, into the memory of another graph where one is given.
+  // Begins to record the current stream, in the memory of another graph if one is given.
   void* (*graph_begin)(const void* shares_with);
   void (*graph_end)(void* graph);
-  // On the current stream.
+  // Replays a graph on the current stream.
   void (*graph_replay)(void* graph);
   void (*graph_destroy)(void* graph);
 
-  // Compute capability of a device, for instance 90; of the current one where it is negative.
+  // Returns the compute capability of a device, for instance 90; that of the current one if `device` is
+  // negative.
   int (*architecture)(int device);
-  // NVRTC's version, for instance 13000.
+  // Returns NVRTC's version, for instance 13000.
   int (*compiler)();
-  // Machine code for the current device; to be freed by `free`.
+  // Returns machine code for the current device, which must be freed by `free`.
   void* (*compile)(const char* source, std::size_t* bytes);
-  // A function of that code, which stays loaded for good.
+  // Returns a function of that code, which stays loaded for good.
   void* (*load)(const void* code, const char* name);
-  // On the current stream.
+  // Launches a function on the current stream.
   void (*launch)(void* function, const ConcordLaunch* how, void** arguments);
 
-  // Whether work on this c10::Stream is being recorded.
+  // Returns whether this c10::Stream is being recorded.
   bool (*is_capturing)(const void* stream);
-  // Keeps this c10::Stream busy for so many cycles of the GPU's clock.
+  // Keeps this c10::Stream busy for this many cycles of the GPU's clock.
   void (*spin)(const void* stream, long long cycles);
-  // How many multiprocessors the current device has.
+  // Returns the number of multiprocessors of the current device.
   int (*multiprocessors)();
 
-  // Ways to compute a product, the most promising first; how many there are, at most `most`. Pointers are not used.
+  // Writes the algorithms for a product, the most promising first, and returns their number, at most `most`.
+  // The product's pointers are not used.
   int (*product_algorithms)(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most);
-  // On the current stream; the work space is of the size that the algorithm wants.
+  // Computes a product on the current stream; the workspace has the size that the algorithm asks for.
   void (*product)(const ConcordProduct* product, const ConcordAlgorithm* algorithm, void* workspace);
 };

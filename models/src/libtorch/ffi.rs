@@ -82,7 +82,7 @@ fn ok(done: bool) -> Result<(), LibtorchError> {
     if done { Ok(()) } else { Err(last_error()) }
 }
 
-/// Loads `libtorch_cuda.so`. Must come before the first tensor.
+/// Loads `libtorch_cuda.so`. It must be called before the first tensor is created.
 pub(super) fn load_cuda() -> Result<(), LibtorchError> {
     // SAFETY: no arguments; loading runs the constructors of a library that was built to be loaded.
     ok(unsafe { concord_load_cuda() })
@@ -94,7 +94,7 @@ pub(super) fn load_cuda_part(path: &CStr) -> Result<(), LibtorchError> {
     ok(unsafe { concord_load_cuda_part(path.as_ptr()) })
 }
 
-/// An owned `at::cuda::CUDAGraph`. Made only where graphs have been loaded.
+/// An owned `at::cuda::CUDAGraph`, which exists only once graphs have been loaded.
 #[derive(Debug)]
 pub(super) struct RawGraph(NonNull<c_void>);
 
@@ -127,7 +127,8 @@ impl Drop for RawGraph {
     }
 }
 
-/// Compute capability of the thread's current device, for instance 90, and NVRTC's version. The shared object is loaded.
+/// Returns the compute capability of the thread's current device, for instance 90, and NVRTC's version. The
+/// shared object must be loaded.
 pub(super) fn kernel_versions() -> Result<(c_int, c_int), LibtorchError> {
     let (mut architecture, mut compiler) = (0, 0);
     // SAFETY: the shim writes one number to each pointer, both of which are live and of its type.
@@ -135,20 +136,20 @@ pub(super) fn kernel_versions() -> Result<(c_int, c_int), LibtorchError> {
     Ok((architecture, compiler))
 }
 
-/// Compute capability of a device, for instance 90. The shared object is loaded.
+/// Returns the compute capability of a device, for instance 90. The shared object must be loaded.
 pub(super) fn architecture_of(device: usize) -> Result<u32, LibtorchError> {
     // SAFETY: plain argument.
     let architecture = unsafe { concord_architecture_of(device_index(device)?) };
     u32::try_from(architecture).map_err(|_| last_error())
 }
 
-/// How many multiprocessors the thread's current device has. The shared object is loaded.
+/// Returns the number of multiprocessors of the thread's current device. The shared object must be loaded.
 pub(super) fn multiprocessors() -> Result<u32, LibtorchError> {
     // SAFETY: no arguments.
     u32::try_from(unsafe { concord_multiprocessors() }).map_err(|_| last_error())
 }
 
-/// Machine code for the thread's current device. The shared object is loaded.
+/// Compiles kernels to machine code for the thread's current device. The shared object must be loaded.
 pub(super) fn compile_kernels(source: &CStr) -> Result<Vec<u8>, LibtorchError> {
     let mut bytes = 0;
     // SAFETY: the source is NUL-terminated; the shim gives memory of as many bytes as it says, or null.
@@ -178,7 +179,7 @@ impl RawKernel {
         NonNull::new(function).map(Self).ok_or_else(last_error)
     }
 
-    /// On the thread's current stream.
+    /// Launches the kernel on the thread's current stream.
     pub(super) fn launch(
         self,
         how: &KernelLaunch,
@@ -191,7 +192,7 @@ impl RawKernel {
     }
 }
 
-/// A way to compute a product, as cuBLASLt names it: `ConcordAlgorithm` of `cuda_part.h`.
+/// An algorithm of cuBLASLt for a product, laid out as `ConcordAlgorithm` of `cuda_part.h`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct ProductAlgorithm {
@@ -199,20 +200,20 @@ pub(crate) struct ProductAlgorithm {
     workspace_bytes: u64,
 }
 
-/// x [.., inputs] · weights [outputs, inputs] transposed + bias \[outputs\], and what comes behind it: of contiguous tensors
-/// in bf16 or fp16 on one GPU.
+/// A product with its epilogue: x [.., inputs] · weightsᵀ + bias, where `weights` is [outputs, inputs] and
+/// `bias` is \[outputs\], of contiguous tensors in bf16 or fp16 on one GPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProductOf<'a> {
     pub(crate) x: &'a Tensor,
     pub(crate) weights: &'a Tensor,
     pub(crate) bias: Option<&'a Tensor>,
-    /// [.., outputs], added before anything is rounded.
+    /// A tensor, [.., outputs], that is added before anything is rounded.
     pub(crate) added: Option<&'a Tensor>,
-    /// Whether GELU follows, in the form of tanh; not where something is added.
+    /// Says whether GELU in the tanh form follows. It must not, if a tensor is added.
     pub(crate) has_gelu: bool,
 }
 
-/// `ConcordProduct` of `cuda_part.h`.
+/// A product as C++ takes it, laid out as `ConcordProduct` of `cuda_part.h`.
 #[repr(C)]
 struct RawProduct {
     x: *const c_void,
@@ -228,7 +229,7 @@ struct RawProduct {
 }
 
 impl RawProduct {
-    /// Into `out` [.., outputs], whose size goes with theirs.
+    /// Describes a product into `out` [.., outputs]; the sizes of all tensors must agree.
     fn of(product: &ProductOf<'_>, out: &Tensor) -> Self {
         let size = product.weights.size();
         let or_null = |tensor: Option<&Tensor>| {
@@ -249,7 +250,8 @@ impl RawProduct {
     }
 }
 
-/// Ways to compute it, the most promising first, at most `most`. The shared object is loaded.
+/// Returns at most `most` algorithms for a product, the most promising first. The shared object must be
+/// loaded.
 pub(super) fn product_algorithms(
     product: &ProductOf<'_>,
     out: &Tensor,
@@ -263,14 +265,15 @@ pub(super) fn product_algorithms(
     Ok(algorithms)
 }
 
-/// Computes it into `out`, on the thread's current stream. The shared object is loaded; sizes go together.
+/// Computes a product into `out`, on the thread's current stream. The shared object must be loaded, and the
+/// sizes must agree.
 pub(super) fn product(
     product: &ProductOf<'_>,
     out: &Tensor,
     algorithm: &ProductAlgorithm,
 ) -> Result<(), LibtorchError> {
     let raw = RawProduct::of(product, out);
-    // Taken and given back in the stream's order, like any tensor.
+    // The workspace is allocated and freed in the stream's order, like any tensor.
     let workspace = Tensor::f_empty([algorithm.workspace_bytes as i64], (Kind::Uint8, out.device()))
         .map_err(|error| LibtorchError(error.to_string()))?;
     // SAFETY: all pointers are of live tensors of these sizes, as the caller has seen to; what the GPU does with their
@@ -278,19 +281,20 @@ pub(super) fn product(
     ok(unsafe { concord_product(&raw const raw, &raw const *algorithm, workspace.data_ptr()) })
 }
 
-/// How a kernel is launched: `ConcordLaunch` of `cuda_part.h`.
+/// The launch of a kernel, laid out as `ConcordLaunch` of `cuda_part.h`.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct KernelLaunch {
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
-    /// Of shared memory, for each block, beside what the kernel declares.
+    /// The bytes of shared memory of each block, beside those that the kernel declares.
     pub(crate) shared_bytes: u32,
-    /// Perhaps before the kernel before it has ended, for which it waits by itself.
+    /// Says whether the kernel may begin before the previous one has ended; it then waits for that one
+    /// itself.
     pub(crate) begins_early: bool,
 }
 
-/// An argument of a kernel, by its type there.
+/// An argument of a kernel, by its type in the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum KernelArgument {
     Address(*const c_void),
@@ -300,7 +304,7 @@ pub(super) enum KernelArgument {
 }
 
 impl KernelArgument {
-    /// Of the value itself.
+    /// Returns the address of the value itself.
     fn address(&self) -> *mut c_void {
         match self {
             Self::Address(value) => std::ptr::from_ref(value).cast_mut().cast(),
@@ -311,7 +315,8 @@ impl KernelArgument {
     }
 }
 
-/// A copy of bytes of this shape, whose product has been checked, in page-locked memory for `device`, a GPU.
+/// Copies bytes into a tensor of this shape in page-locked memory for `device`, a GPU. The caller has checked
+/// that the sizes agree.
 pub(super) fn page_locked_copy(bytes: &[u8], shape: &[i64], device: Device) -> Result<Tensor, TchError> {
     let strides: Vec<i64> = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
     // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed; nothing writes to
@@ -326,7 +331,7 @@ fn address(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr().cast()
 }
 
-/// A tensor that the shim has made, or why there is none.
+/// Takes ownership of a tensor that the shim has created, or returns the reason why there is none.
 ///
 /// # Safety
 /// The pointer is null, or that of an `at::Tensor` made by `new` that nothing else owns.
@@ -336,13 +341,14 @@ unsafe fn adopted(tensor: *mut c_void) -> Result<Tensor, LibtorchError> {
     Ok(unsafe { Tensor::from_ptr(tensor.as_ptr().cast()) })
 }
 
-/// Attention by libtorch's flash kernels. Heads may share keys and values.
+/// Computes attention by libtorch's flash kernels. Heads may share keys and values.
 pub(crate) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, LibtorchError> {
     // SAFETY: all are live tensors, which the shim checks; it gives an owned tensor or null.
     unsafe { adopted(concord_flash_attention(address(query), address(key), address(value))) }
 }
 
-/// By its memory-efficient kernels. `bias` is added to the logits, or true where a query may look.
+/// Computes attention by libtorch's memory-efficient kernels. `bias` is added to the logits or, if boolean,
+/// is true where a query may look.
 pub(crate) fn efficient_attention(
     query: &Tensor,
     key: &Tensor,
@@ -354,7 +360,7 @@ pub(crate) fn efficient_attention(
     unsafe { adopted(concord_efficient_attention(address(query), address(key), address(value), bias)) }
 }
 
-/// By cuDNN. Heads may share keys and values.
+/// Computes attention by cuDNN. Heads may share keys and values.
 pub(crate) fn cudnn_attention(
     query: &Tensor,
     key: &Tensor,
@@ -366,7 +372,7 @@ pub(crate) fn cudnn_attention(
     unsafe { adopted(concord_cudnn_attention(address(query), address(key), address(value), bias)) }
 }
 
-/// Free bytes of a CUDA device's memory, and all of them.
+/// Returns the free and the total bytes of a CUDA device's memory.
 pub(super) fn memory_info(device: usize) -> Result<(u64, u64), LibtorchError> {
     let device = device_index(device)?;
     let (mut free_bytes, mut total_bytes) = (0, 0);
@@ -375,7 +381,7 @@ pub(super) fn memory_info(device: usize) -> Result<(u64, u64), LibtorchError> {
     Ok((free_bytes, total_bytes))
 }
 
-/// Allocated now, allocated at most, and reserved, in bytes.
+/// Returns the bytes that are allocated now, that were allocated at most, and that are reserved.
 pub(super) fn allocated_memory(device: usize) -> Result<[u64; 3], LibtorchError> {
     let device = device_index(device)?;
     let mut bytes = [0; 3];
@@ -394,7 +400,11 @@ pub(super) fn reset_peak_memory(device: usize) -> Result<(), LibtorchError> {
     ok(unsafe { concord_reset_peak_memory(device_index(device)?) })
 }
 
-/// libtorch counts devices in a byte, and takes what does not fit for another one.
+/// Returns the index of a device as libtorch stores it, in one byte; a larger one would be taken for that of
+/// another device.
+///
+/// # Errors
+/// Returns an error if the index does not fit.
 fn device_index(device: usize) -> Result<c_int, LibtorchError> {
     let index = i8::try_from(device).map_err(|_| LibtorchError(format!("there is no cuda:{device}")))?;
     Ok(c_int::from(index))
@@ -414,13 +424,13 @@ impl RawStream {
         NonNull::new(unsafe { concord_stream_new(device) }).map(Self).ok_or_else(last_error)
     }
 
-    /// Makes this stream the thread's current one; the result is the one that was.
+    /// Makes this stream the thread's current one, and returns the previous one.
     pub(super) fn exchange(&self) -> Result<Self, LibtorchError> {
         // SAFETY: self owns a live c10::Stream; the shim gives an owned pointer or null.
         NonNull::new(unsafe { concord_stream_exchange(self.0.as_ptr()) }).map(Self).ok_or_else(last_error)
     }
 
-    /// The thread's current one.
+    /// Returns the thread's current stream of a device.
     pub(super) fn current(device: usize) -> Result<Self, LibtorchError> {
         let device = device_index(device)?;
         // SAFETY: plain argument; the shim gives an owned pointer or null.
@@ -432,7 +442,7 @@ impl RawStream {
         ok(unsafe { concord_stream_synchronize(self.0.as_ptr()) })
     }
 
-    /// Whether its work is being recorded. The shared object is loaded.
+    /// Returns whether the stream is being recorded. The shared object must be loaded.
     pub(super) fn is_capturing(&self) -> Result<bool, LibtorchError> {
         // SAFETY: self owns a live c10::Stream.
         match unsafe { concord_stream_is_capturing(self.0.as_ptr()) } {
@@ -442,7 +452,7 @@ impl RawStream {
         }
     }
 
-    /// The shared object is loaded.
+    /// Keeps the device busy for this many cycles of its clock. The shared object must be loaded.
     pub(super) fn spin(&self, cycles: i64) -> Result<(), LibtorchError> {
         // SAFETY: self owns a live c10::Stream.
         ok(unsafe { concord_stream_spin(self.0.as_ptr(), cycles) })
@@ -456,7 +466,7 @@ impl Drop for RawStream {
     }
 }
 
-/// Makes a device the thread's current one; the result is the one that was.
+/// Makes a device the thread's current one, and returns the previous one.
 pub(super) fn exchange_device(device: usize) -> Result<usize, LibtorchError> {
     // SAFETY: plain argument.
     let previous = unsafe { concord_device_exchange(device_index(device)?) };

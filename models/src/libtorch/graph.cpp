@@ -1,7 +1,8 @@
 // CUDA graphs of libtorch, for shim.cpp.
 //
-// Part of a shared object of its own: at::cuda::CUDAGraph lives in libtorch_cuda, which the program does not link. It
-// is loaded after that library, whose symbols it takes. Nothing here catches: the caller does.
+// This is part of a shared object of its own: at::cuda::CUDAGraph lives in libtorch_cuda, which the program
+// does not link. It is loaded after that library, whose symbols it uses. Nothing here catches exceptions: the
+// caller does.
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/cuda/Sleep.h>
@@ -32,11 +33,12 @@ void* begin(const void* shares_with) {
   if (shares_with != nullptr) {
     pool = const_cast<CUDAGraph*>(static_cast<const CUDAGraph*>(shares_with))->pool();
   }
-  // Other threads, of other models, may allocate meanwhile.
+  // The mode is thread-local, since other threads, of other models, may allocate meanwhile.
   try {
     graph->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
   } catch (...) {
-    // The destructor of a graph that never began throws, which would end the process: a few hundred bytes stay behind.
+    // The destructor of a graph that never began throws, which would end the process: a few hundred bytes are
+    // leaked instead.
     graph.release();
     throw;
   }
@@ -63,7 +65,7 @@ bool is_capturing(const void* stream) {
 }
 
 void spin(const void* stream, long long cycles) {
-  // Of its device, too.
+  // This sets the stream's device, too.
   const c10::StreamGuard current(*static_cast<const c10::Stream*>(stream));
   at::cuda::sleep(cycles);
 }

@@ -1,7 +1,7 @@
-// Kernels of our own: compiled by NVRTC, loaded and launched by the driver's functions.
+// The project's own kernels: compiled by NVRTC, loaded and launched by the driver's functions.
 //
-// Both libraries are looked up at run time: NVRTC is missing on some machines, and the driver is already loaded by
-// libcudart wherever there is a GPU. NVRTC lies beside libcudart in NVIDIA's wheels.
+// Both libraries are looked up at run time: NVRTC is missing on some machines, and the driver is already
+// loaded by libcudart wherever there is a GPU. NVRTC lies beside libcudart in NVIDIA's wheels.
 
 #include <c10/cuda/CUDAStream.h>
 #include <cuda.h>
@@ -16,7 +16,7 @@
 
 namespace {
 
-// As nvrtc.h declares them; that header is in a wheel of 90 MB.
+// These are declared as in nvrtc.h, which comes in a wheel of 90 MB.
 using Program = struct OpaqueProgram*;
 using CreateProgram = int (*)(Program*, const char*, const char*, int, const char* const*, const char* const*);
 using CompileProgram = int (*)(Program, int, const char* const*);
@@ -41,7 +41,7 @@ void* driver() {
 void* open_compiler() {
   const std::string major = std::to_string(CUDART_VERSION / 1000);
   const std::string name = "libnvrtc.so." + major;
-  // NVRTC opens it by its name alone, which finds it only when it is loaded already.
+  // NVRTC opens its built-ins by their name alone, which is found only if they are loaded already.
   const std::string builtins = "libnvrtc-builtins.so." + major + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   Dl_info runtime;
   if (dladdr(reinterpret_cast<void*>(&cudaDeviceGetAttribute), &runtime) != 0 && runtime.dli_fname != nullptr) {
@@ -144,7 +144,7 @@ void concord_launch(void* function, const ConcordLaunch* how, void** arguments) 
   using Launch = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
   static const Launch launch = find<Launch>(driver(), "cuLaunchKernelEx");
   const auto kernel = static_cast<CUfunction>(function);
-  // So much every kernel may have without being allowed more.
+  // The shared memory that every kernel may have without opting in.
   constexpr unsigned FREE_SHARED_BYTES = 48 * 1024;
   if (how->shared_bytes > FREE_SHARED_BYTES) {
     set(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(how->shared_bytes));
@@ -160,7 +160,8 @@ void concord_launch(void* function, const ConcordLaunch* how, void** arguments) 
   config.sharedMemBytes = how->shared_bytes;
   config.hStream = c10::cuda::getCurrentCUDAStream().stream();
   if (how->begins_early) {
-    // A multiprocessor that divides its memory in another way for the next kernel lets it begin only when it is empty.
+    // A multiprocessor that has to repartition its memory for the next kernel lets it begin only when it is
+    // empty.
     set(kernel, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
     config.attrs = &early;
     config.numAttrs = 1;

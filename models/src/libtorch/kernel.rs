@@ -1,4 +1,5 @@
-//! Kernels of our own: compiled for the GPU that they run on, kept on disk, launched on the current stream.
+//! The project's own kernels: compiled for the GPU that they run on, cached on disk, and launched on the
+//! current stream.
 
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -8,14 +9,15 @@ use tch::Tensor;
 use super::ffi::{self, KernelArgument, KernelLaunch, RawKernel};
 use super::{LibtorchError, load_cuda_part};
 
-/// A digest before the code tells a whole file from a damaged one.
+/// The size of the digest before the code, which tells a whole file from a damaged one.
 const DIGEST_BYTES: usize = 32;
 
-/// Machine code of CUDA C++ for the thread's current GPU: that of an earlier call from the disk, where it was kept,
-/// under `$XDG_CACHE_HOME/concord` or `~/.cache/concord`.
+/// Compiles CUDA C++ to machine code for the thread's current GPU, or returns the result of an earlier call
+/// from the cache on disk, under `$XDG_CACHE_HOME/concord` or `~/.cache/concord`.
 ///
 /// # Errors
-/// When there is no CUDA, no NVRTC, or it does not compile. A cache that cannot be read or written is no error.
+/// Returns an error if there is no CUDA or no NVRTC, or if the source does not compile. A cache that cannot
+/// be read or written is no error.
 pub(crate) fn compile(source: &str) -> Result<Vec<u8>, LibtorchError> {
     load_cuda_part()?;
     let (architecture, compiler) = ffi::kernel_versions()?;
@@ -33,7 +35,7 @@ pub(crate) fn compile(source: &str) -> Result<Vec<u8>, LibtorchError> {
     Ok(code)
 }
 
-/// Where Concord keeps what it can make again.
+/// Returns the folder of everything that Concord keeps but can make again, if the environment names one.
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
@@ -45,7 +47,7 @@ fn kept(file: &[u8]) -> Option<Vec<u8>> {
     (blake3::hash(code).as_bytes() == digest).then(|| code.to_vec())
 }
 
-/// Under another name first: another process may read it at any time.
+/// Writes a file under another name first, since another process may read it at any time.
 fn keep(file: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(file);
     std::fs::create_dir_all(folder)?;
@@ -56,10 +58,10 @@ fn keep(file: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How many multiprocessors the thread's current GPU has.
+/// Returns the number of multiprocessors of the thread's current GPU.
 ///
 /// # Errors
-/// When there is no CUDA.
+/// Returns an error if there is no CUDA.
 pub(crate) fn multiprocessors() -> Result<u32, LibtorchError> {
     load_cuda_part()?;
     ffi::multiprocessors()
@@ -69,7 +71,7 @@ pub(crate) fn multiprocessors() -> Result<u32, LibtorchError> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kernel(RawKernel);
 
-/// What a kernel is given.
+/// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Argument<'a> {
     /// The address of a tensor's first value; `None` is null.
@@ -80,14 +82,15 @@ pub(crate) enum Argument<'a> {
 }
 
 impl Kernel {
-    /// The kernel of that name in compiled code.
+    /// Loads the kernel with that name from compiled code.
     pub(crate) fn load(code: &[u8], name: &str) -> Result<Self, LibtorchError> {
         let name = CString::new(name).map_err(|error| LibtorchError(error.to_string()))?;
         Ok(Self(RawKernel::load(code, &name)?))
     }
 
-    /// Puts it on the thread's current stream. Number, types and meaning of the arguments are the kernel's; that
-    /// tensors are on this GPU, contiguous and as large as it takes them to be is the caller's to see to.
+    /// Launches the kernel on the thread's current stream. The caller must see to it that the arguments have
+    /// the number, types and meaning that the kernel declares, and that tensors are on this GPU, contiguous,
+    /// and as large as the kernel expects.
     pub(crate) fn launch(self, how: KernelLaunch, arguments: &[Argument<'_>]) -> Result<(), LibtorchError> {
         let raw: Vec<KernelArgument> = arguments
             .iter()

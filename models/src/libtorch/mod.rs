@@ -1,7 +1,8 @@
-//! What tch lacks of libtorch: CUDA loaded at run time, its memory, streams, events and graphs as safe types, attention
-//! by one back end, and products by one algorithm.
+//! The parts of libtorch that tch lacks: CUDA loaded at run time; its memory, streams, events and graphs as
+//! safe types; attention by a given back end, and products by a given algorithm; knows nothing else of
+//! Concord.
 //!
-//! The only module of Concord with `unsafe` code.
+//! This is the only module of Concord with `unsafe` code.
 
 mod cuda;
 mod ffi;
@@ -25,7 +26,7 @@ pub(crate) use pinned::pinned;
 pub(crate) use product::{product, product_algorithms};
 pub use stream::{CurrentStream, Event, Stream};
 
-/// What libtorch said when a call failed.
+/// The message of libtorch when a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("libtorch: {0}")]
 pub struct LibtorchError(pub(crate) String);

@@ -1,16 +1,18 @@
-//! Memory of the host that a GPU copies from by itself, while the CPU does something else.
+//! Pinned memory of the host, from which a GPU copies by itself while the CPU does something else.
 
 use tch::{Device, Tensor};
 
 use super::{LibtorchError, ffi};
 
-/// A copy of `bytes`, of this shape, in page-locked memory where `device` is a GPU, otherwise in common memory.
+/// Copies `bytes` into a tensor of this shape, in page-locked memory if `device` is a GPU, otherwise in
+/// ordinary memory.
 ///
-/// libtorch keeps such memory for the next use: it is rounded up to powers of two and never given back. A copy to the
-/// device that does not wait may outlive the tensor: libtorch waits with the next use of its memory.
+/// libtorch keeps page-locked memory for the next use: its size is rounded up to a power of two, and it is
+/// never released. An asynchronous copy to the device may outlive the tensor: libtorch waits for it before
+/// the memory is used again.
 ///
 /// # Errors
-/// When the shape is of another size, or there is no memory.
+/// Returns an error if the shape has another size than `bytes`, or if there is no memory.
 pub(crate) fn pinned(bytes: &[u8], shape: &[i64], device: Device) -> Result<Tensor, LibtorchError> {
     if shape.iter().product::<i64>() != bytes.len() as i64 {
         return Err(LibtorchError(format!("{} bytes are not of shape {shape:?}", bytes.len())));

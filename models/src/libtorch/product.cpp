@@ -1,7 +1,8 @@
-// Products of matrices by cuBLASLt, by an algorithm that the caller has chosen.
+// Matrix products by cuBLASLt, by an algorithm that the caller has chosen.
 //
-// libtorch asks cuBLASLt for its best guess and takes that; here all guesses can be had, to be measured. The library is
-// the one that libtorch has loaded. What cublasLt.h declares is repeated: that header is in a wheel of 400 MB.
+// libtorch takes the first algorithm that cuBLASLt's heuristic proposes; here all of them can be had, to be
+// measured. The library is the one that libtorch has loaded. The declarations of cublasLt.h are repeated:
+// that header comes in a wheel of 400 MB.
 
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -28,7 +29,7 @@ struct Algorithm {
   std::uint64_t data[8];
 };
 
-// cublasLtMatmulHeuristicResult_t
+// Mirrors cublasLtMatmulHeuristicResult_t.
 struct Guess {
   Algorithm algorithm;
   std::size_t workspace_bytes;
@@ -42,7 +43,8 @@ constexpr int TRANSPOSED = 1;
 constexpr int DESCRIPTION_TRANSA = 3, DESCRIPTION_EPILOGUE = 7, DESCRIPTION_BIAS_POINTER = 8;
 constexpr int EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4, EPILOGUE_GELU = 32;
 constexpr int PREFERENCE_WORKSPACE_BYTES = 1, PREFERENCE_REDUCTIONS = 3;
-// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts are added up in fp32, in a work space, and not in what the output is of.
+// CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: partial sums are added in fp32 in a workspace, not in the number
+// format of the output.
 constexpr std::uint32_t REDUCTIONS = 2;
 constexpr std::size_t WORKSPACE_BYTES_MAX = 32 << 20;
 
@@ -64,7 +66,7 @@ void call(const char* name, Arguments... arguments) {
   }
 }
 
-// One a device, for good: its functions may be called by several threads at once.
+// Returns the handle of the current device, which is kept for good: several threads may use it at once.
 Handle handle() {
   static std::mutex mutex;
   static std::map<int, Handle> handles;
@@ -80,8 +82,9 @@ Handle handle() {
   return one;
 }
 
-// What cuBLASLt is told of a product. Its matrices are stored by columns: ours, by rows, are transposed to it. So it is
-// asked for out transposed, which is the transposed of the transposed weights by x transposed.
+// The description of a product for cuBLASLt. Its matrices are stored by columns: ours, stored by rows, are
+// transposed to it. So it is asked for out transposed, which is the transpose of the transposed weights times
+// x transposed.
 class Problem {
  public:
   explicit Problem(const ConcordProduct& product) {
@@ -130,7 +133,7 @@ class Problem {
     try {
       call(name, thing);
     } catch (const std::exception&) {
-      // A few hundred bytes stay behind.
+      // A few hundred bytes are leaked.
     }
   }
 };

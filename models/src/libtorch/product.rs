@@ -1,15 +1,15 @@
-//! Products of matrices by an algorithm of cuBLASLt that the caller names.
+//! Matrix products by an algorithm of cuBLASLt that the caller chooses.
 
 use tch::Tensor;
 
 use super::ffi::{self, ProductAlgorithm, ProductOf};
 use super::{LibtorchError, load_cuda_part};
 
-/// Ways to compute a product into `out` [.., outputs], the most promising first, at most `most`, on the thread's current
-/// GPU.
+/// Returns at most `most` algorithms that compute a product into `out` [.., outputs] on the thread's current
+/// GPU, the most promising first.
 ///
 /// # Errors
-/// When there is no CUDA, or cuBLASLt knows no way.
+/// Returns an error if there is no CUDA, or if cuBLASLt knows no algorithm.
 pub(crate) fn product_algorithms(
     product: &ProductOf<'_>,
     out: &Tensor,
@@ -19,10 +19,11 @@ pub(crate) fn product_algorithms(
     ffi::product_algorithms(product, out, most)
 }
 
-/// Computes it, on the thread's current stream, by one of them: of tensors of the same sizes.
+/// Computes a product into `out` [.., outputs] on the thread's current stream, by an algorithm for tensors of
+/// the same sizes.
 ///
 /// # Errors
-/// When cuBLASLt refuses, or there is no memory for its work space.
+/// Returns an error if cuBLASLt fails, or if there is no memory for its workspace.
 pub(crate) fn product(
     product: &ProductOf<'_>,
     out: &Tensor,

@@ -1,9 +1,10 @@
-// Streams, events and memory of whatever device libtorch has loaded, and its attention by each back end, for Rust.
+// Streams, events and memory of whatever device libtorch has loaded, and its attention by each back end, for
+// Rust.
 //
-// c10::impl::VirtualGuardImpl asks the registry of device back ends at run time, so this needs no
-// CUDA header and links no CUDA library. Every function catches what libtorch throws: an exception
-// must not cross into Rust. On failure it returns false (or null) and the text is kept for
-// concord_last_error() of the same thread.
+// c10::impl::VirtualGuardImpl asks the registry of device back ends at run time, so this needs no CUDA header
+// and links no CUDA library. Every function catches what libtorch throws: an exception must not cross into
+// Rust. On failure a function returns false (or null), and the message is kept for concord_last_error() on
+// the same thread.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
@@ -55,7 +56,7 @@ Result caught(Result failed, Work work) {
   return failed;
 }
 
-// The kernels of attention load 16 bytes at a time, eight values of two bytes.
+// The attention kernels load 16 bytes at a time, eight values of two bytes.
 constexpr std::int64_t vector_values = 8;
 
 bool is_in_vectors(const at::Tensor& tensor) {
@@ -67,7 +68,8 @@ bool is_in_vectors(const at::Tensor& tensor) {
   return tensor.stride(-1) == 1 && reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
-// Back ends do not all check what libtorch sees to before it calls them: a value out of place is read from elsewhere.
+// Back ends do not all check what libtorch ensures before it calls them: they would read values from the
+// wrong place.
 void check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
   TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "attention is of four dimensions");
   TORCH_CHECK(query.numel() > 0 && key.numel() > 0, "attention to nothing");
@@ -81,8 +83,8 @@ void check_attention(const at::Tensor& query, const at::Tensor& key, const at::T
   TORCH_CHECK(is_in_vectors(query) && is_in_vectors(key) && is_in_vectors(value), "tensors are not aligned");
 }
 
-// What is added to the logits, in the number format of the query: cuDNN would take the bytes of another one for it
-// (pytorch/pytorch#191612). A mask is made one as libtorch does it.
+// Returns what is added to the logits. It must have the number format of the query: cuDNN would misread the
+// bytes of another one (pytorch/pytorch#191612). A mask is turned into a bias as libtorch does it.
 std::optional<at::Tensor> added_bias(const at::Tensor* bias, const at::Tensor& query) {
   if (bias == nullptr) {
     return std::nullopt;
@@ -117,7 +119,7 @@ const char* concord_last_error() {
 
 // The CUDA half registers itself when it is loaded; it stays loaded for good.
 bool concord_load_cuda() {
-  // Only the one beside the libc10 that this program runs with: another may be of another build.
+  // Only the library beside the libc10 that this program runs with will do: another may be of another build.
   Dl_info loaded;
   if (dladdr(reinterpret_cast<void*>(&c10::DeviceTypeName), &loaded) == 0 || loaded.dli_fname == nullptr) {
     last_error = "libc10.so could not be found";
@@ -134,7 +136,8 @@ bool concord_load_cuda() {
   return false;
 }
 
-// Loads the compiled graph.cpp, kernel.cpp and product.cpp; after libtorch_cuda, whose symbols it takes. It stays loaded for good.
+// Loads the shared object of graph.cpp, kernel.cpp and product.cpp, after libtorch_cuda, whose symbols it
+// uses. It stays loaded for good.
 bool concord_load_cuda_part(const char* path) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   void* found = library != nullptr ? dlsym(library, "concord_cuda") : nullptr;
@@ -147,7 +150,7 @@ bool concord_load_cuda_part(const char* path) {
   return true;
 }
 
-// The following need it.
+// The following functions need the shared object.
 void* concord_graph_begin(const void* shares_with) {
   return caught<>(static_cast<void*>(nullptr), [&] { return part->graph_begin(shares_with); });
 }
@@ -173,7 +176,7 @@ void concord_graph_delete(void* graph) {
   });
 }
 
-// Compute capability of the current device and NVRTC's version; false where there is no such thing.
+// Returns the compute capability of the current device and NVRTC's version; false if there is no such thing.
 bool concord_kernel_versions(int* architecture, int* compiler) {
   return caught(false, [&] {
     *architecture = part->architecture(-1);
@@ -182,17 +185,17 @@ bool concord_kernel_versions(int* architecture, int* compiler) {
   });
 }
 
-// Compute capability of a device, for instance 90; negative where it does not tell.
+// Returns the compute capability of a device, for instance 90; negative on failure.
 int concord_architecture_of(int device) {
   return caught(-1, [&] { return part->architecture(device); });
 }
 
-// Of the current device; negative where it does not tell.
+// Returns the number of multiprocessors of the current device; negative on failure.
 int concord_multiprocessors() {
   return caught(-1, [&] { return part->multiprocessors(); });
 }
 
-// Ways to compute a product; negative on failure.
+// Returns the number of algorithms for a product; negative on failure.
 int concord_product_algorithms(const ConcordProduct* product, ConcordAlgorithm* algorithms, int most) {
   return caught(-1, [&] { return part->product_algorithms(product, algorithms, most); });
 }
@@ -204,7 +207,7 @@ bool concord_product(const ConcordProduct* product, const ConcordAlgorithm* algo
   });
 }
 
-// To be freed by concord_free.
+// The result must be freed by concord_free.
 void* concord_kernel_compile(const char* source, std::size_t* bytes) {
   return caught<>(static_cast<void*>(nullptr), [&] { return part->compile(source, bytes); });
 }
@@ -224,8 +227,8 @@ bool concord_kernel_launch(void* function, const ConcordLaunch* how, void** argu
   });
 }
 
-// Free and all bytes of a device, as the driver says. By the caching allocator's own method, which is virtual: calling
-// it needs no CUDA header.
+// Returns the free and the total bytes of a device, as the driver reports them. This is the caching
+// allocator's own method, which is virtual: calling it needs no CUDA header.
 bool concord_memory_info(int device, uint64_t* free_bytes, uint64_t* total_bytes) {
   return caught(false, [&] {
     const auto [free, total] =
@@ -246,19 +249,19 @@ void concord_stream_delete(void* stream) {
   delete static_cast<c10::Stream*>(stream);
 }
 
-// Makes a device the thread's current one and says which was; negative on failure.
+// Makes a device the thread's current one and returns the previous one; negative on failure.
 int concord_device_exchange(int device) {
   return caught(-1, [&] { return static_cast<int>(guard().exchangeDevice(cuda(device)).index()); });
 }
 
-// Makes `stream` current on this thread, for its device, and gives back the one that was.
+// Makes `stream` the current one on this thread, for its device, and returns the previous one.
 void* concord_stream_exchange(void* stream) {
   return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
     return new c10::Stream(guard().exchangeStream(*static_cast<c10::Stream*>(stream)));
   });
 }
 
-// The one that is current on this thread.
+// Returns the stream that is current on this thread.
 void* concord_stream_current(int device) {
   return caught<>(static_cast<void*>(nullptr), [&]() -> void* {
     return new c10::Stream(guard().getStream(cuda(device)));
@@ -304,19 +307,20 @@ bool concord_event_synchronize(void* event) {
   });
 }
 
-// Milliseconds between two recorded events; NaN when they cannot be compared.
+// Returns the milliseconds between two recorded events; NaN if they cannot be compared.
 double concord_event_elapsed_ms(void* from, void* to) {
   return caught(std::nan(""), [&] {
     return static_cast<c10::Event*>(from)->elapsedTime(*static_cast<c10::Event*>(to));
   });
 }
 
-// Whether work on this stream is being recorded: 1 or 0, negative when it cannot be told. CUDA's part is loaded.
+// Returns whether this stream is being recorded: 1 or 0, negative on failure. The shared object must be
+// loaded.
 int concord_stream_is_capturing(const void* stream) {
   return caught(-1, [&] { return part->is_capturing(stream) ? 1 : 0; });
 }
 
-// Keeps the stream busy. CUDA's part is loaded.
+// Keeps the stream busy. The shared object must be loaded.
 bool concord_stream_spin(const void* stream, long long cycles) {
   return caught(false, [&] {
     part->spin(stream, cycles);
@@ -324,8 +328,8 @@ bool concord_stream_spin(const void* stream, long long cycles) {
   });
 }
 
-// Attention of [batch, heads, positions, width] by one back end, heads sharing keys and values where there are fewer of
-// them; null where it cannot. Tensors are at::Tensor, the result is owned by the caller.
+// Attention of [batch, heads, positions, width] by one back end; heads share keys and values if there are
+// fewer of those. Tensors are at::Tensor. The result is owned by the caller; it is null on failure.
 void* concord_flash_attention(const void* query, const void* key, const void* value) {
   return caught<>(static_cast<void*>(nullptr), [&] {
     const auto &q = tensor_of(query), &k = tensor_of(key), &v = tensor_of(value);
@@ -359,12 +363,12 @@ void* concord_cudnn_attention(const void* query, const void* key, const void* va
   });
 }
 
-// Bytes in tensors now, in tensors at most, and taken from the device.
+// Returns the bytes in tensors now, in tensors at most, and taken from the device.
 bool concord_allocated_memory(int device, std::uint64_t* bytes) {
   return caught(false, [&] {
     const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)
                            ->getDeviceStats(static_cast<c10::DeviceIndex>(device));
-    // The first of the statistics is that of all allocations together.
+    // The first entry of the statistics is that of all allocations together.
     bytes[0] = static_cast<std::uint64_t>(stats.allocated_bytes[0].current);
     bytes[1] = static_cast<std::uint64_t>(stats.allocated_bytes[0].peak);
     bytes[2] = static_cast<std::uint64_t>(stats.reserved_bytes[0].current);
@@ -372,7 +376,7 @@ bool concord_allocated_memory(int device, std::uint64_t* bytes) {
   });
 }
 
-// Gives back to the devices what is in no tensor.
+// Releases to the devices the memory that is in no tensor.
 bool concord_release_memory() {
   return caught(false, [&] {
     c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache();

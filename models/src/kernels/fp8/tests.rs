@@ -1,4 +1,5 @@
-//! Rows and products of fp8 against exact ones, and whole models; on the CPU by the twins, and on a GPU that has fp8.
+//! Tests of fp8 rows and products against exact ones, and of whole models: on the CPU by the eager twins, and
+//! on a GPU that supports fp8.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ use crate::task::{TaskId, TaskSpec};
 const COMPUTED_IN: [(Kind, f64); 3] = [(Kind::Float, 1e-6), (Kind::BFloat16, 1e-2), (Kind::Half, 2e-3)];
 const ON_CPU: Placement = Placement { device: Device::Cpu, kind: Kind::Float8e4m3fn };
 
-/// Those whose tensor cores multiply fp8, and the CPU, where the twins do.
+/// Returns the CPU, where the eager twins run, and the GPUs whose tensor cores multiply fp8.
 fn places() -> Vec<Placement> {
     let dinov3 = Architecture::by_name("dinov3").unwrap();
     let here = |device| Placement { device, ..ON_CPU };
@@ -42,7 +43,7 @@ fn places() -> Vec<Placement> {
     devices().into_iter().map(here).filter(can).collect()
 }
 
-/// The same values but for a few, which are one step of e4m3 off.
+/// Asserts that the values are the same, but for a few that are one step of e4m3 off.
 fn assert_same_rows(ours: &Fp8Rows, expected: &Fp8Rows, what: &str) {
     assert_close(&ours.scales, &expected.scales, 1e-2, what);
     let (ours, expected) = (ours.values.to_kind(Kind::Float), expected.values.to_kind(Kind::Float));
@@ -57,7 +58,7 @@ fn assert_same_rows(ours: &Fp8Rows, expected: &Fp8Rows, what: &str) {
 #[test]
 fn a_row_keeps_its_values_within_half_a_step() {
     for place in places() {
-        // Rows of very different sizes, one of zeros.
+        // The rows have very different magnitudes, and one of them is all zeros.
         let sizes = Tensor::from_slice(&[1e-6f32, 1.0, 3e4, 0.0]).unsqueeze(1).to_device(place.device);
         let x = random(&[4, 256], Kind::Float, place.device) * sizes;
         let rows = Fp8Rows::of(&x);
@@ -78,7 +79,8 @@ fn kernels_quantise_as_their_twins() {
         let stream = Stream::new(place.device).unwrap();
         let _current = stream.enter().unwrap();
         for (kind, _) in COMPUTED_IN {
-            // One row of a pack a thread, of several packs, of no whole pack, and of more than a block keeps.
+            // The widths are rows of one pack a thread, of several packs, of no whole number of packs, and of
+            // more than a block keeps.
             for width in [64, 1152, 4304, 12_288, 130, 40_000] {
                 let x = random(&[2, 3, width], kind, place.device) * 2.0;
                 let what = format!("{:?} {kind:?} {width}", place.device);
@@ -133,7 +135,7 @@ fn a_product_is_that_of_the_rounded_values() {
                     let ours = weights.multiply(&x, bias);
                     assert_eq!(ours.kind(), Kind::BFloat16);
                     let expected = bias.map_or_else(|| exact.shallow_clone(), |bias| &exact + bias);
-                    // Of the last rounding and of sums that are rounded on the way.
+                    // The error is that of the last rounding and of sums that are rounded on the way.
                     assert_close(&ours, &expected, 1e-2, &what);
                 }
             }
@@ -175,7 +177,7 @@ fn options(architecture: &str, device: Device, dtype: &str) -> ModelOptions {
     }
 }
 
-/// As `load_model`, which refuses the twins.
+/// Loads a model as `load_model` does, but also on the CPU, where `load_model` refuses the eager twins.
 fn load(architecture: &str, place: Placement) -> Box<dyn Model> {
     let options = options(architecture, place.device, "fp8");
     if place.device != Device::Cpu {
@@ -208,7 +210,7 @@ fn answers(model: &mut dyn Model, batch: usize) -> Vec<ModelOutput> {
     images.chunks(batch).flat_map(|images| model.classify(TaskId(1), images).unwrap()).collect()
 }
 
-/// The probability of the second label.
+/// Returns the probability of the second label.
 fn probability(scores: &ModelOutput) -> f32 {
     1.0 / (1.0 + (scores.logits[0] - scores.logits[1]).exp())
 }
@@ -223,7 +225,7 @@ fn models_answer_in_fp8_as_in_fp32() {
             let _current = stream.enter().unwrap();
             let mut model = load(architecture, place);
             assert_eq!(model.info().placement.kind, Kind::Float8e4m3fn);
-            // The twins are slow, and have no graphs that batches fill up.
+            // The eager twins are slow, and have no graphs to which batches are padded.
             let batches: &[usize] = if place.device == Device::Cpu { &[5] } else { &[5, 2, 1] };
             for &batch in batches {
                 for (ours, expected) in answers(model.as_mut(), batch).iter().zip(&expected) {

@@ -1,4 +1,4 @@
-//! The kernels of a step against libtorch's own operations, on a GPU that has what they need.
+//! Tests of the kernels of a step against libtorch's own operations, on a GPU that has what they need.
 
 use tch::{Device, Kind, Tensor};
 
@@ -9,10 +9,11 @@ use crate::kernels::{RmsNorm, rotate_eagerly as rotate};
 use crate::libtorch::Stream;
 use crate::nn::layers::attention;
 
-/// How far results may lie apart that were rounded in other places.
+/// The number formats, each with the largest relative difference of results that were rounded at different
+/// points.
 const PLACES: [(Kind, f64); 3] = [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2), (Kind::Half, 2e-3)];
 
-/// Runs `check` in every number format where there are such kernels.
+/// Runs `check` in every number format on a GPU that has these kernels.
 fn on_gpus(check: impl Fn(StepKernels, Device, Kind, f64)) {
     for device in devices().into_iter().filter(|device| device.is_cuda()) {
         let stream = Stream::new(device).unwrap();
@@ -33,7 +34,8 @@ fn norm(width: i64, kind: Kind, device: Device) -> RmsNorm {
 #[test]
 fn a_row_is_multiplied() {
     on_gpus(|kernels, device, kind, allowed| {
-        // Fewer rows than warps, an odd number of them, a part of a chunk, several chunks and rounds.
+        // The sizes are fewer rows than warps, an odd number of rows, a part of a chunk, and several chunks
+        // and rounds.
         for (outputs, inputs) in [(6, 64), (131, 128), (4096, 4096), (512, 12_288), (20_000, 1040)] {
             let tensor = |size: &[i64]| random(size, kind, device);
             let values = tensor(&[outputs, inputs]) / (inputs as f64).sqrt();
@@ -67,7 +69,7 @@ fn a_row_is_multiplied() {
                     let out = Tensor::full([outputs / 2], f64::NAN, (kind, device));
                     kernels.product(weights, &x, Some(&norm), RowTo::Gated(&out)).unwrap();
                     let halves = normed.chunk(2, -1);
-                    // The bias is that of both.
+                    // The bias is that of both halves.
                     assert_close(&out, &(halves[1].silu() * &halves[0]), 2.0 * allowed, &what);
                 }
             }
