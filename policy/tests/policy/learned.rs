@@ -42,7 +42,7 @@ pub(crate) fn learned(weighed: &[&str], estimators: &[&[&str]]) -> Learned {
 /// dinov3's vote with its feature.
 fn backbone(logits: &[f32], feature: &[f32]) -> Vote {
     let mut vote = vote("dinov3", logits);
-    vote.output.as_mut().unwrap().evidence.feature = Some(Arc::from(feature));
+    vote.output.as_mut().expect("it has voted").evidence.feature = Some(Arc::from(feature));
     vote
 }
 
