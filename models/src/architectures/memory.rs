@@ -1,4 +1,5 @@
-//! How much of a device's memory a model will need, from the headers of its files, before anything of it is loaded.
+//! The estimate of the device memory that a model will need, from the headers of its files, before any of it
+//! is loaded.
 
 use std::path::Path;
 
@@ -16,41 +17,46 @@ use crate::runtime::device::{computed_in, parse_dtype};
 use crate::snapshot::folder::{Snapshot, TORCHSCRIPT_FILE};
 use crate::snapshot::weights::SafetensorsFile;
 
-/// So many values as wide as the widest layer are alive at once for each token: that layer's output before and after
-/// its activation, and, each a quarter as wide, the residual, its normalised copy, queries, keys, values and the
-/// attention's output; the rest is what an allocator keeps between them.
+/// The width of a token's live activations, in multiples of the widest layer: that layer's output before and
+/// after its activation, and, each a quarter as wide, the residual, its normalised copy, queries, keys,
+/// values and the attention's output. The rest is what an allocator keeps between them.
 const LIVE_WIDTHS: u64 = 4;
-/// Where the configuration names no patch: the smallest that published models use.
+/// The patch size in pixels where the configuration names none: the smallest that published models use.
 const PATCH: u64 = 14;
 const PATCH_KEY: &str = "patch_size";
-/// A matrix with more rows than this for each column is a vocabulary, of which a token has one row.
+/// The most rows for each column of a matrix that counts as a layer. One with more is a vocabulary, of which
+/// a token reads one row.
 const EMBEDDING_ROWS_PER_COLUMN: i64 = 8;
-/// As large as most photographs after their processors, which make up to a fixed number of crops of them.
+/// The side in pixels of the probe image. It is as large as most photographs are after their processors,
+/// which cut at most a fixed number of crops from them.
 const PROBE_SIDE: u32 = 1024;
-/// Libraries beside libtorch: on a GPU cuBLAS keeps a workspace of 32 MiB for each stream and thread, and cuBLASLt
-/// another.
+/// The workspaces of libraries beside libtorch: on a GPU, cuBLAS keeps 32 MiB for each stream and thread, and
+/// cuBLASLt another 32 MiB.
 const WORKSPACE_BYTES: u64 = 64 << 20;
 
-/// What one copy of a model is estimated to take of its device.
+/// An estimate of the device memory that one copy of a model takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// Of the parameters, in the number format that they are converted to, heads included.
+    /// The bytes of the parameters, heads included, in the number format that they are converted to.
     pub parameter_bytes: u64,
-    /// A reserve for what is computed: `max_batch` images at once, each as many tokens as a large photograph makes,
-    /// each token four times as wide as the widest layer; and the workspaces of the libraries.
+    /// The bytes reserved for activations: `max_batch` images at once, each with as many tokens as a large
+    /// photograph makes, each token four times as wide as the widest layer; and the workspaces of the
+    /// libraries.
     pub activation_bytes: u64,
 }
 
 impl MemoryEstimate {
-    /// Both.
+    /// Returns the bytes of parameters and activations together.
     pub fn total(&self) -> u64 {
         self.parameter_bytes.saturating_add(self.activation_bytes)
     }
 
-    /// For the model that `options` describe; a relative snapshot path starts at `base`. Reads headers only.
+    /// Estimates the memory of the model that `options` describe, reading headers only. A relative snapshot
+    /// path starts at `base`.
     ///
     /// # Errors
-    /// When a file is missing or malformed, as loading would say.
+    /// Fails when a file is missing or malformed, as loading would, and when the snapshot has random weights,
+    /// whose sizes no file tells.
     pub fn of(options: &ModelOptions, base: &Path) -> Result<Self, ModelError> {
         let snapshot = Snapshot::of(base, &options.snapshot)?;
         if snapshot.is_random() {
@@ -81,13 +87,13 @@ impl MemoryEstimate {
     }
 }
 
-/// What the headers of a snapshot's files say together.
+/// The totals over the headers of a snapshot's files.
 #[derive(Default)]
 struct Layout {
-    /// How the names of tensors begin whose matrices are of fp8.
+    /// The name prefixes of the tensors whose matrices are in fp8.
     in_fp8: &'static [&'static str],
     bytes: u64,
-    /// The most values that a layer gives for one token.
+    /// The width of the widest layer: the most values that one outputs for a token.
     widest: u64,
 }
 
@@ -117,9 +123,10 @@ impl Layout {
         Ok(())
     }
 
-    /// A TorchScript module says nothing before it is loaded: it takes its file's size, most of which are parameters
-    /// as they were saved.
+    /// Adds a TorchScript module, which tells nothing before it is loaded. It counts as its file's size, most
+    /// of which is parameters as they were saved.
     fn add_module(&mut self, path: &Path) -> Result<(), ModelError> {
+        /// The assumed width of the widest layer, which the file does not tell.
         const WIDTH: u64 = 4096;
         let file = std::fs::metadata(path).map_err(|source| ModelError::file(path, source))?;
         self.bytes = self.bytes.saturating_add(file.len());
@@ -132,7 +139,7 @@ fn size_of_kind(kind: Kind) -> u64 {
     kind.elt_size_in_bytes() as u64
 }
 
-/// How many places the model computes at for one image, found by making one ready.
+/// Returns the number of positions that the model computes at for one image, found by preprocessing a probe.
 fn tokens_of_an_image(snapshot: &Snapshot, options: &ModelOptions) -> Result<u64, ModelError> {
     let is_module = snapshot.path(TORCHSCRIPT_FILE).is_file();
     let (preprocessor, patch) = if is_module {
@@ -152,14 +159,15 @@ fn tokens_of_an_image(snapshot: &Snapshot, options: &ModelOptions) -> Result<u64
     Ok(u64::try_from(tokens).unwrap_or(0))
 }
 
-/// The first patch size that the configuration names, wherever it stands in it.
+/// Returns the first patch size that the configuration names, at any depth.
 fn patch_of(config: &Value) -> Option<u64> {
     let table = config.as_object()?;
     let here = table.get(PATCH_KEY).and_then(Value::as_u64).filter(|&patch| patch > 0);
     here.or_else(|| table.values().find_map(patch_of))
 }
 
-/// How many bytes Linux would give without taking them from others; `None` where it does not say.
+/// Returns the bytes that Linux would give without taking them from other processes (`MemAvailable`), or
+/// `None` where `/proc/meminfo` does not say.
 pub fn free_host_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

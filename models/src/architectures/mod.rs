@@ -1,6 +1,6 @@
-//! The architectures: each a folder that loads one family of snapshots as a [`Model`](crate::Model).
+//! The architectures: each is a folder that loads one family of snapshots as a [`Model`](crate::Model).
 //!
-//! Nothing below knows one of them by name.
+//! The layers beneath this one know no architecture by name.
 
 pub(crate) mod architecture;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The list of architectures, and how a model of any of them is loaded.
+//! The list of architectures, and the functions that load a model of any of them.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -16,10 +16,10 @@ use crate::runtime::rng::RNG;
 use crate::snapshot::folder::Snapshot;
 use crate::snapshot::weights::WeightSource;
 
-/// The oldest GPUs whose tensor cores multiply fp8 (Ada), by compute capability.
+/// The compute capability of the oldest GPUs whose tensor cores multiply fp8 (Ada, 8.9).
 const FP8_CAPABILITY_MIN: u32 = 89;
 
-/// Every architecture. A new one is a folder beside this and a line here.
+/// The list of all architectures. A new one takes a folder beside this file and a line here.
 pub const ARCHITECTURES: &[Architecture] = &[
     dinov3::ARCHITECTURE,
     siglip2::ARCHITECTURE,
@@ -30,35 +30,37 @@ pub const ARCHITECTURES: &[Architecture] = &[
     super::brightness::ARCHITECTURE,
 ];
 
-/// Returns the names of the architectures whose models can do this.
+/// Returns the names of the architectures whose models have this capability.
 pub fn architectures_with(capability: Capability) -> Vec<&'static str> {
     ARCHITECTURES.iter().filter(|one| one.can(capability)).map(|one| one.name).collect()
 }
 
 impl Architecture {
-    /// The architecture of that name in `ensemble.toml`.
+    /// Returns the architecture with this name in `ensemble.toml`.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.name == name)
     }
 
-    /// The architecture that loads a `config.json` with this `model_type`.
+    /// Returns the architecture that loads a `config.json` with this `model_type`.
     pub fn by_model_type(model_type: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.model_types.contains(&model_type))
     }
 }
 
-/// Loads the model that `options` describe; a relative snapshot path starts at `base`.
+/// Loads the model that `options` describe. A relative snapshot path starts at `base`.
 ///
 /// # Errors
-/// When the device does not exist, the snapshot is not of that architecture, or does not load.
+/// Fails when the device does not exist, or the snapshot is of another architecture or does not load.
 pub fn load_model(options: &ModelOptions, base: &Path) -> Result<Box<dyn Model>, ModelError> {
     load(options, &Snapshot::of(base, &options.snapshot)?)
 }
 
-/// The same with random weights, made on the device: the snapshot needs no file with tensors. For measuring.
+/// Loads the same model with random weights, made on the device, for benchmarks: the snapshot needs no weight
+/// files.
 ///
 /// # Errors
-/// When the device does not exist, the snapshot is not of that architecture, or its configuration is faulty.
+/// Fails when the device does not exist, the snapshot is of another architecture, or its configuration is
+/// faulty.
 pub fn load_random(options: &ModelOptions, base: &Path, seed: i64) -> Result<Box<dyn Model>, ModelError> {
     let snapshot = Snapshot::of(base, &options.snapshot)?;
     load(options, &snapshot.with_weights(WeightSource::Random { seed }))
@@ -75,8 +77,9 @@ fn load(options: &ModelOptions, snapshot: &Snapshot) -> Result<Box<dyn Model>, M
     let making = snapshot.is_random().then(|| RNG.lock().unwrap_or_else(PoisonError::into_inner));
     let model = (architecture.load)(snapshot, options, placement)?;
     drop(making);
-    // What was joined or made on this thread's stream is read on another, which does not wait for it. Not the whole device:
-    // that must not be waited for while another model records a graph on it.
+    // Weights that were concatenated or made on this thread's stream are read on another, which does not wait
+    // for it. Only the stream is synchronized: the whole device must not be while another model records a
+    // graph on it.
     Stream::current(placement.device)?.synchronize()?;
     release_unused_memory(placement.device);
     Ok(model)
@@ -93,10 +96,11 @@ fn check_model_type(architecture: &Architecture, snapshot: &Snapshot) -> Result<
     Err(ModelError::malformed(&snapshot.path("config.json"), message))
 }
 
-/// Whether a model of this number format can be there: some architectures have fp8, on some GPUs.
+/// Checks that a model in this number format can run on this device: fp8 needs an architecture that has it
+/// and a GPU that multiplies it.
 ///
 /// # Errors
-/// When it cannot; the message says what to choose.
+/// Fails when it cannot; the message says what to choose.
 pub(crate) fn check_placement(architecture: &Architecture, place: Placement) -> Result<(), ModelError> {
     if place.kind != Kind::Float8e4m3fn {
         return Ok(());

@@ -1,7 +1,7 @@
-//! An architecture for tests alone: it votes by how bright an image is.
+//! A test-only architecture that votes by the brightness of an image.
 //!
-//! What it needs besides this folder is what every architecture needs: a line in the registry and a fixture (which its
-//! tests make), and a row in `docs/MODELS.md` once it is for users.
+//! Besides this folder it needs what every architecture needs: a line in the registry, a fixture (which its
+//! tests make) and, once it is for users, a row in `docs/MODELS.md`.
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +32,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     load,
 };
 
-/// An option of its own.
+/// The architecture's own option, which scales the logits.
 const GAIN: OptionSpec = OptionSpec::whole("gain", [1, 100], 1, "The factor of the logits.");
 
 #[derive(Debug, Deserialize)]
@@ -63,7 +63,7 @@ struct Brightness {
 }
 
 impl Brightness {
-    /// Returns the logits [images, 2] of pixels [images, 3, height, width]: dark, bright.
+    /// Returns the logits [images, 2], dark and then bright, of pixels [images, 3, height, width].
     fn logits(&self, pixels: &Tensor) -> Tensor {
         let mean = pixels.mean_dim([1_i64, 2, 3].as_slice(), true, Kind::Float).view([-1, 1]);
         let bright = (mean - self.threshold) * &self.slope * self.gain;

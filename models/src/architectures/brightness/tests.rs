@@ -1,4 +1,5 @@
-//! A new architecture loads, votes, agrees with its fixture, and has its option in its cache keys.
+//! Tests that a new architecture loads, votes, agrees with its fixture, and puts its option into the cache
+//! keys.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ fn write(path: &Path, value: &Value) {
     std::fs::write(path, value.to_string()).unwrap();
 }
 
-/// A fixture folder as the script makes them: a snapshot, images, and the tensors that are expected.
+/// Creates a fixture folder as the fixture script does: a snapshot, images, and the expected tensors.
 fn fixture() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let snapshot = folder.path().join("snapshot");

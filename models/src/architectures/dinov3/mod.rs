@@ -1,7 +1,7 @@
-//! DINOv3 ViT: a self-supervised backbone, answering tasks through trained heads.
+//! DINOv3 ViT: a self-supervised backbone that answers tasks through trained heads.
 //!
-//! Siméoni et al., "DINOv3", 2025 (arXiv 2508.10104); tensors and numerics as in transformers'
-//! `modeling_dinov3_vit.py`.
+//! The source is Siméoni et al., "DINOv3", 2025 (arXiv 2508.10104). Tensor names and numerics follow
+//! transformers' `modeling_dinov3_vit.py`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -40,10 +40,11 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     load,
 };
 
-/// A snapshot has one size of images; fixtures and strangers have a few.
+/// The most grids of patches whose rotary angles are cached. The images of a snapshot have one size; fixtures
+/// and other callers add a few.
 const ANGLES_MAX: usize = 16;
 
-/// `config.json`; the defaults are those of transformers' `DINOv3ViTConfig`.
+/// The contents of `config.json`; the defaults are those of transformers' `DINOv3ViTConfig`.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 struct Config {
@@ -87,11 +88,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What the layers take for granted.
+    /// Checks what the layers take for granted: sizes within their limits, and heads that RoPE can rotate.
     fn check(&self) -> Result<(), String> {
         in_range("patch_size", self.patch_size, 1..=PATCH_MAX)?;
         in_range("num_register_tokens", self.num_register_tokens, 0..=WIDTH_MAX)?;
-        // RoPE rotates pairs of halves for two axes.
+        // RoPE rotates pairs of halves for each of two axes.
         const HEAD_MULTIPLE: i64 = 4;
         check_transformer(
             self.hidden_size,
@@ -131,23 +132,24 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 struct Dinov3 {
     backbone: Backbone,
     info: LoadedModelInfo,
-    /// Where heads lie.
+    /// The snapshot's folder, which the paths of heads are relative to.
     folder: PathBuf,
     heads: HashMap<TaskId, TaskHead>,
-    /// 0: heads are asked without dropout.
+    /// The number of Monte Carlo dropout passes through a head; 0 runs heads without dropout.
     mc_dropout_passes: usize,
-    /// Of the backbone.
+    /// The CUDA graphs of the backbone.
     graphs: CudaGraphCache,
 }
 
 impl Dinov3 {
-    /// The backbone's last hidden state after the final norm, of pixels [batch, 3, height, width].
+    /// Returns the backbone's last hidden state after the final norm,
+    /// [batch, 1 + registers + patches, hidden], of pixels [batch, 3, height, width].
     fn output(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let outputs = self.graphs.run(&[pixels], &[], |inputs| vec![self.backbone.output(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
-    /// The features of images, in fp32.
+    /// Computes the features of images, in fp32.
     fn features_of(&self, images: &[&Pixels]) -> Result<Features, ModelError> {
         let output = self.output(&stack(images, self.info.placement.device))?.to_kind(Kind::Float);
         Ok(self.backbone.features(&output))
@@ -209,7 +211,7 @@ impl Model for Dinov3 {
         let head_file = fixture.snapshot().join("classifier_head.safetensors");
         let head = |name| Head::load_named(&head_file, name, self.backbone.config.hidden_size, place);
         let (on_both, on_cls) = (head("linear")?, head("linear_cls")?);
-        // `rect` is neither square nor of the configured size.
+        // The images of `rect.` are neither square nor of the configured size.
         for prefix in ["", "rect."] {
             let pixels =
                 fixture.input(&format!("{prefix}pixel_values"))?.to_device(self.info.placement.device);
@@ -231,7 +233,7 @@ impl Model for Dinov3 {
 impl FeatureSource for Dinov3 {
     fn feature_shape(&self, kind: FeatureKind) -> [usize; 2] {
         let patch = self.backbone.config.patch_size;
-        // A snapshot without one size of images is refused at loading.
+        // Loading refuses a snapshot without a fixed image size.
         let (height, width) = self.info.preprocessor.fixed_size().unwrap_or_default();
         let rows = match kind {
             FeatureKind::Pooled => 2,
@@ -259,13 +261,14 @@ impl FeatureSource for Dinov3 {
 struct Backbone {
     config: Config,
     patches: PatchEmbedding,
-    /// [1, 1, hidden] and [1, registers, hidden].
+    /// The class token, [1, 1, hidden].
     cls: Tensor,
+    /// The register tokens, [1, registers, hidden].
     registers: Tensor,
     encoder: Encoder,
     norm: LayerNorm,
-    /// Cosines and sines by rows and columns of patches, of which there are few: made on the CPU, they would be waited
-    /// for each time.
+    /// The cosines and sines by rows and columns of patches, of which there are few grids. They are made on
+    /// the CPU, so without this cache each pass would wait for them.
     angles: RefCell<HashMap<[i64; 2], (Tensor, Tensor)>>,
 }
 
@@ -290,7 +293,8 @@ impl Backbone {
         })
     }
 
-    /// [batch, 3, height, width] → [batch, 1 + registers + patches, hidden], and the angles of the patches.
+    /// Embeds pixels [batch, 3, height, width] as [batch, 1 + registers + patches, hidden], and returns the
+    /// rotary angles of the patches with them.
     fn embed(&self, pixels: &Tensor) -> (Tensor, (Tensor, Tensor)) {
         let (batch, _, height, width) = size4(pixels);
         let (rows, columns) = (height / self.config.patch_size, width / self.config.patch_size);
@@ -305,28 +309,30 @@ impl Backbone {
         (embeddings, (cos.shallow_clone(), sin.shallow_clone()))
     }
 
-    /// The embeddings and each layer's output, all [batch, 1 + registers + patches, hidden] and before the final norm.
+    /// Returns the embeddings and each layer's output, all [batch, 1 + registers + patches, hidden] and
+    /// before the final norm.
     fn hidden_states(&self, pixels: &Tensor) -> Vec<Tensor> {
         let (embeddings, (cos, sin)) = self.embed(pixels);
         self.encoder
             .hidden_states(embeddings, EncoderInputs { rope: Some((&cos, &sin)), attention_mask: None })
     }
 
-    /// The last hidden state after the final norm.
+    /// Returns the last hidden state after the final norm, [batch, 1 + registers + patches, hidden].
     fn output(&self, pixels: &Tensor) -> Tensor {
         let (embeddings, (cos, sin)) = self.embed(pixels);
         let inputs = EncoderInputs { rope: Some((&cos, &sin)), attention_mask: None };
         self.encoder.output(embeddings, inputs, &self.norm)
     }
 
+    /// Splits the output into the class token's state and those of the patches, leaving out the registers.
     fn features(&self, output: &Tensor) -> Features {
         let prefix = 1 + self.config.num_register_tokens;
         Features { cls: output.select(1, 0), patches: output.narrow(1, prefix, output.size()[1] - prefix) }
     }
 
-    /// Cosine and sine of the rotary angles, [rows·columns, head width]: coordinates of the patch centres
-    /// in −1…1 per axis, times 2π/θ^(4k/head width), first those of the rows, then those of the columns,
-    /// the whole repeated.
+    /// Computes the cosine and sine of the rotary angles, [rows·columns, head width] each. The angles are the
+    /// coordinates of the patch centres, in −1…1 per axis, times 2π/θ^(4k/head width): first those of the
+    /// rows, then those of the columns, and the whole repeated.
     fn rope(&self, rows: i64, columns: i64) -> (Tensor, Tensor) {
         let device = self.cls.device();
         let on_cpu = (Kind::Float, Device::Cpu);

@@ -1,7 +1,8 @@
-//! SigLIP 2: an image tower and a text tower in one space, answering tasks zero-shot by prompts.
+//! SigLIP 2: an image tower and a text tower that share an embedding space and answer tasks zero-shot by
+//! prompts.
 //!
-//! Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786); tensors and numerics as in transformers'
-//! `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).
+//! The source is Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786). Tensor names and numerics follow
+//! transformers' `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).
 
 mod text;
 mod vision;
@@ -44,7 +45,7 @@ const LOWERCASE: OptionSpec = OptionSpec::flag(
     "Whether prompts are put in lower case, as the published models were trained.",
 );
 
-/// How both towers call the parts of a layer.
+/// The names of a layer's parts, which are the same in both towers.
 const NAMES: Names = Names {
     layers: "layers",
     norm1: "layer_norm1",
@@ -57,7 +58,7 @@ const NAMES: Names = Names {
     down: "mlp.fc2",
 };
 
-/// `config.json`.
+/// The contents of `config.json`.
 #[derive(Debug, Deserialize)]
 struct Config {
     model_type: String,
@@ -78,7 +79,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 
     let mut weights = snapshot.weights(place)?;
     let lowercase = options.own.flag(&LOWERCASE);
-    // Prompts are embedded once, and all images are compared with them.
+    // Prompts are embedded once, so fp8 would save no time, and its errors would reach all images.
     let text =
         weights.without_fp8(|weights| TextTower::load(weights, snapshot, &config.text_config, lowercase))?;
     let vision = VisionTower::load(&mut weights, &config.vision_config, naflex);
@@ -99,24 +100,25 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 struct Siglip2 {
     text: TextTower,
     vision: VisionTower,
-    /// The logarithm of the scale, one value.
+    /// The logarithm of the scale of the cosines, \[1\].
     logit_scale: Tensor,
     logit_bias: Tensor,
     info: LoadedModelInfo,
-    /// Of each prepared task, the labels' embeddings: [labels, width], unit rows, in fp32 as all that comes
-    /// after the towers: half precision would round the scaled cosines to tenths.
+    /// The embeddings of the labels of each prepared task, [labels, width] with unit rows. They are in fp32,
+    /// like all that comes after the towers: half precision would round the scaled cosines to tenths.
     labels: HashMap<TaskId, Tensor>,
-    /// Of the image tower.
+    /// The CUDA graphs of the image tower.
     graphs: CudaGraphCache,
 }
 
 impl Siglip2 {
-    /// [batch, width], unit rows.
+    /// Returns the image embeddings [batch, width] in fp32, with unit rows.
     fn image_embeddings(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
         Ok(unit_rows(&self.pooled(batch)?.to_kind(Kind::Float)))
     }
 
-    /// What the image tower says, [batch, width]. Images of one size have graphs; others are of any proportions.
+    /// Returns the image tower's pooled output, [batch, width]. Images of a fixed size run through CUDA
+    /// graphs; those of a NaFlex model may have any proportions and do not.
     fn pooled(&self, batch: &VisionBatch) -> Result<Tensor, ModelError> {
         let pool = |batch: &VisionBatch| self.vision.pool(&self.vision.output(batch), batch);
         let VisionBatch::Fixed(pixels) = batch else { return Ok(pool(batch)) };
@@ -124,7 +126,7 @@ impl Siglip2 {
         self.graphs.run(&[pixels], &[], forward)?.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
-    /// The mean of a label's prompt embeddings, brought back to length 1.
+    /// Returns the mean of a label's prompt embeddings, scaled back to length 1: \[width\].
     fn label_embedding(&self, prompts: &[String]) -> Result<Tensor, ModelError> {
         let ids = self.text.tokenize(prompts, self.info.placement.device)?;
         let pooled = self.text.pool(&self.text.output(&self.text.hidden_states(&ids)));
@@ -149,8 +151,8 @@ impl Model for Siglip2 {
         self.labels.remove(&id);
     }
 
-    /// Scaled cosines. The bias of the sigmoid loss is the same for every label, so a softmax over the
-    /// labels does not see it.
+    /// Returns the scaled cosines as logits. The bias of the sigmoid loss is the same for every label, so a
+    /// softmax over the labels does not see it.
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let labels = self.labels.get(&id).ok_or(ModelError::NotPrepared)?;
         if images.is_empty() {
@@ -182,7 +184,8 @@ impl Model for Siglip2 {
         let mut outputs = ours.named();
         outputs.insert("input_ids".to_owned(), self.text.tokenize(fixture.texts(), Device::Cpu)?);
 
-        // From the reference's own inputs on, so that an error shows where it is made.
+        // From here on everything starts at the reference's own inputs, so that an error shows where it
+        // arises.
         let batch = VisionBatch::of_fixture(fixture, self.info.placement.device)?;
         let vision_states = self.vision.hidden_states(&batch);
         let vision_last = self.vision.output(&batch);

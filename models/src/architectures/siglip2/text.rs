@@ -1,4 +1,4 @@
-//! The text tower: prompts → embeddings.
+//! The text tower, which turns prompts into embeddings.
 
 use serde::Deserialize;
 use tch::{Device, Tensor};
@@ -13,7 +13,7 @@ use crate::snapshot::limits::{VOCABULARY_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::tokenizer::PaddingTokenizer;
 use crate::snapshot::weights::WeightLoader;
 
-/// `text_config`; the defaults are those of transformers' `SiglipTextConfig`.
+/// The section `text_config`; the defaults are those of transformers' `SiglipTextConfig`.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct TextConfig {
@@ -25,7 +25,7 @@ pub(super) struct TextConfig {
     max_position_embeddings: i64,
     hidden_act: Activation,
     layer_norm_eps: f64,
-    /// Width of the common space; that of the tower where it is absent.
+    /// The width of the shared embedding space; `hidden_size` where it is absent.
     projection_size: Option<i64>,
 }
 
@@ -66,18 +66,20 @@ impl TextConfig {
     }
 }
 
-/// Character by character, as the `Lowercase` normaliser does: `str::to_lowercase` looks at a sigma's neighbours.
+/// Lower-cases a text character by character, as the `Lowercase` normaliser does: `str::to_lowercase` looks
+/// at a sigma's neighbours.
 fn lowercase(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).collect()
 }
 
+/// A transformer over prompts, whose last position is the embedding.
 #[derive(Debug)]
 pub(super) struct TextTower {
     tokenizer: PaddingTokenizer,
     lowercase: bool,
-    /// [vocabulary, hidden].
+    /// The token embeddings, [vocabulary, hidden].
     tokens: Tensor,
-    /// [positions, hidden].
+    /// The position embeddings, [positions, hidden].
     positions: Tensor,
     encoder: Encoder,
     norm: LayerNorm,
@@ -118,7 +120,8 @@ impl TextTower {
         })
     }
 
-    /// [texts, positions] of ids. `Siglip2Tokenizer` lower-cases; the published `tokenizer.json` does not.
+    /// Returns the ids of texts, [texts, positions]. `Siglip2Tokenizer` lower-cases; the published
+    /// `tokenizer.json` does not.
     pub(super) fn tokenize(&self, texts: &[String], device: Device) -> Result<Tensor, ModelError> {
         let mut ids = Vec::new();
         for text in texts {
@@ -133,18 +136,21 @@ impl TextTower {
         Ok(Tensor::f_from_slice(&ids)?.f_view([count, -1])?.f_to_device(device)?)
     }
 
-    /// No mask: the tower was trained to look at padding too.
+    /// Returns the embeddings and each layer's output for ids [texts, positions], all
+    /// [texts, positions, hidden]. There is no mask: the tower was trained to attend to padding too.
     pub(super) fn hidden_states(&self, ids: &Tensor) -> Vec<Tensor> {
         let positions = self.positions.narrow(0, 0, ids.size()[1]);
         let embeddings = Tensor::embedding(&self.tokens, ids, -1, false, false) + positions;
         self.encoder.hidden_states(embeddings, EncoderInputs::default())
     }
 
+    /// Returns the last hidden state after the final norm, [texts, positions, hidden].
     pub(super) fn output(&self, hidden_states: &[Tensor]) -> Tensor {
         self.norm.forward(&hidden_states[hidden_states.len() - 1])
     }
 
-    /// The last position, padding or not, through the head: [texts, projection].
+    /// Returns the embeddings of texts, [texts, projection]: the last position, padding or not, through the
+    /// head.
     pub(super) fn pool(&self, output: &Tensor) -> Tensor {
         self.head.forward(&output.select(1, -1))
     }

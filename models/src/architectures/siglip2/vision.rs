@@ -1,4 +1,4 @@
-//! The image tower, with patches of one resolution or of any (NaFlex).
+//! The image tower, for images of a fixed resolution or of any (NaFlex).
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::nn::norm::LayerNorm;
 use crate::snapshot::limits::{PATCH_MAX, WIDTH_MAX, in_range};
 use crate::snapshot::weights::WeightLoader;
 
-/// `vision_config`; the defaults are those of transformers' `SiglipVisionConfig` and, for
+/// The section `vision_config`; the defaults are those of transformers' `SiglipVisionConfig` and, for
 /// `num_patches`, `Siglip2VisionConfig`.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
@@ -75,7 +75,7 @@ impl VisionConfig {
         self.sizes().check().map_err(in_vision)
     }
 
-    /// Whether the processor gives the images that the tower takes.
+    /// Checks that the processor outputs images that the tower takes.
     pub(super) fn check_preprocessor(&self, naflex: bool, preprocessor: &Preprocessor) -> Result<(), String> {
         let side = self.image_size;
         match (naflex, preprocessor.fixed_size(), preprocessor.naflex_patch()) {
@@ -90,24 +90,24 @@ impl VisionConfig {
         }
     }
 
-    /// Positions along one side of the position table.
+    /// Returns the number of positions along one side of the square position table.
     fn table_side(&self, naflex: bool) -> i64 {
         if naflex { (self.num_patches as f64).sqrt() as i64 } else { self.image_size / self.patch_size }
     }
 }
 
-/// A batch of images as the tower takes them.
+/// A batch of images in the layout that the tower takes.
 #[derive(Debug)]
 pub(super) enum VisionBatch {
-    /// [batch, 3, height, width].
+    /// Pixels of a fixed size, [batch, 3, height, width].
     Fixed(Tensor),
-    /// Patch vectors padded to one count, [batch, patches, patch·patch·3]; which of them are an image's
-    /// own, [batch, patches]; and rows and columns of each image.
+    /// Patch vectors padded to one count, [batch, patches, patch·patch·3]; a mask of the patches that are an
+    /// image's own, [batch, patches]; and the rows and columns of each image.
     NaFlex { patches: Tensor, own: Tensor, grids: Vec<[i64; 2]> },
 }
 
 impl VisionBatch {
-    /// Images of one model's preprocessor; `max_patches` where it is a NaFlex one.
+    /// Stacks images of one model's preprocessor; `max_patches` is given for a NaFlex model.
     pub(super) fn stack(images: &[&Pixels], max_patches: Option<i64>, device: Device) -> Self {
         let Some(length) = max_patches else {
             return Self::Fixed(crate::image::preprocess::stack(images, device));
@@ -128,7 +128,7 @@ impl VisionBatch {
         }
     }
 
-    /// The inputs that the reference gave its model.
+    /// Returns the inputs that the reference gave its model.
     pub(super) fn of_fixture(fixture: &Fixture, device: Device) -> Result<Self, ModelError> {
         let pixels = fixture.input("pixel_values")?.f_to_device(device)?;
         if pixels.dim() == 4 {
@@ -142,7 +142,7 @@ impl VisionBatch {
         })
     }
 
-    /// The tensors under the names that the reference's processor gives them.
+    /// Returns the tensors under the names that the reference's processor gives them.
     pub(super) fn named(&self) -> BTreeMap<String, Tensor> {
         let named = |name: &str, tensor: &Tensor| (name.to_owned(), tensor.shallow_clone());
         match self {
@@ -159,7 +159,8 @@ impl VisionBatch {
         matches!(self, Self::NaFlex { .. })
     }
 
-    /// Where attention may look, [batch, 1, 1, patches]; everywhere for images of one size.
+    /// Returns the mask of what attention may look at, [batch, 1, 1, patches]; images of a fixed size need
+    /// none.
     fn attention_mask(&self) -> Option<Tensor> {
         match self {
             Self::Fixed(_) => None,
@@ -168,18 +169,22 @@ impl VisionBatch {
     }
 }
 
+/// The layer that turns patches into embeddings.
 #[derive(Debug)]
 enum Embedding {
+    /// A convolution over pixels.
     Convolution(PatchEmbedding),
-    /// On patch vectors that the preprocessor has cut.
+    /// A linear map of patch vectors that the preprocessor has cut.
     Linear(Linear),
 }
 
+/// A transformer over the patches of images, with a pooling head.
 #[derive(Debug)]
 pub(super) struct VisionTower {
     embedding: Embedding,
-    /// [side·side, hidden].
+    /// The position table, [side·side, hidden].
     positions: Tensor,
+    /// The number of positions along one side of the table.
     side: i64,
     encoder: Encoder,
     norm: LayerNorm,
@@ -202,7 +207,7 @@ impl VisionTower {
             side,
             encoder: Encoder::load(weights, "vision_model.encoder", &NAMES, &sizes),
             norm: LayerNorm::load(weights, "vision_model.post_layernorm", hidden, config.layer_norm_eps),
-            // It multiplies one row for each image, and nothing after it evens errors out.
+            // The head multiplies one row for each image, and nothing after it evens out the errors of fp8.
             head: weights.without_fp8(|weights| PoolingHead::load(weights, "vision_model.head", &sizes)),
         }
     }
@@ -223,17 +228,18 @@ impl VisionTower {
         }
     }
 
+    /// Returns the embeddings and each layer's output, all [batch, patches, hidden].
     pub(super) fn hidden_states(&self, batch: &VisionBatch) -> Vec<Tensor> {
         let attention_mask = batch.attention_mask();
         let inputs = EncoderInputs { rope: None, attention_mask: attention_mask.as_ref() };
         self.encoder.hidden_states(self.embed(batch), inputs)
     }
 
-    /// The position table brought to an image's grid, bilinear with antialiasing, then filled up to
+    /// Returns the position table resized to an image's grid, bilinear with antialiasing, then filled up to
     /// `length` with its first entry: [length, hidden].
     fn resized_positions(&self, [rows, columns]: [i64; 2], length: i64) -> Tensor {
         let table = self.positions.view([1, self.side, self.side, -1]).permute([0, 3, 1, 2]);
-        // On a CPU the operator exists in fp32 only.
+        // On a CPU, the operator exists in fp32 only.
         let on_cpu = self.positions.device() == Device::Cpu;
         let table = if on_cpu { table.to_kind(Kind::Float) } else { table };
         let resized = table.internal_upsample_bilinear2d_aa([rows, columns], false, None::<f64>, None::<f64>);
@@ -242,26 +248,27 @@ impl VisionTower {
         Tensor::cat(&[own, padding], 0)
     }
 
-    /// The last hidden state after the final norm.
+    /// Returns the last hidden state after the final norm, [batch, patches, hidden].
     pub(super) fn output(&self, batch: &VisionBatch) -> Tensor {
         let attention_mask = batch.attention_mask();
         let inputs = EncoderInputs { rope: None, attention_mask: attention_mask.as_ref() };
         self.encoder.output(self.embed(batch), inputs, &self.norm)
     }
 
-    /// [batch, hidden].
+    /// Pools the tower's output into one embedding for each image, [batch, hidden].
     pub(super) fn pool(&self, output: &Tensor, batch: &VisionBatch) -> Tensor {
         self.head.forward(output, batch.attention_mask().as_ref())
     }
 }
 
-/// One learned query looks at all patches, then an MLP with a residual:
-/// `Siglip(2)MultiheadAttentionPoolingHead`.
+/// The pooling head: one learned query attends to all patches, then an MLP with a residual follows, as in
+/// transformers' `Siglip(2)MultiheadAttentionPoolingHead`.
 #[derive(Debug)]
 struct PoolingHead {
-    /// [1, 1, hidden].
+    /// The learned query, [1, 1, hidden].
     probe: Tensor,
-    /// Query, key and value of `torch.nn.MultiheadAttention`, which the file has as one matrix.
+    /// The maps of query, key and value of `torch.nn.MultiheadAttention`, which the file stores as one
+    /// matrix.
     inputs: [Linear; 3],
     projection: Linear,
     norm: LayerNorm,
@@ -275,7 +282,7 @@ impl PoolingHead {
         let weight = weights.tensor(&format!("{name}.attention.in_proj_weight"), &[3 * hidden, hidden]);
         let bias = weights.tensor(&format!("{name}.attention.in_proj_bias"), &[3 * hidden]);
         let third = |x: &Tensor, index: i64| {
-            // A faulty tensor is empty, and reported by the loader's `finish`.
+            // A faulty tensor is empty; the loader's `finish` reports it.
             if x.numel() == 0 { x.shallow_clone() } else { x.narrow(0, index * hidden, hidden) }
         };
         Self {

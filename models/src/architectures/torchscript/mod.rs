@@ -1,5 +1,5 @@
-//! A module that its user has traced or scripted with `torch.jit`: the folder holds `model.pt`, and the configuration says
-//! what goes in and what comes out.
+//! TorchScript: a module that the user traced or scripted with `torch.jit`. The folder holds `model.pt`, and
+//! the configuration describes its input and output.
 
 mod options;
 
@@ -28,13 +28,13 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     load,
 };
 
-/// A probability of 0 has no logarithm.
+/// The smallest probability whose logarithm is taken, because 0 has none.
 const PROBABILITY_MIN: f64 = 1e-9;
 
 /// Returns the preprocessor that the options describe.
 ///
 /// # Errors
-/// When an option is out of its range.
+/// Fails when an option is out of its range.
 pub(super) fn preprocessor(snapshot: &Snapshot, options: &ModelOptions) -> Result<Preprocessor, ModelError> {
     Preprocessor::of_input(&options::input_of(&options.own))
         .map_err(|message| ModelError::malformed(&snapshot.path(TORCHSCRIPT_FILE), message))
@@ -61,8 +61,9 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 struct TorchScript {
     module: CModule,
     info: LoadedModelInfo,
+    /// True if the module outputs probabilities, whose logarithms serve as logits.
     gives_probabilities: bool,
-    /// How many labels each prepared task has.
+    /// The number of labels of each prepared task.
     labels: HashMap<TaskId, usize>,
 }
 

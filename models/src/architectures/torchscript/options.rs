@@ -1,9 +1,9 @@
-//! The options of a TorchScript module: what goes in, and what comes out.
+//! The options of a TorchScript module, which describe its input and output.
 
 use crate::image::preprocess::{FILTERS, InputOptions, SIDE_MAX};
 use crate::options::{OptionKind, OptionSpec, OptionTable};
 
-/// What a module may give.
+/// The kinds of output that a module may have.
 pub(super) const OUTPUTS: &[&str] = &["logits", "probabilities"];
 
 pub(super) const OUTPUT: OptionSpec = OptionSpec {
@@ -19,7 +19,7 @@ pub(super) const INPUT: OptionSpec = OptionSpec {
           divided by the standard deviation, [batch, 3, height, width].",
 };
 
-// The defaults are what the models of torchvision take.
+// The defaults are the input that torchvision's models take.
 const HEIGHT: OptionSpec = OptionSpec::whole("height", [1, SIDE_MAX as u64], 224, "The height in pixels.");
 const WIDTH: OptionSpec = OptionSpec::whole("width", [1, SIDE_MAX as u64], 224, "The width in pixels.");
 const FILTER: OptionSpec = OptionSpec {
@@ -38,7 +38,7 @@ const STD: OptionSpec = OptionSpec {
     doc: "The standard deviation of red, green and blue.",
 };
 
-/// Returns the description of the input.
+/// Returns the input that the options describe.
 pub(super) fn input_of(own: &OptionTable) -> InputOptions {
     let input = own.table(&INPUT);
     InputOptions {
