@@ -1,4 +1,5 @@
-//! From patches of the image tower to tokens of the text model: attention within small windows, then a gated MLP.
+//! The adapter from patches of the image tower to tokens of the text model: attention within small windows,
+//! then a gated MLP.
 
 use tch::{Kind, Tensor};
 
@@ -8,7 +9,7 @@ use crate::nn::layers::{Linear, attention, split_heads};
 use crate::nn::quantized_linear::QuantLinear;
 use crate::snapshot::weights::WeightLoader;
 
-/// Windows that are pooled at once: a batch dimension in CUDA's attention kernels ends at 65,535.
+/// The most windows that are pooled at once: a batch dimension in CUDA's attention kernels ends at 65,535.
 const WINDOWS_MAX: i64 = 32_768;
 
 #[derive(Debug)]
@@ -45,15 +46,15 @@ impl Adapter {
         }
     }
 
-    /// `features` [patches, layers · hidden] and for each token the patches it is made of, `pooling` [tokens, window]
-    /// with −1 for none → [tokens, text hidden].
+    /// Turns `features` [patches, layers · hidden] into tokens [tokens, text hidden]. `pooling`
+    /// [tokens, window] holds the indices of the patches that each token is made of, with −1 for none.
     pub(super) fn forward(&self, features: &Tensor, pooling: &Tensor) -> Tensor {
         let parts: Vec<Tensor> =
             pooling.split(WINDOWS_MAX, 0).iter().map(|pooling| self.pool(features, pooling)).collect();
         self.projector.forward(&Tensor::cat(&parts, 0))
     }
 
-    /// Each window's mean asks its patches: [tokens, hidden].
+    /// Pools each window by attention from the mean of its patches to the patches: [tokens, hidden].
     fn pool(&self, features: &Tensor, pooling: &Tensor) -> Tensor {
         let kind = features.kind();
         let present = pooling.ge(0);

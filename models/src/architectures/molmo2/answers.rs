@@ -1,4 +1,4 @@
-//! How probable the answers that stand for a task's labels are, after a prompt.
+//! The probabilities, after a prompt, of the answers that stand for a task's labels.
 
 use std::collections::BTreeSet;
 
@@ -12,34 +12,36 @@ use crate::nn::kv_cache::GrowingKvCache;
 /// The answers of one task, as tokens.
 #[derive(Debug)]
 pub(super) enum Answers {
-    /// Each is one token: for each label this token and those of the other ways to write it, \[variants\].
+    /// Answers of one token each: for each label, this token and those of its other spellings, \[variants\].
     Tokens(Vec<Tensor>),
-    /// Some are longer.
+    /// Answers of which some are longer, or share a token with another in some spelling.
     Texts(Box<Texts>),
 }
 
-/// Answers of several tokens. All that follow a first token are laid one after the other, so that one pass over
-/// one copy of the prompt's keys and values is enough for all labels.
+/// Answers of several tokens. The tokens of all are laid out one after the other, so that one pass over one
+/// copy of the prompt's keys and values is enough for all labels.
 #[derive(Debug)]
 pub(super) struct Texts {
-    /// The first token of each, \[labels\].
+    /// The first token of each answer, \[labels\].
     first: Tensor,
-    /// How many tokens each has, \[labels\], fp32.
+    /// The number of tokens of each answer, \[labels\], fp32.
     lengths: Tensor,
-    /// All tokens but the last of each answer, [1, tokens].
+    /// The tokens that the model reads, all but the last of each answer, [1, tokens].
     read: Tensor,
-    /// What follows each of these, the label that it belongs to, and how many of the answer's tokens are before it,
-    /// \[tokens\] each.
+    /// The token that follows each of these, \[tokens\].
     follows: Tensor,
+    /// The label that each of these belongs to, \[tokens\].
     label: Tensor,
+    /// The number of the answer's tokens before each of these, \[tokens\].
     before: Tensor,
-    /// Whether one of these tokens may look at another: the same answer's, and none after it, [tokens, tokens].
+    /// The attention mask among these tokens, [tokens, tokens]: each may look at itself and the earlier ones
+    /// of the same answer.
     allowed: Tensor,
 }
 
 impl Answers {
-    /// In the order of the labels. `end` is what ends a longer answer: without it, one that another begins with could
-    /// only be the more probable one.
+    /// Tokenizes answers, which are in the order of the labels. `end` is the token that ends a longer answer:
+    /// without it, an answer that another one begins with could only be the more probable one.
     pub(super) fn new(
         prompter: &Prompter,
         answers: &[String],
@@ -70,14 +72,14 @@ impl Answers {
         Ok(Self::Texts(Box::new(Texts::new(&texts, device))))
     }
 
-    /// Whether [`Self::logits`] reads the keys and values of the prompt.
+    /// Returns whether [`Self::logits`] reads the keys and values of the prompt.
     pub(super) fn reads_cache(&self) -> bool {
         matches!(self, Self::Texts(texts) if texts.read.numel() > 0)
     }
 
-    /// One logit for each label, [rows, labels], fp32: the logarithm of the probability that the next token is the
-    /// answer in any way to write it, or for longer answers the mean log-probability of their tokens and the end. `next` is
-    /// [rows, vocabulary], fp32.
+    /// Returns one logit for each label, [rows, labels], fp32: the log-probability that the next token is the
+    /// answer in any of its spellings or, for longer answers, the mean log-probability of their tokens and
+    /// the end. `next` are the logits of the token after the prompt, [rows, vocabulary], fp32.
     pub(super) fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut GrowingKvCache) -> Tensor {
         let next = next.log_softmax(-1, Kind::Float);
         match self {
@@ -90,8 +92,8 @@ impl Answers {
     }
 }
 
-/// The ways to write an answer that are a single token: as given, in lower case, in upper case, capitalised, each
-/// also after a space.
+/// Returns the spellings of an answer that are a single token: as given, in lower case, in upper case and
+/// capitalised, each also after a space.
 fn single_tokens(prompter: &Prompter, answer: &str, vocabulary: i64) -> Result<BTreeSet<i64>, ModelError> {
     let lower = answer.to_lowercase();
     let mut rest = lower.chars();
@@ -139,8 +141,8 @@ impl Texts {
         }
     }
 
-    /// The mean log-probability of each answer's tokens, [rows, labels]; `next` are the log-probabilities of what
-    /// follows the prompt.
+    /// Returns the mean log-probability of each answer's tokens, [rows, labels]; `next` are the
+    /// log-probabilities of the token after the prompt, [rows, vocabulary].
     fn logits(&self, model: &TextModel, next: &Tensor, cache: &mut GrowingKvCache) -> Tensor {
         let sums = next.index_select(1, &self.first);
         if self.read.numel() == 0 {
@@ -153,7 +155,8 @@ impl Texts {
         let positions = &self.before + prompt;
         let state = model.forward(embeddings, &positions, Some(&bias), Some(cache), None, &mut |_| {});
         let outputs = model.output(&state);
-        // Row by row: over a vocabulary of 150,000, the logits of all rows would take gigabytes.
+        // The head runs row by row: over a vocabulary of 150,000, the logits of all rows would take
+        // gigabytes.
         let each = (0..rows).map(|row| {
             let logits = model.logits(&outputs.select(0, row)).to_kind(Kind::Float);
             logits.log_softmax(-1, Kind::Float).gather(1, &self.follows.unsqueeze(1), false).squeeze_dim(1)

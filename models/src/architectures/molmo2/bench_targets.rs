@@ -1,4 +1,4 @@
-//! The image side and the decoder, each by itself.
+//! The benchmark targets: the image side and the decoder, each by itself.
 
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -10,12 +10,13 @@ use crate::generation::greedy::Greedy;
 use crate::inspect::bench_target::{BenchTarget, IMAGE_FEATURES};
 use crate::{ModelError, Pixels};
 
-/// A question about a picture of 640 × 480 pixels has nearly as many.
+/// The length of the prompt: a question about an image of 640 × 480 pixels has nearly as many tokens.
 const PROMPT_TOKENS: usize = 800;
-/// Any token of a text.
+/// The id of some token of a text.
 const TEXT: i64 = 0;
 
-/// The layout of the first image is that of all rows; what the text says does not matter to the time that it takes.
+/// Returns the benchmark targets for a batch of images. The layout of the first image is that of all rows;
+/// the content of the text does not affect the time.
 pub(super) fn bench_targets<'a>(
     model: &'a Molmo2,
     images: &[&Pixels],
@@ -38,7 +39,7 @@ pub(super) fn bench_targets<'a>(
     let same = Rc::clone(&reading);
     let prefill = move || model.next_logits(&same);
     let write = move || {
-        // Each token is looked at, as one who shows a text must; none ends it.
+        // Each token is read back at once, as streaming needs it, and none ends the text.
         let greedy =
             Greedy { ends: &[], max_new_tokens: new_tokens, steps_per_read: 1, graphs: model.graphs.is_on() };
         let written = model.write(&reading, length, &greedy, &mut |_| ControlFlow::Continue(()))?;
@@ -48,7 +49,7 @@ pub(super) fn bench_targets<'a>(
         BenchTarget::new(IMAGE_FEATURES, move || model.image_features(&input)),
         BenchTarget { prompt_tokens, ..BenchTarget::new("decoder: prefill", prefill) },
     ];
-    // A text is written for one reader.
+    // A text is generated for one row only.
     if rows == 1 {
         let work = format!("decoder: prefill and {new_tokens} tokens greedy");
         parts.push(BenchTarget {

@@ -1,4 +1,5 @@
-//! `config.json`, in the key names of the published files and in those that transformers writes today.
+//! The configuration in `config.json`, in the key names of the published files and in those that transformers
+//! writes today.
 
 use serde::Deserialize;
 
@@ -11,12 +12,13 @@ use crate::snapshot::limits::{
     LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
 };
 
-/// A larger one would be a slip: published models take 65,536 positions.
+/// The most positions that are accepted. A larger number would be a slip: published models take 65,536
+/// positions.
 const POSITIONS_MAX: i64 = 10_000_000;
-/// Concatenated layers of the image tower; published models take two.
+/// The most layers of the image tower that are concatenated; published models take two.
 const FEATURE_LAYERS_MAX: usize = 16;
 
-/// `config.json`.
+/// The contents of `config.json`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(alias = "vit_config")]
@@ -26,7 +28,7 @@ pub(super) struct Config {
     pub(super) image_patch_id: i64,
 }
 
-/// `vision_config`, formerly `vit_config`.
+/// The section `vision_config`, formerly `vit_config`.
 #[derive(Debug, Deserialize)]
 pub(super) struct VisionConfig {
     pub(super) hidden_size: i64,
@@ -45,7 +47,7 @@ pub(super) struct VisionConfig {
     pub(super) num_position_embeddings: i64,
 }
 
-/// `adapter_config`.
+/// The section `adapter_config`.
 #[derive(Debug, Deserialize)]
 pub(super) struct AdapterConfig {
     #[serde(alias = "vit_layers")]
@@ -63,7 +65,7 @@ pub(super) struct AdapterConfig {
     pub(super) mlp_bias: bool,
 }
 
-/// `text_config`.
+/// The section `text_config`.
 #[derive(Debug, Deserialize)]
 pub(super) struct TextConfig {
     pub(super) hidden_size: i64,
@@ -96,7 +98,7 @@ fn yes() -> bool {
 }
 
 impl Config {
-    /// What the layers take for granted.
+    /// Checks what the layers take for granted.
     pub(super) fn check(&self) -> Result<(), String> {
         let within = |section: &'static str| move |fault: String| format!("{section}: {fault}");
         self.vision_config.check().map_err(within("vision_config"))?;
@@ -109,28 +111,29 @@ impl Config {
         in_range("image_patch_id", self.image_patch_id, 0..=self.text_config.table_rows() - 1)
     }
 
-    /// Which of the image tower's hidden states are concatenated, counted with the embeddings as 0.
+    /// Returns the indices of the image tower's hidden states that are concatenated, of which 0 is the
+    /// embeddings.
     ///
-    /// Negative layers count from the last of those that the file names, although published weights end with the
-    /// deepest of these.
+    /// Negative layers count from the last of the layers that the file names, although published weights end
+    /// with the deepest layer that is read.
     pub(super) fn feature_states(&self) -> Vec<usize> {
         let layers = self.vision_config.num_hidden_layers;
         let state = |layer: &i64| usize::try_from(layer.rem_euclid(layers) + 1).unwrap_or(0);
         self.adapter_config.vision_feature_layer.iter().map(state).collect()
     }
 
-    /// The image tower, no deeper than what is read from it.
+    /// Returns the sizes of the image tower, no deeper than the deepest layer that is read.
     pub(super) fn vision_sizes(&self) -> Sizes {
         let deepest = self.feature_states().into_iter().max().unwrap_or(0);
         Sizes { layers: i64::try_from(deepest).unwrap_or(0), ..self.vision_config.sizes() }
     }
 
-    /// How many values a patch has after concatenation.
+    /// Returns the number of values of a patch after concatenation.
     pub(super) fn feature_width(&self) -> i64 {
         self.vision_config.hidden_size * self.adapter_config.vision_feature_layer.len() as i64
     }
 
-    /// Whether the processor gives the crops that the image tower takes.
+    /// Checks that the processor outputs the crops that the image tower takes.
     pub(super) fn check_preprocessor(&self, preprocessor: &Preprocessor) -> Result<(), String> {
         let VisionConfig { image_size, patch_size, .. } = self.vision_config;
         match preprocessor.tiling() {
@@ -201,7 +204,7 @@ impl AdapterConfig {
 impl TextConfig {
     fn check(&self) -> Result<(), String> {
         let (heads, key_heads) = (self.num_attention_heads, self.num_key_value_heads);
-        // Heads have a width of their own here.
+        // The width of the heads is independent of the hidden size here, and checked below.
         check_transformer(
             self.hidden_size,
             self.intermediate_size,
@@ -231,7 +234,7 @@ impl TextConfig {
         self.rope().map(|_| ())
     }
 
-    /// The base of the rotary embedding, and how some layers scale it.
+    /// Returns the base of the rotary embedding, and the YaRN scaling of the layers that have one.
     pub(super) fn rope(&self) -> Result<(f64, Option<Yarn>), String> {
         let parameters = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let theta = parameters.and_then(|parameters| parameters.rope_theta).or(self.rope_theta);
@@ -242,12 +245,13 @@ impl TextConfig {
         Ok((theta, parameters.map_or(Ok(None), RopeParameters::scaling)?))
     }
 
-    /// Whether a layer has the scaled rotary embedding: all, where none are listed.
+    /// Returns whether a layer has the scaled rotary embedding; all have it where none are listed.
     pub(super) fn scales_rope(&self, layer: i64) -> bool {
         self.rope_scaling_layers.as_ref().is_none_or(|layers| layers.contains(&layer))
     }
 
-    /// Base vocabulary and the tokens added to it, all of which can be read but only the former written.
+    /// Returns the number of rows of the token table: the base vocabulary and the added tokens. All of them
+    /// can be read, but only the base vocabulary can be generated.
     pub(super) fn table_rows(&self) -> i64 {
         self.vocab_size + self.additional_vocab_size
     }

@@ -1,4 +1,5 @@
-//! The image side: crops through the tower and the adapter to what the text model sees of images.
+//! The image side, which turns crops into the image tokens of the text model through the tower and the
+//! adapter.
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,21 +11,26 @@ use crate::runtime::cuda_graphs::CudaGraphCache;
 
 /// The name of this side's graphs among those of the model.
 const GRAPHS: &str = "images";
-/// Up to so many crops, each number of them has graphs of its own: to fill up with whole crops would cost more than it
-/// brings. More keep the device busy for longer than their work takes to launch: so400m's tower takes 1.3 ms a crop on
-/// an H200, and the launches of as deep a tower 7 ms.
+/// The most crops that run through a CUDA graph. Each number of crops has graphs of its own: padding with
+/// whole crops would cost more than it saves. More crops keep the device busy for longer than their work
+/// takes to launch: so400m's tower takes 1.3 ms a crop on an H200, and the launches of a tower as deep take
+/// 7 ms.
 const GRAPHED_CROPS_MAX: i64 = 16;
 
-/// Images as the image tower and the adapter take them.
+/// Images in the layout that the image tower and the adapter take.
 #[derive(Debug)]
 pub(super) struct Images {
-    /// [crops, patches, patch·patch·3], those of all images one after the other.
+    /// The patches of the crops of all images, one image after the other, [crops, patches, patch·patch·3].
     pub(super) patches: Tensor,
-    /// The patches of each token, [tokens, window], counted through all crops.
+    /// The indices of the patches of each token, counted through all crops, with −1 for none,
+    /// [tokens, window].
     pub(super) pooling: Tensor,
 }
 
-/// How the image was cut.
+/// Returns how an image was cut into crops.
+///
+/// # Errors
+/// Fails when the pixels are of another model's preprocessor.
 pub(super) fn tiles_of(image: &Pixels) -> Result<&Tiles, ModelError> {
     let missing = || ModelError::Unsupported("these pixels are of another model's preprocessor".to_owned());
     image.tiles().ok_or_else(missing)
@@ -43,7 +49,7 @@ impl Images {
     }
 }
 
-/// The tower and the adapter.
+/// The image tower and the adapter.
 #[derive(Debug)]
 pub(super) struct ImageSide {
     pub(super) tower: VisionTower,
@@ -52,14 +58,15 @@ pub(super) struct ImageSide {
 }
 
 impl ImageSide {
-    /// [tokens, text hidden], by a graph where there are graphs and few crops.
+    /// Returns the image tokens [tokens, text hidden], through a CUDA graph where graphs are on and the crops
+    /// are few.
     pub(super) fn features(&self, images: &Images, graphs: &CudaGraphCache) -> Result<Tensor, ModelError> {
         let patches = images.patches.f_to_device(self.device)?;
         let pooling = images.pooling.f_to_device(self.device)?;
         if patches.size()[0] > GRAPHED_CROPS_MAX {
             return Ok(self.forward(&patches, &pooling));
         }
-        // The tokens are what is filled up: each is made of its own patches alone.
+        // The tokens are what is padded: each is made of its own patches alone.
         let forward = |inputs: &[Tensor]| vec![self.forward(&inputs[1], &inputs[0])];
         let outputs = graphs.run_as(GRAPHS, &[&pooling], &[&patches], forward)?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)

@@ -1,6 +1,7 @@
-//! Molmo 2: an image tower over overlapping crops, and a language model that is asked about them.
+//! Molmo 2: an image tower over overlapping crops, and a language model that answers questions about them.
 //!
-//! Clark et al., "Molmo2", 2025; tensors and numerics as in transformers' `modeling_molmo2.py`.
+//! The source is Clark et al., "Molmo2", 2025. Tensor names and numerics follow transformers'
+//! `modeling_molmo2.py`.
 
 mod adapter;
 mod answers;
@@ -100,27 +101,28 @@ struct Molmo2 {
     /// The tokens that end a text.
     ends: Vec<i64>,
     tasks: HashMap<TaskId, Task>,
-    /// Whether prompts are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    /// True if prompts are padded to a few lengths: CUDA graphs need few shapes, but on a CPU padding is
+    /// wasted work.
     pads_prompts: bool,
-    /// The buffers of texts.
+    /// The buffers of the texts that are being generated.
     writings: BufferPool<GreedyText>,
-    /// Of the image side, and of prompts that are read for votes.
+    /// The CUDA graphs of the image side, and of prompts that are read for votes.
     graphs: CudaGraphCache,
 }
 
-/// A prompt as the text model reads it, all of it on the device. Padded, it goes on to the right with embeddings of
-/// zeros, which nothing before them looks at.
+/// A prompt in the form that the text model reads, all of it on the device. Where it is padded, embeddings of
+/// zeros follow it on the right, and no position before them attends to them.
 #[derive(Debug)]
 struct Reading {
-    /// [rows, padded length, hidden].
+    /// The embeddings, [rows, padded length, hidden].
     embeddings: Tensor,
-    /// Which positions see each other in both directions, \[padded length\].
+    /// The mask of the positions that attend to each other in both directions, \[padded length\].
     of_images: Tensor,
-    /// The last position of the prompt itself, \[1\].
+    /// The last position of the prompt without its padding, \[1\].
     last: Tensor,
 }
 
-/// All of a task that is the same for every image.
+/// The parts of a task that are the same for every image.
 #[derive(Debug)]
 struct Task {
     prompt: Prompt,
@@ -128,13 +130,13 @@ struct Task {
 }
 
 impl Molmo2 {
-    /// [tokens, hidden].
+    /// Returns the image tokens of images, [tokens, hidden].
     fn image_features(&self, images: &Images) -> Result<Tensor, ModelError> {
         self.images.features(images, &self.graphs)
     }
 
-    /// The embeddings [rows, count, hidden] of the same prompt in each row, the features [tokens of all rows, hidden]
-    /// of the images added where they belong.
+    /// Returns the embeddings [rows, count, hidden] of the same prompt in each row, with the features
+    /// [tokens of all rows, hidden] of the images added at their patch tokens.
     fn embed(&self, ids: &[i64], rows: i64, features: Option<&Tensor>) -> Tensor {
         let embeddings = self.text.embed(&self.integers(ids).unsqueeze(0)).repeat([rows, 1, 1]);
         let Some(features) = features else {
@@ -150,7 +152,7 @@ impl Molmo2 {
         Tensor::from_slice(values).to_device(self.info.placement.device)
     }
 
-    /// A prompt and its embeddings, to be read.
+    /// Pads a prompt and its embeddings, so that they can be read.
     fn reading(&self, ids: &[i64], embeddings: &Tensor) -> Reading {
         let mut of_images: Vec<bool> = ids.iter().map(|&id| self.prompter.is_image(id)).collect();
         let length = ids.len() as i64;
@@ -163,10 +165,10 @@ impl Molmo2 {
         }
     }
 
-    /// Reads a prompt: the last hidden state [rows, padded length, hidden], before the final norm, or where `only` says
-    /// so that of one place, [rows, 1, hidden]. Text sees what is before it, the tokens of images see each other as
-    /// well. Like a [`DecodeStep`], it waits for nothing and its shapes are those of its arguments, so that a CUDA graph
-    /// can hold it where these keep their addresses.
+    /// Reads a prompt and returns the last hidden state before the final norm: [rows, padded length, hidden],
+    /// or that of the one position in `only`, [rows, 1, hidden]. Text attends to what is before it, and the
+    /// tokens of images also to each other. Like a [`DecodeStep`], it waits for nothing and its shapes are
+    /// those of its arguments, so that a CUDA graph can hold it where these keep their addresses.
     ///
     /// [`DecodeStep`]: crate::generation::greedy::DecodeStep
     fn read(
@@ -185,12 +187,13 @@ impl Molmo2 {
         self.text.forward(embeddings.shallow_clone(), &positions, Some(&bias), cache, only, keep)
     }
 
-    /// The same as far as the logits of what follows, [rows, vocabulary], fp32.
+    /// Reads a prompt and returns the logits of the token after it, [rows, vocabulary], fp32.
     fn read_to_end(&self, reading: &Reading, cache: Option<&mut dyn KvCache>) -> Tensor {
         self.text.next_logits(&self.read(reading, cache, Some(&reading.last), &mut |_| {}))
     }
 
-    /// The logits of what follows a prompt, [rows, vocabulary], fp32, of which nothing else is kept.
+    /// Returns the logits of the token after a prompt, [rows, vocabulary], fp32, and keeps nothing else of
+    /// it.
     fn next_logits(&self, reading: &Reading) -> Result<Tensor, ModelError> {
         let Reading { embeddings, of_images, last } = reading;
         let forward = |inputs: &[Tensor]| {
@@ -202,7 +205,7 @@ impl Molmo2 {
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
-    /// The logits of the labels, [images, labels], for images whose prompts are of one layout.
+    /// Returns the logits of the labels, [images, labels], for images whose prompts have one layout.
     fn label_logits(&self, task: &Task, grid: [i64; 4], images: &[&Pixels]) -> Result<Tensor, ModelError> {
         let ids = self.prompter.lay_out(&task.prompt, &[grid]);
         self.check_length(ids.len())?;
@@ -218,7 +221,7 @@ impl Molmo2 {
         Ok(task.answers.logits(&self.text, &next, &mut cache))
     }
 
-    /// Writes what follows a prompt of `length` tokens.
+    /// Generates the text after a prompt of `length` tokens.
     fn write(
         &self,
         reading: &Reading,
@@ -239,7 +242,10 @@ impl Molmo2 {
         })
     }
 
-    /// How many tokens may follow a prompt of this length.
+    /// Returns how many tokens may follow a prompt of this length.
+    ///
+    /// # Errors
+    /// Fails when the prompt is longer than the model's positions.
     fn check_length(&self, prompt: usize) -> Result<usize, ModelError> {
         let longest = usize::try_from(self.config.text_config.max_position_embeddings).unwrap_or(usize::MAX);
         longest.checked_sub(prompt).ok_or_else(|| {
@@ -262,7 +268,7 @@ impl Molmo2 {
     }
 }
 
-/// What is asked: the task's question, and in which words to answer it.
+/// Returns the question that the model answers: that of the task, and the words to answer it in.
 fn question(task: &TaskSpec) -> String {
     format!("{} Answer with one of: {}.", task.question, task.answers.join(", "))
 }
@@ -284,7 +290,7 @@ impl Model for Molmo2 {
         self.tasks.remove(&id);
     }
 
-    /// Images whose prompts are of one layout, those of similar proportions, run together.
+    /// Classifies images in groups whose prompts have one layout: those of similar proportions run together.
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError> {
         let task = self.tasks.get(&id).ok_or(ModelError::NotPrepared)?;
         let mut groups = BTreeMap::<[i64; 4], Vec<usize>>::new();

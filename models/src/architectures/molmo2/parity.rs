@@ -1,4 +1,4 @@
-//! The tensors of a parity fixture: its cases are prompts with none, one and two images.
+//! The tensors of a parity fixture, whose cases are prompts with none, one and two images.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -13,9 +13,9 @@ use crate::generation::static_cache::{capacity_for, padded_length};
 use crate::image::preprocess::Pixels;
 use crate::inspect::fixture::Fixture;
 
-/// The first image of each case, and the second.
+/// The names of the first and the second image of a case.
 const IMAGES: [&str; 2] = ["landscape", "portrait"];
-/// How many of the largest logits of each step a full-size fixture keeps.
+/// The number of the largest logits of each step that a full-size fixture keeps.
 const TOP: i64 = 8;
 
 pub(super) fn parity_outputs(
@@ -55,7 +55,7 @@ impl Case<'_> {
         self.fixture.images(names, &self.model.info.preprocessor)
     }
 
-    /// What the processor gives.
+    /// Returns the outputs of the processor.
     fn inputs(&self, question: &str) -> Result<Outputs, ModelError> {
         let (pixels, prompter) = (self.pixels()?, &self.model.prompter);
         let grids: Vec<[i64; 4]> =
@@ -76,14 +76,14 @@ impl Case<'_> {
         outputs.insert("image_token_pooling".to_owned(), images.pooling);
         outputs.insert("image_grids".to_owned(), Tensor::from_slice(&grids.concat()).view([-1, 4]));
         outputs.insert("image_num_crops".to_owned(), Tensor::from_slice(&crops));
-        // Full-size fixtures leave them out.
+        // Full-size fixtures leave the pixels out.
         if self.shape("pixel_values").is_some() {
             outputs.insert("pixel_values".to_owned(), images.patches);
         }
         Ok(outputs)
     }
 
-    /// The reference's own images where the fixture has them, so that an error shows where it is made.
+    /// Returns the reference's own images where the fixture has them, so that an error shows where it arises.
     fn images(&self) -> Result<Option<Images>, ModelError> {
         if self.shape("image_grids").is_none() {
             return Ok(None);
@@ -95,7 +95,7 @@ impl Case<'_> {
         Ok(Some(Images { patches, pooling: self.input("image_token_pooling")?.to_kind(Kind::Int64) }))
     }
 
-    /// What the model makes of it.
+    /// Runs the model on the reference's inputs, and adds its outputs.
     fn run(&self, outputs: &mut Outputs) -> Result<(), ModelError> {
         let (model, images) = (self.model, self.images()?);
         let ids = Vec::<i64>::try_from(&self.input("input_ids")?.flatten(0, -1))?;
@@ -112,7 +112,7 @@ impl Case<'_> {
         let written = self.shape("greedy.ids").map_or(0, |shape| shape[1]).max(padded_length(length));
         let writing = GreedyText::new(&model.text, capacity_for(written), model.graphs.is_on());
         let mut states = Vec::new();
-        // Without what pads the prompt.
+        // The states are kept without the padding of the prompt.
         let mut keep = |state: &Tensor| states.push(state.narrow(1, 0, length));
         let last = model.read(&reading, Some(&mut writing.buffers.cache.prompt()), None, &mut keep);
         keep(&model.text.output(&last));
@@ -120,14 +120,14 @@ impl Case<'_> {
             outputs.insert(format!("text.hidden_states.{index}"), state.shallow_clone());
         }
         let logits = model.text.logits(&states[states.len() - 1]);
-        // Full-size fixtures have those of the last positions only.
+        // Full-size fixtures have the logits of the last positions only.
         let kept = self.shape("logits").map_or(0, |shape| shape[1]).min(logits.size()[1]);
         outputs.insert("logits".to_owned(), logits.narrow(1, logits.size()[1] - kept, kept));
         writing.buffers.begin(length, &model.text.next_logits(&last.index_select(1, &reading.last)))?;
         self.write(&ids, &writing, outputs)
     }
 
-    /// As many tokens as the reference wrote, none of which ends the text.
+    /// Generates as many tokens as the reference did, none of which ends the text.
     fn write(&self, ids: &[i64], writing: &GreedyText, outputs: &mut Outputs) -> Result<(), ModelError> {
         let step = Step { model: &self.model.text, writing };
         let length = self.shape("greedy.ids").map_or(0, |shape| shape[1]);
@@ -148,8 +148,8 @@ impl Case<'_> {
     }
 }
 
-/// Writes so many tokens, and keeps the logits that each was chosen by, [1, vocabulary]. They are copied between the
-/// steps: a graph repeats what a step puts on the device, and calls nothing of ours.
+/// Generates `max_new_tokens` tokens, and keeps the logits [1, vocabulary] that each was chosen by. They are
+/// copied between the steps: a graph repeats what a step puts on the device, and calls no code of ours.
 pub(super) fn write_recorded(
     step: &dyn DecodeStep,
     begin: i64,
@@ -157,7 +157,7 @@ pub(super) fn write_recorded(
     graphs: bool,
 ) -> Result<(GreedyOutput, Vec<Tensor>), ModelError> {
     let mut logits = Vec::new();
-    // With each token read at once, the buffers still hold what it was chosen by.
+    // Each token is read back at once, so the buffers still hold the logits that it was chosen by.
     let greedy = Greedy { ends: &[], max_new_tokens, steps_per_read: 1, graphs };
     let written = greedy.run(step, begin, &mut |_| {
         logits.push(step.buffers().logits().copy());

@@ -1,4 +1,5 @@
-//! The chat template, the tokens of images, and back from tokens to text. As transformers' `processing_molmo2.py`.
+//! The chat template, the tokens of images, and the way back from tokens to text, as in transformers'
+//! `processing_molmo2.py`.
 
 use std::path::PathBuf;
 
@@ -15,17 +16,17 @@ use crate::snapshot::tokenizer;
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const PROCESSOR_CONFIG: &str = "processor_config.json";
-/// What the template writes for an image.
+/// The marker that the template writes for an image.
 const IMAGE: &str = "<|image|>";
-/// The tokens that see each other in both directions, besides those of [`ImageTokens`].
+/// The tokens that attend to each other in both directions, besides those of [`ImageTokens`].
 const FRAME_TOKENS: [&str; 3] = ["<frame_start>", "<frame_end>", "<im_low>"];
 
-/// `processor_config.json`, the part that is used.
+/// The part of `processor_config.json` that is used.
 #[derive(Debug, Deserialize)]
 struct Layout {
     #[serde(default = "yes")]
     image_use_col_tokens: bool,
-    /// As the one above, where it is not given.
+    /// The same for the view of the whole image; that of the crops where it is absent.
     use_single_crop_col_tokens: Option<bool>,
     #[serde(default = "yes")]
     use_single_crop_start_token: bool,
@@ -43,7 +44,7 @@ struct ImageTokens {
     start: i64,
     whole_start: i64,
     end: i64,
-    /// All that see each other in both directions.
+    /// All tokens that attend to each other in both directions.
     all: Vec<i64>,
 }
 
@@ -53,7 +54,7 @@ pub(super) struct Prompt {
     parts: Vec<Vec<i64>>,
 }
 
-/// Makes prompts of questions and images.
+/// A builder of prompts from questions and images, which also decodes the generated tokens.
 #[derive(Debug)]
 pub(super) struct Prompter {
     tokenizer: Tokenizer,
@@ -61,11 +62,11 @@ pub(super) struct Prompter {
     templates: Environment<'static>,
     template: String,
     template_path: PathBuf,
-    /// What every prompt begins with.
+    /// The text that every prompt begins with.
     begin: String,
     layout: Layout,
     tokens: ImageTokens,
-    /// What a question must not contain: it would be read as the end of a turn, or as an image.
+    /// The tokens that a question must not contain: they would be read as the end of a turn, or as an image.
     special: Vec<String>,
 }
 
@@ -79,7 +80,8 @@ impl Prompter {
             let (patch, expected) = (tokens.patch, config.image_patch_id);
             return Err(malformed(format!("<im_patch> is {patch}, but image_patch_id {expected}")));
         }
-        // Of a table that is larger than the tokenizer, some rows are never read; the opposite would fail later.
+        // A table that is larger than the tokenizer has rows that are never read; a smaller one would fail
+        // later.
         let largest = tokenizer.get_vocab(true).into_values().max().map_or(0, i64::from);
         if largest >= rows {
             return Err(malformed(format!("gives ids up to {largest}, but the embeddings have {rows} rows")));
@@ -100,7 +102,11 @@ impl Prompter {
         })
     }
 
-    /// The prompt of one question about so many images.
+    /// Returns the prompt of a question about this number of images.
+    ///
+    /// # Errors
+    /// Fails when the question contains a special token, or the template cannot be rendered or writes another
+    /// number of images.
     pub(super) fn prompt(&self, question: &str, images: usize) -> Result<Prompt, ModelError> {
         self.refuse_special(question)?;
         let text = self.render(question, images)?;
@@ -143,7 +149,7 @@ impl Prompter {
             .map_err(|error| ModelError::malformed(&self.template_path, format!("{error:#}")))
     }
 
-    /// The ids of a text, with nothing added.
+    /// Returns the ids of a text, with nothing added.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<i64>, ModelError> {
         let encoding = self
             .tokenizer
@@ -152,13 +158,13 @@ impl Prompter {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// The text of ids, without special tokens.
+    /// Returns the text of ids, without special tokens.
     pub(super) fn decode(&self, ids: &[i64]) -> Result<String, ModelError> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         self.tokenizer.decode(&ids, true).map_err(|error| ModelError::malformed(&self.tokenizer_path, error))
     }
 
-    /// The ids of a prompt about images of these grids (see [`Tiles`](crate::Tiles)).
+    /// Returns the ids of a prompt about images of these grids (see [`Tiles`](crate::Tiles)).
     pub(super) fn lay_out(&self, prompt: &Prompt, grids: &[[i64; 4]]) -> Vec<i64> {
         let mut ids = Vec::new();
         for (index, part) in prompt.parts.iter().enumerate() {
@@ -170,7 +176,8 @@ impl Prompter {
         ids
     }
 
-    /// The view of the whole, then the crops, each between a start and an end and row by row.
+    /// Appends the ids of an image: the view of the whole, then the crops, each between a start and an end
+    /// token and row by row.
     pub(super) fn extend_with_image(
         &self,
         ids: &mut Vec<i64>,
@@ -191,17 +198,17 @@ impl Prompter {
         view(tokens.start, rows, columns, layout.image_use_col_tokens);
     }
 
-    /// Where image features are added.
+    /// Returns whether a token is a patch of an image, which the image features are added to.
     pub(super) fn is_patch(&self, id: i64) -> bool {
         id == self.tokens.patch
     }
 
-    /// Whether a token sees all others of images, not only those before it.
+    /// Returns whether a token attends to all other tokens of images, not only to those before it.
     pub(super) fn is_image(&self, id: i64) -> bool {
         self.tokens.all.contains(&id)
     }
 
-    /// Which tokens end a text: as `generation_config.json` says, otherwise the tokenizer's own.
+    /// Returns the tokens that end a text: those of `generation_config.json`, otherwise the tokenizer's own.
     pub(super) fn ends(&self, snapshot: &Snapshot) -> Result<Vec<i64>, ModelError> {
         #[derive(Deserialize)]
         struct Generation {
@@ -236,7 +243,8 @@ impl ImageTokens {
     }
 }
 
-/// As transformers sets up Jinja for chat templates; published ones call methods of Python's strings.
+/// Returns a Jinja environment as transformers sets it up for chat templates; published ones call methods of
+/// Python's strings.
 fn environment() -> Environment<'static> {
     let mut templates = Environment::new();
     templates.set_trim_blocks(true);
@@ -248,7 +256,7 @@ fn environment() -> Environment<'static> {
     templates
 }
 
-/// The chat template: a file of its own, formerly an entry of `tokenizer_config.json`.
+/// Reads the chat template: a file of its own, formerly an entry of `tokenizer_config.json`.
 fn load_template(snapshot: &Snapshot) -> Result<(String, PathBuf), ModelError> {
     #[derive(Deserialize)]
     struct TokenizerConfig {
@@ -263,7 +271,7 @@ fn load_template(snapshot: &Snapshot) -> Result<(String, PathBuf), ModelError> {
     Ok((config.chat_template, snapshot.path(TOKENIZER_CONFIG)))
 }
 
-/// The token that prompts begin with; the published templates leave it to the processor.
+/// Returns the token that prompts begin with; the published templates leave it to the processor.
 fn begin_token(snapshot: &Snapshot) -> Result<String, ModelError> {
     let begin = special_token(snapshot, "bos_token")?;
     let begin = if begin.is_some() { begin } else { special_token(snapshot, "eos_token")? };
@@ -272,7 +280,7 @@ fn begin_token(snapshot: &Snapshot) -> Result<String, ModelError> {
     })
 }
 
-/// An entry of `tokenizer_config.json` that is a token's text, or an object with it.
+/// Returns an entry of `tokenizer_config.json` that is a token's text, or an object with it.
 fn special_token(snapshot: &Snapshot, name: &str) -> Result<Option<String>, ModelError> {
     let config: Value = snapshot.json(TOKENIZER_CONFIG)?;
     let token = config.get(name);

@@ -1,4 +1,5 @@
-//! One step of a text: by libtorch's operations, or where the model and the GPU allow it by kernels of our own.
+//! One decode step of a text, by libtorch's operations or, where the model and the GPU allow it, by custom
+//! kernels.
 
 use std::cell::RefCell;
 
@@ -12,18 +13,18 @@ use crate::libtorch::LibtorchError;
 use crate::nn::blocks::QkNorm;
 use crate::nn::layers::Activation;
 
-/// The buffers of a text that is being written.
+/// The buffers of a text that is being generated.
 #[derive(Debug)]
 pub(super) struct GreedyText {
     pub(super) buffers: DecodeBuffers,
-    /// Of all positions that there are.
+    /// The rotary angles of all positions.
     angles: Angles,
-    /// `None` where a step is made of libtorch's operations.
+    /// The buffers of the custom kernels; `None` where a step is made of libtorch's operations.
     kernels: RefCell<Option<StepBuffers>>,
 }
 
 impl GreedyText {
-    /// `by_kernels`: by those of our own where they can be had.
+    /// Allocates the buffers. `by_kernels` asks for custom kernels where they are available.
     pub(super) fn new(model: &TextModel, capacity: i64, by_kernels: bool) -> Self {
         let sizes = model.sizes();
         let positions = Tensor::arange(capacity, (Kind::Int64, sizes.device));
@@ -36,7 +37,7 @@ impl GreedyText {
     }
 }
 
-/// The next token of a text.
+/// A step that generates the next token of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step<'a> {
     pub(super) model: &'a TextModel,
@@ -58,7 +59,7 @@ impl DecodeStep for Step<'_> {
                 }
                 Err(error) => tracing::warn!(%error, "texts are written without kernels of our own"),
             }
-            // What a part of a step has written, the whole one writes again.
+            // The whole step overwrites whatever a part of one has written.
             *kernels = None;
         }
         drop(kernels);
@@ -78,7 +79,8 @@ impl Step<'_> {
         buffers.advance(&model.logits(&model.output(&state.squeeze_dim(1))));
     }
 
-    /// The same but for rounding, as far as the logits; of weights in fp8 it multiplies the row as it is, not quantised.
+    /// Computes the step by custom kernels as far as the logits; the result is the same but for rounding.
+    /// With weights in fp8 it multiplies the row as it is, not quantised.
     fn by_kernels(&self, own: &StepBuffers) -> Result<(), LibtorchError> {
         let (model, buffers, kernels) = (self.model, &self.writing.buffers, own.kernels);
         let scaled = self.writing.angles.scaled.as_ref().unwrap_or(&self.writing.angles.plain);
@@ -107,25 +109,25 @@ impl Step<'_> {
 }
 
 impl TextModel {
-    /// Compiles the kernels of a step, so that the first text does not wait for that.
+    /// Compiles the kernels of a step, so that the first text does not wait for them.
     pub(super) fn compile_step(&self) {
         let _kernels = StepKernels::of(&Tensor::empty([0], (self.sizes().kind, self.device())));
     }
 }
 
-/// What a step by kernels of our own writes on its way.
+/// The intermediate results of a step by custom kernels.
 #[derive(Debug)]
 struct StepBuffers {
     kernels: StepKernels,
     scratch: AttendScratch,
-    /// Heads of queries, keys and values.
+    /// The heads of queries, keys and values.
     projected: Tensor,
     attended: Tensor,
     inner: Tensor,
 }
 
 impl StepBuffers {
-    /// `None` where some part of the model has no such kernel.
+    /// Allocates the buffers, or returns `None` where some part of the model has no such kernel.
     fn new(model: &TextModel, capacity: i64) -> Option<Self> {
         let first = model.layers.first()?;
         let sizes = AttendSizes {

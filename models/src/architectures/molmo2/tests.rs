@@ -1,4 +1,4 @@
-//! Texts in fixed buffers and padded prompts are what they are without.
+//! Tests that texts in fixed buffers and padded prompts are the same as without them.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,16 +18,16 @@ use crate::snapshot::folder::Snapshot;
 use crate::task::{TaskId, TaskSpec};
 use crate::{GenerateRequest, Generator, Pixels, decode};
 
-/// The trained snapshot, and fixtures: with grouped keys, and with YaRN and norms after the layers.
+/// The trained snapshot, and the fixtures with grouped keys, and with YaRN and norms after the layers.
 const SNAPSHOTS: [&str; 3] =
     ["nano/molmo2", "tests/fixtures/parity/molmo2/snapshot", "tests/fixtures/parity/molmo2_o/snapshot"];
 const IMAGES: [&str; 2] = ["landscape", "portrait"];
 const QUESTIONS: [&str; 2] =
     ["what is it?", "is there a sign of road work, and which others are there in the image?"];
-/// Of logits, as a share of the largest.
+/// The tolerance of logits, as a share of the largest.
 const TOLERANCE: f64 = 1e-5;
 
-/// On a machine with a GPU, the tests run in the repository of another.
+/// On a machine with a GPU, the tests run in the repository of another machine.
 fn crate_folder() -> &'static Path {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     if built.exists() { built } else { Path::new("models") }
@@ -56,7 +56,8 @@ fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
     (model.reading(&ids, &model.embed(&ids, 1, Some(&features))), ids.len() as i64)
 }
 
-/// Tokens and the logits that each was chosen by, with keys and values that grow by one position a step.
+/// Returns tokens and the logits that each was chosen by, with keys and values that grow by one position per
+/// step.
 fn with_a_growing_cache(model: &Molmo2, reading: &Reading, length: i64, count: usize) -> (Vec<i64>, Tensor) {
     let mut cache = GrowingKvCache::new(model.text.sizes().layers);
     let mut steps = vec![model.read_to_end(reading, Some(&mut cache))];
@@ -96,7 +97,8 @@ fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
     assert!(error < TOLERANCE, "{what}: {error}");
 }
 
-/// Also where the text goes on beyond the smallest capacity, and where the buffers have held another text.
+/// Checks this also where the text goes on beyond the smallest capacity, and where the buffers have held
+/// another text.
 #[test]
 fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     for snapshot in SNAPSHOTS {
@@ -127,7 +129,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     }
 }
 
-/// What a graph fills up holds what was there before.
+/// Padding by a graph holds what was there before.
 #[test]
 fn tokens_that_fill_up_change_no_others() {
     for snapshot in SNAPSHOTS {
@@ -142,7 +144,7 @@ fn tokens_that_fill_up_change_no_others() {
     }
 }
 
-/// A warm-up records what any single image may be, so none may be refused.
+/// A warm-up records every layout that a single image may have, so none may be refused.
 #[test]
 fn every_layout_of_a_single_image_can_be_run() {
     let model = load(SNAPSHOTS[1], false);
@@ -156,7 +158,7 @@ fn every_layout_of_a_single_image_can_be_run() {
     model.images.warm_up(tiling, &model.graphs).unwrap();
 }
 
-/// On a GPU the steps are replayed, which calls nothing of ours in between.
+/// On a GPU the steps are replayed, which calls no code of ours in between.
 #[test]
 fn recorded_logits_are_those_that_each_token_was_chosen_by() {
     let gpus = cuda_devices();
@@ -212,7 +214,7 @@ fn a_padded_prompt_is_read_as_it_is_without() {
         let [expected, ours] = [&plain, &padded].map(|model| {
             let request = GenerateRequest { prompt: QUESTIONS[1].to_owned(), max_new_tokens: 12 };
             let pixels = pixels(model, IMAGES[0]);
-            // Twice, the second time in kept buffers.
+            // Each text is generated twice, the second time in kept buffers.
             [(); 2].map(|()| model.generate(&pixels, &request, &mut |_| ControlFlow::Continue(())).unwrap())
         });
         assert_eq!(ours[0], ours[1]);

@@ -13,22 +13,23 @@ use crate::nn::quantized_linear::{Activations, QuantLinear};
 use crate::nn::rotary::Rotary;
 use crate::snapshot::weights::WeightLoader;
 
+/// The decoder with its token table and output layer.
 #[derive(Debug)]
 pub(super) struct TextModel {
-    /// [base vocabulary and added tokens, hidden].
+    /// The token table, [base vocabulary and added tokens, hidden].
     table: Tensor,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: RmsNorm,
-    /// Of the base vocabulary only: the added tokens are never written.
+    /// The output layer, over the base vocabulary only: the added tokens are never generated.
     pub(super) head: Linear,
     rope: Rotary,
-    /// Of the layers that scale it, where it is another.
+    /// The rotary embedding of the layers that scale it, if the configuration has a scaling.
     scaled_rope: Option<Rotary>,
     key_heads: i64,
     head_width: i64,
 }
 
-/// Cosine and sine of positions \[count\], [count, head width] each.
+/// The cosine and sine of positions \[count\], [count, head width] each.
 #[derive(Debug)]
 pub(super) struct Angles {
     pub(super) plain: (Tensor, Tensor),
@@ -36,7 +37,7 @@ pub(super) struct Angles {
 }
 
 impl Angles {
-    /// Of the positions 0, 1, 2, …, those at `positions`.
+    /// Selects, from the angles of the positions 0, 1, 2, …, those at `positions`.
     pub(super) fn at(&self, positions: &Tensor) -> Self {
         let at =
             |(cos, sin): &(Tensor, Tensor)| (cos.index_select(0, positions), sin.index_select(0, positions));
@@ -60,7 +61,7 @@ impl TextModel {
             table("new_embedding", config.additional_vocab_size, weights),
         ];
         Ok(Self {
-            // One of them is on the CPU where it is faulty, which `finish` will report.
+            // A faulty table is on the CPU, which `finish` will report.
             table: Tensor::cat(&tables.map(|part| part.to_device(device)), 0),
             layers: (0..config.num_hidden_layers).map(|index| Layer::load(weights, index, config)).collect(),
             norm: RmsNorm::load(weights, "model.transformer.ln_f", hidden, eps),
@@ -87,12 +88,13 @@ impl TextModel {
         self.table.device()
     }
 
-    /// [rows, count] → [rows, count, hidden].
+    /// Embeds ids [rows, count] as [rows, count, hidden].
     pub(super) fn embed(&self, ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.table, ids, -1, false, false)
     }
 
-    /// What may be looked at, true in [count, keys], as what is added to attention logits.
+    /// Returns the bias of the attention logits, [1, 1, count, keys], for a mask [count, keys] that is true
+    /// where attention may look.
     pub(super) fn bias(&self, allowed: &Tensor) -> Tensor {
         let none = Tensor::zeros(allowed.size(), (self.table.kind(), self.device()));
         none.masked_fill(&allowed.to_device(self.device()).logical_not(), f64::NEG_INFINITY)
@@ -100,15 +102,15 @@ impl TextModel {
             .unsqueeze(0)
     }
 
-    /// The angles of positions \[count\].
+    /// Returns the rotary angles of positions \[count\].
     pub(super) fn angles(&self, positions: &Tensor) -> Angles {
         let at = |rope: &Rotary| rope.at(positions, self.table.kind());
         Angles { plain: at(&self.rope), scaled: self.scaled_rope.as_ref().map(at) }
     }
 
-    /// `embeddings` [rows, count, hidden] of these positions \[count\] → the last hidden state before the final norm.
-    /// `keep` sees the input of each layer. Of `only`, where it is given, a place \[1\], the state is computed to the end;
-    /// it is that of all otherwise.
+    /// Computes the last hidden state before the final norm of `embeddings` [rows, count, hidden] at these
+    /// positions \[count\]. `keep` sees the input of each layer. If `only` is given, an index \[1\] into the
+    /// positions, the last layer computes the state of that position alone, [rows, 1, hidden].
     pub(super) fn forward(
         &self,
         embeddings: Tensor,
@@ -121,6 +123,7 @@ impl TextModel {
         self.layers(embeddings, &self.angles(positions), bias, cache, only, keep)
     }
 
+    /// Runs the layers as [`Self::forward`] does, with the angles of the positions at hand.
     pub(super) fn layers(
         &self,
         embeddings: Tensor,
@@ -152,22 +155,24 @@ impl TextModel {
         state
     }
 
+    /// Applies the final norm.
     pub(super) fn output(&self, state: &Tensor) -> Tensor {
         self.norm.forward(state)
     }
 
-    /// Logits over the base vocabulary of outputs [.., hidden].
+    /// Returns the logits over the base vocabulary of outputs [.., hidden].
     pub(super) fn logits(&self, output: &Tensor) -> Tensor {
         self.head.forward(output)
     }
 
-    /// The logits [rows, vocabulary], fp32, of what follows the one position of states [rows, 1, hidden].
+    /// Returns the logits [rows, vocabulary], fp32, of the token after the one position of states
+    /// [rows, 1, hidden].
     pub(super) fn next_logits(&self, state: &Tensor) -> Tensor {
         self.logits(&self.output(&state.squeeze_dim(1))).to_kind(Kind::Float)
     }
 }
 
-/// Attention and MLP, each with a residual, and with a norm before it (Qwen3) or after it (OLMo).
+/// A layer: attention and MLP, each with a residual, and with a norm before it (Qwen3) or after it (OLMo).
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) attention: GroupedAttention,
@@ -194,13 +199,14 @@ impl Layer {
         }
     }
 
-    /// What its attention is given of a state that comes from no layer.
+    /// Returns the input of this layer's attention for a state that comes from no layer.
     fn first_rows(&self, state: &Tensor) -> Activations {
         let normed = if self.norm_after { state.shallow_clone() } else { self.attention_norm.forward(state) };
         self.attention.projection.rows(normed, Prologue::Nothing)
     }
 
-    /// The next state, from this layer's attention, and what the attention of the layer after this one is given.
+    /// Returns the next state, given the output of this layer's attention, and the input of the next layer's
+    /// attention.
     fn finish(&self, x: &Tensor, attended: &Tensor, next: Option<&Self>) -> (Tensor, Activations) {
         if self.norm_after {
             let x = x + self.attention_norm.forward(attended);

@@ -1,4 +1,5 @@
-//! The image tower: a SigLIP-like transformer over the patches of each crop, without class token and final norm.
+//! The image tower: a SigLIP-like transformer over the patches of each crop, without a class token or a final
+//! norm.
 
 use tch::Tensor;
 
@@ -22,10 +23,10 @@ const NAMES: Names = Names {
 #[derive(Debug)]
 pub(super) struct VisionTower {
     patches: Linear,
-    /// [patches, hidden].
+    /// The position table, [patches, hidden].
     positions: Tensor,
     encoder: Encoder,
-    /// Which hidden states are concatenated.
+    /// The indices of the hidden states that are concatenated.
     features: Vec<usize>,
 }
 
@@ -50,17 +51,17 @@ impl VisionTower {
         }
     }
 
-    /// [crops, patches, patch·patch·3] → [crops, patches, hidden].
+    /// Embeds patches [crops, patches, patch·patch·3] as [crops, patches, hidden].
     fn embed(&self, patches: &Tensor) -> Tensor {
         self.patches.forward(&patches.to_kind(self.positions.kind())) + &self.positions
     }
 
-    /// The embeddings and each layer's output, all [crops, patches, hidden].
+    /// Returns the embeddings and each layer's output, all [crops, patches, hidden].
     pub(super) fn hidden_states(&self, patches: &Tensor) -> Vec<Tensor> {
         self.encoder.hidden_states(self.embed(patches), EncoderInputs::default())
     }
 
-    /// The layers that the adapter reads, side by side: [crops, patches, layers · hidden].
+    /// Returns the layers that the adapter reads side by side, [crops, patches, layers · hidden].
     pub(super) fn features(&self, patches: &Tensor) -> Tensor {
         Tensor::cat(&self.encoder.some_hidden_states(self.embed(patches), &self.features), -1)
     }
