@@ -21,8 +21,8 @@ const IMAGE_PIXELS_MAX: u64 = 100_000_000;
 /// The largest allowed error in fp32, as a share of the largest magnitude in the expected tensor.
 const FP32_TOLERANCE: f64 = 1e-4;
 /// The marker of a generated id that the noise of the arithmetic decides, so that it is not compared.
-/// `ABSENT` marks an id that is missing because our text is shorter.
 pub(crate) const UNDECIDED: i64 = -2;
+/// The marker of an id that is missing because our text is shorter.
 const ABSENT: i64 = -1;
 
 /// A fixture folder.
@@ -33,6 +33,7 @@ pub struct Fixture {
     expected: SafetensorsFile,
 }
 
+/// A fixture's `meta.json`.
 #[derive(Debug, Deserialize)]
 struct Meta {
     dtype: String,
@@ -58,6 +59,8 @@ struct Case {
     question: String,
 }
 
+/// The noise of a tensor in the reference: its largest magnitude, and the largest difference between two
+/// attention kernels.
 #[derive(Debug, Deserialize)]
 struct Noise {
     max_abs: f64,

@@ -43,7 +43,7 @@ static BIAS_IS_REFUSED: AtomicBool = AtomicBool::new(false);
 pub(crate) struct Fp8Rows {
     /// The values, [.., width], contiguous.
     pub(crate) values: Tensor,
-    /// The factors that give the rows their own scale again, [rows, 1] in fp32.
+    /// The factors by which the values of a row are dequantized, [rows, 1] in fp32.
     pub(crate) scales: Tensor,
 }
 

@@ -26,6 +26,7 @@ pub(crate) use quantise::{Prologue, add_norm_quantised, quantised};
 const SOURCE: &str = include_str!("fused.cu");
 /// The number of bytes that a kernel's thread loads at once.
 const PACK_BYTES: i64 = 16;
+/// The largest number of threads of a block.
 const THREADS_MAX: i64 = 1024;
 /// The threads of a block, for kernels that go over all values in a grid-stride loop.
 const BLOCK_THREADS: i64 = 256;
@@ -71,6 +72,7 @@ fn in_packs(width: i64, kind: Kind) -> bool {
     (width * kind.elt_size_in_bytes() as i64) % PACK_BYTES == 0
 }
 
+/// Returns the number of values in a pack.
 fn pack(kind: Kind) -> i64 {
     PACK_BYTES / kind.elt_size_in_bytes() as i64
 }

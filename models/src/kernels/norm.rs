@@ -39,6 +39,7 @@ pub(crate) enum Norm<'a> {
 }
 
 impl Norm<'_> {
+    /// Returns the normalized rows.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Layer(norm) => norm.forward(x),

@@ -50,6 +50,7 @@ pub(crate) fn quantised(x: Tensor, before: Prologue) -> Fp8Rows {
     })
 }
 
+/// Quantizes by the kernel; returns `None` if it cannot.
 fn launch(x: &Tensor, before: Prologue) -> Option<Fp8Rows> {
     let size = x.size();
     let width = *size.last()?;

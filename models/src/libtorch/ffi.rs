@@ -71,6 +71,7 @@ unsafe extern "C" {
     fn concord_reset_peak_memory(device: c_int) -> bool;
 }
 
+/// Returns the first line of the message of the last failure on this thread.
 fn last_error() -> LibtorchError {
     // SAFETY: the shim returns the buffer of a thread-local std::string, which is NUL-terminated and
     // not changed before the text is copied here: no other call to the shim is in between.
@@ -105,15 +106,17 @@ impl RawGraph {
     /// Begins to record the current stream.
     pub(super) fn begin(shares_with: Option<&Self>) -> Result<Self, LibtorchError> {
         let other = shares_with.map_or(std::ptr::null(), |graph| graph.0.as_ptr().cast_const());
-        // SAFETY: graphs are loaded, as the caller has made sure; the other graph is alive.
+        // SAFETY: graphs are loaded, which the caller ensures; the other graph is alive.
         NonNull::new(unsafe { concord_graph_begin(other) }).map(Self).ok_or_else(last_error)
     }
 
+    /// Ends the recording.
     pub(super) fn end(&mut self) -> Result<(), LibtorchError> {
         // SAFETY: self owns a live graph.
         ok(unsafe { concord_graph_end(self.0.as_ptr()) })
     }
 
+    /// Replays the graph on the current stream.
     pub(super) fn replay(&self) -> Result<(), LibtorchError> {
         // SAFETY: self owns a live graph.
         ok(unsafe { concord_graph_replay(self.0.as_ptr()) })
@@ -152,7 +155,7 @@ pub(super) fn multiprocessors() -> Result<u32, LibtorchError> {
 /// Compiles kernels to machine code for the thread's current device. The shared object must be loaded.
 pub(super) fn compile_kernels(source: &CStr) -> Result<Vec<u8>, LibtorchError> {
     let mut bytes = 0;
-    // SAFETY: the source is NUL-terminated; the shim gives memory of as many bytes as it says, or null.
+    // SAFETY: the source is NUL-terminated; the shim returns memory of as many bytes as it says, or null.
     let code = NonNull::new(unsafe { concord_kernel_compile(source.as_ptr(), &raw mut bytes) });
     let code = code.ok_or_else(last_error)?;
     // SAFETY: as above; it is copied before it is freed, and freed once.
@@ -173,8 +176,10 @@ unsafe impl Send for RawKernel {}
 unsafe impl Sync for RawKernel {}
 
 impl RawKernel {
+    /// Loads the function with that name from machine code.
     pub(super) fn load(code: &[u8], name: &CStr) -> Result<Self, LibtorchError> {
-        // SAFETY: the code is what NVRTC gave, checked by its digest; the driver copies it. The name is NUL-terminated.
+        // SAFETY: the code is NVRTC's output, checked by its digest; the driver copies it. The name is
+        // NUL-terminated.
         let function = unsafe { concord_kernel_load(code.as_ptr().cast(), name.as_ptr()) };
         NonNull::new(function).map(Self).ok_or_else(last_error)
     }
@@ -187,7 +192,7 @@ impl RawKernel {
     ) -> Result<(), LibtorchError> {
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(KernelArgument::address).collect();
         // SAFETY: each pointer is that of a value of the size that the kernel declares, which the driver copies
-        // before it returns. What the kernels do with addresses is `Kernel`'s to see to.
+        // before it returns. What the kernels do with addresses is the responsibility of `Kernel`.
         ok(unsafe { concord_kernel_launch(self.0.as_ptr(), how, pointers.as_mut_ptr()) })
     }
 }
@@ -276,8 +281,8 @@ pub(super) fn product(
     // The workspace is allocated and freed in the stream's order, like any tensor.
     let workspace = Tensor::f_empty([algorithm.workspace_bytes as i64], (Kind::Uint8, out.device()))
         .map_err(|error| LibtorchError(error.to_string()))?;
-    // SAFETY: all pointers are of live tensors of these sizes, as the caller has seen to; what the GPU does with their
-    // memory comes before what takes it next, since that is on the same stream.
+    // SAFETY: all pointers are of live tensors of these sizes, which the caller ensures; the GPU is done with
+    // the workspace before anything else takes its memory, since that is on the same stream.
     ok(unsafe { concord_product(&raw const raw, &raw const *algorithm, workspace.data_ptr()) })
 }
 
@@ -319,14 +324,15 @@ impl KernelArgument {
 /// that the sizes agree.
 pub(super) fn page_locked_copy(bytes: &[u8], shape: &[i64], device: Device) -> Result<Tensor, TchError> {
     let strides: Vec<i64> = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
-    // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed; nothing writes to
-    // it, and the copy, made before this returns, shares nothing with it.
+    // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed; nothing
+    // writes to it, and the copy, made before this returns, shares nothing with it.
     unsafe {
         let view = Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, Kind::Uint8, Device::Cpu)?;
         view.f_internal_pin_memory(device)
     }
 }
 
+/// Returns the address of the `at::Tensor` behind a tensor.
 fn address(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr().cast()
 }
@@ -334,16 +340,16 @@ fn address(tensor: &Tensor) -> *const c_void {
 /// Takes ownership of a tensor that the shim has created, or returns the reason why there is none.
 ///
 /// # Safety
-/// The pointer is null, or that of an `at::Tensor` made by `new` that nothing else owns.
+/// The pointer must be null, or that of an `at::Tensor` created by `new` that nothing else owns.
 unsafe fn adopted(tensor: *mut c_void) -> Result<Tensor, LibtorchError> {
     let tensor = NonNull::new(tensor).ok_or_else(last_error)?;
-    // SAFETY: it is an `at::Tensor`, which is what tch's pointers are to, and ours.
+    // SAFETY: it is an `at::Tensor`, which is what tch's pointers point to, and owned by us.
     Ok(unsafe { Tensor::from_ptr(tensor.as_ptr().cast()) })
 }
 
 /// Computes attention by libtorch's flash kernels. Heads may share keys and values.
 pub(crate) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, LibtorchError> {
-    // SAFETY: all are live tensors, which the shim checks; it gives an owned tensor or null.
+    // SAFETY: all are live tensors, which the shim checks; it returns an owned tensor or null.
     unsafe { adopted(concord_flash_attention(address(query), address(key), address(value))) }
 }
 
@@ -356,7 +362,8 @@ pub(crate) fn efficient_attention(
     bias: Option<&Tensor>,
 ) -> Result<Tensor, LibtorchError> {
     let bias = bias.map_or(std::ptr::null(), address);
-    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it gives an owned tensor or null.
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor or
+    // null.
     unsafe { adopted(concord_efficient_attention(address(query), address(key), address(value), bias)) }
 }
 
@@ -368,7 +375,8 @@ pub(crate) fn cudnn_attention(
     bias: Option<&Tensor>,
 ) -> Result<Tensor, LibtorchError> {
     let bias = bias.map_or(std::ptr::null(), address);
-    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it gives an owned tensor or null.
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor or
+    // null.
     unsafe { adopted(concord_cudnn_attention(address(query), address(key), address(value), bias)) }
 }
 
@@ -390,11 +398,13 @@ pub(super) fn allocated_memory(device: usize) -> Result<[u64; 3], LibtorchError>
     Ok(bytes)
 }
 
+/// Releases to the devices the memory that is in no tensor.
 pub(super) fn release_memory() -> Result<(), LibtorchError> {
     // SAFETY: no arguments.
     ok(unsafe { concord_release_memory() })
 }
 
+/// Resets the peak of allocated memory to what is allocated now.
 pub(super) fn reset_peak_memory(device: usize) -> Result<(), LibtorchError> {
     // SAFETY: plain argument.
     ok(unsafe { concord_reset_peak_memory(device_index(device)?) })
@@ -418,22 +428,23 @@ pub(super) struct RawStream(NonNull<c_void>);
 unsafe impl Send for RawStream {}
 
 impl RawStream {
+    /// Takes a stream of the device from libtorch's pool.
     pub(super) fn new(device: usize) -> Result<Self, LibtorchError> {
         let device = device_index(device)?;
-        // SAFETY: plain argument; the shim gives an owned pointer or null.
+        // SAFETY: plain argument; the shim returns an owned pointer or null.
         NonNull::new(unsafe { concord_stream_new(device) }).map(Self).ok_or_else(last_error)
     }
 
     /// Makes this stream the thread's current one, and returns the previous one.
     pub(super) fn exchange(&self) -> Result<Self, LibtorchError> {
-        // SAFETY: self owns a live c10::Stream; the shim gives an owned pointer or null.
+        // SAFETY: self owns a live c10::Stream; the shim returns an owned pointer or null.
         NonNull::new(unsafe { concord_stream_exchange(self.0.as_ptr()) }).map(Self).ok_or_else(last_error)
     }
 
     /// Returns the thread's current stream of a device.
     pub(super) fn current(device: usize) -> Result<Self, LibtorchError> {
         let device = device_index(device)?;
-        // SAFETY: plain argument; the shim gives an owned pointer or null.
+        // SAFETY: plain argument; the shim returns an owned pointer or null.
         NonNull::new(unsafe { concord_stream_current(device) }).map(Self).ok_or_else(last_error)
     }
 
@@ -482,16 +493,19 @@ pub(super) struct RawEvent(NonNull<c_void>);
 unsafe impl Send for RawEvent {}
 
 impl RawEvent {
+    /// Creates an event that has not been recorded.
     pub(super) fn new() -> Result<Self, LibtorchError> {
-        // SAFETY: no arguments; the shim gives an owned pointer or null.
+        // SAFETY: no arguments; the shim returns an owned pointer or null.
         NonNull::new(unsafe { concord_event_new() }).map(Self).ok_or_else(last_error)
     }
 
+    /// Records the event behind all work on the stream so far.
     pub(super) fn record(&mut self, stream: &RawStream) -> Result<(), LibtorchError> {
         // SAFETY: both own live objects.
         ok(unsafe { concord_event_record(self.0.as_ptr(), stream.0.as_ptr()) })
     }
 
+    /// Makes later work on the stream wait for the event.
     pub(super) fn block(&self, stream: &RawStream) -> Result<(), LibtorchError> {
         // SAFETY: both own live objects; c10::Event::block is const.
         ok(unsafe { concord_event_block(self.0.as_ptr(), stream.0.as_ptr()) })
@@ -502,6 +516,7 @@ impl RawEvent {
         ok(unsafe { concord_event_synchronize(self.0.as_ptr()) })
     }
 
+    /// Returns the milliseconds from this event to a later one.
     pub(super) fn elapsed_ms(&self, later: &Self) -> Result<f64, LibtorchError> {
         // SAFETY: both own live objects.
         let milliseconds = unsafe { concord_event_elapsed_ms(self.0.as_ptr(), later.0.as_ptr()) };

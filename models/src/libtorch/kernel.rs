@@ -42,6 +42,7 @@ pub fn cache_folder() -> Option<PathBuf> {
     Some(caches.join("concord"))
 }
 
+/// Returns the code in a cached file, if it is undamaged.
 fn kept(file: &[u8]) -> Option<Vec<u8>> {
     let (digest, code) = file.split_at_checked(DIGEST_BYTES)?;
     (blake3::hash(code).as_bytes() == digest).then(|| code.to_vec())

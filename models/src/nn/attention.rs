@@ -11,6 +11,7 @@ use crate::runtime::autotune::{Autotuner, measure};
 /// The largest number of shapes that are measured, at some 10 ms each. A model needs a few dozen to warm up.
 const SHAPES_MAX: usize = 512;
 
+/// A back end of libtorch for attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttentionBackend {
     Cudnn,
@@ -21,6 +22,7 @@ pub(crate) enum AttentionBackend {
 const BACKENDS: [AttentionBackend; 3] =
     [AttentionBackend::Cudnn, AttentionBackend::Flash, AttentionBackend::Efficient];
 
+/// The back ends that have been chosen in this process.
 static CHOSEN: LazyLock<Autotuner<Shape, AttentionBackend>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
 /// Computes attention over split heads, [batch, heads, positions, width].
@@ -45,6 +47,7 @@ pub(crate) fn scaled_dot_product(
     Tensor::scaled_dot_product_attention(query, key, value, bias, 0.0, false, None::<f64>, shares_heads)
 }
 
+/// The arguments of attention.
 #[derive(Debug, Clone, Copy)]
 struct Call<'a> {
     query: &'a Tensor,

@@ -20,6 +20,7 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
+    /// Computes the MLP for `x` [.., inputs].
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         self.forward_rows(&self.up.rows(x.shallow_clone(), Prologue::Nothing))
     }

@@ -39,6 +39,10 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// Checks that the sizes are in range and fit each other.
+    ///
+    /// # Errors
+    /// Returns a message that names the size that is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         check_transformer(self.hidden, self.intermediate, self.layers, self.heads, self.eps, 1)
     }
@@ -77,6 +81,7 @@ pub(crate) struct EncoderInputs<'a> {
 }
 
 impl Encoder {
+    /// Loads all layers of the tower called `name`, without layer scale.
     pub(crate) fn load(weights: &mut WeightLoader, name: &str, names: &Names, sizes: &Sizes) -> Self {
         let layer = |index| Layer::load(weights, &format!("{name}.{}.{index}", names.layers), names, sizes);
         Self { layers: (0..sizes.layers).map(layer).collect(), heads: sizes.heads }
@@ -191,6 +196,7 @@ impl Layer {
         self.projection.rows(attended, Prologue::Nothing)
     }
 
+    /// Adds the output of the MLP, after layer scale if there is one, to the residual.
     fn scaled(&self, residual: &Tensor, x: &Tensor) -> Tensor {
         match &self.scale2 {
             Some(scale) => residual + x * scale,

@@ -17,6 +17,7 @@ pub(crate) struct GrowingKvCache {
 }
 
 impl GrowingKvCache {
+    /// Creates an empty cache for this many layers.
     pub(crate) fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| None).collect() }
     }

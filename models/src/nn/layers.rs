@@ -79,6 +79,7 @@ impl Linear {
         RowWeights { values: &self.weight, scales: None, bias: self.bias.as_ref() }
     }
 
+    /// Computes the map of `x` [.., inputs], [.., outputs].
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         linear(x, &self.weight, self.bias.as_ref())
     }
@@ -101,6 +102,7 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
+    /// Applies the function to each value.
     pub(crate) fn forward(self, x: &Tensor) -> Tensor {
         match self {
             Self::Gelu => x.gelu("none"),

@@ -21,9 +21,10 @@ const GUESSES_MAX: usize = 16;
 /// The smallest number of rows that is measured: products of fewer are bound by reading the weights, in which
 /// algorithms hardly differ.
 const ROWS_MIN: i64 = 16;
-/// The alignment of libtorch's memory in bytes; algorithms are asked for with no smaller one.
+/// The alignment of libtorch's memory in bytes, which the algorithms may rely on.
 const ALIGNMENT: usize = 256;
 
+/// The algorithms that have been chosen in this process.
 static CHOSEN: LazyLock<Autotuner<Shape, ProductAlgorithm>> = LazyLock::new(|| Autotuner::new(SHAPES_MAX));
 
 /// The operation that follows a product and its bias.
@@ -73,6 +74,7 @@ impl Epilogue<'_> {
     }
 }
 
+/// The arguments of a product.
 #[derive(Debug, Clone, Copy)]
 struct Call<'a> {
     x: &'a Tensor,
@@ -96,7 +98,7 @@ struct Shape {
 
 impl<'a> Call<'a> {
     /// Returns the key of the call in the table, or `None` if there is nothing to choose: on a CPU, in fp32,
-    /// for few rows, and for tensors whose layout is not the one that algorithms are asked for.
+    /// for few rows, and for tensors whose layout is not the one that the algorithms expect.
     fn shape(&self) -> Option<Shape> {
         let (Device::Cuda(device), kind) = (self.x.device(), self.x.kind()) else { return None };
         let size = self.weights.size();
@@ -118,12 +120,14 @@ impl<'a> Call<'a> {
         fits.then_some(Shape { device, kind, rows, inputs, outputs, has_bias, has_gelu, adds })
     }
 
+    /// Returns the product as cuBLASLt takes it.
     fn product(&self) -> ProductOf<'a> {
         let Self { x, weights, bias, then } = *self;
         let added = if let Epilogue::Add(added) = then { Some(added) } else { None };
         ProductOf { x, weights, bias, added, has_gelu: matches!(then, Epilogue::Gelu(_)) }
     }
 
+    /// Allocates the output, [.., outputs].
     fn out(&self) -> Tensor {
         let mut size = self.x.size();
         if let (Some(last), Some(outputs)) = (size.last_mut(), self.weights.size().first()) {

@@ -22,6 +22,7 @@ const PIXEL_STEPS_MAX: f64 = 1.0;
 /// The largest share of pixel values that may differ by more than rounding in fp32 explains, which is
 /// `PIXEL_STEP_NOISE` steps.
 const PIXEL_SHARE_MAX: f64 = 0.005;
+/// The largest difference of a pixel value that rounding in fp32 explains, in 8-bit steps.
 const PIXEL_STEP_NOISE: f64 = 0.01;
 /// The tensors that the fixture script makes from others, as inputs only: no preprocessing computes them.
 const INPUTS: [&str; 2] = ["rect.pixel_values", "decoder_input_ids"];
@@ -62,6 +63,7 @@ impl Comparison {
         self.fault.is_none() && self.error <= self.tolerance
     }
 
+    /// Returns a comparison that failed because the tensor cannot be compared.
     fn fault(tensor: &str, fault: String) -> Self {
         Self {
             tensor: tensor.to_owned(),
@@ -130,6 +132,7 @@ pub fn check_with(folder: &Path, options: ModelOptions) -> Result<Vec<Comparison
     Ok(comparisons)
 }
 
+/// Compares one tensor with the expected one; pixel values give two comparisons.
 fn compare(
     fixture: &Fixture,
     name: &str,

@@ -16,6 +16,7 @@ const WARM_RUNS: usize = 2;
 /// The runs of a round. A round is timed as a whole, and the best round counts, since other models may use
 /// the GPU in between.
 const RUNS: usize = 5;
+/// The number of rounds.
 const ROUNDS: usize = 3;
 /// The delay on the GPU, about half a millisecond, in which the CPU queues a round. Small shapes finish
 /// before the next one is launched, but only the GPU's time is to be compared: it is all that is left of a
@@ -70,10 +71,12 @@ pub(crate) struct Autotuner<K, C> {
 pub(crate) type Times<C> = Vec<(Option<C>, f64)>;
 
 impl<K: Eq + Hash + Debug, C: Clone + Debug> Autotuner<K, C> {
+    /// Creates an empty table for at most this many shapes.
     pub(crate) fn new(shapes_max: usize) -> Self {
         Self { chosen: Mutex::default(), shapes_max }
     }
 
+    /// Locks the table of choices.
     pub(crate) fn chosen(&self) -> MutexGuard<'_, HashMap<K, Option<C>>> {
         self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,6 +15,7 @@ const SHAPES_MAX: usize = 48;
 /// The runs before a shape is recorded: in the first ones libtorch chooses kernels and allocates workspaces.
 pub(crate) const RUNS_BEFORE: usize = 2;
 
+/// The fallbacks of this process.
 static FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -80,6 +81,7 @@ pub(crate) struct CudaGraphCache {
 /// The sizes of the padded inputs, and their number formats.
 type Shapes = Vec<(Vec<i64>, Kind)>;
 
+/// A shape of a function, with its graph and the tensors that the graph reads and writes.
 #[derive(Debug)]
 struct Recorded {
     function: &'static str,
@@ -101,6 +103,7 @@ impl CudaGraphCache {
         Self { sizes, ..Self::new(is_on) }
     }
 
+    /// Returns whether functions run by graphs.
     pub(crate) fn is_on(&self) -> bool {
         self.is_on
     }

@@ -46,6 +46,7 @@ pub fn head_digest(folder: &Path, head: &Path) -> Result<[u8; 32], ModelError> {
     file_digest(&folder.join(head))
 }
 
+/// Returns the BLAKE3 digest of a file.
 fn file_digest(path: &Path) -> Result<[u8; 32], ModelError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_mmap(path).map_err(|source| ModelError::file(path, source))?;

@@ -109,6 +109,7 @@ impl SafetensorsFile {
     }
 }
 
+/// Returns the number format of a safetensors type, or `None` if it is not supported.
 fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F64 => Kind::Double,
@@ -252,6 +253,7 @@ impl WeightLoader {
         }
     }
 
+    /// Returns the tensor with that name in the files, or a fault as text.
     fn load(&self, name: &str, shape: &[i64]) -> Result<Tensor, String> {
         if self.source != WeightSource::Files {
             return self.make(name, shape).map_err(|error| format!("{name}: {error}"));

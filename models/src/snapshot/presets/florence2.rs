@@ -54,13 +54,14 @@ pub(super) const TINY: Sizes = Sizes {
     vocabulary: 1389,
 };
 
-/// The number of location tokens; the constant after it is that of the tokens that follow them in the
-/// vocabulary.
+/// The number of location tokens in the vocabulary.
 const LOCATIONS: u32 = 1000;
+/// The number of tokens that follow the location tokens in the vocabulary.
 const AFTER_LOCATIONS: u32 = 20;
 /// The published embedding table is padded to a multiple of this.
 const TABLE_MULTIPLE: u32 = 64;
 
+/// Returns the files of a Florence-2 snapshot of these sizes, without weights.
 pub(super) fn files(sizes: &Sizes) -> Files {
     let vocabulary = sizes.vocabulary;
     let rows = (vocabulary + 1).next_multiple_of(TABLE_MULTIPLE);

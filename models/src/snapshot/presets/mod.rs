@@ -54,8 +54,10 @@ pub const PRESETS: &[Preset] = &[
 
 /// The question to the models, in words that their tokenizers know.
 const QUESTION: &str = "Is there active road construction in this image?";
+/// The labels, each with its prompt for contrastive models.
 const LABELS: [(&str, &str); 2] =
     [("no road work", "a photo without road work"), ("road work", "a photo of road work")];
+/// The answers of generative models, in the order of the labels.
 const ANSWERS: [&str; 2] = ["NO", "YES"];
 /// The head's file of the backbones, which need a head for each task.
 const HEAD: &str = "head.roadwork.safetensors";

@@ -29,8 +29,9 @@ struct Vision {
     intermediate: i64,
     layers: i64,
     heads: i64,
-    /// The side of a crop in pixels; `patch` is that of a patch.
+    /// The side of a crop, in pixels.
     side: i64,
+    /// The side of a patch, in pixels.
     patch: i64,
     features: [i64; 2],
     max_crops: i64,
@@ -106,6 +107,7 @@ const IMAGE_TOKENS: [&str; 9] = [
 /// The index of `<im_patch>` in [`IMAGE_TOKENS`].
 const PATCH: u32 = 2;
 
+/// Returns the files of a Molmo 2 snapshot of these sizes, without weights.
 pub(super) fn files(sizes: &Sizes) -> Files {
     let vocabulary = sizes.text.vocabulary;
     let config = json!({

@@ -30,8 +30,10 @@ pub(super) const VIT_TINY: Vit = vit(48, 96, 2, 3, 16, 64);
 pub(super) const SO400M: Vit = vit(1152, 4304, 27, 16, 14, 384);
 pub(super) const SIGLIP_TINY: Vit = vit(48, 80, 2, 4, 14, 60);
 
+/// The number of register tokens of DINOv3.
 const REGISTERS: i64 = 4;
 
+/// Returns the files of a DINOv3 snapshot of these sizes with a head, without weights.
 pub(super) fn dinov3(sizes: &Vit) -> Result<Files, ModelError> {
     let side = sizes.side;
     let config = json!({
@@ -66,6 +68,7 @@ fn head(hidden: i64) -> Result<Vec<u8>, ModelError> {
     safetensors::serialize(tensors, None).map_err(faulty)
 }
 
+/// Returns the files of a SigLIP 2 snapshot of these sizes, without weights.
 pub(super) fn siglip2(sizes: &Vit, vocabulary: i64) -> Files {
     let side = sizes.side;
     let both = json!({
