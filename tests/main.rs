@@ -9,6 +9,7 @@ mod classify;
 mod cloud;
 mod commands;
 mod decode;
+mod docs;
 mod evaluate;
 mod fit;
 mod generate;
