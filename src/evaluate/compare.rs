@@ -30,7 +30,7 @@ impl LabeledExample<'_> {
     }
 
     /// Returns the votes as a cascade over the models of `whole` takes them; `None` if one is invalid.
-    pub(crate) fn heard(&self, whole: &Policy) -> Option<Vec<Vote>> {
+    pub(crate) fn policy_votes(&self, whole: &Policy) -> Option<Vec<Vote>> {
         let vote = |(member, vote): (&Member, &&StoredVote)| {
             vote.output.logits(whole.labels().len()).ok()?;
             Some(Vote::known(Arc::clone(member.model()), vote.output.clone()))
@@ -165,8 +165,8 @@ pub(crate) fn summarize_shift(
 
 /// Returns the answer of a policy over models of `whole` for an image; `None` if a vote is invalid.
 pub(crate) fn answer(policy: &Policy, whole: &Policy, image: &LabeledExample<'_>) -> Option<Verdict> {
-    match decide(policy, &image.heard(whole)?, &Context::default()) {
-        Decision::Verdict(answer) => Some(answer),
+    match decide(policy, &image.policy_votes(whole)?, &Context::default()) {
+        Decision::Verdict(verdict) => Some(verdict),
         Decision::Ask { .. } | Decision::Failed(_) => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Votes on disk: a second look at the same images asks no model.
+//! Stores votes on disk, so that a second evaluation of the same images asks no model.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -9,10 +9,10 @@ use concord_actors::Digest;
 use concord_policy::{Cost, ModelOutput};
 use serde::{Deserialize, Serialize};
 
-/// A file of votes that is larger is not read: some ten million votes.
+/// The largest file of votes that is read: some ten million votes.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
-/// The version of the lines' form, which is in the name of the file: files of other versions are not read.
+/// The version of the format, which is part of the file's name: files of other versions are not read.
 const VERSION: u32 = 2;
 
 /// One model's vote about one image.
@@ -20,12 +20,12 @@ const VERSION: u32 = 2;
 pub(crate) struct StoredVote {
     /// The output of the model: uncalibrated logits, and its evidence.
     pub(crate) output: ModelOutput,
-    /// The time that was spent on it.
+    /// The time that it took.
     pub(crate) cost: Cost,
 }
 
 impl StoredVote {
-    /// Returns the milliseconds of making the image ready for the model and of the model itself, to the microsecond.
+    /// Returns the milliseconds of preprocessing and of the model, rounded to microseconds.
     pub(crate) fn milliseconds(&self) -> f64 {
         (self.cost.preprocess + self.cost.model).as_micros() as f64 / 1e3
     }
@@ -38,8 +38,8 @@ struct Line {
     vote: StoredVote,
 }
 
-/// The votes of one model for one task: a file of its own for each thing that they depend on, with a line an
-/// image.
+/// The stored votes of one model for one task: a file for each combination of the inputs that they depend on,
+/// with a line per image.
 #[derive(Debug)]
 pub(crate) struct VoteStore {
     path: PathBuf,
@@ -48,22 +48,22 @@ pub(crate) struct VoteStore {
 }
 
 impl VoteStore {
-    /// The file in `folder` for votes on so many labels that depend on `digest`; made where it is missing. A
-    /// line that is damaged, as the last one of a program that was ended is, counts for nothing.
+    /// Opens or creates the file in `folder` for votes on this many labels, whose inputs have the digest
+    /// `digest`. A damaged line, such as the last one of a program that was killed, is ignored.
     ///
     /// # Errors
     /// When it cannot be read or written, or is too large.
     pub(crate) fn open(folder: &Path, digest: &Digest, labels: usize) -> Result<Self, String> {
         let path = folder.join(format!("{digest}.v{VERSION}.jsonl"));
         let with_context =
-            |error: std::io::Error| format!("votes cannot be kept in {}: {error}", path.display());
+            |error: std::io::Error| format!("votes cannot be stored in {}: {error}", path.display());
         std::fs::create_dir_all(folder).map_err(with_context)?;
         let file =
             OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(with_context)?;
         let bytes = file.metadata().map_err(with_context)?.len();
         if bytes > FILE_BYTES_MAX {
             return Err(format!(
-                "{} has {bytes} bytes of votes, more than are read: remove it",
+                "{} has {bytes} bytes of votes, more than the limit: delete it",
                 path.display()
             ));
         }
@@ -86,12 +86,12 @@ impl VoteStore {
         Ok(store)
     }
 
-    /// What was said about the image of that digest.
+    /// Returns the vote on the image with this digest; `None` if there is none.
     pub(crate) fn get(&self, image: &Digest) -> Option<&StoredVote> {
         self.known.get(&image.to_string())
     }
 
-    /// Keeps what was said about it.
+    /// Stores a vote on an image.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -103,16 +103,17 @@ impl VoteStore {
         Ok(())
     }
 
-    /// In one piece, so that a program that is ended leaves whole lines but for the last.
+    /// Writes in a single call, so that a program that is killed leaves only whole lines, except possibly the
+    /// last.
     fn write(&mut self, text: &str) -> Result<(), String> {
         let written = self.file.write_all(text.as_bytes());
-        written.map_err(|error| format!("votes cannot be kept in {}: {error}", self.path.display()))
+        written.map_err(|error| format!("votes cannot be stored in {}: {error}", self.path.display()))
     }
 }
 
 #[cfg(test)]
 impl StoredVote {
-    /// Makes a vote without evidence, of a model that took so long.
+    /// Returns a vote without evidence, of a model that took this long.
     pub(crate) fn of(logits: Vec<f32>, milliseconds: u64) -> Self {
         let model = std::time::Duration::from_millis(milliseconds);
         Self { output: logits.into(), cost: Cost { model, ..Cost::default() } }
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn votes_are_there_again_and_damaged_lines_are_not() {
+    fn votes_are_found_again_and_damaged_lines_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let (model, other) = (Digest::of(b"model"), Digest::of(b"other"));
         let [first, second, third] = [b"1", b"2", b"3"].map(|image| Digest::of(image));
@@ -174,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_none_is_named() {
+    fn a_file_in_place_of_the_folder_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = VoteStore::open(file.path(), &Digest::of(b"model"), 2).unwrap_err();
         assert!(
-            error.contains("votes cannot be kept in") && error.contains(file.path().to_str().unwrap()),
+            error.contains("votes cannot be stored in") && error.contains(file.path().to_str().unwrap()),
             "{error}"
         );
     }

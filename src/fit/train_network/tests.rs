@@ -20,7 +20,7 @@ fn fusion(network: &Network, input: [f32; 2]) -> ImageFusion {
 }
 
 #[test]
-fn weights_follow_who_is_right() {
+fn weights_follow_the_model_that_is_right() {
     let inputs = inputs();
     let who = |input: &[f32; 2]| if input[0] > 0.0 { [0.9, 0.4] } else { [0.3, 0.9] };
     let log_probabilities = log_probabilities(inputs.iter().flat_map(who));
@@ -43,7 +43,7 @@ fn weights_follow_who_is_right() {
 }
 
 #[test]
-fn a_model_is_made_less_sure_where_it_is_seldom_right() {
+fn a_model_becomes_less_confident_where_it_is_seldom_right() {
     let inputs = inputs();
     let log_probabilities = log_probabilities(inputs.iter().map(|_| 0.9));
     // Right ten times of eleven if the first input is high, and every second time otherwise.
@@ -76,7 +76,7 @@ fn a_correctness_estimator_says_how_likely_it_is() {
 }
 
 #[test]
-fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
+fn without_anything_to_learn_the_initial_network_is_kept() {
     let inputs = inputs();
     let log_probabilities = vec![0.5_f32.ln(); 4 * inputs.len()];
     let truths = vec![0; inputs.len()];
@@ -104,7 +104,7 @@ fn where_nothing_can_be_learned_it_stays_what_it_starts_as() {
 }
 
 #[test]
-fn too_few_examples_are_told() {
+fn too_few_examples_are_an_error() {
     let inputs = inputs();
     let all = examples(&inputs);
     let training_rows: Vec<Example<'_>> = all.iter().filter(|example| !example.validates).copied().collect();
@@ -116,7 +116,7 @@ fn too_few_examples_are_told() {
 }
 
 #[test]
-fn what_is_the_same_everywhere_is_left_as_it_is() {
+fn a_constant_input_is_not_scaled() {
     let inputs: Vec<[f32; 2]> = (0..400_u16).map(|index| [f32::from(index % 2), 7.0]).collect();
     let is_right: Vec<bool> = (0..400).map(|index| index % 2 == 0).collect();
     let network = train(&examples(&inputs), Objective::Truth(&is_right), Training::default()).unwrap();
@@ -125,7 +125,7 @@ fn what_is_the_same_everywhere_is_left_as_it_is() {
 }
 
 #[test]
-fn what_is_not_finite_is_told() {
+fn values_that_are_not_finite_are_an_error() {
     let inputs = inputs();
     let log_probabilities = vec![f32::NAN; 2 * inputs.len()];
     let truths = vec![0; inputs.len()];
