@@ -1,7 +1,7 @@
-//! The text model, BART: an encoder over image and prompt, and a decoder that writes.
+//! The text model, BART: an encoder over image and prompt, and a decoder that generates text.
 //!
-//! Lewis et al., "BART", 2019 (arXiv 1910.13461); numerics as in transformers' `modeling_bart.py`: norms after the
-//! residuals, learned positions.
+//! The source is Lewis et al., "BART", 2019 (arXiv 1910.13461); numerics follow transformers'
+//! `modeling_bart.py`: norms after the residuals, learned positions.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,10 +13,10 @@ use crate::nn::layers::Linear;
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
-/// BART leaves the first rows of its position tables to padding.
+/// The row of the first position in the position tables: BART leaves those before it to padding.
 const POSITION_OFFSET: i64 = 2;
 const NAME: &str = "model.language_model";
-/// The token table, by any of the names under which files that tie it to others may keep it.
+/// The names that files may give the token table, which may be tied to others and stored once.
 const TOKEN_TABLES: [&str; 4] = [
     "model.language_model.shared.weight",
     "model.language_model.encoder.embed_tokens.weight",
@@ -26,24 +26,25 @@ const TOKEN_TABLES: [&str; 4] = [
 
 #[derive(Debug)]
 pub(super) struct Bart {
-    /// [vocabulary, width].
+    /// The token table, [vocabulary, width].
     tokens: Tensor,
-    /// What token embeddings are multiplied by, where they are.
+    /// The factor of the token embeddings, if the configuration scales them.
     scale: Option<f64>,
     encoder_embedding: Positions,
     encoder: Vec<EncoderLayer>,
     decoder_embedding: Positions,
     decoder: Vec<DecoderLayer>,
-    /// The token table again, where they are tied.
+    /// The output layer; its weight is the token table where the two are tied.
     head: Linear,
     decoder_heads: i64,
 }
 
-/// What the decoder looks at: keys and values [sources, heads, positions, head width] in each layer, computed once.
+/// The memory that the decoder attends to: keys and values [sources, heads, positions, head width] for each
+/// layer, computed once.
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) layers: Vec<(Tensor, Tensor)>,
-    /// Added to attention logits where the sources are padded: [1, 1, 1, positions].
+    /// The bias of the attention logits where the sources are padded, [1, 1, 1, positions].
     pub(super) bias: Option<Tensor>,
 }
 
@@ -84,12 +85,12 @@ impl Bart {
         self.tokens.kind()
     }
 
-    /// How many tokens there are.
+    /// Returns the size of the vocabulary.
     pub(super) fn vocabulary(&self) -> i64 {
         self.tokens.size()[0]
     }
 
-    /// [rows, count] → [rows, count, width], without positions.
+    /// Embeds ids [rows, count] as [rows, count, width], without positions.
     pub(super) fn embed(&self, ids: &Tensor) -> Tensor {
         let embedded = Tensor::embedding(&self.tokens, ids, -1, false, false);
         match self.scale {
@@ -98,8 +99,9 @@ impl Bart {
         }
     }
 
-    /// [rows, count, width] → the embeddings with positions and each layer's output, of the same shape. `bias` is
-    /// added to attention logits, where the rows are padded: [1, 1, 1, count].
+    /// Runs the encoder on embeddings [rows, count, width] and returns the embeddings with positions and each
+    /// layer's output, of the same shape. `bias` is added to the attention logits where the rows are padded,
+    /// [1, 1, 1, count].
     pub(super) fn encode(&self, embedded: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
         let mut states = vec![self.encoder_embedding.forward(embedded, 0)];
         for layer in &self.encoder {
@@ -108,7 +110,8 @@ impl Bart {
         states
     }
 
-    /// What the decoder needs of the encoder's last state, [sources, positions, width], and its bias.
+    /// Computes the decoder's keys and values from the encoder's last state, [sources, positions, width], and
+    /// its bias.
     pub(super) fn memory(&self, encoded: &Tensor, bias: Option<&Tensor>) -> Memory {
         Memory {
             layers: self.decoder.iter().map(|layer| layer.keys_values(encoded)).collect(),
@@ -116,19 +119,20 @@ impl Bart {
         }
     }
 
-    /// New tokens [rows, count] after those in the cache → the embeddings and each layer's output,
-    /// [rows, count, width]. The rows are those of the first source, as many of the second, and so on.
+    /// Decodes new tokens [rows, count] after those in the cache, and returns the embeddings and each layer's
+    /// output, [rows, count, width]. The rows of the first source come first, then as many of the second, and
+    /// so on.
     pub(super) fn decode(&self, tokens: &Tensor, memory: &Memory, cache: &mut GrowingKvCache) -> Vec<Tensor> {
         let (past, count) = (cache.positions(), tokens.size()[1]);
-        // One new token may look at everything.
+        // A single new token may attend to everything, so it needs no mask.
         let allowed = (count > 1)
             .then(|| Tensor::ones([count, past + count], (Kind::Bool, tokens.device())).tril(past));
         let embedded = self.decoder_embedding.forward(&self.embed(tokens), past);
         self.decode_embedded(embedded, memory, allowed.as_ref(), cache)
     }
 
-    /// The same for one token [rows, 1] at the position of that number, \[1\]; `bias` is added to the attention
-    /// logits of what `cache` gives. Gives the last state, [rows, width].
+    /// Decodes one token [rows, 1] at the position with this number, \[1\], and returns the last state,
+    /// [rows, width]. `bias` is added to the attention logits of the keys that `cache` returns.
     pub(super) fn decode_at(
         &self,
         position: &Tensor,
@@ -157,7 +161,7 @@ impl Bart {
         states
     }
 
-    /// The sizes of the decoder.
+    /// Returns the sizes of the decoder.
     pub(super) fn sizes(&self) -> DecoderSizes {
         DecoderSizes {
             layers: self.decoder.len(),
@@ -169,21 +173,21 @@ impl Bart {
         }
     }
 
-    /// A cache for [`Bart::decode`] that holds nothing yet.
+    /// Returns an empty cache for [`Bart::decode`].
     pub(super) fn cache(&self) -> GrowingKvCache {
         GrowingKvCache::new(self.decoder.len())
     }
 
-    /// [.., width] → [.., vocabulary].
+    /// Returns the logits [.., vocabulary] of decoded states [.., width].
     pub(super) fn logits(&self, decoded: &Tensor) -> Tensor {
         self.head.forward(decoded)
     }
 }
 
-/// Learned positions and the norm of the embeddings.
+/// The learned positions, and the norm of the embeddings.
 #[derive(Debug)]
 struct Positions {
-    /// [2 + positions, width].
+    /// The position table, [2 + positions, width].
     table: Tensor,
     norm: LayerNorm,
 }
@@ -202,13 +206,13 @@ impl Positions {
         }
     }
 
-    /// Embeddings [rows, count, width] that come after `past` others.
+    /// Adds positions to embeddings [rows, count, width] that come after `past` others, and normalises them.
     fn forward(&self, embedded: &Tensor, past: i64) -> Tensor {
         let positions = self.table.narrow(0, past + POSITION_OFFSET, embedded.size()[1]);
         self.norm.forward(&(embedded + positions))
     }
 
-    /// Embeddings [rows, 1, width] at the position of that number, \[1\].
+    /// Adds the position with this number, \[1\], to embeddings [rows, 1, width], and normalises them.
     fn forward_at(&self, embedded: &Tensor, position: &Tensor) -> Tensor {
         self.norm.forward(&(embedded + self.table.index_select(0, &(position + POSITION_OFFSET))))
     }

@@ -8,7 +8,7 @@ use crate::nn::layers::{Activation, Linear, attention, split_heads};
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
-/// The maps of queries, keys, values and what was attended, as snapshots have them.
+/// Loads the maps of queries, keys, values and the attention's output, as snapshots store them.
 fn load_maps(weights: &mut WeightLoader, name: &str, width: i64) -> [Linear; 4] {
     ["q_proj", "k_proj", "v_proj", "out_proj"]
         .map(|part| Linear::load(weights, &format!("{name}.{part}"), width, width, true))
@@ -16,7 +16,7 @@ fn load_maps(weights: &mut WeightLoader, name: &str, width: i64) -> [Linear; 4] 
 
 #[derive(Debug)]
 struct SelfAttention {
-    /// Queries, keys, values.
+    /// The maps of queries, keys and values, concatenated.
     projection: Linear,
     output: Linear,
     heads: i64,
@@ -28,8 +28,9 @@ impl SelfAttention {
         Self { projection: Linear::concatenated(&[query, key, value]), output, heads }
     }
 
-    /// `x` is [rows, count, width]; `keep` takes the new keys and values, and gives those that are looked at.
-    /// `bias` is added to the attention logits and broadcasts to [rows, heads, count, keys].
+    /// Computes the attention of `x`, [rows, count, width]. `keep` takes the new keys and values, and returns
+    /// those to attend to. `bias` is added to the attention logits and broadcasts to
+    /// [rows, heads, count, keys].
     fn forward(
         &self,
         x: &Tensor,
@@ -57,7 +58,8 @@ impl CrossAttention {
         Self { query, keys_values: Linear::concatenated(&[key, value]), output, heads }
     }
 
-    /// The rows of one source ask together, as if they were one long row: no key or value is repeated.
+    /// Attends from `x` [rows, count, width] to a source. The rows of one source are queried together, as if
+    /// they were one long row, so that no key or value is repeated.
     fn forward(&self, x: &Tensor, (keys, values): &(Tensor, Tensor), bias: Option<&Tensor>) -> Tensor {
         let size = x.size();
         let together = x.reshape([keys.size()[0], -1, size[2]]);
@@ -66,7 +68,7 @@ impl CrossAttention {
     }
 }
 
-/// norm(x + fc2(act(fc1(x)))).
+/// The feed-forward block: norm(x + fc2(act(fc1(x)))).
 #[derive(Debug)]
 struct FeedForward {
     fc1: Linear,
@@ -136,15 +138,16 @@ impl DecoderLayer {
         }
     }
 
-    /// Keys and values of a source [rows, positions, width], each [rows, heads, positions, head width].
+    /// Computes the keys and values of a source [rows, positions, width], each
+    /// [rows, heads, positions, head width].
     pub(super) fn keys_values(&self, source: &Tensor) -> (Tensor, Tensor) {
         let parts = self.cross_attention.keys_values.forward(source).chunk(2, -1);
         let split = |part: usize| split_heads(&parts[part], self.cross_attention.heads);
         (split(0), split(1))
     }
 
-    /// `x` are new positions [rows, count, width]; the biases are added to the attention logits of what the texts
-    /// have so far, and of the source.
+    /// Computes the output for new positions `x`, [rows, count, width]. The biases are added to the attention
+    /// logits of the text so far, and to those of the source.
     pub(super) fn forward(
         &self,
         x: &Tensor,

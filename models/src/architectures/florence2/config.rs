@@ -1,4 +1,5 @@
-//! `config.json` of both layouts: florence-community's (native transformers) and microsoft's.
+//! The configuration in `config.json`, in both layouts: florence-community's (native transformers) and
+//! microsoft's.
 
 use serde::Deserialize;
 
@@ -7,14 +8,14 @@ use crate::snapshot::limits::{
     LAYERS_MAX, PATCH_MAX, VOCABULARY_MAX, WIDTH_MAX, check_transformer, in_range,
 };
 
-/// All norms have PyTorch's default; no configuration names another.
+/// The epsilon of all norms, which is PyTorch's default; no configuration names another.
 pub(super) const EPS: f64 = 1e-5;
-/// The published towers have four stages.
+/// The most stages of a tower; the published ones have four.
 const STAGES_MAX: usize = 16;
-/// The published MLPs are four times as wide as their stage.
+/// The largest ratio of an MLP's width to that of its stage; the published MLPs are four times as wide.
 const MLP_RATIO_MAX: f64 = 64.0;
 
-/// `config.json`, with the defaults of transformers' `Florence2Config`.
+/// The contents of `config.json`, with the defaults of transformers' `Florence2Config`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     #[serde(default)]
@@ -36,7 +37,7 @@ fn default_true() -> bool {
 }
 
 impl Config {
-    /// What the layers take for granted.
+    /// Checks what the layers take for granted.
     pub(super) fn check(&self) -> Result<(), String> {
         self.text_config.check().map_err(|fault| format!("text_config: {fault}"))?;
         self.vision_config.check().map_err(|fault| format!("vision_config: {fault}"))?;
@@ -50,7 +51,7 @@ impl Config {
     }
 }
 
-/// `text_config`: BART; the defaults are those of transformers' `BartConfig`.
+/// The section `text_config`, of BART; the defaults are those of transformers' `BartConfig`.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct TextConfig {
@@ -100,7 +101,7 @@ impl TextConfig {
     }
 }
 
-/// `vision_config`: DaViT; the defaults are those of transformers' `Florence2VisionConfig`.
+/// The section `vision_config`, of DaViT; the defaults are those of transformers' `Florence2VisionConfig`.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct VisionConfig {
@@ -121,8 +122,9 @@ pub(super) struct VisionConfig {
     pub(super) projection_dim: i64,
     max_temporal_embeddings: i64,
     max_position_embeddings: i64,
-    /// As microsoft's files name the sizes of the two position tables.
+    /// The size of the position table in time, under the name of microsoft's files.
     visual_temporal_embedding: Option<TemporalEmbedding>,
+    /// The size of the position tables in the image, under the name of microsoft's files.
     image_pos_embed: Option<PositionEmbedding>,
 }
 
@@ -164,15 +166,16 @@ impl Default for VisionConfig {
 /// The sizes of one stage of the tower.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StageSizes {
-    /// Channels that come in and go out.
+    /// The number of channels of the stage's input.
     pub(super) inputs: i64,
+    /// The number of channels of the stage's output.
     pub(super) width: i64,
     pub(super) depth: i64,
-    /// Of the convolution that makes the stage's tokens.
+    /// The kernel's side of the convolution that makes the stage's tokens; its stride and padding follow.
     pub(super) patch: i64,
     pub(super) stride: i64,
     pub(super) padding: i64,
-    /// Whether the norm comes before that convolution.
+    /// True if the norm comes before that convolution.
     pub(super) prenorm: bool,
     pub(super) heads: i64,
     pub(super) groups: i64,
@@ -233,12 +236,12 @@ impl VisionConfig {
         Ok(())
     }
 
-    /// Width of the MLPs in a stage.
+    /// Returns the width of the MLPs in a stage.
     fn inner(&self, width: i64) -> i64 {
         (width as f64 * self.mlp_ratio) as i64
     }
 
-    /// The stages of a configuration that was checked.
+    /// Returns the stages of a configuration that was checked.
     pub(super) fn stages(&self) -> Vec<StageSizes> {
         let mut inputs = self.in_channels;
         let mut stages = Vec::new();
@@ -260,24 +263,25 @@ impl VisionConfig {
         stages
     }
 
-    /// Channels of the tower's output.
+    /// Returns the number of channels of the tower's output.
     pub(super) fn width(&self) -> i64 {
         self.embed_dim.last().copied().unwrap_or(0)
     }
 
-    /// Rows of the table of positions in time.
+    /// Returns the number of rows of the table of positions in time.
     pub(super) fn temporal_embeddings(&self) -> i64 {
         let named = self.visual_temporal_embedding.as_ref().map(|table| table.max_temporal_embeddings);
         named.unwrap_or(self.max_temporal_embeddings)
     }
 
-    /// Rows of each of the two tables of positions in the image.
+    /// Returns the number of rows of each of the two tables of positions in the image.
     pub(super) fn position_embeddings(&self) -> i64 {
         let named = self.image_pos_embed.as_ref().map(|table| table.max_pos_embeddings);
         named.unwrap_or(self.max_position_embeddings)
     }
 
-    /// Rows and columns of tokens that the tower makes of an image.
+    /// Returns the rows and columns of tokens that the tower makes of an image of this height and width in
+    /// pixels.
     pub(super) fn grid(&self, height: i64, width: i64) -> Result<[i64; 2], String> {
         let mut grid = [height, width];
         for stage in self.stages() {

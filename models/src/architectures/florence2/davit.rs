@@ -1,7 +1,7 @@
-//! The image tower, DaViT: stages of blocks that look through windows, then across channels.
+//! The image tower, DaViT: stages of blocks that attend within windows, then across channels.
 //!
-//! Ding et al., "DaViT: Dual Attention Vision Transformers", 2022 (arXiv 2204.03645); numerics as in transformers'
-//! `modeling_florence2.py`. Images are [batch, rows, columns, channels] throughout.
+//! The source is Ding et al., "DaViT: Dual Attention Vision Transformers", 2022 (arXiv 2204.03645); numerics
+//! follow transformers' `modeling_florence2.py`. Images are [batch, rows, columns, channels] throughout.
 
 use tch::{Kind, Tensor};
 
@@ -10,6 +10,7 @@ use crate::nn::layers::{Activation, Linear, attention, size4, split_heads};
 use crate::nn::norm::LayerNorm;
 use crate::snapshot::weights::WeightLoader;
 
+/// The stages of the tower, each of which reads the output of the one before it.
 #[derive(Debug)]
 pub(super) struct Tower {
     stages: Vec<Stage>,
@@ -38,7 +39,7 @@ impl Tower {
         Self { stages }
     }
 
-    /// [batch, 3, height, width] → each stage's output, [batch, rows, columns, channels].
+    /// Returns each stage's output, [batch, rows, columns, channels], for pixels [batch, 3, height, width].
     pub(super) fn stages(&self, pixels: &Tensor) -> Vec<Tensor> {
         let mut outputs = Vec::new();
         let mut x = pixels.permute([0, 2, 3, 1]);
@@ -52,7 +53,8 @@ impl Tower {
         outputs
     }
 
-    /// [batch, 3, height, width] → [batch, rows, columns, channels].
+    /// Returns the last stage's output, [batch, rows, columns, channels], for pixels
+    /// [batch, 3, height, width].
     pub(super) fn forward(&self, pixels: &Tensor) -> Tensor {
         let mut stages = self.stages(pixels);
         stages.swap_remove(stages.len() - 1)
@@ -80,7 +82,7 @@ impl Convolution {
         }
     }
 
-    /// 3 × 3 over each channel by itself.
+    /// Loads a 3 × 3 convolution over each channel by itself.
     fn depthwise(weights: &mut WeightLoader, name: &str, width: i64) -> Self {
         Self { groups: width, ..Self::load(weights, name, [width, 1, 3, 3], 1, 1) }
     }
@@ -107,7 +109,8 @@ impl Convolution {
     }
 }
 
-/// The overlapping patches with which a stage begins, normalised before or after: `Florence2VisionConvEmbed`.
+/// The overlapping patches that a stage begins with, normalised before or after the convolution, as in
+/// `Florence2VisionConvEmbed`.
 #[derive(Debug)]
 struct PatchConvolution {
     convolution: Convolution,
@@ -141,23 +144,23 @@ impl PatchConvolution {
     }
 }
 
-/// What a half of a block attends over.
+/// The dimension that a half of a block attends over.
 #[derive(Debug, Clone, Copy)]
 enum Mixing {
-    /// The tokens of each square window: `Florence2VisionWindowAttention`.
+    /// The tokens of each square window, as in `Florence2VisionWindowAttention`.
     Window { heads: i64, side: i64 },
-    /// The channels of each group: `Florence2VisionChannelAttention`.
+    /// The channels of each group, as in `Florence2VisionChannelAttention`.
     Channels { groups: i64 },
 }
 
-/// Depthwise convolution, attention, depthwise convolution, MLP, each with a residual:
-/// `Florence2VisionSpatialBlock` and `Florence2VisionChannelBlock`.
+/// A half of a block: depthwise convolution, attention, depthwise convolution and MLP, each with a residual,
+/// as in `Florence2VisionSpatialBlock` and `Florence2VisionChannelBlock`.
 #[derive(Debug)]
 struct HalfBlock {
     convolution1: Convolution,
     norm1: LayerNorm,
     mixing: Mixing,
-    /// Query, key and value in one.
+    /// The maps of query, key and value in one.
     inputs: Linear,
     projection: Linear,
     convolution2: Convolution,
@@ -211,8 +214,8 @@ impl HalfBlock {
         x + added
     }
 
-    /// Rows and columns are filled up to whole windows with zeros, after the norm and not masked: they are looked
-    /// at, and through the bias of keys and values they say something.
+    /// Attends within windows. Rows and columns are padded to whole windows with zeros, after the norm and
+    /// without a mask: the padding is attended to, and contributes through the bias of keys and values.
     fn over_windows(&self, x: &Tensor, heads: i64, side: i64) -> Tensor {
         let (batch, height, width, channels) = size4(x);
         let (rows, columns) = ((height + side - 1) / side, (width + side - 1) / side);
@@ -232,15 +235,15 @@ impl HalfBlock {
             .narrow(2, 0, width)
     }
 
-    /// Each channel of a group looks at the group's others, with all tokens as its vector and a scale of
-    /// tokens^−½.
+    /// Attends across channels: each channel of a group attends to the group's others, with all tokens as its
+    /// vector and a scale of tokens^−½.
     fn over_channels(&self, x: &Tensor, groups: i64) -> Tensor {
         let (batch, height, width, channels) = size4(x);
         let tokens = height * width;
         let inputs = self.inputs.forward(x).view([batch, tokens, 3, groups, channels / groups]);
-        // [batch, groups, tokens, channels of a group] each.
+        // The shape of each is now [batch, groups, tokens, channels of a group].
         let inputs = inputs.permute([2, 0, 3, 1, 4]);
-        // Before the product: in fp16 the sum over all tokens could overflow.
+        // The query is scaled before the product: in fp16 the sum over all tokens could overflow.
         let query = inputs.get(0) * (tokens as f64).powf(-0.5);
         let (key, value) = (inputs.get(1), inputs.get(2));
         let shares = query.transpose(2, 3).matmul(&key).softmax(-1, None::<Kind>);

@@ -1,4 +1,5 @@
-//! Texts in the making: several at once with a cache that grows, or one in fixed buffers.
+//! The state of texts that are being generated: several at once with a cache that grows, or one in fixed
+//! buffers.
 
 use tch::{Kind, Tensor};
 
@@ -36,7 +37,7 @@ impl Decoder for BartDecoder<'_> {
 }
 
 impl Memory {
-    /// Keeps these rows' sources. A single source is that of every row.
+    /// Keeps the sources of these rows. A single source is that of every row.
     fn select(&mut self, rows: &Tensor) {
         for (keys, values) in &mut self.layers {
             if keys.size()[0] > 1 {
@@ -47,16 +48,16 @@ impl Memory {
     }
 }
 
-/// The buffers of a text that is written greedily.
+/// The buffers of a text that is generated greedily.
 #[derive(Debug)]
 pub(super) struct GreedyText {
     pub(super) buffers: DecodeBuffers,
-    /// Of one source.
+    /// The keys and values of one source.
     memory: Memory,
 }
 
 impl GreedyText {
-    /// For sources of the same shape as this one.
+    /// Allocates the buffers for sources of the same shape as `like`.
     pub(super) fn new(bart: &Bart, capacity: i64, like: &Memory) -> Self {
         let layers = like.layers.iter().map(|(keys, values)| (zeros_like(keys), zeros_like(values)));
         let memory = Memory { layers: layers.collect(), bias: like.bias.as_ref().map(zeros_like) };
@@ -77,12 +78,12 @@ impl GreedyText {
     }
 }
 
-/// As contiguous zeros, which nothing else views.
+/// Returns contiguous zeros, which nothing else views.
 fn zeros_like(tensor: &Tensor) -> Tensor {
     Tensor::zeros(tensor.size(), (tensor.kind(), tensor.device()))
 }
 
-/// The next token of a text.
+/// A step that generates the next token of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step<'a> {
     pub(super) bart: &'a Bart,

@@ -1,4 +1,4 @@
-//! Votes by detection: whether a label's phrases are found in the image, and where.
+//! Votes by detection: each label's phrases are searched for in the image, and located.
 
 use std::collections::BTreeMap;
 
@@ -15,39 +15,41 @@ use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::task::TaskSpec;
 use crate::{ModelError, Pixels};
 
-/// The most searches, each of one phrase in one image, that run together: encoder states are held for each.
+/// The most searches, each of one phrase in one image, that run together, as the encoder's states are held
+/// for each.
 const SEARCHES_MAX: usize = 64;
-/// The most boxes that a phrase is given, of four tokens each.
+/// The most boxes of a phrase, of four tokens each.
 const BOXES_MAX: usize = 32;
-/// Of two boxes of one label whose intersection is more than this share of their union, one is left out.
+/// The largest intersection over union of two boxes of one label; above it, one of them is left out.
 const OVERLAP_MAX: f32 = 0.5;
 
-/// A text that is searched for.
+/// A phrase that is searched for.
 #[derive(Debug)]
 struct Phrase {
-    /// To which label it belongs, from 1.
+    /// The label that it belongs to, from 1.
     label: usize,
     text: String,
-    /// What the encoder is asked.
+    /// The ids of the question to the encoder.
     question: Vec<i64>,
-    /// What the decoder has written when a box would begin.
+    /// The ids before the place where a box would begin, for the decoder.
     prefix: Vec<i64>,
 }
 
-/// A task's phrases.
+/// The phrases of a task.
 #[derive(Debug)]
 pub(super) struct Phrases {
     labels: usize,
-    /// In groups whose questions are of one length, and prefixes too, so that nothing needs padding.
+    /// The phrases in groups whose questions are of one length, and prefixes too, so that nothing needs
+    /// padding.
     groups: Vec<Vec<Phrase>>,
 }
 
-/// What came of one phrase in one image.
+/// The result of the search for one phrase in one image.
 struct Hit<'a> {
     phrase: &'a Phrase,
-    /// Logarithm of the odds that a location follows where a box would begin.
+    /// The log-odds that a location follows where a box would begin.
     log_odds: f32,
-    /// The locations that were written.
+    /// The bins of the locations that were generated.
     bins: Vec<i64>,
 }
 
@@ -74,8 +76,8 @@ impl Phrases {
         Ok(Self { labels: task.labels.len(), groups: groups.into_values().collect() })
     }
 
-    /// The first label stands for absence and has the logit 0; that of another is the largest of its phrases'
-    /// log-odds.
+    /// Scores images by the task's labels. The first label stands for absence and has the logit 0; that of
+    /// another is the largest of its phrases' log-odds.
     pub(super) fn scores(
         &self,
         network: &Network,
@@ -97,7 +99,7 @@ impl Phrases {
     }
 
     fn score(&self, mut hits: Vec<Hit>, image_size: [u32; 2]) -> ModelOutput {
-        // The surest first: of two boxes that overlap, the first stays.
+        // The most probable come first: of two boxes that overlap, the first stays.
         hits.sort_by(|a, b| b.log_odds.total_cmp(&a.log_odds));
         let mut logits = vec![0.0];
         let mut regions = Vec::new();
@@ -113,7 +115,7 @@ impl Phrases {
 }
 
 impl Hit<'_> {
-    /// Boxes with their corners in order: others enclose nothing.
+    /// Returns the boxes whose corners are in order; others enclose nothing.
     fn regions(&self, image_size: [u32; 2]) -> impl Iterator<Item = Region> {
         let is_box = |[left, top, right, bottom]: &[f32; 4]| left <= right && top <= bottom;
         let region = |shape| Region { label: self.phrase.text.clone(), shape: Shape::Box(shape) };
@@ -121,7 +123,8 @@ impl Hit<'_> {
     }
 }
 
-/// Looks for phrases of one group, each in the image of that index among the features [images, image tokens, width].
+/// Searches for phrases of one group, each in the image of its index among the features
+/// [images, image tokens, width].
 fn search<'a>(
     network: &Network,
     graphs: &CudaGraphCache,
@@ -145,7 +148,7 @@ fn search<'a>(
     Ok(hits.map(|(((_, phrase), log_odds), bins)| Hit { phrase, log_odds, bins }).collect())
 }
 
-/// Of the logits [rows, vocabulary], the logarithm of the odds that the next token is a location.
+/// Returns the log-odds, \[rows\], that the next token is a location, for logits [rows, vocabulary].
 fn log_odds(logits: &Tensor, first_location: i64) -> Tensor {
     let after = first_location + BINS;
     let others = Tensor::cat(
@@ -156,8 +159,8 @@ fn log_odds(logits: &Tensor, first_location: i64) -> Tensor {
     total(&logits.narrow(1, first_location, BINS)) - total(&others)
 }
 
-/// For each row the bins of the locations that it goes on with, until another token is more probable. Rows that are
-/// done cost nothing further.
+/// Returns, for each row, the bins of the locations that it continues with until another token is more
+/// probable. Rows that are done cost nothing further.
 fn locations(
     writer: &mut BartDecoder,
     network: &Network,

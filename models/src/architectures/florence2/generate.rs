@@ -1,4 +1,4 @@
-//! Texts and regions for a task token, by beam search as the snapshot configures it.
+//! The generation of texts and regions for a task token, by beam search as the snapshot configures it.
 
 use std::ops::ControlFlow;
 
@@ -19,11 +19,11 @@ use crate::snapshot::limits::in_range;
 use crate::{GenerateRequest, Generated, Generator, ModelError, Pixels};
 
 const FILE: &str = "generation_config.json";
-/// Published: 3. Each beam holds its keys and values.
+/// The most beams, each of which holds its keys and values; the published snapshots have 3.
 const BEAMS_MAX: i64 = 64;
 const NGRAM_MAX: i64 = 1024;
 
-/// `generation_config.json`; what it leaves out is as transformers' `GenerationConfig` has it.
+/// The contents of `generation_config.json`; the defaults are those of transformers' `GenerationConfig`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct GenerationConfig {
@@ -38,7 +38,7 @@ struct GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// What the published snapshots say.
+    /// Returns the settings of the published snapshots.
     fn published() -> Self {
         Self {
             num_beams: Some(3),
@@ -78,14 +78,18 @@ impl GenerationConfig {
     }
 }
 
-/// How the snapshot searches.
+/// Returns the settings of the snapshot's beam search.
+///
+/// # Errors
+/// Fails when `generation_config.json` is malformed or a setting is out of its range.
 pub(super) fn beam_settings(snapshot: &Snapshot, vocabulary: i64) -> Result<BeamSettings, ModelError> {
     let path = snapshot.path(FILE);
     let config = if path.exists() { snapshot.json(FILE)? } else { GenerationConfig::published() };
     config.settings(vocabulary).map_err(|message| ModelError::malformed(&path, message))
 }
 
-/// Phrases of captions that ground nothing, by the processor's own list where the snapshot has one.
+/// Returns the phrases of captions that ground nothing, from the processor's own list where the snapshot has
+/// one.
 pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelError> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -111,8 +115,8 @@ pub(super) fn banned_phrases(snapshot: &Snapshot) -> Result<Vec<String>, ModelEr
 }
 
 impl Florence2 {
-    /// The text of a search with a single beam, its end included: the most probable token each time, but for those
-    /// that are forced.
+    /// Generates the text of a search with a single beam, its end included: the most probable token each
+    /// time, except for those that are forced.
     pub(super) fn write_one(&self, memory: &Memory, most: usize) -> Result<Vec<i64>, ModelError> {
         let BeamSettings { decoder_start_token_id, eos_token_id, .. } = self.beams;
         let forced_last = most.checked_sub(1).and_then(|written| self.beams.forced(written, most));
@@ -129,7 +133,7 @@ impl Florence2 {
         Ok(written.tokens)
     }
 
-    /// Writes behind the token `start`, the first token being `forced_first` where there is one.
+    /// Generates greedily after the token `start`, the first token being `forced_first` if there is one.
     pub(super) fn write_greedily(
         &self,
         memory: &Memory,
@@ -182,7 +186,8 @@ impl Generator for Florence2 {
             beam_search(&mut writer, &self.beams, most, self.info.placement.device)?.tokens
         };
         let text = network.codec.decode_text(&tokens)?;
-        // The whole at once: until the end, every beam may be the one. There is nothing left to break off.
+        // The text is sent whole: until the end, any beam may turn out best. There is nothing left to break
+        // off.
         if !text.is_empty() {
             let _flow = on_text(&text);
         }

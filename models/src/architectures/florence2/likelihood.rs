@@ -1,4 +1,4 @@
-//! Votes by likelihood: how probable each label's prompts are as captions of the image.
+//! Votes by likelihood: the probability of each label's prompts as captions of the image.
 
 use concord_policy::ModelOutput;
 use tch::{Kind, Tensor};
@@ -10,23 +10,24 @@ use crate::ModelError;
 use crate::runtime::cuda_graphs::CudaGraphCache;
 use crate::task::TaskSpec;
 
-/// The name of these votes' graphs among those of the model: tasks whose prompts have the same shapes have the same.
+/// The name of these votes' graphs among those of the model; tasks whose prompts have the same shapes share
+/// them.
 const GRAPHS: &str = "captions";
 /// The most logits of one pass of the decoder: 256 MB in fp32. More captions are scored in several passes.
 const LOGITS_MAX: i64 = 1 << 26;
 
-/// A task's prompts as the decoder is given them.
+/// The prompts of a task, in the form that the decoder is given.
 #[derive(Debug)]
 pub(super) struct Captions {
-    /// Of the encoder, [1, count].
+    /// The ids of the question to the encoder, [1, count].
     question: Tensor,
-    /// Start token, `<s>` and tokens of each prompt, filled up to one length: [prompts, 2 + longest].
+    /// The start token, `<s>` and the tokens of each prompt, padded to one length: [prompts, 2 + longest].
     inputs: Tensor,
-    /// What follows each position but the first, up to `</s>`: [prompts, 1 + longest].
+    /// The token after each position but the first, up to `</s>`: [prompts, 1 + longest].
     targets: Tensor,
-    /// The share of each target in its prompt's mean, 0 after `</s>`, fp32.
+    /// The weight of each target in its prompt's mean, 0 after `</s>`: [prompts, 1 + longest], fp32.
     shares: Tensor,
-    /// How many prompts each label has.
+    /// The number of prompts of each label.
     prompts: Vec<usize>,
 }
 
@@ -65,7 +66,8 @@ impl Captions {
         })
     }
 
-    /// A label's logit is the mean over its prompts of their mean log-probability for each token.
+    /// Scores images by the task's labels. A label's logit is the mean over its prompts of their mean
+    /// log-probability per token.
     pub(super) fn scores(
         &self,
         network: &Network,
@@ -94,8 +96,8 @@ impl Captions {
     }
 }
 
-/// Image features [images, image tokens, width], and question, inputs, targets and shares of [`Captions`] →
-/// [images, prompts], fp32.
+/// Returns the mean log-probabilities of the prompts, [images, prompts], fp32, for image features
+/// [images, image tokens, width], and the question, inputs, targets and shares of [`Captions`].
 fn by_prompt(network: &Network, features: &Tensor, question: &Tensor, captions: [&Tensor; 3]) -> Tensor {
     let [inputs, targets, _] = captions;
     let (images, prompts) = (features.size()[0], inputs.size()[0]);
@@ -123,7 +125,8 @@ fn by_prompt(network: &Network, features: &Tensor, question: &Tensor, captions: 
     Tensor::cat(&rows, 0)
 }
 
-/// Inputs, targets and shares of [`Captions`], each [rows, length] → one value for each row.
+/// Returns the mean log-probability of each row, \[rows\], for inputs, targets and shares of [`Captions`],
+/// each [rows, length].
 fn mean_log_probabilities(
     network: &Network,
     memory: &Memory,

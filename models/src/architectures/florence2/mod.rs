@@ -1,7 +1,8 @@
-//! Florence-2: one encoder-decoder for captions, texts, boxes and labels, asked by task.
+//! Florence-2: one encoder-decoder for captions, texts, boxes and labels, selected by a task token.
 //!
-//! Xiao et al., "Florence-2", 2023 (arXiv 2311.06242); tensors and numerics as in transformers'
-//! `modeling_florence2.py`. Snapshots of florence-community and of microsoft are loaded alike.
+//! The source is Xiao et al., "Florence-2", 2023 (arXiv 2311.06242). Tensor names and numerics follow
+//! transformers' `modeling_florence2.py`. Snapshots of florence-community and of microsoft are both
+//! supported.
 
 mod bart;
 mod blocks;
@@ -58,7 +59,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
     load,
 };
 
-/// The names of [`Mode`]; an empty text is the first.
+/// The names of [`Mode`]; an empty text selects the first.
 const MODES: &[&str] = &["likelihood", "detect"];
 const MODE: OptionSpec = OptionSpec {
     name: "mode",
@@ -67,10 +68,12 @@ const MODE: OptionSpec = OptionSpec {
           (whether the prompts of each label but the first are found in the image, and where).",
 };
 
-/// How labels are voted on.
+/// The way that labels are voted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    /// The probability of each label's prompts as captions.
     Likelihood,
+    /// The search for each label's phrases in the image.
     Detect,
 }
 
@@ -128,7 +131,8 @@ impl Florence2 {
     }
 }
 
-/// How many tokens an image becomes: the mean, and one for each place that the tower makes.
+/// Returns the number of tokens that an image becomes: the mean, and one for each position that the tower
+/// makes.
 fn image_tokens(config: &Config, preprocessor: &Preprocessor) -> Result<i64, String> {
     let (height, width) =
         preprocessor.fixed_size().ok_or("preprocessor_config.json does not give images of one size")?;
@@ -144,20 +148,20 @@ fn image_tokens(config: &Config, preprocessor: &Preprocessor) -> Result<i64, Str
 struct Florence2 {
     network: Network,
     beams: BeamSettings,
-    /// Phrases of captions that ground nothing.
+    /// The phrases of captions that ground nothing.
     banned_phrases: Vec<String>,
-    /// What stands for the image in the ids of a prompt. The networks never look it up.
+    /// The id that stands for the image in the ids of a prompt. The networks never look it up.
     image_token_id: i64,
     mode: Mode,
     info: LoadedModelInfo,
     tasks: HashMap<TaskId, Prepared>,
-    /// The buffers of texts that are written greedily.
+    /// The buffers of texts that are generated greedily.
     writings: BufferPool<GreedyText>,
-    /// Of the image side, the encoder and the votes by likelihood.
+    /// The CUDA graphs of the image side, the encoder and the votes by likelihood.
     graphs: CudaGraphCache,
 }
 
-/// A task, made ready for the model's mode.
+/// A task that is prepared for the model's mode.
 #[derive(Debug)]
 enum Prepared {
     Likelihood(Captions),
@@ -165,14 +169,15 @@ enum Prepared {
 }
 
 impl Florence2 {
-    /// What the text side sees of images, [images, tokens, hidden]; of pixels [images, 3, height, width].
+    /// Returns the image tokens of the text model, [images, tokens, hidden], for pixels
+    /// [images, 3, height, width].
     fn image_features(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let outputs =
             self.graphs.run(&[pixels], &[], |inputs| vec![self.network.image_features(&inputs[0])])?;
         outputs.into_iter().next().ok_or(ModelError::NotPrepared)
     }
 
-    /// The ids of image and prompt as the reference's processor gives them, [1, count].
+    /// Returns the ids of image and prompt as the reference's processor gives them, [1, count].
     fn input_ids(&self, prompt: &[i64]) -> Result<Tensor, ModelError> {
         let mut ids = vec![self.image_token_id; usize::try_from(self.network.image_tokens).unwrap_or(0)];
         ids.extend(prompt);

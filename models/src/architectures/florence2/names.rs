@@ -1,7 +1,7 @@
-//! The names of microsoft's files for the tensors that transformers (and this code) calls otherwise.
+//! The map from the tensor names of transformers, which this code uses, to those of microsoft's files.
 
-/// Where microsoft's files are laid out differently, not only named differently: [tower, text], the transpose of
-/// the other layout's `image_projection.weight`.
+/// The name of the tensor that microsoft's files not only name but also lay out differently: [tower, text],
+/// the transpose of the other layout's `image_projection.weight`.
 pub(super) const MICROSOFT_PROJECTION: &str = "image_projection";
 
 const LANGUAGE: &str = "model.language_model.";
@@ -9,7 +9,8 @@ const PROJECTOR: &str = "model.multi_modal_projector.";
 const CONVOLUTIONS: &str = "model.vision_tower.convs.";
 const BLOCKS: &str = "model.vision_tower.blocks.";
 
-/// What follows `…_block.` in transformers' names and in microsoft's; `*` is `window_attn` or `channel_attn`.
+/// The parts after `…_block.` in transformers' names and in microsoft's; `*` is `window_attn` or
+/// `channel_attn`.
 const IN_BLOCK: [(&str, &str); 6] = [
     ("conv1.", "conv1.fn.dw."),
     ("conv2.", "conv2.fn.dw."),
@@ -19,7 +20,7 @@ const IN_BLOCK: [(&str, &str); 6] = [
     ("ffn.", "ffn.fn.net."),
 ];
 
-/// The name that microsoft's files have for a tensor of transformers' `Florence2ForConditionalGeneration`.
+/// Returns the name in microsoft's files of a tensor of transformers' `Florence2ForConditionalGeneration`.
 pub(super) fn microsoft(name: &str) -> String {
     if let Some(rest) = name.strip_prefix(LANGUAGE) {
         return format!("language_model.model.{rest}");

@@ -1,4 +1,4 @@
-//! Image and prompt through the tower, the projector and the encoder.
+//! The networks, which take image and prompt through the tower, the projector and the encoder.
 
 use tch::Tensor;
 
@@ -14,41 +14,46 @@ use crate::runtime::cuda_graphs::CudaGraphCache;
 pub(super) const END: i64 = 2;
 /// The token that a text begins with: `<s>`.
 pub(super) const BEGIN: i64 = 0;
-/// What shorter texts of a batch are filled up with.
+/// The token that pads the shorter texts of a batch.
 pub(super) const PAD: i64 = 1;
 
 /// The name of the encoder's graphs among those of the model.
 const GRAPHS: &str = "sources";
-/// More sources keep a GPU busy for longer than the encoder takes to launch, and filling them up would cost more than
-/// it brings: large's 12 layers are about 150 launches, and 190 GFLOP for each source.
+/// The most sources that run through a CUDA graph. More keep a GPU busy for longer than the encoder takes to
+/// launch, and padding them would cost more than it saves: large's 12 layers are about 150 launches, and
+/// 190 GFLOP for each source.
 const GRAPHED_SOURCES_MAX: i64 = 4;
 
-/// The networks and the tokenizer: what a snapshot is, without how it is used.
+/// The networks and the tokenizer: the contents of a snapshot, independent of how they are used.
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) tower: Tower,
     pub(super) projector: Projector,
     pub(super) bart: Bart,
     pub(super) codec: TextCodec,
-    /// How many tokens an image becomes.
+    /// The number of tokens that an image becomes.
     pub(super) image_tokens: i64,
-    /// How many positions encoder and decoder each have.
+    /// The number of positions that encoder and decoder each have.
     pub(super) positions: i64,
-    /// Whether sources are padded to a few lengths: CUDA graphs want few shapes, on a CPU it is work in vain.
+    /// True if sources are padded to a few lengths: CUDA graphs need few shapes, but on a CPU padding is
+    /// wasted work.
     pub(super) pads_sources: bool,
 }
 
-/// Images and their prompts as the encoder gives them.
+/// The encoder's output for images and their prompts.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// [rows, positions, width].
+    /// The encoder's last state, [rows, positions, width].
     pub(super) state: Tensor,
-    /// What is added to attention logits where the rows are padded: [1, 1, 1, positions].
+    /// The bias of the attention logits where the rows are padded, [1, 1, 1, positions].
     pub(super) bias: Option<Tensor>,
 }
 
 impl Network {
-    /// The ids of a question with its `<s>` and `</s>`, without those of the image.
+    /// Returns the ids of a question with its `<s>` and `</s>`, without those of the image.
+    ///
+    /// # Errors
+    /// Fails when they do not fit into the encoder's positions beside the image.
     pub(super) fn prompt(&self, question: &str) -> Result<Vec<i64>, ModelError> {
         let ids = self.codec.encode(&format!("<s>{question}</s>"))?;
         let (count, room) = (ids.len(), self.positions - self.image_tokens);
@@ -60,7 +65,11 @@ impl Network {
         )))
     }
 
-    /// A text as the decoder sees it before it goes on: start token, `<s>`, the text's tokens.
+    /// Returns the ids of a text as the decoder sees it before it continues: start token, `<s>`, the text's
+    /// tokens.
+    ///
+    /// # Errors
+    /// Fails when they are more than the decoder's positions.
     pub(super) fn decoder_prefix(&self, text: &str) -> Result<Vec<i64>, ModelError> {
         let mut ids = vec![END, BEGIN];
         ids.extend(self.codec.encode(text)?);
@@ -71,13 +80,13 @@ impl Network {
         Err(ModelError::Unsupported(message))
     }
 
-    /// [batch, 3, height, width] → [batch, image tokens, width].
+    /// Returns the image tokens [batch, image tokens, width] for pixels [batch, 3, height, width].
     pub(super) fn image_features(&self, pixels: &Tensor) -> Tensor {
         self.projector.forward(&self.tower.forward(&pixels.to_kind(self.bart.kind())))
     }
 
-    /// Image features [rows, image tokens, width] and prompt ids [rows, count] or [1, count] → the encoder's states,
-    /// each [rows, image tokens + count, width].
+    /// Returns the encoder's states, each [rows, image tokens + count, width], for image features
+    /// [rows, image tokens, width] and prompt ids [rows, count] or [1, count].
     pub(super) fn encoder_states(&self, features: &Tensor, prompts: &Tensor) -> Vec<Tensor> {
         self.bart.encode(&self.embed(features, prompts), None)
     }
@@ -87,13 +96,13 @@ impl Network {
         Tensor::cat(&[features, &prompts], 1)
     }
 
-    /// The encoder's last state for the same arguments, padded where sources are.
+    /// Returns the encoder's last state for the same arguments, padded where sources are.
     pub(super) fn source(&self, features: &Tensor, prompts: &Tensor) -> Source {
         let (embedded, bias) = self.padded(features, prompts);
         Source { state: self.encoded(&embedded, bias.as_ref()), bias }
     }
 
-    /// What the encoder is given for them, and its bias where sources are padded.
+    /// Returns the encoder's input for these arguments, and its bias where sources are padded.
     fn padded(&self, features: &Tensor, prompts: &Tensor) -> (Tensor, Option<Tensor>) {
         let embedded = self.embed(features, prompts);
         let length = embedded.size()[1];
@@ -111,8 +120,8 @@ impl Network {
         states.pop().unwrap_or_else(|| embedded.shallow_clone())
     }
 
-    /// What the decoder looks at, for rows as of [`Network::encoder_states`]; by a graph where there are graphs and few
-    /// rows.
+    /// Returns the memory that the decoder attends to, for the arguments of [`Network::encoder_states`],
+    /// through a CUDA graph where graphs are on and the rows are few.
     pub(super) fn memory(
         &self,
         graphs: &CudaGraphCache,
@@ -131,7 +140,7 @@ impl Network {
         Ok(self.bart.memory(state, bias.as_ref()))
     }
 
-    /// Rows of ids of one length, [rows, length], where the networks are.
+    /// Returns rows of ids of one length, [rows, length], on the device of the networks.
     pub(super) fn ids(&self, rows: &[&[i64]]) -> Result<Tensor, ModelError> {
         let count = i64::try_from(rows.len()).unwrap_or(0);
         Ok(Tensor::f_from_slice(&rows.concat())?.f_view([count, -1])?.f_to_device(self.bart.device())?)

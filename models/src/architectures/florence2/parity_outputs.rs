@@ -14,7 +14,7 @@ use crate::generation::greedy::Greedy;
 use crate::image::preprocess::stack;
 use crate::inspect::fixture::Fixture;
 
-/// How many tokens the fixture script lets a text have when it is not told.
+/// The number of tokens that the fixture script lets a text have by default.
 const USUAL_TOKENS: usize = 16;
 
 type Outputs = BTreeMap<String, Tensor>;
@@ -23,7 +23,7 @@ pub(super) fn parity_outputs(model: &Florence2, fixture: &Fixture) -> Result<Out
     let mut outputs = Outputs::new();
     let images = fixture.images(&["landscape"], &model.info.preprocessor)?;
     outputs.insert("pixel_values".to_owned(), stack(&images.iter().collect::<Vec<_>>(), Device::Cpu));
-    // From the reference's own pixels on, so that an error shows where it is made.
+    // From here on everything starts at the reference's own pixels, so that an error shows where it arises.
     let features = image_features(model, fixture, &mut outputs)?;
     states(model, fixture, &features, &mut outputs)?;
     let written = written_tokens(fixture)?;
@@ -52,7 +52,7 @@ fn image_features(model: &Florence2, fixture: &Fixture, outputs: &mut Outputs) -
     outputs.insert("image_features".to_owned(), features.shallow_clone());
     for (index, stage) in stages.iter().enumerate() {
         let name = format!("vision.stage.{index}");
-        // Full sizes keep the last alone.
+        // Full-size fixtures keep the last stage alone.
         if fixture.expects(&name) {
             outputs.insert(name, channels_first(stage));
         }
@@ -60,7 +60,7 @@ fn image_features(model: &Florence2, fixture: &Fixture, outputs: &mut Outputs) -
     Ok(features)
 }
 
-/// Encoder and decoder over the first task's prompt and tokens of the fixture's own.
+/// Adds the states of encoder and decoder over the first task's prompt and the fixture's own tokens.
 fn states(
     model: &Florence2,
     fixture: &Fixture,
@@ -83,7 +83,8 @@ fn states(
     Ok(())
 }
 
-/// How many tokens the reference let a text have: as many as any has that did not end by itself.
+/// Returns the number of tokens that the reference let a text have: as many as any has that did not end by
+/// itself.
 fn written_tokens(fixture: &Fixture) -> Result<usize, ModelError> {
     let mut longest = USUAL_TOKENS;
     for task in fixture.tasks() {
@@ -98,7 +99,7 @@ fn written_tokens(fixture: &Fixture) -> Result<usize, ModelError> {
     Ok(longest)
 }
 
-/// What the names of a task's tensors begin with.
+/// Returns the prefix of the names of a task's tensors.
 fn key_of(task: &str) -> String {
     task.trim_matches(['<', '>']).to_lowercase()
 }
@@ -121,7 +122,7 @@ fn greedy_search(
     let (key, name) = (format!("{key}.greedy"), format!("{key}.greedy.ids"));
     outputs.insert(name.clone(), fixture.aligned_ids(&name, ids)?);
 
-    // The logits along the reference's text: along another they would be others.
+    // The logits are taken along the reference's text: along another they would differ.
     let expected = fixture.input(&name)?.to_device(model.info.placement.device);
     let inputs = expected.narrow(1, 0, expected.size()[1] - 1);
     let states = bart.decode(&inputs, &bart.memory(encoded, None), &mut bart.cache());
@@ -164,7 +165,8 @@ fn searched_beams(
     Ok(())
 }
 
-/// The score that beam search would give a text, start token included, of at most `most` tokens after it.
+/// Returns the score that beam search would give a text, start token included, of at most `most` tokens after
+/// it.
 fn score_of(model: &Florence2, encoded: &Tensor, ids: &[i64], most: usize) -> Result<f32, ModelError> {
     let bart = &model.network.bart;
     let written = ids.len() - 1;

@@ -1,5 +1,5 @@
-//! From the tower's tokens to those of the text model: `Florence2MultiModalProjector` in transformers'
-//! `modeling_florence2.py`.
+//! The projector from the tower's tokens to those of the text model: `Florence2MultiModalProjector` in
+//! transformers' `modeling_florence2.py`.
 
 use tch::{Kind, Tensor};
 
@@ -13,10 +13,11 @@ const NAME: &str = "model.multi_modal_projector";
 
 #[derive(Debug)]
 pub(super) struct Projector {
-    /// [positions, half of the channels] each; the columns have the larger half.
+    /// The position tables of rows and columns, [positions, half of the channels] each; the columns have the
+    /// larger half.
     rows: Tensor,
     columns: Tensor,
-    /// [times, channels]; an image is at time 0.
+    /// The table of positions in time, [times, channels]; an image is at time 0.
     times: Tensor,
     projection: Linear,
     norm: LayerNorm,
@@ -35,7 +36,7 @@ impl Projector {
         }
     }
 
-    /// [batch, rows, columns, channels] → [batch, 1 + rows · columns, text width], the mean first.
+    /// Projects [batch, rows, columns, channels] to [batch, 1 + rows · columns, text width], the mean first.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let (_, rows, columns, _) = size4(x);
         let of_columns = self.columns.narrow(0, 0, columns).unsqueeze(0).expand([rows, -1, -1], false);

@@ -1,15 +1,15 @@
-//! Tasks as `Florence2Processor` in transformers' `processing_florence2.py` has them, and the prompts for them.
+//! The tasks of `Florence2Processor` in transformers' `processing_florence2.py`, and the prompts for them.
 
 use crate::ModelError;
 
-/// How the answer to a task is read.
+/// The way that the answer to a task is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// As text alone. Masks are polygons, which are no [`concord_policy::Shape`]: they stay text too.
+    /// Text alone. Masks are polygons, which are no [`concord_policy::Shape`], so they stay text too.
     Text,
     /// Phrases, each with the boxes after it.
     Boxes,
-    /// The same, but some phrases are not about things.
+    /// The same, except that some phrases are not about things.
     Grounding,
     /// Boxes without phrases.
     Proposals,
@@ -17,22 +17,23 @@ pub(super) enum Answer {
     Quads,
 }
 
-/// One of the tasks that the model was trained for.
+/// A task that the model was trained for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Task {
-    /// What names it.
+    /// The task token, which names it.
     pub(super) token: &'static str,
-    /// What the model is asked; [`INPUT`] stands for the text after the token.
+    /// The question to the model; [`INPUT`] stands for the text after the token.
     prompt: &'static str,
-    /// How its answer is read.
+    /// The way that its answer is read.
     pub(super) answer: Answer,
 }
 
+/// The placeholder for the text after the token.
 const INPUT: &str = "{input}";
 
-/// The task that labels are captions of.
+/// The task in which labels are scored as captions.
 pub(super) const CAPTION: &str = "<CAPTION>";
-/// The task that phrases are searched with.
+/// The task that searches for phrases.
 pub(super) const DETECTION: &str = "<OPEN_VOCABULARY_DETECTION>";
 
 const fn task(token: &'static str, prompt: &'static str, answer: Answer) -> Task {
@@ -61,10 +62,11 @@ const TASKS: [Task; 15] = [
     task("<REGION_TO_OCR>", "What text is in the region {input}?", Answer::Text),
 ];
 
-/// The task that a prompt begins with, and what the model is asked then.
+/// Returns the task that a prompt begins with, and the question to the model.
 ///
 /// # Errors
-/// When it begins with none, or with one that needs a text and has none, or the other way round.
+/// Fails when the prompt begins with no task token, or with one that needs a text and has none, or the other
+/// way round.
 pub(super) fn parse(prompt: &str) -> Result<(&'static Task, String), ModelError> {
     let prompt = prompt.trim();
     let Some(task) = TASKS.iter().find(|task| prompt.starts_with(task.token)) else {

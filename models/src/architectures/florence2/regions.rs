@@ -1,4 +1,4 @@
-//! Regions in what the model wrote: `Florence2PostProcessor` in transformers' `processing_florence2.py`.
+//! The regions in a generated text: `Florence2PostProcessor` in transformers' `processing_florence2.py`.
 
 use super::prompt::Answer;
 use super::text::BINS;
@@ -6,14 +6,14 @@ use concord_policy::{Region, Shape};
 
 const BOX_BINS: usize = 4;
 const QUAD_BINS: usize = 8;
-/// What is cut out of a text before it is read.
+/// The tokens that are cut out of a text before it is parsed.
 const MARKS: [&str; 3] = ["<s>", "</s>", "<pad>"];
 
-/// The regions of an answer with its special tokens, in pixels of an image of that width and height. `banned` are
-/// phrases of a caption that are about nothing in the image.
+/// Returns the regions of an answer with its special tokens, in pixels of an image of this width and height.
+/// `banned` are phrases of a caption that are about nothing in the image.
 pub(super) fn regions(text: &str, answer: Answer, image_size: [u32; 2], banned: &[String]) -> Vec<Region> {
     let text = MARKS.iter().fold(text.to_owned(), |text, mark| text.replace(mark, ""));
-    // Masks: polygons are no shape of ours.
+    // Masks are polygons, for which there is no shape.
     if text.contains("<poly>") {
         return Vec::new();
     }
@@ -26,13 +26,13 @@ pub(super) fn regions(text: &str, answer: Answer, image_size: [u32; 2], banned: 
     }
 }
 
-/// The centre of a location's bin, in whole pixels, as the reference has it.
+/// Returns the centre of a location's bin, in whole pixels, as the reference computes it.
 fn pixel(bin: i64, side: u32) -> f32 {
     let per_bin = (f64::from(side) / BINS as f64) as f32;
     ((bin as f32 + 0.5) * per_bin).trunc()
 }
 
-/// Left, top, right, bottom in pixels, for each whole four of the bins.
+/// Returns left, top, right and bottom in pixels for each whole four of the bins.
 pub(super) fn boxes(bins: &[i64], [width, height]: [u32; 2]) -> Vec<[f32; 4]> {
     let to_box = |bins: &[i64]| match *bins {
         [left, top, right, bottom] => {
@@ -43,7 +43,7 @@ pub(super) fn boxes(bins: &[i64], [width, height]: [u32; 2]) -> Vec<[f32; 4]> {
     bins.chunks_exact(BOX_BINS).filter_map(to_box).collect()
 }
 
-/// `([^<]+(?:<loc_\d+>){4,})`: phrases without marks, each followed by at least four locations.
+/// Parses `([^<]+(?:<loc_\d+>){4,})`: phrases without marks, each followed by at least four locations.
 fn phrase_boxes(text: &str, image_size: [u32; 2], banned: &[String]) -> Vec<Region> {
     let mut regions = Vec::new();
     let mut rest = text;
@@ -54,7 +54,8 @@ fn phrase_boxes(text: &str, image_size: [u32; 2], banned: &[String]) -> Vec<Regi
         // The reference looks for the phrase within one line.
         let in_line = !phrase.trim_start().contains('\n');
         if phrase.is_empty() || bins.len() < BOX_BINS {
-            // Past the mark's first character: what follows it counts as a phrase, as in the reference.
+            // Parsing continues past the mark's first character: what follows it counts as a phrase, as in
+            // the reference.
             rest = &after[usize::from(!after.is_empty())..];
             continue;
         }
@@ -67,7 +68,7 @@ fn phrase_boxes(text: &str, image_size: [u32; 2], banned: &[String]) -> Vec<Regi
     regions
 }
 
-/// `(?:<loc_\d+>){4,}`: boxes without phrases.
+/// Parses `(?:<loc_\d+>){4,}`: boxes without phrases.
 fn proposals(text: &str, image_size: [u32; 2]) -> Vec<Region> {
     let mut regions = Vec::new();
     let mut rest = text;
@@ -80,7 +81,7 @@ fn proposals(text: &str, image_size: [u32; 2]) -> Vec<Region> {
     regions
 }
 
-/// `(.+?)` and eight locations: texts of at least one character within a line, each up to its corners.
+/// Parses `(.+?)` and eight locations: texts of at least one character within a line, each up to its corners.
 fn quads(text: &str, [width, height]: [u32; 2]) -> Vec<Region> {
     let mut regions = Vec::new();
     let mut begin = 0;
@@ -104,7 +105,7 @@ fn quads(text: &str, [width, height]: [u32; 2]) -> Vec<Region> {
     regions
 }
 
-/// The locations that the text begins with, at most so many, and how many bytes they take.
+/// Returns the locations that the text begins with, at most `most`, and the number of bytes that they take.
 fn leading_locations(text: &str, most: usize) -> (Vec<i64>, usize) {
     let (mut bins, mut length) = (Vec::new(), 0);
     while let Some((bin, bytes)) = leading_location(&text[length..]).filter(|_| bins.len() < most) {
@@ -122,13 +123,13 @@ fn leading_location(text: &str) -> Option<(i64, usize)> {
     Some((bin, BEGIN.len() + digits.len() + 1))
 }
 
-/// Labels keep their ASCII characters, as the reference's do.
+/// Builds a region. Its label keeps only ASCII characters, as in the reference.
 fn region(label: &str, shape: Shape) -> Region {
     Region { label: label.chars().filter(char::is_ascii).collect(), shape }
 }
 
-/// The boxes that no box before them covers: of two whose intersection is more than `overlap_max` of their union,
-/// the first stays.
+/// Returns the boxes that no box before them covers: of two whose intersection is more than `overlap_max` of
+/// their union, the first stays.
 pub(super) fn without_doubles(regions: Vec<Region>, overlap_max: f32) -> Vec<Region> {
     let mut kept: Vec<Region> = Vec::new();
     for region in regions {
@@ -140,7 +141,7 @@ pub(super) fn without_doubles(regions: Vec<Region>, overlap_max: f32) -> Vec<Reg
     kept
 }
 
-/// Intersection over union of two boxes.
+/// Computes the intersection over union of two boxes.
 fn overlap(a: &Shape, b: &Shape) -> f32 {
     let (Shape::Box(a), Shape::Box(b)) = (a, b) else { return 0.0 };
     let area = |[left, top, right, bottom]: [f32; 4]| (right - left).max(0.0) * (bottom - top).max(0.0);
@@ -197,7 +198,7 @@ mod tests {
         let text = format!("a<b{FOUR}{FOUR}\nSTOP {FOUR}{FOUR}{FOUR}rest");
         let expected = [region("a<b", &quad), region("STOP", &quad)];
         assert_eq!(found(&text, Answer::Quads), expected);
-        // The text must have a character, and takes a location where it has no other.
+        // The text must have a character, and takes a location if it has no other.
         assert_eq!(found(&format!("{FOUR}{FOUR}"), Answer::Quads), []);
         assert_eq!(found(&format!("<loc_7>{FOUR}{FOUR}"), Answer::Quads), [region("<loc_7>", &quad)]);
     }

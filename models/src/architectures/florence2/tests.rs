@@ -1,4 +1,4 @@
-//! Texts in fixed buffers and padded sources are what they are without.
+//! Tests that texts in fixed buffers and padded sources are the same as without them.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::{GenerateRequest, Generator, Pixels, decode};
 
 const SNAPSHOTS: [&str; 2] = ["nano/florence2", "tests/fixtures/parity/florence2/snapshot"];
 const PROMPTS: [&str; 3] = ["<CAPTION>", "<OD>", "<CAPTION_TO_PHRASE_GROUNDING>a sign"];
-/// As a share of the largest value.
+/// The tolerance, as a share of the largest value.
 const TOLERANCE: f64 = 1e-5;
 
 fn crate_folder() -> &'static Path {
@@ -63,7 +63,7 @@ fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
     assert!(error < TOLERANCE, "{what}: {error}");
 }
 
-/// Also where the buffers have held another text, and up to the last position that the decoder has.
+/// The cases include buffers that have held another text, and texts up to the last position of the decoder.
 #[test]
 fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     for snapshot in SNAPSHOTS {

@@ -8,11 +8,11 @@ use tokenizers::{AddedToken, Tokenizer};
 use crate::ModelError;
 use crate::snapshot::folder::Snapshot;
 
-/// Bins per axis, and so many location tokens.
+/// The number of bins per axis, and of location tokens.
 pub(super) const BINS: i64 = 1000;
 
-/// Added in this order, with the location tokens between both lists, by microsoft's `processing_florence2.py`: its
-/// `tokenizer.json` is BART's own.
+/// The tokens that microsoft's `processing_florence2.py` adds in this order, with the location tokens between
+/// both lists, because its `tokenizer.json` is BART's own.
 const TOKENS_BEFORE_LOCATIONS: [&str; 4] = ["<od>", "</od>", "<ocr>", "</ocr>"];
 const TOKENS_AFTER_LOCATIONS: [&str; 20] = [
     "<cap>",
@@ -37,17 +37,21 @@ const TOKENS_AFTER_LOCATIONS: [&str; 20] = [
     "<and>",
 ];
 
+/// The tokenizer, and the ids of its location tokens.
 #[derive(Debug)]
 pub(super) struct TextCodec {
     tokenizer: Tokenizer,
     path: PathBuf,
-    /// All tokens that are no text: locations, task tokens, `<s>`.
+    /// All tokens that are not text: locations, task tokens, `<s>`.
     added: HashSet<u32>,
     first_location: i64,
 }
 
 impl TextCodec {
-    /// Of a model with a table of `vocabulary` tokens.
+    /// Loads the tokenizer of a model with a table of `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// Fails when the file is malformed, lacks consecutive location tokens, or has ids beyond the table.
     pub(super) fn load(snapshot: &Snapshot, vocabulary: i64) -> Result<Self, ModelError> {
         let path = snapshot.path("tokenizer.json");
         let text = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
@@ -73,32 +77,32 @@ impl TextCodec {
         Ok(Self { tokenizer, path, added, first_location })
     }
 
-    /// The ids of a text, without `<s>` and `</s>`; special tokens in the text are themselves.
+    /// Returns the ids of a text, without `<s>` and `</s>`; special tokens in the text stand for themselves.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<i64>, ModelError> {
         let encoding =
             self.tokenizer.encode(text, false).map_err(|error| ModelError::malformed(&self.path, error))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// The text with special tokens as they are written.
+    /// Returns the text of ids, with special tokens spelled out.
     pub(super) fn decode(&self, ids: &[i64]) -> Result<String, ModelError> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         self.tokenizer.decode(&ids, false).map_err(|error| ModelError::malformed(&self.path, error))
     }
 
-    /// The text alone.
+    /// Returns the text of ids without special tokens, trimmed.
     pub(super) fn decode_text(&self, ids: &[i64]) -> Result<String, ModelError> {
         let is_text = |id: &i64| u32::try_from(*id).is_ok_and(|id| !self.added.contains(&id));
         let text: Vec<i64> = ids.iter().copied().filter(is_text).collect();
         Ok(self.decode(&text)?.trim().to_owned())
     }
 
-    /// The id of `<loc_0>`; those of the other locations follow it.
+    /// Returns the id of `<loc_0>`; those of the other locations follow it.
     pub(super) fn first_location(&self) -> i64 {
         self.first_location
     }
 
-    /// Which bin a token stands for, if it is a location.
+    /// Returns the bin that a token stands for, if it is a location.
     pub(super) fn location(&self, id: i64) -> Option<i64> {
         Some(id - self.first_location).filter(|bin| (0..BINS).contains(bin))
     }
@@ -123,7 +127,7 @@ mod tests {
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures/parity/florence2/snapshot/tokenizer.json");
         let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();
-        // BART's own are `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`, the last being 364 here.
+        // BART's own tokens are `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`, the last being 364 here.
         json["added_tokens"].as_array_mut().unwrap().truncate(5);
         json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() <= 364);
         let folder = tempfile::tempdir().unwrap();

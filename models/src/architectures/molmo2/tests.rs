@@ -27,7 +27,8 @@ const QUESTIONS: [&str; 2] =
 /// The tolerance of logits, as a share of the largest.
 const TOLERANCE: f64 = 1e-5;
 
-/// On a machine with a GPU, the tests run in the repository of another machine.
+/// Returns the folder of this crate. The machine with a GPU runs the tests in another checkout than they were
+/// built in.
 fn crate_folder() -> &'static Path {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     if built.exists() { built } else { Path::new("models") }
@@ -97,8 +98,7 @@ fn assert_near(ours: &Tensor, expected: &Tensor, what: &str) {
     assert!(error < TOLERANCE, "{what}: {error}");
 }
 
-/// Checks this also where the text goes on beyond the smallest capacity, and where the buffers have held
-/// another text.
+/// The cases include texts beyond the smallest capacity, and buffers that have held another text.
 #[test]
 fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     for snapshot in SNAPSHOTS {
@@ -129,7 +129,7 @@ fn steps_in_fixed_buffers_give_the_text_of_a_growing_cache() {
     }
 }
 
-/// Padding by a graph holds what was there before.
+/// The padding of a graph holds whatever was in its buffers before.
 #[test]
 fn tokens_that_fill_up_change_no_others() {
     for snapshot in SNAPSHOTS {
@@ -158,7 +158,7 @@ fn every_layout_of_a_single_image_can_be_run() {
     model.images.warm_up(tiling, &model.graphs).unwrap();
 }
 
-/// On a GPU the steps are replayed, which calls no code of ours in between.
+/// On a GPU, the steps are replayed, which calls no code of ours in between.
 #[test]
 fn recorded_logits_are_those_that_each_token_was_chosen_by() {
     let gpus = cuda_devices();
