@@ -191,8 +191,8 @@ impl RawKernel {
         arguments: &[KernelArgument],
     ) -> Result<(), LibtorchError> {
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(KernelArgument::address).collect();
-        // SAFETY: each pointer is that of a value of the size that the kernel declares, which the driver copies
-        // before it returns. What the kernels do with addresses is the responsibility of `Kernel`.
+        // SAFETY: each pointer is that of a value of the size that the kernel declares, which the driver
+        // copies before it returns. What the kernels do with addresses is the responsibility of `Kernel`.
         ok(unsafe { concord_kernel_launch(self.0.as_ptr(), how, pointers.as_mut_ptr()) })
     }
 }
@@ -324,8 +324,8 @@ impl KernelArgument {
 /// that the sizes agree.
 pub(super) fn page_locked_copy(bytes: &[u8], shape: &[i64], device: Device) -> Result<Tensor, TchError> {
     let strides: Vec<i64> = (1..=shape.len()).map(|axis| shape[axis..].iter().product()).collect();
-    // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed; nothing
-    // writes to it, and the copy, made before this returns, shares nothing with it.
+    // SAFETY: the view has as many bytes as the slice and is dropped here, while the slice is borrowed;
+    // nothing writes to it, and the copy, made before this returns, shares nothing with it.
     unsafe {
         let view = Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, Kind::Uint8, Device::Cpu)?;
         view.f_internal_pin_memory(device)
@@ -362,8 +362,8 @@ pub(crate) fn efficient_attention(
     bias: Option<&Tensor>,
 ) -> Result<Tensor, LibtorchError> {
     let bias = bias.map_or(std::ptr::null(), address);
-    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor or
-    // null.
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor
+    // or null.
     unsafe { adopted(concord_efficient_attention(address(query), address(key), address(value), bias)) }
 }
 
@@ -375,8 +375,8 @@ pub(crate) fn cudnn_attention(
     bias: Option<&Tensor>,
 ) -> Result<Tensor, LibtorchError> {
     let bias = bias.map_or(std::ptr::null(), address);
-    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor or
-    // null.
+    // SAFETY: all are live tensors, or null for the bias, which the shim checks; it returns an owned tensor
+    // or null.
     unsafe { adopted(concord_cudnn_attention(address(query), address(key), address(value), bias)) }
 }
 

@@ -1,5 +1,5 @@
 //! Presets: snapshots without weights, which are the configurations of published models and tiny ones,
-//! written into a folder.
+//! written into a folder; knows architectures by their names only.
 //!
 //! With [`load_random`](crate::load_random) they become models to benchmark, whose answers mean nothing.
 
