@@ -35,6 +35,7 @@ pub(crate) const ARCHITECTURE: Architecture = Architecture {
 /// The architecture's own option, which scales the logits.
 const GAIN: OptionSpec = OptionSpec::whole("gain", [1, 100], 1, "The factor of the logits.");
 
+/// The contents of `config.json`.
 #[derive(Debug, Deserialize)]
 struct Config {
     threshold: f64,
@@ -53,6 +54,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     Ok(Box::new(Brightness { info, slope, gain, threshold: config.threshold, tasks: BTreeSet::new() }))
 }
 
+/// A loaded model, whose logits are linear in the mean of the pixels.
 #[derive(Debug)]
 struct Brightness {
     info: LoadedModelInfo,

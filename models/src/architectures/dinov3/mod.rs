@@ -128,6 +128,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     }))
 }
 
+/// A loaded DINOv3: the backbone, and the heads of the prepared tasks.
 #[derive(Debug)]
 struct Dinov3 {
     backbone: Backbone,

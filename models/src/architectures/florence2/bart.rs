@@ -24,6 +24,7 @@ const TOKEN_TABLES: [&str; 4] = [
     "lm_head.weight",
 ];
 
+/// The text model: token table, encoder, decoder and output layer.
 #[derive(Debug)]
 pub(super) struct Bart {
     /// The token table, [vocabulary, width].

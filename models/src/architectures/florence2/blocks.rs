@@ -14,6 +14,7 @@ fn load_maps(weights: &mut WeightLoader, name: &str, width: i64) -> [Linear; 4] 
         .map(|part| Linear::load(weights, &format!("{name}.{part}"), width, width, true))
 }
 
+/// Multi-head attention of a sequence to itself.
 #[derive(Debug)]
 struct SelfAttention {
     /// The maps of queries, keys and values, concatenated.
@@ -44,6 +45,7 @@ impl SelfAttention {
     }
 }
 
+/// Multi-head attention of a text to its source, whose keys and values are computed once.
 #[derive(Debug)]
 struct CrossAttention {
     query: Linear,
@@ -94,6 +96,7 @@ impl FeedForward {
     }
 }
 
+/// A layer of the encoder: self-attention and a feed-forward block.
 #[derive(Debug)]
 pub(super) struct EncoderLayer {
     attention: SelfAttention,
@@ -111,12 +114,14 @@ impl EncoderLayer {
         }
     }
 
+    /// Computes the output for `x`, [rows, count, width]; `bias` is added to the attention logits.
     pub(super) fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let attended = self.attention.forward(x, bias, |keys, values| (keys, values));
         self.feed_forward.forward(&self.norm.forward(&(x + attended)))
     }
 }
 
+/// A layer of the decoder: self-attention, cross-attention and a feed-forward block.
 #[derive(Debug)]
 pub(super) struct DecoderLayer {
     attention: SelfAttention,

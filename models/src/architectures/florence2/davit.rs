@@ -16,6 +16,7 @@ pub(super) struct Tower {
     stages: Vec<Stage>,
 }
 
+/// A stage of the tower: a patch embedding, then blocks of a window half and a channel half.
 #[derive(Debug)]
 struct Stage {
     embedding: PatchConvolution,

@@ -144,6 +144,7 @@ fn image_tokens(config: &Config, preprocessor: &Preprocessor) -> Result<i64, Str
     Err(format!("images of {height} × {width} give {tokens} tokens: the encoder has {positions} positions"))
 }
 
+/// A loaded Florence-2 and the tasks that are prepared for it.
 #[derive(Debug)]
 struct Florence2 {
     network: Network,

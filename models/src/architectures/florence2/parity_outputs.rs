@@ -17,8 +17,10 @@ use crate::inspect::fixture::Fixture;
 /// The number of tokens that the fixture script lets a text have by default.
 const USUAL_TOKENS: usize = 16;
 
+/// The tensors by their names in the fixture.
 type Outputs = BTreeMap<String, Tensor>;
 
+/// Computes the tensors that the fixture expects.
 pub(super) fn parity_outputs(model: &Florence2, fixture: &Fixture) -> Result<Outputs, ModelError> {
     let mut outputs = Outputs::new();
     let images = fixture.images(&["landscape"], &model.info.preprocessor)?;

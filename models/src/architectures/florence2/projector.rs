@@ -11,6 +11,7 @@ use crate::snapshot::weights::WeightLoader;
 
 const NAME: &str = "model.multi_modal_projector";
 
+/// The projector: learned positions, a linear map and a norm.
 #[derive(Debug)]
 pub(super) struct Projector {
     /// The position tables of rows and columns, [positions, half of the channels] each; the columns have the

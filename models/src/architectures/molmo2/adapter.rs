@@ -12,6 +12,7 @@ use crate::snapshot::weights::WeightLoader;
 /// The most windows that are pooled at once: a batch dimension in CUDA's attention kernels ends at 65,535.
 const WINDOWS_MAX: i64 = 32_768;
 
+/// The adapter's weights: multi-head attention, then a gated MLP.
 #[derive(Debug)]
 pub(super) struct Adapter {
     query: Linear,

@@ -34,7 +34,7 @@ pub(super) struct Texts {
     label: Tensor,
     /// The number of the answer's tokens before each of these, \[tokens\].
     before: Tensor,
-    /// The attention mask among these tokens, [tokens, tokens]: each may look at itself and the earlier ones
+    /// The attention mask among these tokens, [tokens, tokens]: each may attend to itself and the earlier ones
     /// of the same answer.
     allowed: Tensor,
 }

@@ -91,6 +91,7 @@ impl Molmo2 {
     }
 }
 
+/// A loaded Molmo 2 and the tasks that are prepared for it.
 #[derive(Debug)]
 struct Molmo2 {
     config: Config,

@@ -18,6 +18,7 @@ const IMAGES: [&str; 2] = ["landscape", "portrait"];
 /// The number of the largest logits of each step that a full-size fixture keeps.
 const TOP: i64 = 8;
 
+/// Computes the tensors that the fixture expects, of all its cases.
 pub(super) fn parity_outputs(
     model: &Molmo2,
     fixture: &Fixture,
@@ -32,12 +33,14 @@ pub(super) fn parity_outputs(
     Ok(outputs)
 }
 
+/// A case of the fixture, whose tensors are named `NAME.TENSOR`.
 struct Case<'a> {
     model: &'a Molmo2,
     fixture: &'a Fixture,
     name: &'a str,
 }
 
+/// The tensors of a case by their names.
 type Outputs = BTreeMap<String, Tensor>;
 
 impl Case<'_> {

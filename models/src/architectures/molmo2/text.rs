@@ -73,6 +73,7 @@ impl TextModel {
         })
     }
 
+    /// Returns the sizes of the decoder.
     pub(super) fn sizes(&self) -> DecoderSizes {
         DecoderSizes {
             layers: self.layers.len(),

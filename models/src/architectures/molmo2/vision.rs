@@ -20,6 +20,7 @@ const NAMES: Names = Names {
     down: "feed_forward.w2",
 };
 
+/// The image tower: patch embedding, positions and an encoder.
 #[derive(Debug)]
 pub(super) struct VisionTower {
     patches: Linear,

@@ -96,6 +96,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     }))
 }
 
+/// A loaded SigLIP 2, and the label embeddings of the prepared tasks.
 #[derive(Debug)]
 struct Siglip2 {
     text: TextTower,

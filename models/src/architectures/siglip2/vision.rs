@@ -155,6 +155,7 @@ impl VisionBatch {
         }
     }
 
+    /// Returns whether this is a batch of patches of any resolution.
     pub(super) fn is_naflex(&self) -> bool {
         matches!(self, Self::NaFlex { .. })
     }

@@ -57,6 +57,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
     Ok(Box::new(TorchScript { module, info, gives_probabilities, labels: HashMap::new() }))
 }
 
+/// A loaded module and the number of labels of the prepared tasks.
 #[derive(Debug)]
 struct TorchScript {
     module: CModule,
