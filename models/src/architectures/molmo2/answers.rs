@@ -34,8 +34,8 @@ pub(super) struct Texts {
     label: Tensor,
     /// The number of the answer's tokens before each of these, \[tokens\].
     before: Tensor,
-    /// The attention mask among these tokens, [tokens, tokens]: each may attend to itself and the earlier ones
-    /// of the same answer.
+    /// The attention mask among these tokens, [tokens, tokens]: each may attend to itself and the earlier
+    /// ones of the same answer.
     allowed: Tensor,
 }
 
