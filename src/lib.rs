@@ -1,7 +1,7 @@
 //! The program `concord`: its commands, its HTTP endpoint, and the configuration behind both.
 //!
-//! The modules in layers, the lowest first: `inputs`, `problem`, `table` and `telemetry`; `config` and the
-//! response (`verdict`); `http`; `serve`; and `commands`, with their offline tools
+//! The modules in layers, the lowest first: `inputs`, `problem`, `table` and `telemetry`; `config` and
+//! `response`; `http`; `serve`; and `commands`, with their offline tools
 //! (`evaluate`, `fit`, `head`).
 
 pub mod commands;

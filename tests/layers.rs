@@ -1,4 +1,4 @@
-//! The order of layers in each crate: no folder imports what lies above it.
+//! The order of layers in each crate: no module imports one of a layer above it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 /// A crate's layers, the lowest first.
 ///
-/// A layer is a list of rooms that do not know each other; a room is a folder or a file without its ending, relative to
-/// the crate's `src`. `folder/*` is a room for each of what lies in a folder and is named nowhere else. `a + b` is a room of several that import each other in a circle, which is still to be cut.
+/// A layer is a list of units that do not import each other. A unit is a folder, or a file without its
+/// extension, relative to the crate's `src`. `folder/*` stands for every unit in a folder that is not named
+/// elsewhere. `a + b` is a unit of several that import each other in a circle, which is still to be cut.
 struct Crate {
     src: &'static str,
     layers: &'static [&'static [&'static str]],
@@ -56,7 +57,7 @@ const CRATES: [Crate; 4] = [
         src: "src",
         layers: &[
             &["inputs", "problem", "table", "telemetry"],
-            &["config", "evaluate", "verdict"],
+            &["config", "evaluate", "response"],
             &["fit", "http"],
             &["head", "serve"],
             &["commands"],
@@ -64,7 +65,7 @@ const CRATES: [Crate; 4] = [
     },
 ];
 
-/// How many files may lie at the top of `models/src`: more than a page of them shows no order.
+/// The most files at the top of `models/src`: with more of them, the layers are not visible.
 const TOP_FILES_MAX: usize = 8;
 
 #[test]
@@ -81,16 +82,16 @@ fn no_import_runs_up() {
 
 #[test]
 fn every_folder_says_what_it_is() {
-    let mut silent = Vec::new();
+    let mut undocumented = Vec::new();
     for one in &CRATES {
         for (module, text) in &Sources::read(Path::new(one.src)).files {
             let opens_folder = module.ends_with("/mod") || module == "lib";
             if opens_folder && !text.starts_with("//! ") {
-                silent.push(format!("{}/{module}.rs", one.src));
+                undocumented.push(format!("{}/{module}.rs", one.src));
             }
         }
     }
-    assert!(silent.is_empty(), "must begin with a sentence after `//!`: {silent:?}");
+    assert!(undocumented.is_empty(), "must begin with a sentence after `//!`: {undocumented:?}");
 }
 
 #[test]
@@ -108,7 +109,7 @@ struct Sources {
     files: BTreeMap<String, String>,
     /// Every module and folder (`nn`, `nn/blocks`).
     modules: BTreeSet<String>,
-    /// Where the names lie that `lib.rs` exports.
+    /// The paths of the names that `lib.rs` exports.
     exports: BTreeMap<String, Vec<String>>,
 }
 
@@ -121,7 +122,7 @@ impl Sources {
                 let name = folder.join(entry.as_ref().unwrap().file_name());
                 if entry.unwrap().path().is_dir() {
                     folders.push(name);
-                } else if name.extension().is_some_and(|ending| ending == "rs") {
+                } else if name.extension().is_some_and(|extension| extension == "rs") {
                     let module = name.with_extension("").display().to_string();
                     files.insert(module, fs::read_to_string(src.join(name)).unwrap());
                 }
@@ -150,26 +151,27 @@ impl Sources {
         Self { files, modules, exports }
     }
 
-    /// What is wrong with the imports of this crate, a line each.
+    /// Returns the imports against the order of the layers, a line for each.
     fn violations(&self, layers: &[&[&str]]) -> Vec<String> {
         let mut violations = Vec::new();
         for (module, text) in &self.files {
             let from = module_path(module);
-            // A file above several rooms (`lib.rs`, or the `mod.rs` over a folder's own rooms) is above their layers.
-            if is_top(module) || holds_rooms(layers, &from.join("/")) {
+            // A file above several units (`lib.rs`, or the `mod.rs` over a folder's own units) is above their
+            // layers.
+            if is_top(module) || holds_units(layers, &from.join("/")) {
                 continue;
             }
-            let Some((from_layer, from_room)) = layer_of(layers, &from.join("/")) else {
+            let Some((from_layer, from_unit)) = layer_of(layers, &from.join("/")) else {
                 violations.push(format!("{module}.rs: is of no layer: declare it in tests/layers.rs"));
                 continue;
             };
             for (line, path) in paths(&code_of(text), &["crate::", "super::", "self::"]) {
                 let Some(target) = self.target(&from, &path) else { continue };
-                let Some((to_layer, to_room)) = layer_of(layers, &target) else { continue };
-                if from_room != to_room && from_layer <= to_layer {
+                let Some((to_layer, to_unit)) = layer_of(layers, &target) else { continue };
+                if from_unit != to_unit && from_layer <= to_layer {
                     violations.push(format!(
-                        "{module}.rs:{line}: {} is of layer {to_layer} ({to_room}), which layer {from_layer} \
-                         ({from_room}) must not import",
+                        "{module}.rs:{line}: {} is of layer {to_layer} ({to_unit}), which layer {from_layer} \
+                         ({from_unit}) must not import",
                         path.join("::")
                     ));
                 }
@@ -178,7 +180,7 @@ impl Sources {
         violations
     }
 
-    /// The module that a path in the module `from` leads to.
+    /// Returns the module that a path in the module `from` leads to.
     fn target(&self, from: &[String], path: &[String]) -> Option<String> {
         let mut start = from.to_vec();
         let mut rest = path;
@@ -210,33 +212,33 @@ fn module_path(module: &str) -> Vec<String> {
     name.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
-/// The layer, counted from 1, and the room that a module is in.
+/// Returns the layer, counted from 1, and the unit that a module is in.
 fn layer_of(layers: &[&[&str]], module: &str) -> Option<(usize, String)> {
-    let rooms = || {
-        layers.iter().enumerate().flat_map(|(index, layer)| layer.iter().map(move |room| (index + 1, room)))
+    let units = || {
+        layers.iter().enumerate().flat_map(|(index, layer)| layer.iter().map(move |unit| (index + 1, unit)))
     };
     let is_in = |part: &str| module == part || module.starts_with(&format!("{part}/"));
-    if let Some((layer, room)) = rooms().find(|(_, room)| room.split(" + ").any(is_in)) {
-        return Some((layer, (*room).to_owned()));
+    if let Some((layer, unit)) = units().find(|(_, unit)| unit.split(" + ").any(is_in)) {
+        return Some((layer, (*unit).to_owned()));
     }
-    rooms().find_map(|(layer, room)| {
-        let folder = room.strip_suffix('*')?;
+    units().find_map(|(layer, unit)| {
+        let folder = unit.strip_suffix('*')?;
         let name = module.strip_prefix(folder)?.split('/').next()?;
         Some((layer, format!("{folder}{name}")))
     })
 }
 
-/// Whether rooms are declared within this folder.
-fn holds_rooms(layers: &[&[&str]], folder: &str) -> bool {
+/// Returns whether units are declared within this folder.
+fn holds_units(layers: &[&[&str]], folder: &str) -> bool {
     let within = format!("{folder}/");
     layers
         .iter()
         .flat_map(|layer| *layer)
-        .flat_map(|room| room.split(" + "))
+        .flat_map(|unit| unit.split(" + "))
         .any(|part| part.starts_with(&within))
 }
 
-/// A file's text without comments and without the tests at its end; the lines stay where they are.
+/// Returns a file's text without comments and without the tests at its end; line numbers stay the same.
 fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut lines = text.lines().peekable();
@@ -251,7 +253,8 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// Every path in `code` that begins with one of `starts`, with its line; groups in braces are spread out.
+/// Returns every path in `code` that begins with one of `starts`, with its line; groups in braces are
+/// expanded.
 fn paths(code: &str, starts: &[&str]) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     for start in starts {
@@ -268,7 +271,7 @@ fn paths(code: &str, starts: &[&str]) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// The paths of a `use` tree at the beginning of `text`, and what comes after it.
+/// Returns the paths of a `use` tree at the beginning of `text`, and the rest of the text.
 fn spread(text: &str) -> (Vec<Vec<String>>, &str) {
     if let Some(mut rest) = text.strip_prefix('{') {
         let mut all = Vec::new();

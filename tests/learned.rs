@@ -1,5 +1,5 @@
 //! Learned weights, correctness estimators and least weights through the server: read with the file, changed
-//! while it runs, and told where they could not be used.
+//! while it runs, and reported where they could not be used.
 
 use std::collections::BTreeMap;
 use std::fs;
