@@ -13,8 +13,8 @@ pub(crate) struct TableArgs {
     pub(crate) wide: bool,
 }
 
-/// Returns an empty table with a line below its header. Unless it is `wide`, cells are wrapped so that it fits into the
-/// terminal, or into 80 columns where there is none.
+/// Returns an empty table with a line below its header. Unless it is `wide`, cells are wrapped so that it
+/// fits into the terminal, or into 80 columns where there is none.
 pub(crate) fn new_table<T: ToString>(header: impl IntoIterator<Item = T>, wide: bool) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_style(TableComponent::HeaderLines, '─');

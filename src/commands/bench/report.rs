@@ -101,7 +101,8 @@ impl Report {
         self.failures.is_empty() && self.results.iter().all(|measured| measured.outcome.is_ok())
     }
 
-    /// Prints the tables, with all columns if `wide`, and writes JSON to a file if one is named; for `-`, prints only JSON.
+    /// Prints the tables, with all columns if `wide`, and writes JSON to a file if one is named; for `-`,
+    /// prints only JSON.
     ///
     /// # Errors
     /// Returns the reason if the file cannot be written.
