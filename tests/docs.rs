@@ -107,3 +107,18 @@ fn the_readme_is_short_and_shows_the_shipped_cascade() {
     let width = readme.lines().map(|line| line.chars().count()).max().unwrap();
     assert!(width <= 140, "README.md has a line of {width} characters");
 }
+
+#[test]
+fn every_metric_is_documented() {
+    let page = read("docs/OPERATIONS.md");
+    let name = Regex::new(r#"(?:counters|gauges|histograms|::new)\(\s*"([a-z_]+)""#).unwrap();
+    let source = read("actors/src/metrics.rs");
+    let names: Vec<&str> = name.captures_iter(&source).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        assert!(
+            page.contains(&format!("`concord_{name}")),
+            "docs/OPERATIONS.md has no row for concord_{name}"
+        );
+    }
+}
