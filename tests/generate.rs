@@ -243,7 +243,8 @@ fn texts_are_counted_by_their_outcome() {
     ] {
         assert_eq!(texts(client, model, outcome), count, "{model} {outcome}");
     }
-    assert_eq!(client.metric("concord_in_flight_requests", &[]), 0.0);
+    client
+        .wait_until("nothing is in flight", |client| client.metric("concord_in_flight_requests", &[]) == 0.0);
     assert_eq!(client.metric("concord_generate_requests_total", &["nobody"]), 0.0, "labels are bounded");
 }
 

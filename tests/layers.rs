@@ -48,9 +48,15 @@ const CRATES: [Crate; 4] = [
     Crate {
         src: "actors/src",
         layers: &[
-            &["breaker", "diagnostic", "fatal", "metrics", "pool", "startup", "ticket", "trace"],
-            &["cache + cloud + digest + model + voter", "spread"],
-            &["engine + loading + plan + router"],
+            &["breaker", "deadline", "diagnostic", "digest", "fatal", "metrics", "pool", "startup", "trace"],
+            &["load_error", "placement", "vote_reply"],
+            &["vote_request"],
+            &["cache"],
+            &["cloud", "model"],
+            &["client", "keys", "loading"],
+            &["plan"],
+            &["router"],
+            &["engine"],
         ],
     },
     Crate {

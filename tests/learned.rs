@@ -184,7 +184,7 @@ fn without_the_backbone_what_is_configured_counts_and_the_verdict_says_so() {
     assert_eq!(weights(&failing), [0.75, 0.25]);
     let expected = json!([{ "part": "weights", "stage": 2, "reason": "backbone_failed" }]);
     assert_eq!(failing["fallbacks"], expected, "{failing}");
-    let counted = ["task=\"roadwork\"", "part=\"weights\"", "why=\"backbone_failed\""];
+    let counted = ["task=\"roadwork\"", "part=\"weights\"", "reason=\"backbone_failed\""];
     assert_eq!(server.client.metric("concord_learned_fallbacks_total", &counted), 1.0);
     // It was not kept: the backbone is asked again, and its votes count as learned.
     let mended = server.client.classify("roadwork", &image).body;

@@ -74,7 +74,7 @@ fn a_corrupt_value_in_redis_is_a_counted_miss() {
     let again = server.client.classify("roadwork", &image);
     assert_eq!(again.label_and_cache().1, "miss");
     assert_eq!(again.body["probability"], first["probability"]);
-    assert_eq!(server.client.metric("concord_cache_errors_total", &["why=\"rubbish\""]), 3.0);
+    assert_eq!(server.client.metric("concord_cache_errors_total", &["reason=\"corrupt\""]), 3.0);
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn every_request_succeeds_while_redis_is_slow_dies_and_returns() {
         (lookups(&["phase=\"cache_get\"", "le=\"0.5\""]), lookups(&["phase=\"cache_get\"", "le=\"+Inf\""]));
     assert!(all > 20.0 && quick == all, "{quick} of {all} lookups took less than half a second");
     for reason in ["timeout", "refused", "breaker"] {
-        let counted = server.client.metric("concord_cache_errors_total", &[&format!("why=\"{reason}\"")]);
+        let counted = server.client.metric("concord_cache_errors_total", &[&format!("reason=\"{reason}\"")]);
         assert!(counted > 0.0, "{reason} was not counted");
     }
 }
@@ -232,7 +232,7 @@ fn no_forward_pass_runs_for_a_disconnected_client() {
     server.faults.release();
     assert_eq!(patient.join().unwrap().status, 200);
     server.client.wait_until("the queue is empty", |client| depth(client) == 0.0);
-    assert_eq!(server.client.metric("concord_dropped_total", &["why=\"abandoned\""]), 5.0);
+    assert_eq!(server.client.metric("concord_dropped_total", &["reason=\"abandoned\""]), 5.0);
     assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
 }
 
@@ -286,7 +286,7 @@ fn identical_requests_share_one_computation_that_outlives_the_first_of_them() {
         .wait_until("one has disconnected", |client| client.metric("concord_in_flight_requests", &[]) == 5.0);
     server.faults.release();
     for answer in followers.into_iter().map(|client| client.join().unwrap()) {
-        assert_eq!(answer.label_and_cache(), ("road work", "joined"), "{answer:?}");
+        assert_eq!(answer.label_and_cache(), ("road work", "coalesced"), "{answer:?}");
     }
     assert_eq!(server.client.metric("concord_forwards_total", &["model=\"dinov3\""]), 1.0);
 }

@@ -1,13 +1,14 @@
-//! Leaves a server alone that has failed several times in a row, and tries it again after a while.
+//! A circuit breaker: a server that has failed several times in a row is not called for a while, then tried
+//! again.
 
 use std::time::{Duration, Instant};
 
-/// Closed while calls succeed. The clock is the caller's.
+/// A breaker, closed while calls succeed. The caller passes the clock in.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    /// Failures in a row until the server is left alone.
+    /// The failures in a row that open it.
     failures_max: u32,
-    /// How long it is left alone.
+    /// The time that it stays open.
     pause: Duration,
     failures: u32,
     open_until: Option<Instant>,
@@ -18,8 +19,8 @@ impl Breaker {
         Self { failures_max, pause, failures: 0, open_until: None }
     }
 
-    /// Whether a call may be made now. After the pause one may, and the pause begins again, so that the others do not
-    /// follow before that one has succeeded.
+    /// Returns whether a call may be made now. After the pause one may, and the pause begins again, so that
+    /// others do not follow before that one has succeeded.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
         match self.open_until {
             Some(until) if now < until => false,
@@ -31,16 +32,18 @@ impl Breaker {
         }
     }
 
-    /// Whether calls are refused for now.
+    /// Returns whether calls are refused for now.
     pub(crate) fn is_open(&self) -> bool {
         self.open_until.is_some()
     }
 
+    /// Records a call that succeeded: the breaker closes.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
         self.open_until = None;
     }
 
+    /// Records a call that failed.
     pub(crate) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         if self.failures >= self.failures_max {
@@ -61,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_fails_is_left_alone_and_tried_once_a_pause() {
+    fn a_server_that_fails_is_skipped_and_tried_once_a_pause() {
         let mut breaker = breaker();
         let start = Instant::now();
         for _ in 0..FAILURES_MAX {

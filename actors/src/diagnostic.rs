@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, and where: one form for every section, whoever validates it.
 //!
-//! The policy has errors of its own, which know nothing of a file; here they become diagnostics, with a suggestion
-//! where a name is probably misspelt.
+//! The policy has errors of its own, which know nothing of a file; here they become diagnostics, with a
+//! suggestion where a name is probably misspelt.
 
 use std::fmt;
 
@@ -51,8 +51,8 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Returns the message for a name that is none of those allowed: `"x" is not WHAT: must be one of …`, with the name
-/// that was probably meant.
+/// Returns the message for a name that is none of those allowed: `"x" is not WHAT: must be one of …`, with
+/// the name that was probably meant.
 pub fn not_one_of<'a>(name: &str, what: &str, allowed: impl IntoIterator<Item = &'a str>) -> String {
     let allowed: Vec<&str> = allowed.into_iter().collect();
     let suggestion = nearest(name, allowed.iter().copied())
@@ -66,8 +66,8 @@ pub fn not_one_of<'a>(name: &str, what: &str, allowed: impl IntoIterator<Item = 
     format!("{name:?} is not {what}{suggestion}: {choice}")
 }
 
-/// Returns the candidate that `name` is probably a misspelling of: with at most one edit in three characters, a swap
-/// of neighbours being one edit. Two unrelated names mostly differ in more.
+/// Returns the candidate that `name` is probably a misspelling of: with at most one edit in three characters,
+/// a swap of neighbours being one edit. Two unrelated names mostly differ in more.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()

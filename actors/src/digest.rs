@@ -1,23 +1,19 @@
-//! Digests, and what goes into them: the keys of the cache.
+//! Digests, and the fields that are hashed into them. Knows nothing of what they identify.
 
 use std::fmt;
-
-use concord_models::{FeatureKind, ModelOptions};
-
-use crate::cloud::CloudSection;
-use concord_policy::{AcceptRule, Calibration, Learned, Policy, Probability};
 
 /// A BLAKE3 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Of these bytes.
+    /// Returns the digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// The key of what `self`, a way to an answer, gives for the image of this digest.
+    /// Returns the key of the result that `self`, the digest of a way to an answer, has for the image of this
+    /// digest.
     #[must_use]
     pub fn for_image(&self, image: &Self) -> Self {
         let mut hasher = blake3::Hasher::new();
@@ -25,7 +21,7 @@ impl Digest {
         Self(*hasher.finalize().as_bytes())
     }
 
-    /// The digest itself.
+    /// Returns the bytes of the digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -37,7 +33,7 @@ impl From<[u8; 32]> for Digest {
     }
 }
 
-/// In hexadecimal digits.
+/// Writes the digest in hexadecimal digits.
 impl fmt::Display for Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
@@ -50,104 +46,37 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What the logits of a vote depend on, apart from the image. Calibration and weights are not in it: votes
-/// are kept uncalibrated, so a changed policy finds them again.
-pub(crate) fn vote_digest(
-    options: &ModelOptions,
-    snapshot: &[u8; 32],
-    head: Option<&[u8; 32]>,
-    policy: &Policy,
-) -> Digest {
-    let mut fields = Fields::new("vote");
-    fields.bytes(snapshot).text(&options.architecture).text(&options.dtype);
-    fields.text(&options.decode).bytes(head.map_or(&[][..], |head| head)).bytes(&options.own.key_material());
-    fields.text(policy.question());
-    for (label, prompts) in policy.labels().iter().zip(policy.prompts()) {
-        fields.text(label).number(prompts.len() as u64);
-        for prompt in prompts {
-            fields.text(prompt);
-        }
-    }
-    for answer in policy.answers() {
-        fields.text(answer);
-    }
-    fields.finish()
-}
-
-/// What a backbone's features of this kind depend on, apart from the image.
-pub fn feature_digest(options: &ModelOptions, snapshot: &[u8; 32], kind: FeatureKind) -> Digest {
-    let mut fields = Fields::new("features");
-    fields.bytes(snapshot).text(&options.architecture).text(&options.dtype).text(&options.decode);
-    fields.text(kind.name()).finish()
-}
-
-/// What the logits of a vote out of the cloud depend on, apart from the image.
-pub(crate) fn cloud_digest(section: &CloudSection, policy: &Policy) -> Digest {
-    let mut fields = Fields::new("cloud vote");
-    fields.text(&section.base_url).text(&section.model).text(&section.protocol);
-    fields.number(u64::from(section.max_image_side)).text(policy.question());
-    for (label, answer) in policy.labels().iter().zip(policy.answers()) {
-        fields.text(label).text(answer);
-    }
-    fields.finish()
-}
-
-/// What a verdict depends on, apart from the image: its votes, in the order of the policy's members, and all
-/// that the policy makes of them.
-pub(crate) fn verdict_digest(task: &str, policy: &Policy, votes: &[Digest]) -> Digest {
-    let mut fields = Fields::new("verdict");
-    fields.text(task).text(policy.fusion().name());
-    if let Some(learned) = policy.learned() {
-        fields.learned(learned);
-    }
-    let mut votes = votes.iter();
-    for stage in policy.stages() {
-        let accept = stage.accept();
-        fields.number(stage.members().len() as u64);
-        fields.real(accept.map_or(f64::INFINITY, |rule| rule.confidence().get()));
-        fields.real(accept.and_then(AcceptRule::correctness).map_or(f64::INFINITY, Probability::get));
-        fields.number(u64::from(accept.is_some_and(AcceptRule::needs_agreement)));
-        fields.real(stage.min_weight().map_or(f64::INFINITY, Probability::get));
-        fields.number(stage.burst_queue_depth().map_or(u64::MAX, |depth| depth as u64));
-        for member in stage.members() {
-            fields.text(member.model()).number(u64::from(member.is_required()));
-            fields.real(member.weight().get()).calibration(member.calibration());
-            fields.bytes(votes.next().map_or(&[][..], |vote| vote.as_bytes()));
-        }
-    }
-    fields.finish()
-}
-
-/// Hashes fields so that no two lists of them are the same bytes: each has its length before it.
-struct Fields(blake3::Hasher);
+/// A hash of fields in which no two lists of fields are the same bytes: each has its length before it.
+pub(crate) struct Fields(blake3::Hasher);
 
 impl Fields {
-    /// For one kind of value of this version of Concord, whose numerics another version may have changed.
-    fn new(kind: &str) -> Self {
+    /// Starts the hash for one kind of value of this version of Concord; another version's numerics may
+    /// differ.
+    pub(crate) fn new(kind: &str) -> Self {
         let mut fields = Self(blake3::Hasher::new());
         fields.text(env!("CARGO_PKG_VERSION")).text(kind);
         fields
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
         self
     }
 
-    fn text(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, text: &str) -> &mut Self {
         self.bytes(text.as_bytes())
     }
 
-    fn number(&mut self, number: u64) -> &mut Self {
+    pub(crate) fn number(&mut self, number: u64) -> &mut Self {
         self.0.update(&number.to_le_bytes());
         self
     }
 
-    fn real(&mut self, number: f64) -> &mut Self {
+    pub(crate) fn real(&mut self, number: f64) -> &mut Self {
         self.number(number.to_bits())
     }
 
-    fn reals(&mut self, numbers: &[f32]) -> &mut Self {
+    pub(crate) fn reals(&mut self, numbers: &[f32]) -> &mut Self {
         self.number(numbers.len() as u64);
         for number in numbers {
             self.0.update(&number.to_le_bytes());
@@ -155,118 +84,7 @@ impl Fields {
         self
     }
 
-    /// What makes probabilities of a model's logits.
-    fn calibration(&mut self, calibration: &Calibration) {
-        match calibration {
-            Calibration::Temperature(temperature) => {
-                self.text("temperature").real(temperature.get());
-            }
-            Calibration::Vector(scaling) => {
-                self.text("scaling").number(scaling.scale().len() as u64);
-                for number in scaling.scale().iter().chain(scaling.bias()) {
-                    self.real(*number);
-                }
-            }
-        }
-    }
-
-    /// Every number of every network, so that a file that was fitted again is noticed.
-    fn learned(&mut self, learned: &Learned) {
-        self.text("learned").text(learned.backbone());
-        for (part, models, network) in learned.networks() {
-            self.text(part.name()).number(models.len() as u64).number(network.layers().len() as u64);
-            for model in models {
-                self.text(model);
-            }
-            let (mean, scale) = network.standardisation();
-            self.reals(mean).reals(scale);
-            for layer in network.layers() {
-                self.reals(&layer.weight).reals(&layer.bias);
-            }
-        }
-    }
-
-    fn finish(&self) -> Digest {
+    pub(crate) fn finish(&self) -> Digest {
         Digest(*self.0.finalize().as_bytes())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use std::sync::Arc;
-
-    use concord_models::{OptionSpec, OptionTable};
-    use concord_policy::{Dense, Network};
-
-    use super::*;
-    use concord_policy::TaskSection;
-
-    fn policy(extra: serde_json::Value) -> Policy {
-        let mut section = serde_json::json!({
-            "question": "?", "labels": ["no", "yes"], "learned": "f",
-            "stages": [{ "models": ["a"], "accept": { "confidence": 0.9 } }, { "models": ["b"] }],
-        });
-        if let serde_json::Value::Object(extra) = extra {
-            for (pointer, value) in extra {
-                let (parent, key) = pointer.rsplit_once('/').unwrap();
-                section.pointer_mut(parent).unwrap()[key] = value;
-            }
-        }
-        let section: TaskSection = serde_json::from_value(section).unwrap();
-        Policy::from_section(&section, &["a", "b"].map(str::to_owned).into()).unwrap()
-    }
-
-    #[test]
-    fn a_verdict_by_other_networks_calibration_or_thresholds_has_another_key() {
-        let learned = |weight: f32, models: &[&str]| {
-            let layer = Dense { weight: vec![weight; models.len()], bias: vec![0.0; models.len()] };
-            let network = Network::new(vec![0.0], vec![1.0], vec![layer]).unwrap();
-            let models: Vec<Arc<str>> = models.iter().map(|model| Arc::from(*model)).collect();
-            Arc::new(Learned::new(Arc::from("a")).with_weights(models, network))
-        };
-        let plain = || policy(serde_json::json!({}));
-        let policies = [
-            plain(),
-            policy(serde_json::json!({ "/fusion": { "method": "learned" } })),
-            policy(serde_json::json!({ "/stages/0/accept/correctness": 0.5 })),
-            policy(serde_json::json!({ "/stages/0/accept/correctness": 0.75 })),
-            policy(serde_json::json!({ "/stages/1/min_weight": 0.5 })),
-            policy(serde_json::json!({ "/calibration": { "a": 2.0 } })),
-            policy(serde_json::json!({ "/scaling": { "a": { "scale": [1, 1], "bias": [0, 1] } } })),
-            policy(serde_json::json!({ "/scaling": { "a": { "scale": [1, 1], "bias": [1, 0] } } })),
-            plain().with_learned(learned(1.0, &["a", "b"])),
-            plain().with_learned(learned(2.0, &["a", "b"])),
-            plain().with_learned(learned(1.0, &["b", "a"])),
-        ];
-        let key = |policy: &Policy| verdict_digest("task", policy, &[]);
-        let keys: BTreeSet<Digest> = policies.iter().map(key).collect();
-        assert_eq!(keys.len(), policies.len());
-        assert_eq!(key(&policies[8]), key(&plain().with_learned(learned(1.0, &["a", "b"]))));
-    }
-
-    #[test]
-    fn a_vote_that_was_come_by_otherwise_has_another_key() {
-        let section: TaskSection = serde_json::from_value(serde_json::json!({
-            "question": "?", "labels": ["no", "yes"], "stages": [{ "models": ["a"] }],
-        }))
-        .unwrap();
-        let policy = Policy::from_section(&section, &BTreeSet::from(["a".to_owned()])).unwrap();
-        let key = |decode: &str| {
-            let options = ModelOptions { decode: decode.to_owned(), ..ModelOptions::default() };
-            vote_digest(&options, &[0; 32], None, &policy)
-        };
-        assert_ne!(key("exact"), key("fast"));
-        // Any option that an architecture takes is part of the key.
-        let specs = [OptionSpec::whole("passes", [0, 99], 0, "")];
-        let with_passes = |passes: u64| {
-            let given = serde_json::json!({ "passes": passes });
-            let (own, _) = OptionTable::read(&specs, given.as_object().unwrap());
-            vote_digest(&ModelOptions { own, ..ModelOptions::default() }, &[0; 32], None, &policy)
-        };
-        assert_ne!(with_passes(0), with_passes(20));
-        assert_eq!(with_passes(20), with_passes(20));
-        assert_eq!(key("exact"), vote_digest(&ModelOptions::default(), &[0; 32], None, &policy));
     }
 }

@@ -1,4 +1,4 @@
-//! The actors of a process: starts them, changes what they answer by, and ends them.
+//! The engine: starts the actors of a process, changes the plan that they answer by, and stops them.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -10,88 +10,67 @@ use std::time::Duration;
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
 use concord_models::{MemoryEstimate, ModelOptions};
+use concord_policy::Policy;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
 use crate::cloud::{CloudHandle, CloudSection};
 use crate::fatal::Fatal;
+use crate::load_error::LoadError;
 use crate::loading::Loading;
 use crate::metrics::Metrics;
 use crate::model::{LoadedModel, ModelHandle, Running};
 use crate::plan::{Plan, RunningModels};
 use crate::pool::Pool;
-use crate::router::{Admission, Flights, Router, Shared};
+use crate::router::{Admission, Router, Shared, SingleFlight};
 use crate::startup::{Startup, StartupStatus};
-use concord_policy::{Policy, VoteFailure};
 
 pub use crate::model::Loader;
 
-/// What the actors are started with; changing it needs a restart.
+/// The options that the actors are started with; changing them needs a restart.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// `[models.NAME]` by name.
+    /// The sections `[models.NAME]` by name.
     pub models: BTreeMap<String, ModelOptions>,
-    /// `[models.NAME]` of those behind a server, by name.
+    /// The sections `[models.NAME]` of models behind a server, by name.
     pub clouds: BTreeMap<String, CloudSection>,
     /// The folder from which relative snapshot paths start.
     pub base: PathBuf,
-    /// `[cache]`.
+    /// The section `[cache]`.
     pub cache: CacheSection,
     /// The most pixels that an image may have.
     pub max_pixels: u64,
-    /// The most requests that are answered at once.
+    /// The most requests in flight at once.
     pub max_in_flight: usize,
-    /// How many cores are computed on; 0: all.
+    /// The number of cores to compute on; 0: all.
     pub cpu_threads: usize,
 }
 
-/// Models that could not be loaded, or cannot answer a task that asks them: all of them.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct LoadError {
-    /// The models' names, each with what was wrong.
-    pub failures: Vec<(String, VoteFailure)>,
-}
-
-impl LoadError {
-    /// In the order of the names.
-    pub(crate) fn of(mut failures: Vec<(String, VoteFailure)>) -> Self {
-        failures.sort_by(|(left, _), (right, _)| left.cmp(right));
-        Self { failures }
-    }
-
-    fn text(&self) -> String {
-        let lines: Vec<String> =
-            self.failures.iter().map(|(name, error)| format!("model {name}: {error}")).collect();
-        lines.join("\n")
-    }
-}
-
-/// No threads for the actors, or metrics that cannot be registered.
+/// The error of actors that cannot be started: no threads, or metrics that cannot be registered.
 #[derive(Debug, thiserror::Error)]
 #[error("the actors cannot be started: {0}")]
 pub struct StartError(String);
 
-/// A running model, as it is shown to people.
+/// A running model's description for people.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
     /// Its name in `ensemble.toml`.
     pub name: String,
-    /// What it was started with.
+    /// The options that it was started with.
     pub options: ModelOptions,
-    /// Where each of its replicas is.
+    /// The device of each replica.
     pub devices: Vec<String>,
     /// The number format.
     pub dtype: &'static str,
-    /// What each replica was estimated to take of its device; `None` where its files did not say.
+    /// The memory that each replica was estimated to take of its device; `None` where its files did not say.
     pub memory: Option<MemoryEstimate>,
-    /// How many parameters it has.
+    /// The number of its parameters.
     pub parameters: i64,
     /// The digest of its snapshot, in hexadecimal digits.
     pub digest: String,
 }
 
 impl ModelInfo {
-    /// Where it is: every device that one of its replicas is on, with commas between them.
+    /// Returns every device that one of its replicas is on, with commas between them.
     pub fn device(&self) -> String {
         let mut devices: Vec<&str> = Vec::new();
         for device in &self.devices {
@@ -103,7 +82,8 @@ impl ModelInfo {
     }
 }
 
-/// The actors of a process. Models are loaded after it is made, so that a server can answer that it is not ready.
+/// The actors of a process. Models are loaded after it is created, so that a server can already answer that
+/// it is not ready.
 #[derive(Debug)]
 pub struct Engine {
     options: EngineOptions,
@@ -112,16 +92,16 @@ pub struct Engine {
     fatal: Fatal,
     /// The thread of the Model and Cloud actors, which only pass on what others compute.
     arbiter: Arbiter,
-    /// One change at a time.
+    /// Held during a change of the plan: one at a time.
     changing: Mutex<()>,
 }
 
 impl Engine {
-    /// The actors without models: their routers answer that they are not ready. Must be called where an actix system
-    /// runs.
+    /// Creates the actors without models: their routers answer that they are not ready. Must be called where
+    /// an actix system runs.
     ///
     /// # Errors
-    /// When the operating system gives no threads.
+    /// When the operating system cannot start threads.
     pub fn new(options: EngineOptions) -> Result<Arc<Self>, StartError> {
         let failed = |error: &dyn std::fmt::Display| StartError(error.to_string());
         let metrics = Metrics::new().map_err(|error| failed(&error))?;
@@ -132,7 +112,7 @@ impl Engine {
             running: OnceLock::new(),
             is_ready: AtomicBool::new(false),
             startup: Startup::default(),
-            flights: Flights::default(),
+            single_flight: SingleFlight::default(),
             admission: Admission::new(options.max_in_flight, &metrics.in_flight),
             pool,
             metrics,
@@ -148,11 +128,11 @@ impl Engine {
         }))
     }
 
-    /// Loads every model, each replica on a thread of its own, makes `tasks` ready, warms up and begins to answer. Blocks
-    /// meanwhile. `on_loaded` is told each model's name and how long it took.
+    /// Loads every model, each replica on a thread of its own, prepares `tasks`, warms up and begins to
+    /// answer. Blocks meanwhile. `on_loaded` is called with each model's name and how long it took.
     ///
     /// # Errors
-    /// When any model does not fit, does not load or cannot answer a task: all of those.
+    /// When models do not fit, do not load or cannot answer a task: all of those.
     pub fn load(
         &self,
         tasks: &BTreeMap<String, Policy>,
@@ -184,7 +164,7 @@ impl Engine {
         let _running = self.shared.running.get_or_init(|| running);
         let asks = |policy: &&Policy, model: &str| policy.members().any(|member| **member.model() == *model);
         for model in self.local_models() {
-            model.expect_warm_up(tasks.values().filter(|policy| asks(policy, model.name())).count());
+            model.announce_warm_up(tasks.values().filter(|policy| asks(policy, model.name())).count());
         }
         self.apply(tasks, &self.options.models)?;
         self.warm_up()?;
@@ -193,12 +173,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Has every model run the batch sizes that requests will bring, one after the other.
+    /// Runs the batch sizes that requests will bring in every model, one after the other.
     fn warm_up(&self) -> Result<(), LoadError> {
         let plan = self.shared.plan.load_full();
         let mut failures = Vec::new();
         for model in self.local_models() {
-            // Any task will do, and one that asks for nothing needs no votes.
+            // Any task will do; a model that no task asks needs no warm-up.
             let Some(task) = plan.prepared_in(model.name()) else { continue };
             if let Err(failure) = model.warm_up(task) {
                 failures.push((model.name().to_string(), failure));
@@ -207,8 +187,8 @@ impl Engine {
         if failures.is_empty() { Ok(()) } else { Err(LoadError::of(failures)) }
     }
 
-    /// Answers by other policies from the next request on; requests that are being answered keep the policy that they
-    /// came under. Of `models` only the heads count. Blocks while text embeddings are computed and heads read.
+    /// Replaces the policies from the next request on; requests in flight keep the policy that they came
+    /// under. Of `models` only the heads count. Blocks while text embeddings are computed and heads are read.
     ///
     /// # Errors
     /// When a model cannot answer a task that asks it; nothing has changed then.
@@ -226,34 +206,34 @@ impl Engine {
         Ok(())
     }
 
-    /// A router, with its cache actor, on the calling thread's arbiter.
+    /// Starts a router, with its cache actor, on the calling thread's arbiter.
     pub fn router(&self) -> Addr<Router> {
         let cache = Cache::new(&self.options.cache, &self.memory, &self.shared.metrics).start();
         Router::new(Arc::clone(&self.shared), cache).start()
     }
 
-    /// Whether requests are answered.
+    /// Returns whether requests are answered.
     pub fn is_ready(&self) -> bool {
         self.shared.is_ready.load(Ordering::Acquire) && self.fatal.get().is_none()
     }
 
-    /// How far the start is; means something until requests are answered.
+    /// Returns the progress of the start; it is meaningful until requests are answered.
     pub fn startup(&self) -> StartupStatus {
         self.shared.startup.status()
     }
 
-    /// Says whether requests are to be answered.
+    /// Sets whether requests are answered.
     fn set_ready(&self, ready: bool) {
         self.shared.is_ready.store(ready, Ordering::Release);
         self.shared.metrics.ready.set(f64::from(u8::from(ready)));
     }
 
-    /// What requests are answered by at this moment.
+    /// Returns the plan that requests are answered by at this moment.
     pub fn plan(&self) -> Arc<Plan> {
         self.shared.plan.load_full()
     }
 
-    /// The running models, by name.
+    /// Returns the running models, by name.
     pub fn models(&self) -> Vec<ModelInfo> {
         let info = |model: &ModelHandle| ModelInfo {
             name: model.name().to_string(),
@@ -271,13 +251,17 @@ impl Engine {
         self.shared.running.get().into_iter().flat_map(|running| running.models.values())
     }
 
-    /// Adds a Cloud actor for each model behind a server, and the names of those that are off.
+    /// Starts a Cloud actor for each model behind a server, and notes the names of those that are off.
     fn start_clouds(&self, mut running: RunningModels) -> Result<RunningModels, LoadError> {
         let mut failures = Vec::new();
         for (name, section) in &self.options.clouds {
             if !section.is_on() {
                 let variable = section.api_key_env.as_deref().unwrap_or_default();
-                tracing::info!(model = name, variable, "is off: the variable that holds its key is not set");
+                tracing::info!(
+                    model = name,
+                    variable,
+                    "the model is off: the variable that holds its API key is not set"
+                );
                 running.off.insert(name.clone());
                 continue;
             }
@@ -290,23 +274,23 @@ impl Engine {
         if failures.is_empty() { Ok(running) } else { Err(LoadError { failures }) }
     }
 
-    /// What the actors were started with.
+    /// Returns the options that the actors were started with.
     pub fn options(&self) -> &EngineOptions {
         &self.options
     }
 
-    /// What is counted.
+    /// Returns the metrics of the process.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
-    /// What this process cannot go on after.
+    /// Returns the condition that this process cannot go on after.
     pub fn fatal(&self) -> &Fatal {
         &self.fatal
     }
 }
 
-/// The models' threads end after what they have been given.
+/// Lets the models' threads end after what is queued.
 impl Drop for Engine {
     fn drop(&mut self) {
         for model in self.local_models() {
@@ -316,7 +300,7 @@ impl Drop for Engine {
     }
 }
 
-/// How many cores are computed on.
+/// Returns the number of cores to compute on.
 fn cores(options: &EngineOptions) -> usize {
     match options.cpu_threads {
         0 => std::thread::available_parallelism().map_or(1, NonZero::get),
@@ -324,20 +308,22 @@ fn cores(options: &EngineOptions) -> usize {
     }
 }
 
-/// How many replicas compute on the CPU.
+/// Returns how many replicas compute on the CPU.
 fn replicas_on_cpu(options: &EngineOptions) -> usize {
     let has_gpu = concord_models::libtorch::cuda_devices() > 0;
     let on_cpu = |model: &&ModelOptions| model.device == "cpu" || (model.device == "auto" && !has_gpu);
     options.models.values().filter(on_cpu).map(|model| model.replicas).sum()
 }
 
-/// For one operation of a model: the cores are shared out among the replicas that compute on them, because threads that
-/// wait for each other at every operation cost more than they bring when something else wants their cores.
+/// Returns the number of threads for one operation of a model: the cores are shared out among the replicas
+/// that compute on them, because threads that wait for each other at every operation cost more than they
+/// bring when something else wants their cores.
 fn model_threads(options: &EngineOptions) -> usize {
     (cores(options) / replicas_on_cpu(options).max(1)).max(1)
 }
 
-/// For decoding and resizing: all cores where the models are elsewhere, otherwise half of them.
+/// Returns the number of threads for decoding and resizing: all cores where the models are elsewhere,
+/// otherwise half of them.
 fn pool_threads(options: &EngineOptions) -> usize {
     let share = if replicas_on_cpu(options) == 0 { 1 } else { 2 };
     (cores(options) / share).max(1)

@@ -1,10 +1,11 @@
-//! What this process cannot go on after.
+//! The condition that this process cannot go on after, such as a lost GPU.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Raised once, by whoever finds it out; the process then becomes unready and ends with a non-zero status.
+/// A fatal condition, raised once by whoever finds it; the process then becomes unready and ends with a
+/// non-zero status.
 #[derive(Debug, Clone)]
 pub struct Fatal(Arc<watch::Sender<Option<String>>>);
 
@@ -15,18 +16,18 @@ impl Default for Fatal {
 }
 
 impl Fatal {
-    /// Says what happened.
+    /// Raises it with what happened.
     pub(crate) fn raise(&self, message: String) {
         tracing::error!(message, "this process cannot go on");
         self.0.send_replace(Some(message));
     }
 
-    /// What happened, if it did.
+    /// Returns what happened, if anything did.
     pub fn get(&self) -> Option<String> {
         self.0.borrow().clone()
     }
 
-    /// Resolves when it happens.
+    /// Resolves when it is raised.
     pub async fn raised(&self) -> String {
         let mut changes = self.0.subscribe();
         match changes.wait_for(Option::is_some).await {

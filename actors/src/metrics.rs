@@ -1,4 +1,7 @@
-//! What is counted, for Prometheus. Labels are bounded: names from the configuration, and fixed words.
+//! The metrics of a process, for Prometheus. Labels are bounded: names from the configuration, and the words
+//! of enums. Knows nothing of what is measured.
+
+use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -6,10 +9,83 @@ use prometheus::{
     Registry,
 };
 
-/// From a cache hit, in tens of microseconds, to the longest timeouts.
+/// The buckets of durations: from a cache hit, in tens of microseconds, to the longest timeouts.
 const SECONDS: [f64; 16] =
     [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// A phase of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The lookup in the cache.
+    CacheGet,
+    /// From encoded bytes to pixels.
+    Decode,
+    /// From pixels to the model's input.
+    Preprocess,
+    /// Ready, and waiting for the model.
+    Queue,
+    /// In the model.
+    Model,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CacheGet => "cache_get",
+            Self::Decode => "decode",
+            Self::Preprocess => "preprocess",
+            Self::Queue => "queue",
+            Self::Model => "model",
+        }
+    }
+}
+
+/// An error of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CacheError {
+    /// The server did not answer in time.
+    Timeout,
+    /// There is no connection, or the server answered with an error.
+    Refused,
+    /// The circuit is open: the server was not asked.
+    Breaker,
+    /// The value is none of Concord's, or damaged.
+    Corrupt,
+    /// Too many writes were in flight, so the value was not kept.
+    WriteLimit,
+}
+
+impl CacheError {
+    /// Returns its name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Breaker => "breaker",
+            Self::Corrupt => "corrupt",
+            Self::WriteLimit => "write_limit",
+        }
+    }
+}
+
+/// The outcome of a change of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    /// It is in force.
+    Applied,
+    /// It is faulty, and the old configuration stays in force.
+    Rejected,
+}
+
+impl ReloadOutcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Rejected => "rejected",
+        }
+    }
+}
 
 /// Every metric of a process.
 #[derive(Debug, Clone)]
@@ -19,17 +95,18 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// From the request's arrival at its router to the answer, by `task` and `cache` outcome.
     pub request_seconds: HistogramVec,
-    /// Texts by `model` and `outcome`: `ok`, `abandoned` (the reader left before the end), or why there was none.
+    /// Texts by `model` and `outcome`: `ok`, `abandoned` (the reader left before the end), or why there was
+    /// none.
     pub generate_requests: IntCounterVec,
     /// From the request's arrival at its router to the end of the text, by `model`; of texts that came whole.
     pub generate_request_seconds: HistogramVec,
-    /// By `phase`: `cache_get`, `decode`, `preprocess`, `queue`, `model`.
+    /// The time of each `phase` ([`Phase`]).
     pub phase_seconds: HistogramVec,
     /// Requests that are being answered.
     pub in_flight: IntGauge,
     /// Lookups by `kind` (`verdict`, `vote`) and `outcome` (`hit`, `miss`).
     pub cache_lookups: IntCounterVec,
-    /// What went wrong with the cache, by `why`; each is a miss, or something that was not kept.
+    /// Errors of the cache by `reason` ([`CacheError`]); each is a miss, or a value that was not kept.
     pub cache_errors: IntCounterVec,
     /// Images that ran through a `model`.
     pub forwards: IntCounterVec,
@@ -37,31 +114,30 @@ pub struct Metrics {
     pub batch_size: HistogramVec,
     /// The most images that a `replica` of a `model` runs together at this moment.
     pub batch_limit: IntGaugeVec,
-    /// How often a `replica` of a `model` had no memory for a batch.
+    /// Batches that a `replica` of a `model` had no memory for.
     pub out_of_memory: IntCounterVec,
     /// Estimated before loading: what the replicas of a `model` take of a `device`, by `part` (`parameters`,
     /// `activations`).
     pub model_memory: IntGaugeVec,
     /// Images that wait for a `model` or run in it, all replicas together.
     pub queue_depth: IntGaugeVec,
-    /// Images dropped before they ran, by `model` and `why` (`abandoned`, `expired`).
+    /// Images dropped before they ran, by `model` and `reason` (`abandoned`, `expired`).
     pub dropped: IntCounterVec,
-    /// Votes by `model` and `outcome` (`ok`, `failed`, `busy`, `expired`, `over_budget`, `circuit_open`,
-    /// `timed_out`).
+    /// Votes by `model` and `outcome` (`ok`, or the kind of failure).
     pub votes: IntCounterVec,
     /// Learned parts of a `task` that could not be used, by `part` (`weights`, `correctness`, `min_weight`)
-    /// and `why`; votes that were fused again are counted again.
+    /// and `reason`; votes that were fused again are counted again.
     pub learned_fallbacks: IntCounterVec,
-    /// What a `model` behind a server has cost, in US dollars.
+    /// The cost of a `model` behind a server in US dollars.
     pub cloud_usd: CounterVec,
     /// Forwards of a `model` that ran without the CUDA graph that they should have had.
     pub graph_fallbacks: IntCounterVec,
-    /// How often the thread of a `model` was started again after a panic.
+    /// Restarts of the threads of a `model` after a panic.
     pub restarts: IntCounterVec,
-    /// Changes of the configuration, by `outcome` (`applied`, `rejected`).
+    /// Changes of the configuration by `outcome` ([`ReloadOutcome`]).
     pub config_reloads: IntCounterVec,
-    /// How many faults the configuration file has as it is now; 0 while it is in use. The log names them: their text and
-    /// location are unbounded, and so are no labels.
+    /// How many faults the configuration file has as it is now; 0 while it is in use. The log names them:
+    /// their text and location are unbounded, and so are no labels.
     pub config_faults: IntGauge,
     /// 1 while requests are taken.
     pub ready: Gauge,
@@ -107,7 +183,7 @@ impl Metrics {
                 &["model"],
                 &SECONDS,
             )?,
-            phase_seconds: histograms("phase_seconds", "Where the time goes.", &["phase"], &SECONDS)?,
+            phase_seconds: histograms("phase_seconds", "Time by phase.", &["phase"], &SECONDS)?,
             in_flight: registered(
                 &registry,
                 IntGauge::new("in_flight_requests", "Requests that are being answered.")?,
@@ -117,7 +193,7 @@ impl Metrics {
                 "Lookups of verdicts and votes.",
                 &["kind", "outcome"],
             )?,
-            cache_errors: counters("cache_errors_total", "What went wrong with the cache.", &["why"])?,
+            cache_errors: counters("cache_errors_total", "Errors of the cache.", &["reason"])?,
             forwards: counters("forwards_total", "Images that ran through a model.", &["model"])?,
             batch_size: histograms("batch_size", "Images in a batch.", &["model"], &BATCH_SIZES)?,
             batch_limit: gauges(
@@ -127,30 +203,30 @@ impl Metrics {
             )?,
             out_of_memory: counters(
                 "out_of_memory_total",
-                "How often a replica had no memory for a batch.",
+                "Batches that a replica had no memory for.",
                 &["model", "replica"],
             )?,
             model_memory: gauges(
                 "model_memory_estimated_bytes",
-                "What the replicas of a model were estimated to take of a device before they were loaded.",
+                "Memory that the replicas of a model were estimated to take of a device before they were loaded.",
                 &["model", "device", "part"],
             )?,
             queue_depth: gauges("queue_depth", "Images that wait for a model or run in it.", &["model"])?,
             dropped: counters(
                 "dropped_total",
                 "Images dropped before they ran, because nobody waited for them any more.",
-                &["model", "why"],
+                &["model", "reason"],
             )?,
             votes: counters("votes_total", "Votes by model and outcome.", &["model", "outcome"])?,
             learned_fallbacks: counters(
                 "learned_fallbacks_total",
-                "Learned weights and correctness estimators that could not be used, so that what is configured counted.",
-                &["task", "part", "why"],
+                "Learned parts that could not be used, so that the configured values counted.",
+                &["task", "part", "reason"],
             )?,
             cloud_usd: registered(
                 &registry,
                 CounterVec::new(
-                    Opts::new("cloud_usd_total", "What models behind servers have cost, in US dollars."),
+                    Opts::new("cloud_usd_total", "Cost of models behind servers in US dollars."),
                     &["model"],
                 )?,
             )?,
@@ -161,7 +237,7 @@ impl Metrics {
             )?,
             restarts: counters(
                 "model_restarts_total",
-                "How often a model's thread was started again after a panic.",
+                "Restarts of a model's threads after a panic.",
                 &["model"],
             )?,
             config_reloads: counters(
@@ -178,13 +254,23 @@ impl Metrics {
         })
     }
 
-    /// Shows how many images a replica runs together.
+    /// Adds a duration to a phase.
+    pub(crate) fn observe(&self, phase: Phase, duration: Duration) {
+        self.phase_seconds.with_label_values(&[phase.name()]).observe(duration.as_secs_f64());
+    }
+
+    /// Counts a change of the configuration.
+    pub fn count_reload(&self, outcome: ReloadOutcome) {
+        self.config_reloads.with_label_values(&[outcome.name()]).inc();
+    }
+
+    /// Sets how many images a replica runs together.
     pub(crate) fn set_batch_limit(&self, model: &str, replica: usize, limit: usize) {
         let gauge = self.batch_limit.with_label_values(&[model, &*replica.to_string()]);
         gauge.set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
-    /// In the text format of Prometheus.
+    /// Returns the metrics in the text format of Prometheus.
     ///
     /// # Errors
     /// When a metric cannot be written.

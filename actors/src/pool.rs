@@ -1,4 +1,4 @@
-//! The CPU threads that decode and resize, so that no actor and no model waits for it.
+//! The pool of CPU threads that decode and resize, so that no actor and no model waits for that.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -8,20 +8,20 @@ use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A fixed number of threads. What waits for them is bounded by who may put it there: admitted requests.
+/// A fixed number of threads. Their queue is bounded by who may fill it: admitted requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool(mpsc::Sender<Job>);
 
-/// The work panicked, or the pool is gone.
+/// The error of work that panicked, or whose pool is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the work panicked")]
 pub(crate) struct PoolError;
 
 impl Pool {
-    /// With this many threads, which end when the last clone of it is gone.
+    /// Starts the threads, which end when the last clone of the pool is gone.
     ///
     /// # Errors
-    /// When the operating system gives none.
+    /// When the operating system cannot start a thread.
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel::<Job>();
         // One thread waits in the channel, the others for the lock.
@@ -46,7 +46,7 @@ impl Pool {
         let _sent = self.0.send(Box::new(work));
     }
 
-    /// The result of `work`.
+    /// Runs `work` on one of the threads and returns its result.
     ///
     /// # Errors
     /// When it panics.

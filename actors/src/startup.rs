@@ -1,34 +1,34 @@
-//! How far a process is with its start, for its log and for those who ask whether it is ready.
+//! The progress of a process's start, for its log and for `/readyz`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Shared by whoever loads, by the models' threads and by whoever asks. A lock: it is taken a few times for each model,
-/// and only until the process is ready.
+/// The progress, shared by the loading threads, the models' threads and the endpoint. A lock, because it is
+/// taken a few times for each model, and only until the process is ready.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Startup(Arc<Mutex<Progress>>);
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// Copies of models that are loaded, and all.
+    /// The replicas that are loaded, and all.
     loaded: (usize, usize),
-    /// What each has run of what it is to run, by name.
+    /// The warm-up steps that each replica has run, and all, by its name.
     warm_ups: BTreeMap<String, (usize, usize)>,
     finished: bool,
 }
 
-/// Where a start is.
+/// The state of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartupStatus {
-    /// `loading` or `warming up`.
+    /// The phase: `loading` or `warming up`.
     pub phase: &'static str,
-    /// How far that is, in words.
+    /// The progress of the phase in words.
     pub detail: String,
 }
 
 impl Startup {
-    pub(crate) fn expect_loads(&self, count: usize) {
+    pub(crate) fn announce_loads(&self, count: usize) {
         self.progress().loaded.1 = count;
     }
 
@@ -36,14 +36,14 @@ impl Startup {
         self.progress().loaded.0 += 1;
     }
 
-    /// `steps` are to be run for the model, or the replica, of that name.
-    pub(crate) fn expect(&self, name: &str, steps: usize) {
+    /// Announces the warm-up steps of the model, or the replica, of that name.
+    pub(crate) fn announce(&self, name: &str, steps: usize) {
         if steps > 0 {
             self.progress().warm_ups.insert(name.to_owned(), (0, steps));
         }
     }
 
-    /// One of them has been run. After the start nobody counts them.
+    /// Records that one step has been run. After the start they are not counted.
     pub(crate) fn step(&self, name: &str, took: Duration) {
         let mut progress = self.progress();
         if progress.finished {
@@ -82,15 +82,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_start_is_told_step_by_step() {
+    fn a_start_is_reported_step_by_step() {
         let startup = Startup::default();
         let detail = || startup.status().detail;
-        startup.expect_loads(2);
+        startup.announce_loads(2);
         startup.loaded();
         assert_eq!((startup.status().phase, detail().as_str()), ("loading", "loading: 1 of 2 models"));
-        startup.expect("a", 2);
-        startup.expect("b/0", 1);
-        startup.expect("asked by nothing", 0);
+        startup.announce("a", 2);
+        startup.announce("b/0", 1);
+        startup.announce("asked by nothing", 0);
         startup.step("a", Duration::from_secs(1));
         assert_eq!(
             (startup.status().phase, detail().as_str()),

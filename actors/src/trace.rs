@@ -5,8 +5,8 @@ use tracing::Span;
 /// The target of every span that is exported; the exporter takes no other.
 pub const TRACE_TARGET: &str = "concord::trace";
 
-/// A request's span, and whether its trace is exported. Where it is not, no spans are made under it: they would
-/// cost several microseconds a request for nothing.
+/// A request's span, and whether its trace is exported. Where it is not, no spans are created under it: they
+/// would cost several microseconds a request for nothing.
 #[derive(Debug, Clone)]
 pub struct Trace {
     span: Span,
@@ -14,34 +14,34 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Under this span.
+    /// Creates a trace under this span.
     pub fn new(span: Span, sampled: bool) -> Self {
         Self { span, sampled }
     }
 
-    /// No span at all.
+    /// Creates a trace without any span.
     pub fn none() -> Self {
         Self { span: Span::none(), sampled: false }
     }
 
-    /// The span.
+    /// Returns the span.
     pub fn span(&self) -> &Span {
         &self.span
     }
 
-    /// Whether it is exported.
+    /// Returns whether it is exported.
     pub fn is_sampled(&self) -> bool {
         self.sampled
     }
 
-    /// A span under this one. Where the trace is not exported, this one again, so that what is logged there still
-    /// says which request it belongs to.
+    /// Returns a span under this one. Where the trace is not exported, it is this one again, so that log
+    /// lines there still name their request.
     #[must_use]
     pub fn child(&self, make: impl FnOnce(&Span) -> Span) -> Self {
         if self.sampled { Self { span: make(&self.span), sampled: true } } else { self.clone() }
     }
 
-    /// Adds a field to a span of an exported trace.
+    /// Records a field of the span, where the trace is exported.
     pub fn record<V: tracing::Value>(&self, field: &str, value: V) {
         if self.sampled {
             self.span.record(field, value);

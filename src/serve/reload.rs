@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use concord_actors::Engine;
+use concord_actors::{Engine, ReloadOutcome};
 use concord_policy::Policy;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -13,9 +13,6 @@ use crate::config::{Change, ConfigError, Ensemble, LocatedDiagnostic, change};
 
 /// Editors write a file in several steps; it is read when they have been quiet for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// The outcomes in `concord_config_reloads_total`.
-const APPLIED: &str = "applied";
-const REJECTED: &str = "rejected";
 const FAULTY: &str = "the changed configuration is faulty, and the old one stays in force";
 
 /// Follows the file until it is dropped.
@@ -89,7 +86,11 @@ impl Follower {
             Ok(ensemble) => {
                 self.reported = None;
                 let change = change(&self.started, &self.current(), &ensemble);
-                let outcome = if self.apply(&change, &ensemble) { APPLIED } else { REJECTED };
+                let outcome = if self.apply(&change, &ensemble) {
+                    ReloadOutcome::Applied
+                } else {
+                    ReloadOutcome::Rejected
+                };
                 self.count(outcome);
                 self.seen = Some(ensemble);
             }
@@ -98,7 +99,7 @@ impl Follower {
                 if self.is_news(&error.to_string()) {
                     // Before it is counted, so that whoever sees the count finds the log and the gauge.
                     self.report(&error);
-                    self.count(REJECTED);
+                    self.count(ReloadOutcome::Rejected);
                 }
             }
         }
@@ -182,7 +183,7 @@ impl Follower {
         self.engine.metrics().config_faults.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    fn count(&self, outcome: &str) {
-        self.engine.metrics().config_reloads.with_label_values(&[outcome]).inc();
+    fn count(&self, outcome: ReloadOutcome) {
+        self.engine.metrics().count_reload(outcome);
     }
 }

@@ -1,16 +1,18 @@
-//! Values in this process: the least used go first when there are too many.
+//! The store in this process's memory: the least used values are evicted first.
 
 use std::time::Duration;
 
 use moka::sync::Cache;
 
-use super::{CacheSection, Get, Lookup, Value};
+use super::messages::{Get, Lookup};
+use super::section::CacheSection;
+use super::value::Value;
 use crate::digest::Digest;
 
-/// What an entry costs beside its value: the key, and the store's own records of its age and use.
+/// The bytes of an entry beside its value: the key, and the store's own records of its age and use.
 const ENTRY_OVERHEAD_BYTES: usize = 200;
 
-/// Shared by all who clone it.
+/// The store, shared by its clones.
 #[derive(Debug, Clone)]
 pub(crate) struct MemoryStore(Cache<Digest, Value>);
 

@@ -1,4 +1,4 @@
-//! Values in a Redis server, which may be slow, gone, or full of what others wrote.
+//! The store in a Redis server, which may be slow, gone, or full of what others wrote.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,27 +8,29 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{RedisError, cmd, pipe};
 use tokio::time::timeout;
 
-use super::{CacheSection, Get, Lookup, Value};
+use super::messages::{Get, Lookup};
+use super::section::CacheSection;
+use super::value::Value;
 use crate::breaker::Breaker;
 use crate::digest::Digest;
-use crate::metrics::Metrics;
+use crate::metrics::{CacheError, Metrics};
 
-/// Writes that may be under way at once; more are not kept, since nobody waits for them to slow down.
+/// The most writes in flight at once; more are dropped, since no request waits for them and would slow down.
 const WRITES_MAX: usize = 256;
-/// Writes wait for nobody, so they may take longer than reads, but not for ever.
+/// The timeout of writes. No request waits for them, so it may be longer than that of reads.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Failures in a row until the server is left alone: one timeout may be chance.
+/// The failures in a row that open the circuit: one timeout may be chance.
 const FAILURES_MAX: u32 = 3;
-/// How long it is left alone: at most one request a second then waits for a server that is gone.
+/// The time that the circuit stays open: at most one request a second then waits for a server that is gone.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A connection that is made at the first use and again when it breaks.
+/// The store. Its connection is opened at the first use and again when it breaks.
 pub(crate) struct RedisStore {
     connection: ConnectionManager,
     ttl_s: u64,
     timeout: Duration,
-    /// Shared by the calls that are under way; held for no longer than a comparison.
+    /// Shared by the calls in flight; locked for no longer than a comparison.
     breaker: Mutex<Breaker>,
     writes: AtomicUsize,
     metrics: Metrics,
@@ -85,18 +87,18 @@ impl RedisStore {
             let _failure_is_counted =
                 self.call(WRITE_TIMEOUT, pipeline.query_async::<()>(&mut connection)).await;
         } else {
-            self.count("write_limit");
+            self.count(CacheError::WriteLimit);
         }
         self.writes.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits for an answer no longer than `limit`, unless the server is left alone for now.
+    /// Waits for an answer no longer than `limit`; fails at once while the circuit is open.
     async fn call<T>(&self, limit: Duration, call: impl Future<Output = Result<T, RedisError>>) -> Option<T> {
         if !self.breaker().allows(Instant::now()) {
-            self.count("breaker");
+            self.count(CacheError::Breaker);
             return None;
         }
-        let (why, error) = match timeout(limit, call).await {
+        let (reason, error) = match timeout(limit, call).await {
             Ok(Ok(answer)) => {
                 let was_open = self.breaker().is_open();
                 self.breaker().succeeded();
@@ -105,15 +107,18 @@ impl RedisStore {
                 }
                 return Some(answer);
             }
-            Ok(Err(error)) if error.is_timeout() => ("timeout", error.to_string()),
-            Ok(Err(error)) => ("refused", error.to_string()),
-            Err(_) => ("timeout", format!("no answer within {} ms", limit.as_millis())),
+            Ok(Err(error)) if error.is_timeout() => (CacheError::Timeout, error.to_string()),
+            Ok(Err(error)) => (CacheError::Refused, error.to_string()),
+            Err(_) => (CacheError::Timeout, format!("no answer within {} ms", limit.as_millis())),
         };
-        self.count(why);
+        self.count(reason);
         let was_open = self.breaker().is_open();
         self.breaker().failed(Instant::now());
         if !was_open && self.breaker().is_open() {
-            tracing::warn!(error, "the cache is left alone until it answers again");
+            tracing::warn!(
+                error,
+                "the cache failed several times in a row: it is skipped, and tried again once a second"
+            );
         }
         None
     }
@@ -121,7 +126,7 @@ impl RedisStore {
     fn decoded(&self, bytes: &[u8]) -> Option<Value> {
         let value = Value::decode(bytes);
         if value.is_none() {
-            self.count("rubbish");
+            self.count(CacheError::Corrupt);
         }
         value
     }
@@ -131,12 +136,12 @@ impl RedisStore {
         self.breaker.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn count(&self, why: &str) {
-        self.metrics.cache_errors.with_label_values(&[why]).inc();
+    fn count(&self, reason: CacheError) {
+        self.metrics.cache_errors.with_label_values(&[reason.name()]).inc();
     }
 }
 
-/// The key as Redis has it: readable, so that `redis-cli --scan --pattern 'concord:*'` finds ours.
+/// Returns the key in Redis: readable, so that `redis-cli --scan --pattern 'concord:*'` finds Concord's keys.
 fn name(key: &Digest) -> String {
     format!("concord:{key}")
 }

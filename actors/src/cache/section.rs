@@ -1,39 +1,39 @@
-//! `[cache]`: where votes and verdicts are kept, and how long.
+//! `[cache]`: where votes and verdicts are cached, and how long.
 
 use serde::Deserialize;
 
 use crate::diagnostic::{Diagnostic, not_one_of};
 
-/// `[cache]` in `ensemble.toml`.
+/// The section `[cache]` of `ensemble.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct CacheSection {
-    /// `memory` (of this process) or `redis` (shared, and still there after a restart).
+    /// The store: `memory` (of this process) or `redis` (shared, and kept across restarts).
     pub backend: String,
-    /// redis only: `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`. With a password, better given by
-    /// `CONCORD__CACHE__URL` than in the file.
+    /// redis only: the address `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`. With a password,
+    /// better set by `CONCORD__CACHE__URL` than in the file.
     pub url: String,
-    /// How long a value is kept, in seconds.
+    /// The time that a value is kept, in seconds.
     pub ttl_s: u64,
-    /// memory only: how many bytes the values may take.
+    /// memory only: the most bytes that the values take.
     pub capacity_bytes: u64,
-    /// redis only: a server that has not answered after this long is a miss.
+    /// redis only: the time, in milliseconds, after which a lookup counts as a miss.
     pub timeout_ms: u64,
 }
 
-/// Where values are kept.
+/// The store that values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheBackend {
-    /// In this process.
+    /// The memory of this process.
     Memory,
-    /// In a Redis server.
+    /// A Redis server.
     Redis,
 }
 
 const BACKENDS: [&str; 2] = ["memory", "redis"];
-/// A year.
+/// A year in seconds.
 const TTL_S_MAX: u64 = 366 * 24 * 3600;
-/// A request that waits longer than this for a cache would be faster without.
+/// The longest timeout: a request that waits longer for its cache would be faster without.
 const TIMEOUT_MS_MAX: u64 = 10_000;
 
 impl Default for CacheSection {
@@ -51,12 +51,12 @@ impl Default for CacheSection {
 }
 
 impl CacheSection {
-    /// Which of the backends it names.
+    /// Returns the store that it names.
     pub fn backend(&self) -> CacheBackend {
         if self.backend == "redis" { CacheBackend::Redis } else { CacheBackend::Memory }
     }
 
-    /// The fields that cannot be used.
+    /// Returns the fields that cannot be used.
     pub fn check(&self) -> Vec<Diagnostic> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));

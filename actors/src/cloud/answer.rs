@@ -1,4 +1,4 @@
-//! What every protocol's answer becomes: logits over the labels, and tokens to pay for.
+//! The answer that every protocol is reduced to: logits over the labels, and tokens to pay for.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ pub(super) struct RemoteAnswer {
     pub(super) usage: Usage,
 }
 
-/// What an answer cost, in tokens.
+/// The cost of an answer in tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Usage {
@@ -20,10 +20,11 @@ pub(super) struct Usage {
     pub(super) output_tokens: u64,
 }
 
-/// An answer that is none, in words for people. It is a failed vote, never a guess.
+/// An answer that cannot be used, in words for people. It is a failed vote, never a guess.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unreadable {
-    /// The server gives no token probabilities, or they do not tell the answers apart: it is asked in another way.
+    /// The server gives no token probabilities, or they do not tell the answers apart: it is asked for JSON
+    /// instead.
     #[error("the server's token probabilities say nothing about the answers")]
     NoProbabilities(Usage),
     /// Anything else.
@@ -32,7 +33,7 @@ pub(super) enum Unreadable {
 }
 
 impl Unreadable {
-    /// What it cost all the same.
+    /// Returns what it cost all the same.
     pub(super) fn usage(&self) -> Usage {
         match self {
             Self::NoProbabilities(usage) | Self::Other(_, usage) => *usage,
@@ -40,17 +41,17 @@ impl Unreadable {
     }
 }
 
-/// No answer is certain: a logit of a probability of 0 would be infinite.
+/// The least probability of an answer: a logit of a probability of 0 would be infinite.
 const PROBABILITY_MIN: f64 = 1e-4;
 
-/// The logits of one answer's probability, where the others share the rest evenly.
+/// Returns the logits for one answer's probability, where the others share the rest evenly.
 pub(super) fn one_of(count: usize, index: usize, probability: f64) -> Vec<f32> {
     let chosen = probability.clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN);
     let other = (1.0 - chosen) / (count.saturating_sub(1).max(1)) as f64;
     (0..count).map(|label| if label == index { chosen.ln() } else { other.ln() } as f32).collect()
 }
 
-/// The logits of probabilities.
+/// Returns the logits of probabilities.
 pub(super) fn logits_of(probabilities: &[f64]) -> Vec<f32> {
     probabilities.iter().map(|probability| probability.max(PROBABILITY_MIN / 100.0).ln() as f32).collect()
 }

@@ -1,5 +1,5 @@
-//! Chat completions as OpenAI, vLLM and SGLang have them: a question with an image, and the probabilities of the first
-//! token of the answer; where the server gives none, an answer in JSON.
+//! Chat completions, the protocol of OpenAI, vLLM and SGLang: a question with an image, and the probabilities
+//! of the first token of the answer; where the server gives none, an answer in JSON.
 
 use concord_models::TaskSpec;
 use serde::Deserialize;
@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 
 use super::answer::{RemoteAnswer, Unreadable, Usage, one_of};
 
-/// How the answer is asked for.
+/// The form in which the answer is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// One word, of which the probabilities are read.
+    /// One word, whose token probabilities are read.
     FirstToken,
     /// `{"answer": …, "confidence": …}`.
     Json,
 }
 
-/// The most that vLLM and OpenAI give.
+/// The most candidates that vLLM and OpenAI return.
 const TOP_LOGPROBS: usize = 20;
 /// Enough for the longest label in JSON.
 const JSON_TOKENS_MAX: usize = 128;
-/// A reasoning model that thinks aloud would have to be paid for.
+/// Few, because a reasoning model that thinks aloud would have to be paid for.
 const FIRST_TOKENS_MAX: usize = 8;
 
-/// The body of a request; `image` is a data URL.
+/// Returns the body of a request; `image` is a data URL.
 pub(super) fn request(model: &str, task: &TaskSpec, image: &str, form: Form) -> Value {
     let answers = task.answers.join(", ");
     let instruction = match form {
@@ -135,9 +135,9 @@ pub(super) fn read(body: &[u8], task: &TaskSpec, form: Form) -> Result<RemoteAns
     Ok(RemoteAnswer { logits, usage })
 }
 
-/// The logits by the probabilities of the answer's first token. An answer that is not among the listed tokens is at most
-/// as probable as the least of them. `None` where no listed token begins exactly one answer, or the most probable
-/// of them begins several.
+/// Returns logits by the probabilities of the answer's first token. An answer that is not among the listed
+/// tokens is at most as probable as the least of them. `None` where no listed token begins exactly one
+/// answer, or the most probable of them begins several.
 fn first_token(position: Position, answers: &[String]) -> Option<Vec<f32>> {
     let mut candidates = position.top_logprobs;
     if !candidates.iter().any(|candidate| candidate.token == position.token) {
@@ -163,7 +163,7 @@ fn first_token(position: Position, answers: &[String]) -> Option<Vec<f32>> {
     Some(masses.into_iter().map(|mass| if mass > 0.0 { mass } else { floor }.ln() as f32).collect())
 }
 
-/// Which answers a token begins.
+/// The answers that a token begins.
 enum Begun {
     None,
     One(usize),
@@ -171,7 +171,7 @@ enum Begun {
 }
 
 fn begun_by(token: &str, answers: &[String]) -> Begun {
-    // Tokens as they are (" Yes"), or as byte-level vocabularies write them.
+    // Tokens as they are (" Yes"), or with the marks of byte-level vocabularies.
     let token = token.trim_start_matches(['Ġ', '▁']).trim().trim_end_matches('.').to_lowercase();
     if token.is_empty() {
         return Begun::None;

@@ -1,4 +1,4 @@
-//! A request to somebody's server: repeated where that may help, never longer than it is wanted.
+//! The HTTP client of a cloud model: retries where that may help, and never beyond the deadline.
 
 use std::time::{Duration, Instant};
 
@@ -9,33 +9,33 @@ use reqwest::{Client, Response, StatusCode};
 
 use super::section::CloudSection;
 
-/// A verdict, or a page of HTML: nothing longer is an answer.
+/// The longest body that is read: no answer is longer.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// The first wait before a request is repeated; doubled each time, and up to twice as long by chance.
+/// The wait before the first retry; doubled each time, and up to twice as long by jitter.
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// Why there is no answer, in words for people; never with the key or the address.
+/// The reason why there is no answer, in words for people; never with the key or the address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
-    /// No connection, or one that broke.
+    /// The connection failed or broke.
     #[error("the server cannot be reached: {0}")]
     Connection(String),
-    /// Anything but 200.
+    /// The status was not 200.
     #[error("the server answered with status {status}")]
     Status {
         status: u16,
-        /// How long the server asks to be left alone.
+        /// The wait that the server asks for.
         retry_after: Option<Duration>,
     },
-    /// An answer that is longer than any answer is.
+    /// The body was longer than any answer is.
     #[error("the server's answer is longer than {BODY_BYTES_MAX} bytes")]
     TooLong,
 }
 
 impl CallError {
-    /// Whether the same request may succeed a little later.
-    fn may_pass(&self) -> bool {
+    /// Returns whether the same request may succeed a little later.
+    fn is_transient(&self) -> bool {
         match self {
             Self::Connection(_) => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
@@ -43,13 +43,13 @@ impl CallError {
         }
     }
 
-    /// Whether it says that the server is ill, rather than that it did not like the request.
-    pub(super) fn is_servers_fault(&self) -> bool {
-        self.may_pass()
+    /// Returns whether the server failed, rather than rejected the request.
+    pub(super) fn is_server_failure(&self) -> bool {
+        self.is_transient()
     }
 }
 
-/// A server, and the key for it.
+/// A server and the key for it.
 pub(super) struct Remote {
     http: Client,
     base: String,
@@ -64,10 +64,12 @@ impl std::fmt::Debug for Remote {
 }
 
 impl Remote {
+    /// Creates the client.
+    ///
     /// # Errors
-    /// When the key cannot stand in a header, or there is no TLS.
+    /// When the key cannot stand in a header, or TLS cannot be set up.
     pub(super) fn new(section: &CloudSection) -> Result<Self, String> {
-        // Another part of the process may have chosen one before.
+        // Another part of the process may have installed one before.
         let _chosen = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -78,7 +80,7 @@ impl Remote {
             headers.insert(AUTHORIZATION, value);
         }
         let http = Client::builder()
-            // A server that sends requests elsewhere would get the key there.
+            // A redirect would send the key elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .pool_max_idle_per_host(section.max_in_flight)
             .build()
@@ -87,8 +89,8 @@ impl Remote {
         Ok(Self { http, base, headers, max_retries: section.max_retries })
     }
 
-    /// Posts JSON, and gives the body of the answer. Repeats the request while that may help and there is time;
-    /// whoever calls ends it at `until`.
+    /// Posts JSON and returns the body of the answer. Retries while that may help and there is time; the
+    /// caller cancels it at `until`.
     pub(super) async fn post(&self, path: &str, body: Bytes, until: Instant) -> Result<Bytes, CallError> {
         let backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF)
@@ -97,13 +99,13 @@ impl Remote {
             .with_jitter();
         (|| self.post_once(path, body.clone()))
             .retry(backoff)
-            .when(CallError::may_pass)
+            .when(CallError::is_transient)
             .adjust(|error, delay| {
                 let asked = match error {
                     CallError::Status { retry_after, .. } => *retry_after,
                     _ => None,
                 };
-                // One that would come too late is not sent at all.
+                // A retry that would come too late is not sent at all.
                 let delay = asked.map_or(delay, |asked| delay.map(|delay| delay.max(asked)));
                 delay.filter(|delay| Instant::now() + *delay < until)
             })
@@ -129,13 +131,13 @@ impl Remote {
     }
 }
 
-/// In seconds; a date is not waited for.
+/// Returns the `Retry-After` in seconds; a date is ignored.
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// reqwest's own message only says that sending failed.
+/// Returns the innermost cause: reqwest's own message only says that sending failed.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

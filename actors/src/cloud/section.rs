@@ -1,52 +1,52 @@
-//! `[models.NAME]` with `architecture = "cloud"`: a model behind somebody's server.
+//! `[models.NAME]` with `architecture = "cloud"`: a model behind a server.
 
 use serde::Deserialize;
 
 use crate::diagnostic::{Diagnostic, not_one_of};
 
-/// How a server is asked.
+/// The protocol that a server is asked by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// `POST /chat/completions`, as vLLM, SGLang and hosted models have it.
+    /// `POST /chat/completions`, the protocol of vLLM, SGLang and hosted models.
     OpenAi,
     /// `POST /systemone` of `transformers serve`: a probability for each allowed answer, and no text.
     SystemOne,
 }
 
-/// A model behind a server.
+/// The section of a model behind a server.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct CloudSection {
-    /// `cloud`.
+    /// Always `cloud`.
     pub architecture: String,
-    /// Up to and with the version, for instance `https://api.example.com/v1`.
+    /// The base address, up to and including the version, for instance `https://api.example.com/v1`.
     pub base_url: String,
-    /// What the server calls the model.
+    /// The model's name at the server.
     pub model: String,
     /// `openai` or `systemone`.
     pub protocol: String,
-    /// The environment variable that holds the key. The model is off while the variable is not set; where none is named,
-    /// the server is asked without a key.
+    /// The environment variable that holds the API key. The model is off while the variable is not set; where
+    /// none is named, the server is asked without a key.
     pub api_key_env: Option<String>,
-    /// Larger images are made smaller before they are sent, in pixels of the longer side.
+    /// The longer side, in pixels, that larger images are scaled down to before they are sent.
     pub max_image_side: u32,
-    /// An answer that has not come after this long is a failed vote.
+    /// The time, in milliseconds, after which a missing answer is a failed vote.
     pub timeout_ms: u64,
-    /// At most so many requests at once.
+    /// The most requests in flight at once.
     pub max_in_flight: usize,
-    /// How often a request is repeated after a connection that failed, or a status 408, 429 or 5xx.
+    /// The most retries after a failed connection, or a status 408, 429 or 5xx.
     pub max_retries: usize,
-    /// What the server charges.
+    /// The price of a million input tokens in US dollars.
     pub usd_per_million_input_tokens: f64,
-    /// What the server charges.
+    /// The price of a million output tokens in US dollars.
     pub usd_per_million_output_tokens: f64,
-    /// The model is not asked when this much has been spent on it since the hour began. Shared through Redis where the
-    /// cache is there. Must be given where there are prices.
+    /// The budget of an hour in US dollars: the model is not asked when it has been spent. Shared through
+    /// Redis where the cache is there. Required where there are prices.
     pub max_usd_per_hour: Option<f64>,
 }
 
 const PROTOCOLS: [(&str, Protocol); 2] = [("openai", Protocol::OpenAi), ("systemone", Protocol::SystemOne)];
-/// Servers scale larger images down themselves.
+/// The range of `max_image_side`: servers scale larger images down themselves.
 const SIDE: std::ops::RangeInclusive<u64> = 32..=4096;
 const TIMEOUT_MS: std::ops::RangeInclusive<u64> = 1..=120_000;
 const IN_FLIGHT: std::ops::RangeInclusive<u64> = 1..=1024;
@@ -75,20 +75,20 @@ impl CloudSection {
     /// The architecture's name in `ensemble.toml`.
     pub const ARCHITECTURE: &'static str = "cloud";
 
-    /// How the server is asked.
+    /// Returns the protocol that the server is asked by.
     pub fn protocol(&self) -> Protocol {
         let known = PROTOCOLS.iter().find(|(name, _)| *name == self.protocol);
         known.map_or(Protocol::OpenAi, |(_, protocol)| *protocol)
     }
 
-    /// Whether it can be asked: its key is there, or it needs none.
+    /// Returns whether the model can be asked: its key is set, or it needs none.
     pub fn is_on(&self) -> bool {
         self.api_key_env
             .as_deref()
             .is_none_or(|variable| std::env::var_os(variable).is_some_and(|key| !key.is_empty()))
     }
 
-    /// The fields that cannot be used.
+    /// Returns the fields that cannot be used.
     pub fn check(&self) -> Vec<Diagnostic> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));

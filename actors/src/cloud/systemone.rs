@@ -1,4 +1,5 @@
-//! `/v1/systemone` of transformers (5.23 and later, `cli/serving/systemone.py`): a probability for each allowed answer.
+//! `/v1/systemone` of transformers (5.23 and later, `cli/serving/systemone.py`): a probability for each
+//! allowed answer.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{RemoteAnswer, Unreadable, Usage, logits_of};
 
-/// What the one question is called.
+/// The name of the one question.
 const QUESTION: &str = "task";
-/// What stands for the image.
+/// The reference to the image.
 const IMAGE: &str = "<image-1>";
 
-/// The body of a request; `image` is JPEG in base64.
+/// Returns the body of a request; `image` is JPEG in base64.
 pub(super) fn request(model: &str, task: &TaskSpec, image: &str) -> Value {
     let criteria: Map<String, Value> =
         task.answers.iter().map(|answer| (answer.clone(), Value::Null)).collect();

@@ -1,16 +1,16 @@
-//! The most images that a replica runs together: what is configured, and less for a while after its memory was too
-//! small for that.
+//! The most images that a replica runs together: as many as configured, and fewer for a while after its
+//! memory was too small for that.
 
 use std::time::{Duration, Instant};
 
-/// Of one replica; outlives its thread, as the weights do.
+/// The limit of one replica. It outlives the replica's thread, as the weights do.
 #[derive(Debug)]
 pub(super) struct BatchLimit {
     configured: usize,
     current: usize,
-    /// How long a lowered limit stays before it is doubled.
+    /// The time that a lowered limit stays before it is doubled.
     recovery: Duration,
-    /// When it was lowered or raised.
+    /// The time when it was lowered or raised.
     changed: Instant,
 }
 
@@ -19,12 +19,13 @@ impl BatchLimit {
         Self { configured, current: configured, recovery, changed: now }
     }
 
-    /// As it was at the last look.
+    /// Returns the limit as of the last call of [`BatchLimit::at`].
     pub(super) fn current(&self) -> usize {
         self.current
     }
 
-    /// As it is now: doubled for every while that has passed since it was lowered, up to what is configured.
+    /// Returns the limit now: doubled for every `recovery` that has passed since it was lowered, up to the
+    /// configured one.
     pub(super) fn at(&mut self, now: Instant) -> usize {
         while self.current < self.configured && now.saturating_duration_since(self.changed) >= self.recovery {
             self.current = self.current.saturating_mul(2).min(self.configured);
@@ -33,7 +34,8 @@ impl BatchLimit {
         self.current
     }
 
-    /// The memory was too small for more than `batch`, which is at least one.
+    /// Lowers the limit because the memory was too small for more than `batch` images; at least one is always
+    /// tried.
     pub(super) fn lower(&mut self, batch: usize, now: Instant) {
         self.current = self.current.min(batch.max(1));
         self.changed = now;
@@ -45,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lowered_limit_doubles_after_every_while_up_to_what_is_configured() {
+    fn a_lowered_limit_doubles_after_every_recovery_up_to_the_configured_one() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut limit = BatchLimit::new(12, Duration::from_secs(60), start);
@@ -61,6 +63,6 @@ mod tests {
         }
         limit.lower(0, after(9000));
         assert_eq!((limit.current(), limit.at(after(9000))), (1, 1), "one image is always tried");
-        assert_eq!(limit.at(after(9200)), 8, "several whiles at once");
+        assert_eq!(limit.at(after(9200)), 8, "several recoveries at once");
     }
 }

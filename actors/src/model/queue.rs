@@ -1,4 +1,4 @@
-//! What waits for a model's thread, and which of it runs together.
+//! The queue of a replica, and which of its entries run together.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,25 +6,26 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use concord_models::{Pixels, TaskId};
-
-use super::text::TextEntry;
-use super::{Place, Seat};
-use crate::ticket::Unwanted;
-use crate::voter::Wanted;
 use concord_policy::VoteFailure;
 
-/// One image, ready to run.
+use super::loaded_replica::LoadedReplica;
+use super::replica::QueuePermit;
+use super::text::TextEntry;
+use crate::deadline::CancelReason;
+use crate::vote_request::VoteRequest;
+
+/// An image in the queue, ready to run.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) task: TaskId,
     pub(super) pixels: Pixels,
-    pub(super) place: Place,
-    pub(super) wanted: Wanted,
+    pub(super) permit: QueuePermit,
+    pub(super) request: VoteRequest,
     pub(super) preprocess: Duration,
     pub(super) queued: Instant,
 }
 
-/// What waits.
+/// An entry of the queue.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -36,55 +37,55 @@ enum Item {
 }
 
 impl Item {
-    fn unwanted(&self) -> Option<Unwanted> {
+    fn cancel_reason(&self) -> Option<CancelReason> {
         match self {
-            Self::Vote(entry) => entry.wanted.ticket.unwanted(),
-            Self::Text(entry) => entry.ticket.unwanted(),
+            Self::Vote(entry) => entry.request.deadline.cancel_reason(),
+            Self::Text(entry) => entry.deadline.cancel_reason(),
         }
     }
 
-    fn is_of(&self, wanted: TaskId) -> bool {
-        matches!(self, Self::Vote(entry) if entry.task == wanted)
+    fn is_of(&self, task: TaskId) -> bool {
+        matches!(self, Self::Vote(entry) if entry.task == task)
     }
 
-    /// Answers whoever asked.
+    /// Answers that the deadline has passed.
     fn expire(self) {
         match self {
-            Self::Vote(entry) => entry.wanted.reply.expired(),
+            Self::Vote(entry) => entry.request.reply.expired(),
             Self::Text(entry) => entry.sink.done(Err(VoteFailure::expired())),
         }
     }
 }
 
-/// Something else to be done on the model's thread, before the next batch.
-pub(super) type Job = Box<dyn FnOnce(&mut Seat) + Send>;
+/// A job for the model's thread, done before the next batch.
+pub(super) type Job = Box<dyn FnOnce(&mut LoadedReplica) + Send>;
 
-/// What the thread does next.
+/// The next piece of work for the thread.
 pub(super) enum Work {
-    /// Images of one task, at least one, all of them wanted a moment ago.
+    /// Images of one task, at least one; all of them were wanted a moment ago.
     Batch(Vec<Entry>),
     /// A text, alone: each of its words is a forward of its own.
     Text(Box<TextEntry>),
     Job(Job),
-    /// Nothing will come any more.
+    /// The queue is closed and empty.
     Closed,
 }
 
-/// Shared by those who fill it and the one thread that empties it. A lock and a condition rather than a channel:
-/// taking a batch looks at all that waits.
+/// A queue shared by those who fill it and the one thread that empties it. A lock and a condition rather than
+/// a channel: taking a batch looks at all that waits.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    /// Images that have a place and are still being made ready: worth a short wait.
-    expected: AtomicUsize,
+    /// Images that have a permit and are still being preprocessed: worth a short wait.
+    pending: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
-    /// No more than there are places.
+    /// No more than there are permits.
     entries: VecDeque<Item>,
-    /// As many as there are changes of the configuration.
+    /// No more than there are changes of the configuration.
     jobs: VecDeque<Job>,
     closed: bool,
 }
@@ -96,32 +97,32 @@ impl std::fmt::Debug for State {
 }
 
 impl Queue {
-    /// One more image is on its way.
-    pub(super) fn expect(&self) {
-        self.expected.fetch_add(1, Ordering::AcqRel);
+    /// Announces one more image that is on its way.
+    pub(super) fn announce_pending(&self) {
+        self.pending.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// It does not come after all.
-    pub(super) fn expect_one_less(&self) {
-        self.expected.fetch_sub(1, Ordering::AcqRel);
+    /// Withdraws the announcement of an image that does not come after all.
+    pub(super) fn cancel_pending(&self) {
+        self.pending.fetch_sub(1, Ordering::AcqRel);
         // Under the lock, or a thread that has just seen the old number would sleep through this.
         let _state = self.state();
         self.changed.notify_one();
     }
 
     pub(super) fn push(&self, mut entry: Entry) {
-        entry.place.arrived = true;
+        entry.permit.arrived = true;
         self.add(Item::Vote(entry));
     }
 
     pub(super) fn push_text(&self, mut entry: Box<TextEntry>) {
-        entry.place.arrived = true;
+        entry.permit.arrived = true;
         self.add(Item::Text(entry));
     }
 
     fn add(&self, entry: Item) {
         let mut state = self.state();
-        self.expected.fetch_sub(1, Ordering::AcqRel);
+        self.pending.fetch_sub(1, Ordering::AcqRel);
         if state.closed {
             drop(state);
             return drop(entry);
@@ -138,34 +139,34 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more; what is queued still runs.
+    /// Closes the queue: it takes nothing more, and what is queued still runs.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.changed.notify_one();
     }
 
-    /// Answers all that is queued by dropping it.
+    /// Drops all entries, which answers them.
     pub(super) fn clear(&self) {
         let dropped = std::mem::take(&mut self.state().entries);
         drop(dropped);
     }
 
-    /// Waits for something to do: at most `max_batch` images of one task, as it is by then. The first of them waits for others at most
-    /// `max_delay`, and only while some are on their way. What is not wanted any more is answered, and told to
-    /// `on_dropped`.
+    /// Waits for work. A batch has at most `max_batch` images of one task; its first image waits for others
+    /// at most `max_delay`, and only while some are on their way. Entries that have been cancelled are
+    /// answered and reported to `on_dropped`.
     pub(super) fn take(
         &self,
         mut max_batch: impl FnMut() -> usize,
         max_delay: Duration,
-        mut on_dropped: impl FnMut(Unwanted),
+        mut on_dropped: impl FnMut(CancelReason),
     ) -> Work {
         let mut state = self.state();
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 return Work::Job(job);
             }
-            for (entry, why) in state.take_unwanted() {
-                on_dropped(why);
+            for (entry, reason) in state.take_cancelled() {
+                on_dropped(reason);
                 entry.expire();
             }
             let (task, waited) = match state.entries.pop_front() {
@@ -183,7 +184,7 @@ impl Queue {
             };
             let max_batch = max_batch();
             let ready = state.entries.iter().filter(|entry| entry.is_of(task)).count();
-            let others_may_come = self.expected.load(Ordering::Acquire) > 0 && !state.closed;
+            let others_may_come = self.pending.load(Ordering::Acquire) > 0 && !state.closed;
             if ready >= max_batch || waited >= max_delay || !others_may_come {
                 return Work::Batch(state.take_batch(task, max_batch));
             }
@@ -199,16 +200,16 @@ impl Queue {
 }
 
 impl State {
-    fn take_unwanted(&mut self) -> Vec<(Item, Unwanted)> {
-        let mut unwanted = Vec::new();
+    fn take_cancelled(&mut self) -> Vec<(Item, CancelReason)> {
+        let mut cancelled = Vec::new();
         let mut index = 0;
         while index < self.entries.len() {
-            match self.entries[index].unwanted() {
-                Some(why) => unwanted.extend(self.entries.remove(index).map(|entry| (entry, why))),
+            match self.entries[index].cancel_reason() {
+                Some(reason) => cancelled.extend(self.entries.remove(index).map(|entry| (entry, reason))),
                 None => index += 1,
             }
         }
-        unwanted
+        cancelled
     }
 
     fn take_batch(&mut self, task: TaskId, max_batch: usize) -> Vec<Entry> {

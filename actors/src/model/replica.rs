@@ -1,4 +1,4 @@
-//! One loaded copy of a model, as those see it who want something of it: its queue, and a place in it.
+//! One replica of a model as its users see it: a queue, and permits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,29 +7,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::queue::Queue;
 
-/// A copy.
+/// A replica of a model.
 #[derive(Debug)]
 pub(crate) struct Replica {
-    /// From 0.
+    /// The number of the replica, from 0.
     pub(crate) index: usize,
-    /// Where it is.
+    /// The name of its device.
     pub(crate) device: String,
     pub(super) queue: Queue,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     capacity: usize,
-    /// Whether its thread has died and is not back yet. What it queued for then would wait, and a thread that dies
-    /// again and again empties its queue sooner than others: without this it would be the least loaded.
+    /// Whether its thread has died and is not back yet. What it queued for then would wait, and a thread that
+    /// dies again and again empties its queue sooner than others: without this it would be the least loaded.
     is_down: AtomicBool,
 }
 
-/// A place among those that wait for a replica or run in it; given up on drop.
+/// A permit for one image that waits for a replica or runs in it; given back on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct QueuePermit {
     _permit: OwnedSemaphorePermit,
     pub(crate) replica: Arc<Replica>,
-    /// Of all replicas of the model.
+    /// The gauge of the model's queue depth, all replicas together.
     depth: prometheus::IntGauge,
-    /// Whether it has come to the queue.
+    /// Whether its image has come to the queue.
     pub(super) arrived: bool,
 }
 
@@ -39,33 +39,38 @@ impl Replica {
             index,
             device,
             queue: Queue::default(),
-            places: Arc::new(Semaphore::new(capacity)),
+            permits: Arc::new(Semaphore::new(capacity)),
             capacity,
             is_down: AtomicBool::new(false),
         }
     }
 
-    /// How many images wait for it or run in it.
+    /// Returns how many images wait for it or run in it.
     pub(super) fn depth(&self) -> usize {
-        self.capacity - self.places.available_permits()
+        self.capacity - self.permits.available_permits()
     }
 
     pub(super) fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::Release);
     }
 
-    /// A place, if there is one.
-    fn reserve(self: &Arc<Self>, depth: &prometheus::IntGauge) -> Option<Place> {
-        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
+    /// Reserves a permit, if there is one.
+    fn reserve(self: &Arc<Self>, depth: &prometheus::IntGauge) -> Option<QueuePermit> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         depth.inc();
-        self.queue.expect();
-        Some(Place { _permit: permit, replica: Arc::clone(self), depth: depth.clone(), arrived: false })
+        self.queue.announce_pending();
+        Some(QueuePermit { _permit: permit, replica: Arc::clone(self), depth: depth.clone(), arrived: false })
     }
 }
 
-/// A place in the least loaded replica: those whose thread is there before those that wait for theirs, then those with
-/// the fewest images, then those whose turn it is. One that is full is passed over; `None` where all are.
-pub(super) fn reserve(replicas: &[Arc<Replica>], turn: usize, depth: &prometheus::IntGauge) -> Option<Place> {
+/// Reserves a permit with the least loaded replica: those whose thread is there before those that wait for
+/// theirs, then those with the fewest images, then those whose turn it is. One that is full is passed over;
+/// `None` where all are.
+pub(super) fn reserve(
+    replicas: &[Arc<Replica>],
+    turn: usize,
+    depth: &prometheus::IntGauge,
+) -> Option<QueuePermit> {
     if let [only] = replicas {
         return only.reserve(depth);
     }
@@ -77,11 +82,11 @@ pub(super) fn reserve(replicas: &[Arc<Replica>], turn: usize, depth: &prometheus
     order.into_iter().find_map(|(_, _, replica)| replica.reserve(depth))
 }
 
-impl Drop for Place {
+impl Drop for QueuePermit {
     fn drop(&mut self) {
         self.depth.dec();
         if !self.arrived {
-            self.replica.queue.expect_one_less();
+            self.replica.queue.cancel_pending();
         }
     }
 }
@@ -95,11 +100,11 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_replica_that_is_there_and_has_a_place_is_taken() {
+    fn the_least_loaded_replica_that_is_up_and_has_a_permit_is_taken() {
         let depth = prometheus::IntGauge::new("depth", "of all").unwrap();
         let replicas = replicas(3, 2);
         let take = |turn| reserve(&replicas, turn, &depth);
-        let index = |place: &Option<Place>| place.as_ref().map(|place| place.replica.index);
+        let index = |permit: &Option<QueuePermit>| permit.as_ref().map(|permit| permit.replica.index);
 
         let first = take(1);
         assert_eq!(index(&first), Some(1), "all are empty: whose turn it is");

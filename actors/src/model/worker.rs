@@ -6,40 +6,42 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use concord_models::{ModelError, Pixels, set_cpu_threads};
+use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
 use opentelemetry::trace::TraceContextExt;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::limit::BatchLimit;
+use super::loaded_replica::{LoadedReplica, panic_text};
 use super::queue::{Entry, Work};
 use super::replica::Replica;
-use super::seat::panic_text;
-use super::text::TextEntry;
-use super::{GenerateOutput, Seat, VoteReply};
-use crate::metrics::Metrics;
+use super::text::{GenerateOutput, TextEntry};
+use crate::deadline::CancelReason;
+use crate::metrics::{Metrics, Phase};
 use crate::trace::TRACE_TARGET;
-use crate::voter::Wanted;
-use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
+use crate::vote_reply::VoteReply;
+use crate::vote_request::VoteRequest;
 
-/// How long a batch is put together, and what it may be computed with; how large it may be, the seat says.
+/// The limits of a worker: how long it waits for a batch to fill, and how many threads it computes with. The
+/// size of a batch is limited by the replica's `BatchLimit`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) max_delay: Duration,
     pub(super) cpu_threads: usize,
 }
 
-/// Why the thread ended.
+/// The reason why the thread ended.
 #[derive(Debug)]
 pub(super) enum Exit {
-    /// Nothing will come any more.
+    /// The queue is closed and empty.
     Closed,
-    /// In a batch, whose images have been answered, after so many that did not.
+    /// A batch panicked, after `batches` that did not; its images have been answered.
     Panicked { message: String, batches: usize },
     /// The GPU refuses all further work of this process.
     DeviceLost(String),
 }
 
-/// What the thread has beside the model.
+/// Everything that the thread has beside the model.
 pub(super) struct Worker {
     pub(super) name: Arc<str>,
     pub(super) replica: Arc<Replica>,
@@ -48,20 +50,20 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Until there is nothing more to do, or a batch panics.
-    pub(super) fn run(&self, seat: &mut Seat) -> Exit {
+    /// Runs until the queue is closed and empty, or a batch panics.
+    pub(super) fn run(&self, loaded: &mut LoadedReplica) -> Exit {
         set_cpu_threads(self.limits.cpu_threads);
         self.replica.set_down(false);
         let mut batches = 0;
-        let exit = match catch_unwind(AssertUnwindSafe(|| self.work(seat, &mut batches))) {
+        let exit = match catch_unwind(AssertUnwindSafe(|| self.work(loaded, &mut batches))) {
             Ok(()) => Exit::Closed,
             Err(panic) => {
                 self.replica.set_down(true);
                 Exit::Panicked { message: panic_text(panic.as_ref()), batches }
             }
         };
-        self.count_fallbacks(seat);
-        match seat.check_device() {
+        self.count_fallbacks(loaded);
+        match loaded.check_device() {
             Ok(()) => exit,
             Err(error) => {
                 self.replica.queue.clear();
@@ -70,28 +72,28 @@ impl Worker {
         }
     }
 
-    fn work(&self, seat: &mut Seat, batches: &mut usize) {
+    fn work(&self, loaded: &mut LoadedReplica, batches: &mut usize) {
         loop {
-            let on_dropped = |why: crate::ticket::Unwanted| {
-                self.metrics.dropped.with_label_values(&[&*self.name, why.name()]).inc();
+            let on_dropped = |reason: CancelReason| {
+                self.metrics.dropped.with_label_values(&[&*self.name, reason.name()]).inc();
             };
-            let max_batch = || self.batch_limit(&mut seat.limit);
+            let max_batch = || self.batch_limit(&mut loaded.limit);
             match self.replica.queue.take(max_batch, self.limits.max_delay, on_dropped) {
                 Work::Batch(batch) => {
-                    self.run_batch(seat, batch);
+                    self.run_batch(loaded, batch);
                     *batches += 1;
                 }
-                Work::Text(text) => self.write(seat, *text),
-                Work::Job(job) => job(seat),
+                Work::Text(text) => self.generate(loaded, *text),
+                Work::Job(job) => job(loaded),
                 Work::Closed => return,
             }
-            self.count_fallbacks(seat);
+            self.count_fallbacks(loaded);
         }
     }
 
-    /// Says so once: they make everything slower and nothing wrong.
-    fn count_fallbacks(&self, seat: &Seat) {
-        let fallbacks = seat.model.take_graph_fallbacks();
+    /// Counts the forwards without their CUDA graph and warns of the first: they are slower, not wrong.
+    fn count_fallbacks(&self, loaded: &LoadedReplica) {
+        let fallbacks = loaded.model.take_graph_fallbacks();
         if fallbacks == 0 {
             return;
         }
@@ -108,27 +110,27 @@ impl Worker {
         counter.inc_by(fallbacks);
     }
 
-    /// The most images that run together at this moment; tells when that has changed.
+    /// Returns the most images that run together at this moment, and reports when that has changed.
     fn batch_limit(&self, limit: &mut BatchLimit) -> usize {
         let before = limit.current();
         let now = limit.at(Instant::now());
         if now != before {
             self.metrics.set_batch_limit(&self.name, self.replica.index, now);
             let (model, replica) = (&*self.name, self.replica.index);
-            tracing::info!(model, replica, batch = now, "batches of this size are tried again");
+            tracing::info!(model, replica, batch = now, "trying larger batches again");
         }
         now
     }
 
-    /// Answers every image of the batch, in their order: the halves one after the other where there is no memory for
-    /// the whole.
-    fn run_batch(&self, seat: &mut Seat, batch: Vec<Entry>) {
-        // The next part is the last.
+    /// Answers every image of the batch, in order: the halves one after the other where there is no memory
+    /// for the whole.
+    fn run_batch(&self, loaded: &mut LoadedReplica, batch: Vec<Entry>) {
+        // A stack: the part to run next is the last.
         let mut parts = vec![batch];
         while let Some(part) = parts.pop() {
-            let Err((mut part, error)) = self.run_part(seat, part) else { continue };
+            let Err((mut part, error)) = self.run_part(loaded, part) else { continue };
             let first = part.len().div_ceil(2);
-            self.lower_limit(&mut seat.limit, first, &error);
+            self.lower_limit(&mut loaded.limit, first, &error);
             let second = part.split_off(first);
             parts.extend([second, part]);
         }
@@ -147,19 +149,19 @@ impl Worker {
                 device,
                 %error,
                 batch = now,
-                "out of memory: no larger batches than this for a while"
+                "out of memory: the batch size is limited to this for a while"
             );
         }
     }
 
-    /// Answers every image of the batch, by `Reply`'s drop where the forward panics; or gives it back where there is
-    /// no memory for it and there may be for less.
-    fn run_part(&self, seat: &Seat, batch: Vec<Entry>) -> Result<(), (Vec<Entry>, ModelError)> {
+    /// Answers every image of the batch, by `Reply`'s drop where the forward panics; or returns the batch
+    /// where there is no memory for it but may be for a smaller one.
+    fn run_part(&self, loaded: &LoadedReplica, batch: Vec<Entry>) -> Result<(), (Vec<Entry>, ModelError)> {
         let started = Instant::now();
         let span = self.batch_span(&batch);
         let images: Vec<&Pixels> = batch.iter().map(|entry| &entry.pixels).collect();
         let task = batch.first().map(|entry| entry.task).unwrap_or_default();
-        let result = seat.forward(task, &images);
+        let result = loaded.forward(task, &images);
         let model = started.elapsed();
         let size = batch.len();
         if let Err(error) = &result
@@ -169,12 +171,12 @@ impl Worker {
             self.metrics.out_of_memory.with_label_values(&[&*self.name, &*replica]).inc();
         }
         let outcomes: Vec<Result<ModelOutput, VoteFailure>> = match result {
-            Ok((scores, device_ms)) if scores.len() == size => {
+            Ok((outputs, device_ms)) if outputs.len() == size => {
                 span.record("gpu_ms", device_ms);
-                scores.into_iter().map(Ok).collect()
+                outputs.into_iter().map(Ok).collect()
             }
-            Ok((scores, _)) => {
-                let failure = VoteFailure::new(format!("{} answers to {size} images", scores.len()));
+            Ok((outputs, _)) => {
+                let failure = VoteFailure::new(format!("{} answers to {size} images", outputs.len()));
                 vec![Err(failure); size]
             }
             Err(error) if error.is_out_of_memory() && size > 1 => return Err((batch, error)),
@@ -184,25 +186,25 @@ impl Worker {
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
             let queue = started.saturating_duration_since(entry.queued);
             let cost = Cost { queue, preprocess: entry.preprocess, model };
-            let Entry { place, wanted: Wanted { reply, trace, .. }, .. } = entry;
-            // First, so that whoever has the answer finds a place for the next image.
-            drop(place);
+            let Entry { permit, request: VoteRequest { reply, trace, .. }, .. } = entry;
+            // Before the reply, so that whoever gets it finds a permit for the next image.
+            drop(permit);
             reply.send(VoteReply { outcome, cost, batch: size, trace });
         }
         Ok(())
     }
 
-    /// Writes a text, until it ends, or nobody reads it any more.
-    fn write(&self, seat: &Seat, entry: TextEntry) {
-        let TextEntry { request, pixels, place, ticket, trace, sink, queued } = entry;
+    /// Generates a text until it ends, or nobody reads it any more.
+    fn generate(&self, loaded: &LoadedReplica, entry: TextEntry) {
+        let TextEntry { request, pixels, permit, deadline, trace, sink, queued } = entry;
         let started = Instant::now();
         let mut on_text = |text: &str| {
-            if ticket.unwanted().is_some() { ControlFlow::Break(()) } else { sink.piece(text) }
+            if deadline.cancel_reason().is_some() { ControlFlow::Break(()) } else { sink.piece(text) }
         };
-        let outcome = seat.write(&pixels, &request, &mut on_text);
+        let outcome = loaded.generate(&pixels, &request, &mut on_text);
         let (queue, model) = (started.saturating_duration_since(queued), started.elapsed());
         let outcome = match outcome {
-            Ok(_) if ticket.unwanted().is_some() => Err(VoteFailure::expired()),
+            Ok(_) if deadline.cancel_reason().is_some() => Err(VoteFailure::expired()),
             Ok(generated) => {
                 trace.record("tokens", generated.new_tokens);
                 Ok(GenerateOutput { generated, queue, model })
@@ -212,24 +214,23 @@ impl Worker {
             }
             Err(error) => Err(VoteFailure::new(error.to_string())),
         };
-        drop(place);
+        drop(permit);
         sink.done(outcome);
     }
 
     fn count(&self, batch: &[Entry], started: Instant, model: Duration) {
-        let phase = |name: &str| self.metrics.phase_seconds.with_label_values(&[name]);
         self.metrics.forwards.with_label_values(&[&*self.name]).inc_by(batch.len() as u64);
         self.metrics.batch_size.with_label_values(&[&*self.name]).observe(batch.len() as f64);
-        phase("model").observe(model.as_secs_f64());
-        let queue = phase("queue");
+        self.metrics.observe(Phase::Model, model);
         for entry in batch {
-            queue.observe(started.saturating_duration_since(entry.queued).as_secs_f64());
+            self.metrics.observe(Phase::Queue, started.saturating_duration_since(entry.queued));
         }
     }
 
-    /// A trace of its own, linked to every request of the batch whose trace is exported; none where there is none.
+    /// Returns a span in a trace of its own, linked to every request of the batch whose trace is exported; no
+    /// span where there is none.
     fn batch_span(&self, batch: &[Entry]) -> Span {
-        let mut sampled = batch.iter().filter(|entry| entry.wanted.trace.is_sampled()).peekable();
+        let mut sampled = batch.iter().filter(|entry| entry.request.trace.is_sampled()).peekable();
         if sampled.peek().is_none() {
             return Span::none();
         }
@@ -237,7 +238,7 @@ impl Worker {
             concord.service = format_args!("concord-model-{}", self.name), replica = self.replica.index,
             device = self.replica.device.as_str(), batch_size = batch.len(), gpu_ms = tracing::field::Empty);
         for entry in sampled {
-            span.add_link(entry.wanted.trace.span().context().span().span_context().clone());
+            span.add_link(entry.request.trace.span().context().span().span_context().clone());
         }
         span
     }

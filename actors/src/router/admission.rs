@@ -1,5 +1,5 @@
-//! The prologue of every request, whichever message brought it: it is counted as in flight, admitted or refused, and
-//! bound to its deadline and its client.
+//! The prologue of every request, whichever message brought it: it is counted as in flight, admitted or
+//! refused, and bound to its deadline and its client.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,66 +1,59 @@
-//! The computation of an answer: stage after stage, until the policy has decided.
+//! The cascade: asks stage after stage, until the policy has decided.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
 use bytes::Bytes;
-use futures::future::join_all;
-use tokio::sync::oneshot;
-
-use super::Shared;
-use super::error::RouteError;
-use super::flight::Outcome;
-use super::pictures::{Pictures, Submission};
-use crate::Trace;
-use crate::cache::{Cache, Put, Value};
-use crate::digest::Digest;
-use crate::model::{Reply, VoteReply};
-use crate::plan::{PlannedModel, TaskPlan};
-use crate::ticket::Ticket;
-use crate::trace::TRACE_TARGET;
-use crate::voter::Wanted;
 use concord_policy::{
     Context, Decision, Fallback, Member, ModelOutput, Probability, Source, Verdict, Vote, VoteFailure, decide,
 };
+use futures::future::join_all;
+use tokio::sync::oneshot;
 
-/// An answer, and what it took before the models.
-#[derive(Debug)]
-pub(crate) struct Computed {
-    pub(super) verdict: Arc<Verdict>,
-    pub(super) decode: Duration,
-}
+use super::error::RouteError;
+use super::images::{ScaledImages, Submission};
+use super::shared::Shared;
+use super::single_flight::{Computed, Outcome};
+use crate::Trace;
+use crate::cache::{Cache, Put, Value};
+use crate::deadline::SharedDeadline;
+use crate::digest::Digest;
+use crate::plan::{PlannedModel, TaskPlan};
+use crate::trace::TRACE_TARGET;
+use crate::vote_reply::{Reply, VoteReply};
+use crate::vote_request::VoteRequest;
 
-/// What a computation works on.
+/// The state of one computation.
 pub(super) struct Cascade {
     pub(super) shared: Arc<Shared>,
     pub(super) cache: Addr<Cache>,
     pub(super) task: Arc<TaskPlan>,
-    /// Of the verdict, and of the votes in the order of the policy's members.
+    /// The keys of the verdict, and of the votes in the order of the policy's members.
     pub(super) keys: (Digest, Vec<Digest>),
     pub(super) bytes: Bytes,
     pub(super) trace: Trace,
-    pub(super) ticket: Arc<Ticket>,
+    pub(super) deadline: Arc<SharedDeadline>,
 }
 
-/// A vote that has been asked for.
-struct Asked<'a> {
+/// A vote that has been requested.
+struct PendingVote<'a> {
     member: &'a Member,
-    answer: oneshot::Receiver<VoteReply>,
+    reply: oneshot::Receiver<VoteReply>,
 }
 
 impl Cascade {
-    /// `known` are the votes of the cache, in the order of the policy's members.
+    /// Computes the answer. `known` are the cached votes, in the order of the policy's members.
     pub(super) async fn run(&self, mut known: Vec<Option<ModelOutput>>) -> Outcome {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
-        let pictures = Arc::<Pictures>::default();
+        let images = Arc::<ScaledImages>::default();
         loop {
             // Each round adds the votes of one stage, so there are no more rounds than stages.
             match decide(policy, &votes, &self.context()) {
                 Decision::Ask { stage } => {
-                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &pictures).await {
+                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &images).await {
                         self.keep(&votes, None);
                         return Err(error);
                     }
@@ -70,7 +63,7 @@ impl Cascade {
                     self.trace_fusion(&verdict);
                     self.count_fallbacks(&verdict);
                     self.keep(&votes, Some(&verdict));
-                    let decode = pictures.outcome().unwrap_or_default();
+                    let decode = images.outcome().unwrap_or_default();
                     return Ok(Arc::new(Computed { verdict, decode }));
                 }
                 Decision::Failed(failure) => {
@@ -81,22 +74,22 @@ impl Cascade {
         }
     }
 
-    /// The queues, where the policy looks at them.
+    /// Returns the depths of the queues, where the policy looks at them.
     fn context(&self) -> Context {
         if self.task.policy().stages().iter().all(|stage| stage.burst_queue_depth().is_none()) {
             return Context::default();
         }
-        let depth = |seat: &PlannedModel| (Arc::clone(seat.voter.name()), seat.voter.depth());
-        Context { queue_depths: self.task.seats().iter().map(depth).collect() }
+        let depth = |member: &PlannedModel| (Arc::clone(member.client.name()), member.client.depth());
+        Context { queue_depths: self.task.members().iter().map(depth).collect() }
     }
 
-    /// Adds a vote for each member of the stage: out of the cache, or by its model, all at the same time.
+    /// Adds a vote for each member of the stage: from the cache, or by its model, all at the same time.
     async fn ask_stage(
         &self,
         stage: usize,
         known: &mut [Option<ModelOutput>],
         votes: &mut Vec<Vote>,
-        pictures: &Arc<Pictures>,
+        images: &Arc<ScaledImages>,
     ) -> Result<(), RouteError> {
         let policy = self.task.policy();
         let first: usize = policy.stages()[..stage].iter().map(|stage| stage.members().len()).sum();
@@ -104,7 +97,7 @@ impl Cascade {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "stage", otel.name = format!("stage {}", stage + 1),
                 concord.service = "concord-router")
         });
-        let (mut asks, mut asked) = (Vec::new(), Vec::new());
+        let (mut reserved, mut pending) = (Vec::new(), Vec::new());
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
@@ -113,13 +106,13 @@ impl Cascade {
                 continue;
             }
             // Before the image is decoded: a full model must not cost anything.
-            let seat = &self.task.seats()[index];
-            let (reply, answer) = Reply::new();
-            let wanted = Wanted { ticket: Arc::clone(&self.ticket), trace: trace.clone(), reply };
-            match seat.voter.ask(wanted) {
-                Ok(ask) => {
-                    asks.push(ask);
-                    asked.push(Asked { member, answer });
+            let client = &self.task.members()[index].client;
+            let (reply, receiver) = Reply::new();
+            let request = VoteRequest { deadline: Arc::clone(&self.deadline), trace: trace.clone(), reply };
+            match client.reserve(request) {
+                Ok(vote) => {
+                    reserved.push(vote);
+                    pending.push(PendingVote { member, reply: receiver });
                 }
                 Err(failure) if member.is_required() => {
                     self.count_vote(&model, "busy");
@@ -131,15 +124,15 @@ impl Cascade {
                 }
             }
         }
-        if asks.is_empty() {
+        if reserved.is_empty() {
             return Ok(());
         }
-        self.submission(pictures).start(asks);
-        let replies = join_all(asked.iter_mut().map(|asked| &mut asked.answer)).await;
-        pictures.outcome()?;
-        for (asked, reply) in asked.iter().zip(replies) {
+        self.submission(images).start(reserved);
+        let replies = join_all(pending.iter_mut().map(|vote| &mut vote.reply)).await;
+        images.outcome()?;
+        for (pending, reply) in pending.iter().zip(replies) {
             votes.push(match reply {
-                Ok(reply) => self.vote(asked.member, reply),
+                Ok(reply) => self.vote(pending.member, reply),
                 // `Reply` answers when it is dropped, so this does not happen.
                 Err(_) => return Err(RouteError::Lost("a model did not answer")),
             });
@@ -147,11 +140,11 @@ impl Cascade {
         Ok(())
     }
 
-    fn submission(&self, pictures: &Arc<Pictures>) -> Submission {
+    fn submission(&self, images: &Arc<ScaledImages>) -> Submission {
         Submission {
-            pictures: Arc::clone(pictures),
+            images: Arc::clone(images),
             bytes: self.bytes.clone(),
-            ticket: Arc::clone(&self.ticket),
+            deadline: Arc::clone(&self.deadline),
             shared: Arc::clone(&self.shared),
             trace: self.trace.clone(),
         }
@@ -188,7 +181,7 @@ impl Cascade {
         Vote { model: Arc::clone(name), output, cost, source: Source::Fresh }
     }
 
-    /// A span without a length: deciding takes microseconds.
+    /// Records the fusion as a span without a length: deciding takes microseconds.
     fn trace_fusion(&self, verdict: &Verdict) {
         let label = &self.task.policy().labels()[verdict.label()];
         let _span = self.trace.child(|parent| {
@@ -206,7 +199,7 @@ impl Cascade {
         }
     }
 
-    /// Has the cache keep what is new: votes that were given, and the answer where it is complete.
+    /// Caches what is new: the votes of models that have just run, and the verdict where it is complete.
     fn keep(&self, votes: &[Vote], verdict: Option<&Arc<Verdict>>) {
         let (verdict_key, vote_keys) = &self.keys;
         let mut values = Vec::new();
@@ -220,9 +213,9 @@ impl Cascade {
             values.push((*verdict_key, Value::Verdict(Arc::new(verdict.as_cached()))));
         }
         if !values.is_empty() {
-            // Nobody waits for it, and its mailbox holds more than there are requests.
+            // Nobody waits for it, and the mailbox holds more messages than there are requests.
             if let Err(error) = self.cache.try_send(Put { values, trace: self.trace.clone() }) {
-                tracing::debug!(%error, "the cache's actor took no message");
+                tracing::debug!(%error, "the cache's actor took no message: the values are not kept");
             }
         }
     }

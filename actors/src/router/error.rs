@@ -1,10 +1,9 @@
-//! Why a request got no answer.
+//! The reasons why a request gets no answer.
 
 use concord_models::DecodeError;
-
 use concord_policy::{Failure, FailureKind};
 
-/// Why a request got no answer; every kind means something else for whoever asked.
+/// The reason why a request gets no answer; every kind means something else for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// The models are being loaded or warmed up, or the process is about to end.
@@ -15,21 +14,21 @@ pub enum RouteError {
     UnknownTask {
         /// The name that was asked for.
         task: String,
-        /// Those that there are.
+        /// The configured tasks.
         tasks: Vec<String>,
     },
-    /// No model has that name, or it writes no texts.
-    #[error("no model {model:?} that writes texts: there is {}", models.join(", "))]
+    /// No model has that name, or it generates no text.
+    #[error("no model {model:?} that generates text: there is {}", models.join(", "))]
     UnknownModel {
         /// The name that was asked for.
         model: String,
-        /// Those that write.
+        /// The models that generate text.
         models: Vec<String>,
     },
-    /// The bytes are no image, or one that is too large.
+    /// The bytes are no image, or a too large one.
     #[error(transparent)]
     Image(#[from] DecodeError),
-    /// As much is being done as may be; asking later may help.
+    /// Too many requests are in flight; a later one may be answered.
     #[error("{0}")]
     Busy(String),
     /// The deadline passed.
@@ -38,13 +37,13 @@ pub enum RouteError {
     /// A model that the policy requires gave no vote, or none did.
     #[error(transparent)]
     Failed(Failure),
-    /// The computation ended without an outcome, which is a fault in Concord.
+    /// The computation ended without an outcome, which is a bug in Concord.
     #[error("the request was lost: {0}")]
     Lost(&'static str),
 }
 
 impl RouteError {
-    /// As metrics call it.
+    /// Returns the outcome's name in metrics.
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::NotReady => "not_ready",

@@ -1,5 +1,5 @@
-//! Why an answer is what it is, in the words of a model that can be asked. It is written after the answer has been
-//! given, changes nothing of it, and is not kept.
+//! The explanation of an answer, by a model that takes questions. It is written after the answer has been
+//! decided, changes nothing of it, and is not cached.
 
 use std::time::{Duration, Instant};
 
@@ -8,28 +8,20 @@ use concord_models::GenerateRequest;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::while_wanted;
-use super::generate::{Generate, start};
-use super::{Classify, Routed, Shared};
+use super::generate::start;
+use super::messages::{Classify, Explanation, Generate, Routed};
+use super::shared::Shared;
 use crate::Trace;
 use crate::model::{ModelHandle, TextEvent};
 
-/// A sentence or two.
+/// Enough for a sentence or two.
 const NEW_TOKENS: usize = 48;
-/// What is left of a request's time for the answer without an explanation.
+/// The part of a request's time that is kept for sending the answer without an explanation.
 const MARGIN: Duration = Duration::from_millis(20);
 
 const NOT_ASKABLE: &str = "no model of this task takes questions in words";
 
-/// What a model says about an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation {
-    /// The model's name, where there is one that can be asked.
-    pub model: Option<String>,
-    /// What it wrote, or why there is nothing.
-    pub text: Result<String, String>,
-}
-
-/// What an explanation needs of the request.
+/// The parts of a request that its explanation needs.
 pub(super) struct ExplainRequest {
     image: Bytes,
     deadline: Instant,
@@ -38,6 +30,7 @@ pub(super) struct ExplainRequest {
 }
 
 impl ExplainRequest {
+    /// Clones them before the request is answered.
     pub(super) fn of(request: &Classify) -> Self {
         Self {
             image: request.image.clone(),
@@ -48,17 +41,18 @@ impl ExplainRequest {
     }
 }
 
-/// Asks the last model of the task that takes questions: the later the stage, the abler the model.
+/// Has the last model of the task that takes questions explain the answer: the later the stage, the abler the
+/// model.
 pub(super) async fn explain(shared: &Shared, routed: &Routed, request: ExplainRequest) -> Explanation {
-    let able = routed.task.seats().iter().rev().find(|seat| seat.voter.explains());
-    let Some(seat) = able else {
+    let able = routed.task.members().iter().rev().find(|member| member.client.explains());
+    let Some(member) = able else {
         return Explanation { model: None, text: Err(NOT_ASKABLE.to_owned()) };
     };
     let policy = routed.task.policy();
     let (question, answer) = (policy.question(), &policy.answers()[routed.verdict.label()]);
     let prompt =
         format!("{question} The answer is {answer}. Explain in one sentence what in the image shows that.");
-    let model = seat.voter.name().to_string();
+    let model = member.client.name().to_string();
     let Some(generator) = shared.running.get().and_then(|running| running.models.get(model.as_str())) else {
         return Explanation { model: None, text: Err(NOT_ASKABLE.to_owned()) };
     };
@@ -77,7 +71,8 @@ pub(super) async fn explain(shared: &Shared, routed: &Routed, request: ExplainRe
     Explanation { model: Some(model), text }
 }
 
-/// Waits for the whole text. It is part of a request that has been admitted, so it takes no permit of its own.
+/// Waits for the whole text. It is part of a request that has been admitted, so it takes no permit of its
+/// own.
 async fn whole_text(shared: &Shared, model: &ModelHandle, request: Generate) -> Result<String, String> {
     let mut stream = start(shared, model, request).await.map_err(|error| error.to_string())?;
     while let Some(event) = stream.next().await {

@@ -1,4 +1,4 @@
-//! A loaded model and the stream that its work goes to.
+//! A loaded replica of a model, and the stream that its work goes to.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,27 +10,27 @@ use concord_models::{
     GenerateRequest, Generated, LoadedModelInfo, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId,
     TaskSpec, is_out_of_memory,
 };
-
-use super::limit::BatchLimit;
 use concord_policy::{ModelOutput, VoteFailure};
 
-/// Loads a model that `[models.NAME]` describes; relative paths start at the folder given.
+use super::limit::BatchLimit;
+
+/// A function that loads the model that `[models.NAME]` describes; relative paths start at the folder given.
 pub type Loader =
     dyn Fn(&str, &ModelOptions, &Path) -> Result<Box<dyn Model>, ModelError> + Send + Sync + 'static;
 
-/// A replica of a model, its stream, and how many images it can run together.
+/// A loaded replica, its stream, and how many images it can run together.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct LoadedReplica {
     pub(crate) model: Box<dyn Model>,
     stream: Stream,
     pub(super) limit: BatchLimit,
 }
 
-/// Any size will do: preprocessing brings it to the model's.
+/// The side of a blank image in pixels. Any size will do: preprocessing brings it to the model's.
 const WARM_UP_SIDE: u32 = 256;
 
-impl Seat {
-    /// Loads a model. Whatever thread runs this, the model may move to another.
+impl LoadedReplica {
+    /// Loads a model. It may move to another thread than the one that runs this.
     pub(crate) fn load(
         name: &str,
         options: &ModelOptions,
@@ -46,13 +46,14 @@ impl Seat {
         })
     }
 
-    /// The most images that it runs together, as of the last batch.
+    /// Returns the most images that it runs together, as of the last batch.
     pub(super) fn limit(&self) -> usize {
         self.limit.current()
     }
 
-    /// Makes a task ready and runs it once: libtorch chooses and prepares its kernels at the first run of a shape,
-    /// which would otherwise be the first request's to wait for. It also shows that the model runs at all.
+    /// Prepares a task and runs it once: libtorch chooses and prepares its kernels at the first run of a
+    /// shape, which would otherwise be the first request's to wait for. It also shows that the model runs at
+    /// all.
     pub(super) fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), VoteFailure> {
         contained(|| {
             // What is prepared is read on this stream, and other streams do not wait for it.
@@ -67,8 +68,8 @@ impl Seat {
         })
     }
 
-    /// Runs a batch of this size before requests come. One that the memory is too small for lowers the limit instead:
-    /// smaller ones are answered all the same.
+    /// Runs a batch of this size before requests come. A batch that does not fit into memory lowers the limit
+    /// instead: smaller ones are answered all the same.
     pub(super) fn warm_up(&mut self, id: TaskId, batch: usize) -> Result<(), VoteFailure> {
         if batch > self.limit.current() {
             return Ok(());
@@ -87,20 +88,20 @@ impl Seat {
         match outcome? {
             Err(error) if error.is_out_of_memory() && batch > 1 => {
                 self.limit.lower(batch.div_ceil(2), Instant::now());
-                tracing::warn!(%error, batch, "no memory for a batch of this size at warm-up, smaller ones are run");
+                tracing::warn!(%error, batch, "out of memory at warm-up: smaller batches than this will run");
                 Ok(())
             }
             outcome => outcome.map_err(|error| VoteFailure::new(error.to_string())),
         }
     }
 
-    /// A picture, ready for the model in the way of those that will come.
+    /// Returns a blank image, preprocessed as the images of requests will be.
     fn blank(&self) -> Result<Pixels, ModelError> {
         let LoadedModelInfo { preprocessor, placement, .. } = self.model.info();
         preprocessor.clone().for_device(placement.device).apply(&RgbImage::new(WARM_UP_SIDE, WARM_UP_SIDE))
     }
 
-    /// What the model says about a batch, and the milliseconds on the device.
+    /// Runs a batch, and returns its outputs and the milliseconds on the device.
     pub(super) fn forward(
         &self,
         task: TaskId,
@@ -109,22 +110,22 @@ impl Seat {
         out_of_memory_as_error(|| {
             let _current = self.stream.enter()?;
             let start = Event::record(&self.stream)?;
-            let scores = self.model.classify(task, images)?;
+            let outputs = self.model.classify(task, images)?;
             let end = Event::record(&self.stream)?;
             end.synchronize()?;
-            Ok((scores, start.elapsed_ms(&end)?))
+            Ok((outputs, start.elapsed_ms(&end)?))
         })
     }
 
-    /// What the model writes about an image.
-    pub(super) fn write(
+    /// Generates a text about an image.
+    pub(super) fn generate(
         &self,
         image: &Pixels,
         request: &GenerateRequest,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, ModelError> {
         let generator = self.model.generator();
-        let none = || ModelError::Unsupported("this model writes no texts".to_owned());
+        let none = || ModelError::Unsupported("this model generates no text".to_owned());
         out_of_memory_as_error(|| {
             let _current = self.stream.enter()?;
             let generated = generator.ok_or_else(none)?.generate(image, request, on_text)?;
@@ -133,13 +134,13 @@ impl Seat {
         })
     }
 
-    /// Whether the device still works: a CUDA error of the kind that sticks to the process shows here.
+    /// Checks that the device still works: a CUDA error of the kind that sticks to the process shows here.
     pub(super) fn check_device(&self) -> Result<(), LibtorchError> {
         self.stream.synchronize()
     }
 }
 
-/// libtorch's exceptions arrive as panics.
+/// Runs `work` and returns its panic as a failure: libtorch's exceptions arrive as panics.
 fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, VoteFailure> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(|error| VoteFailure::new(error.to_string())),
@@ -147,7 +148,8 @@ fn contained<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, VoteF
     }
 }
 
-/// A panic because there was no memory left as an error: nothing is wrong with the thread then. Other panics go on.
+/// Runs `work` and returns a panic for lack of memory as an error, since nothing is wrong with the thread
+/// then. Other panics go on.
 fn out_of_memory_as_error<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(outcome) => outcome,
@@ -158,8 +160,8 @@ fn out_of_memory_as_error<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Re
     }
 }
 
-/// The first line of what a panic said. tch panics with its errors as Rust's `Debug` shows them, where lines end in a
-/// backslash and an n.
+/// Returns the first line of a panic's message. tch panics with its errors as Rust's `Debug` shows them,
+/// where lines end in a backslash and an n.
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

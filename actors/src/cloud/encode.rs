@@ -1,4 +1,5 @@
-//! The image as it is sent: made small, because every pixel is paid for, and without what its file said besides.
+//! The encoding of an image for a server: scaled down, because every pixel is paid for, and without the
+//! file's metadata.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,14 +7,14 @@ use concord_models::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{FilterType, resize};
 
-/// Where models see no difference any more.
+/// The JPEG quality from which on models see no difference.
 const QUALITY: u8 = 90;
 
-/// JPEG in base64, with no side longer than `max_side` pixels.
+/// Encodes an image as JPEG in base64, with no side longer than `max_side` pixels.
 ///
 /// # Errors
-/// When the encoder refuses.
-pub(super) fn encode(image: &RgbImage, max_side: u32) -> Result<String, String> {
+/// When the encoder fails.
+pub(super) fn jpeg_base64(image: &RgbImage, max_side: u32) -> Result<String, String> {
     let longer = image.width().max(image.height());
     let mut jpeg = Vec::new();
     let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
@@ -37,11 +38,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longer_side_is_made_to_fit_and_small_images_are_left() {
+    fn the_longer_side_is_scaled_to_fit_and_small_images_are_not() {
         for ((width, height), expected) in
             [((3000, 1000), (768, 256)), ((10, 4000), (1, 768)), ((64, 32), (64, 32))]
         {
-            let sent = STANDARD.decode(encode(&RgbImage::new(width, height), 768).unwrap()).unwrap();
+            let sent = STANDARD.decode(jpeg_base64(&RgbImage::new(width, height), 768).unwrap()).unwrap();
             assert_eq!(concord_models::decode(&sent, 1 << 20).unwrap().dimensions(), expected);
         }
     }

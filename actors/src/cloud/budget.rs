@@ -1,4 +1,4 @@
-//! What has been spent on a model since the hour began, and whether more may be.
+//! The hourly budget of a cloud model: what has been spent since the hour began, and whether more may be.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,23 +13,23 @@ use crate::cache::{CacheBackend, CacheSection};
 
 const HOUR_S: u64 = 3600;
 
-/// The books of one model: of this process, and of all where there is a Redis.
-pub(super) struct Spend {
+/// The budget of one model: of this process, or of all processes where there is a Redis.
+pub(super) struct Budget {
     usd_per_input_token: f64,
     usd_per_output_token: f64,
     max_usd_per_hour: f64,
-    books: Mutex<Books>,
+    ledger: Mutex<Ledger>,
     shared: Option<Shared>,
 }
 
 #[derive(Debug, Default)]
-struct Books {
-    /// Since 1970.
+struct Ledger {
+    /// The hour, counted from 1970.
     hour: u64,
     usd: f64,
-    /// What a request under way is taken to cost: the dearest so far.
-    dearest: f64,
-    under_way: u32,
+    /// The expected cost of a request in flight: the greatest one so far.
+    max_cost: f64,
+    in_flight: u32,
 }
 
 struct Shared {
@@ -38,54 +38,54 @@ struct Shared {
     key: String,
 }
 
-impl std::fmt::Debug for Spend {
+impl std::fmt::Debug for Budget {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Spend").finish_non_exhaustive()
+        formatter.debug_struct("Budget").finish_non_exhaustive()
     }
 }
 
-/// Money that is set aside for a request; ends with it.
-pub(super) struct Reservation<'a>(&'a Spend);
+/// Money that is set aside for a request in flight; released on drop.
+pub(super) struct Reservation<'a>(&'a Budget);
 
-impl Spend {
+impl Budget {
     pub(super) fn new(name: &str, section: &CloudSection, cache: &CacheSection) -> Self {
         Self {
             usd_per_input_token: section.usd_per_million_input_tokens / 1e6,
             usd_per_output_token: section.usd_per_million_output_tokens / 1e6,
             max_usd_per_hour: section.max_usd_per_hour.unwrap_or(f64::INFINITY),
-            books: Mutex::default(),
+            ledger: Mutex::default(),
             shared: (cache.backend() == CacheBackend::Redis).then(|| Shared::new(name, cache)).flatten(),
         }
     }
 
-    /// Sets money aside for one more request; `None` where the hour's has been spent.
+    /// Sets money aside for one more request; `None` where the hour's budget does not allow it.
     pub(super) async fn reserve(&self) -> Option<Reservation<'_>> {
         let hour = this_hour();
         let everywhere = match &self.shared {
             Some(shared) if self.max_usd_per_hour.is_finite() => shared.spent(hour).await,
             _ => None,
         };
-        let mut books = self.books(hour);
-        // What others have spent too; this process alone where Redis does not answer.
-        let spent = everywhere.unwrap_or(0.0).max(books.usd);
-        let expected = f64::from(books.under_way + 1) * books.dearest;
+        let mut ledger = self.ledger(hour);
+        // The spending of all processes; this one's alone where Redis does not answer.
+        let spent = everywhere.unwrap_or(0.0).max(ledger.usd);
+        let expected = f64::from(ledger.in_flight + 1) * ledger.max_cost;
         if spent >= self.max_usd_per_hour || spent + expected > self.max_usd_per_hour {
             return None;
         }
-        books.under_way += 1;
+        ledger.in_flight += 1;
         Some(Reservation(self))
     }
 
-    /// Books what an answer cost, and says how much that is.
+    /// Books the cost of an answer and returns it in US dollars.
     pub(super) async fn add(&self, usage: Usage) -> f64 {
         let usd = usage.input_tokens as f64 * self.usd_per_input_token
             + usage.output_tokens as f64 * self.usd_per_output_token;
         if usd > 0.0 {
             let hour = this_hour();
             {
-                let mut books = self.books(hour);
-                books.usd += usd;
-                books.dearest = books.dearest.max(usd);
+                let mut ledger = self.ledger(hour);
+                ledger.usd += usd;
+                ledger.max_cost = ledger.max_cost.max(usd);
             }
             if let Some(shared) = &self.shared {
                 shared.add(hour, usd).await;
@@ -94,20 +94,20 @@ impl Spend {
         usd
     }
 
-    fn books(&self, hour: u64) -> MutexGuard<'_, Books> {
+    fn ledger(&self, hour: u64) -> MutexGuard<'_, Ledger> {
         // Sums are as good after a panic as before it.
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        if books.hour != hour {
-            (books.hour, books.usd) = (hour, 0.0);
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if ledger.hour != hour {
+            (ledger.hour, ledger.usd) = (hour, 0.0);
         }
-        books
+        ledger
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        let mut books = self.0.books.lock().unwrap_or_else(PoisonError::into_inner);
-        books.under_way = books.under_way.saturating_sub(1);
+        let mut ledger = self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.in_flight = ledger.in_flight.saturating_sub(1);
     }
 }
 
@@ -139,7 +139,7 @@ impl Shared {
         pipeline.cmd("EXPIRE").arg(&key).arg(2 * HOUR_S).ignore();
         let booked = timeout(self.timeout, pipeline.query_async::<()>(&mut connection)).await;
         if !matches!(booked, Ok(Ok(()))) {
-            tracing::warn!("what was spent could not be told to the other processes: Redis does not answer");
+            tracing::warn!("Redis does not answer: the other processes do not see what this one has spent");
         }
     }
 }
@@ -159,15 +159,15 @@ mod tests {
             max_usd_per_hour: Some(0.25),
             ..CloudSection::default()
         };
-        let spend = Spend::new("m", &section, &CacheSection::default());
+        let budget = Budget::new("m", &section, &CacheSection::default());
         let usage = Usage { input_tokens: 100, output_tokens: 0 };
-        let first = spend.reserve().await.unwrap();
-        assert!((spend.add(usage).await - 0.1).abs() < 1e-9);
+        let first = budget.reserve().await.unwrap();
+        assert!((budget.add(usage).await - 0.1).abs() < 1e-9);
         drop(first);
-        let second = spend.reserve().await.unwrap();
-        assert!(spend.reserve().await.is_none(), "0.1 spent, and two of 0.1 would be 0.3");
+        let second = budget.reserve().await.unwrap();
+        assert!(budget.reserve().await.is_none(), "0.1 spent, and two of 0.1 would be 0.3");
         drop(second);
-        spend.add(usage).await;
-        assert!(spend.reserve().await.is_none(), "0.2 spent, and one of 0.1 would be 0.3");
+        budget.add(usage).await;
+        assert!(budget.reserve().await.is_none(), "0.2 spent, and one of 0.1 would be 0.3");
     }
 }

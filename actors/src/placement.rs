@@ -1,22 +1,22 @@
-//! Which replica goes to which device: pure, so that it is the same at every start with the same memory free.
+//! The placement of replicas on devices: pure, so that it is the same at every start with the same memory
+//! free.
 
 use std::collections::BTreeMap;
 
 use concord_models::{DeviceRequest, MemoryEstimate, ModelOptions};
-
 use concord_policy::VoteFailure;
 
-/// A model that is to be put somewhere.
+/// A model whose replicas need devices.
 #[derive(Debug, Clone)]
-pub(crate) struct Guest<'a> {
+pub(crate) struct PlacementRequest<'a> {
     pub(crate) name: &'a str,
     pub(crate) options: &'a ModelOptions,
-    pub(crate) wish: DeviceRequest,
-    /// Of each replica; nothing where its files do not say, which loading will complain about.
+    pub(crate) device: DeviceRequest,
+    /// The estimate for each replica; `None` where its files do not say, which loading will complain about.
     pub(crate) memory: Option<MemoryEstimate>,
 }
 
-/// The free bytes of each GPU that may be used, by number; `None` where nobody says.
+/// The free bytes of each GPU that may be used, by number; `None` where it is not known.
 pub(crate) type Gpus = BTreeMap<usize, Option<u64>>;
 
 /// The devices of each model's replicas by the model's name, as the configuration calls devices.
@@ -24,30 +24,30 @@ pub(crate) type Devices<'a> = BTreeMap<&'a str, Vec<String>>;
 
 /// Gives each replica a device.
 ///
-/// Models that name their GPU come first. Then the others, the largest first, and each of their replicas, among the GPUs
-/// that have room for it, to the one with the fewest replicas of the same model, since two on one GPU share its time;
-/// of several to which the fewest bytes have gone, and then the first.
+/// Models that name their GPU come first. Then the others, the largest first, and each of their replicas,
+/// among the GPUs that have room for it, to the one with the fewest replicas of the same model, since two on
+/// one GPU share its time; of several to which the fewest bytes have gone, and then the first.
 ///
 /// # Errors
-/// Every model that there is no room for.
-pub(crate) fn spread<'a>(
-    guests: &[Guest<'a>],
+/// When models do not fit: all of them, with what to change.
+pub(crate) fn place_replicas<'a>(
+    requests: &[PlacementRequest<'a>],
     gpus: &Gpus,
 ) -> Result<Devices<'a>, Vec<(String, VoteFailure)>> {
-    let mut order: Vec<&Guest<'a>> = guests.iter().collect();
-    let size = |guest: &Guest<'_>| guest.memory.map_or(0, |memory| memory.total());
-    order.sort_by_key(|guest| {
-        let is_free = guest.wish == DeviceRequest::AnyGpu;
-        (is_free, std::cmp::Reverse(if is_free { size(guest) } else { 0 }), guest.name)
+    let mut order: Vec<&PlacementRequest<'a>> = requests.iter().collect();
+    let size = |request: &PlacementRequest<'_>| request.memory.map_or(0, |memory| memory.total());
+    order.sort_by_key(|request| {
+        let is_free = request.device == DeviceRequest::AnyGpu;
+        (is_free, std::cmp::Reverse(if is_free { size(request) } else { 0 }), request.name)
     });
     let mut taken: BTreeMap<usize, u64> = gpus.keys().map(|&gpu| (gpu, 0)).collect();
     let mut devices = Devices::new();
     let mut failures = Vec::new();
-    for guest in order {
-        let name = guest.name;
-        let needed = size(guest);
-        for replica in 0..guest.options.replicas {
-            let candidates: Vec<usize> = match guest.wish {
+    for request in order {
+        let name = request.name;
+        let needed = size(request);
+        for replica in 0..request.options.replicas {
+            let candidates: Vec<usize> = match request.device {
                 DeviceRequest::Cpu => {
                     devices.entry(name).or_default().push("cpu".to_owned());
                     continue;
@@ -70,7 +70,7 @@ pub(crate) fn spread<'a>(
             let Some(gpu) = place else {
                 let room =
                     candidates.iter().map(|&gpu| (gpu, gpus.get(&gpu).copied().flatten(), taken_of(gpu)));
-                failures.push((name.to_owned(), no_room(guest, replica, room)));
+                failures.push((name.to_owned(), no_room(request, replica, room)));
                 break;
             };
             *taken.entry(gpu).or_default() += needed;
@@ -80,20 +80,20 @@ pub(crate) fn spread<'a>(
     if failures.is_empty() { Ok(devices) } else { Err(failures) }
 }
 
-/// As the configuration calls it.
+/// Returns a GPU's name in the configuration.
 fn cuda(gpu: usize) -> String {
     format!("cuda:{gpu}")
 }
 
-/// Says how much is needed, how much there is, and what to change. `room` has each GPU's number, its free bytes, and how
-/// many of them go to others.
+/// Returns the failure that names what is needed, what there is, and what to change. `room` has each GPU's
+/// number, its free bytes, and how many of them go to other models.
 fn no_room(
-    guest: &Guest<'_>,
+    request: &PlacementRequest<'_>,
     replica: usize,
     room: impl Iterator<Item = (usize, Option<u64>, u64)>,
 ) -> VoteFailure {
-    let memory = guest.memory.unwrap_or_default();
-    let (options, mut who) = (guest.options, String::new());
+    let memory = request.memory.unwrap_or_default();
+    let (options, mut who) = (request.options, String::new());
     if options.replicas > 1 {
         who = format!("replica {replica} of {}: ", options.replicas);
     }
@@ -118,7 +118,7 @@ fn no_room(
     ))
 }
 
-/// As people write it.
+/// Formats bytes in gigabytes.
 fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
@@ -132,21 +132,21 @@ mod tests {
     /// Name, device, replicas, gigabytes of a replica.
     type Row = (&'static str, DeviceRequest, usize, u64);
 
-    fn spread_rows(rows: &[Row], free: &[Option<u64>]) -> Result<Vec<String>, Vec<String>> {
+    fn place_rows(rows: &[Row], free: &[Option<u64>]) -> Result<Vec<String>, Vec<String>> {
         let options: Vec<ModelOptions> = rows
             .iter()
             .map(|(_, _, replicas, _)| ModelOptions { replicas: *replicas, ..ModelOptions::default() })
             .collect();
-        let guests: Vec<Guest<'_>> = rows
+        let requests: Vec<PlacementRequest<'_>> = rows
             .iter()
             .zip(&options)
-            .map(|((name, wish, _, size), options)| {
+            .map(|((name, device, _, size), options)| {
                 let memory = MemoryEstimate { parameter_bytes: size * GB, activation_bytes: 0 };
-                Guest { name, options, wish: *wish, memory: Some(memory) }
+                PlacementRequest { name, options, device: *device, memory: Some(memory) }
             })
             .collect();
         let gpus = free.iter().map(|free| free.map(|free| free * GB)).enumerate().collect();
-        match spread(&guests, &gpus) {
+        match place_replicas(&requests, &gpus) {
             Ok(devices) => {
                 Ok(devices.iter().map(|(name, devices)| format!("{name}: {}", devices.join(" "))).collect())
             }
@@ -182,7 +182,7 @@ mod tests {
             (vec![("a", AnyGpu, 2, 10)], &[Some(5), Some(50)], vec!["a: cuda:1 cuda:1"]),
             (vec![("a", AnyGpu, 1, 10)], &[Some(5), None], vec!["a: cuda:1"]),
         ] {
-            assert_eq!(spread_rows(&rows, free).unwrap(), expected, "{rows:?}");
+            assert_eq!(place_rows(&rows, free).unwrap(), expected, "{rows:?}");
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_what_to_change() {
         use DeviceRequest::{AnyGpu, Gpu};
         let rows = [("a", AnyGpu, 3, 10), ("b", Gpu(0), 1, 7), ("c", Gpu(1), 1, 90)];
-        let failures = spread_rows(&rows, &[Some(8), Some(25)]).unwrap_err();
+        let failures = place_rows(&rows, &[Some(8), Some(25)]).unwrap_err();
         assert_eq!(
             failures,
             [

@@ -1,0 +1,290 @@
+//! The Cloud actor, and what a vote by a server takes: a permit, an open breaker, money, and time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, ArbiterHandle, Context, Handler, Message, ResponseFuture};
+use bytes::Bytes;
+use concord_models::{RgbImage, TaskSpec};
+use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::answer::{RemoteAnswer, Unreadable};
+use super::budget::Budget;
+use super::chat::{self, Form};
+use super::client::{CallError, Remote};
+use super::encode;
+use super::section::{CloudSection, Protocol};
+use super::systemone;
+use crate::breaker::Breaker;
+use crate::cache::CacheSection;
+use crate::metrics::Metrics;
+use crate::vote_reply::VoteReply;
+use crate::vote_request::VoteRequest;
+
+/// The failures in a row that open the circuit, and for how long it stays open.
+const FAILURES_MAX: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(30);
+/// The part of a request's time that is kept for the verdict without this vote.
+const MARGIN: Duration = Duration::from_millis(20);
+
+/// A running cloud model.
+#[derive(Debug, Clone)]
+pub(crate) struct CloudHandle {
+    name: Arc<str>,
+    section: Arc<CloudSection>,
+    permits: Arc<Semaphore>,
+    address: Addr<Cloud>,
+    metrics: Metrics,
+}
+
+/// A permit for one request to the server; given back on drop.
+#[derive(Debug)]
+pub(crate) struct CloudPermit {
+    _permit: OwnedSemaphorePermit,
+    depth: prometheus::IntGauge,
+}
+
+/// A message that asks the server about an image. Dropping it answers the request.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Question {
+    task: Arc<TaskSpec>,
+    /// The JPEG in base64.
+    image: String,
+    permit: CloudPermit,
+    request: VoteRequest,
+    preprocess: Duration,
+}
+
+/// The actor of a cloud model.
+#[derive(Debug)]
+struct Cloud(Arc<Server>);
+
+/// The state that the requests to one server share.
+#[derive(Debug)]
+struct Server {
+    name: Arc<str>,
+    section: Arc<CloudSection>,
+    remote: Remote,
+    budget: Budget,
+    breaker: Mutex<Breaker>,
+    /// Whether the server has replied without token probabilities: it is asked for JSON from then on.
+    gives_no_probabilities: AtomicBool,
+    metrics: Metrics,
+}
+
+impl CloudHandle {
+    /// Starts the actor.
+    ///
+    /// # Errors
+    /// When the key cannot be used.
+    pub(crate) fn start(
+        name: &str,
+        section: &CloudSection,
+        cache: &CacheSection,
+        arbiter: &ArbiterHandle,
+        metrics: &Metrics,
+    ) -> Result<Self, VoteFailure> {
+        let (name, section) = (Arc::<str>::from(name), Arc::new(section.clone()));
+        let remote = Remote::new(&section).map_err(VoteFailure::new)?;
+        let parts = (Arc::clone(&name), Arc::clone(&section), cache.clone(), metrics.clone());
+        // Created on the actor's thread: the connection to Redis belongs to a runtime.
+        let address = Cloud::start_in_arbiter(arbiter, move |_| {
+            let (name, section, cache, metrics) = parts;
+            let budget = Budget::new(&name, &section, &cache);
+            let breaker = Mutex::new(Breaker::new(FAILURES_MAX, PAUSE));
+            let gives_no_probabilities = AtomicBool::new(false);
+            Cloud(Arc::new(Server {
+                name,
+                section,
+                remote,
+                budget,
+                breaker,
+                gives_no_probabilities,
+                metrics,
+            }))
+        });
+        let permits = Arc::new(Semaphore::new(section.max_in_flight));
+        Ok(Self { name, section, permits, address, metrics: metrics.clone() })
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn section(&self) -> &CloudSection {
+        &self.section
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns how many requests are in flight.
+    pub(crate) fn depth(&self) -> usize {
+        self.section.max_in_flight - self.permits.available_permits()
+    }
+
+    /// Reserves a permit, or fails at once where there is none.
+    pub(crate) fn reserve(&self) -> Result<CloudPermit, VoteFailure> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            let max = self.section.max_in_flight;
+            let reason = format!("too many requests to the server in flight (max_in_flight = {max})");
+            VoteFailure::of(FailureKind::Busy, reason)
+        })?;
+        let depth = self.metrics.queue_depth.with_label_values(&[&*self.name]);
+        depth.inc();
+        Ok(CloudPermit { _permit: permit, depth })
+    }
+
+    /// Encodes the image and sends the question; the caller is a thread of the CPU pool.
+    pub(crate) fn submit(
+        &self,
+        task: &Arc<TaskSpec>,
+        image: &RgbImage,
+        permit: CloudPermit,
+        request: VoteRequest,
+    ) {
+        let started = Instant::now();
+        match encode::jpeg_base64(image, self.section.max_image_side) {
+            Ok(image) => {
+                let (task, preprocess) = (Arc::clone(task), started.elapsed());
+                // The permits bound the mailbox. A question that it does not take answers by its drop.
+                self.address.do_send(Question { task, image, permit, request, preprocess });
+            }
+            Err(error) => request.reply.failed(format!("the image cannot be encoded: {error}")),
+        }
+    }
+}
+
+impl Drop for CloudPermit {
+    fn drop(&mut self) {
+        self.depth.dec();
+    }
+}
+
+impl Actor for Cloud {
+    type Context = Context<Self>;
+}
+
+impl Handler<Question> for Cloud {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, question: Question, _: &mut Self::Context) -> Self::Result {
+        let server = Arc::clone(&self.0);
+        Box::pin(async move { server.answer(question).await })
+    }
+}
+
+impl Server {
+    async fn answer(&self, question: Question) {
+        let Question { task, image, permit, request, preprocess } = question;
+        let VoteRequest { deadline, trace, reply } = request;
+        let started = Instant::now();
+        let outcome = tokio::select! {
+            outcome = self.vote(&task, &image, deadline.time_left()) => outcome,
+            _cancelled = deadline.cancelled() => Err(VoteFailure::expired()),
+        };
+        let cost = Cost { queue: Duration::ZERO, preprocess, model: started.elapsed() };
+        drop(permit);
+        reply.send(VoteReply { outcome, cost, batch: 1, trace });
+    }
+
+    async fn vote(&self, task: &TaskSpec, image: &str, left: Duration) -> Result<ModelOutput, VoteFailure> {
+        if !self.breaker().allows(Instant::now()) {
+            let reason = "the server failed several times in a row, and is not asked for now (circuit open)";
+            return Err(VoteFailure::of(FailureKind::CircuitOpen, reason));
+        }
+        let Some(_reservation) = self.budget.reserve().await else {
+            let reason = "the hour's budget has been spent (max_usd_per_hour)";
+            return Err(VoteFailure::of(FailureKind::OverBudget, reason));
+        };
+        let limit = Duration::from_millis(self.section.timeout_ms).min(left.saturating_sub(MARGIN));
+        let until = Instant::now() + limit;
+        match tokio::time::timeout_at(until.into(), self.ask(task, image, until)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.breaker().failed(Instant::now());
+                let reason = format!("the server did not answer within {} ms", limit.as_millis());
+                Err(VoteFailure::of(FailureKind::TimedOut, reason))
+            }
+        }
+    }
+
+    /// Asks the server, and where it gives no token probabilities asks once more for JSON.
+    async fn ask(&self, task: &TaskSpec, image: &str, until: Instant) -> Result<ModelOutput, VoteFailure> {
+        if self.section.protocol() == Protocol::SystemOne {
+            let body = systemone::request(&self.section.model, task, image);
+            return self.exchange("/systemone", &body, until, |body| systemone::read(body, task)).await.1;
+        }
+        let image = format!("data:image/jpeg;base64,{image}");
+        if !self.gives_no_probabilities.load(Ordering::Relaxed) {
+            let (none, outcome) = self.chat(task, &image, Form::FirstToken, until).await;
+            if !none {
+                return outcome;
+            }
+            if !self.gives_no_probabilities.swap(true, Ordering::Relaxed) {
+                tracing::info!(
+                    model = &*self.name,
+                    "the server gives no token probabilities: it is asked for JSON from now on"
+                );
+            }
+        }
+        self.chat(task, &image, Form::Json, until).await.1
+    }
+
+    async fn chat(
+        &self,
+        task: &TaskSpec,
+        image: &str,
+        form: Form,
+        until: Instant,
+    ) -> (bool, Result<ModelOutput, VoteFailure>) {
+        let body = chat::request(&self.section.model, task, image, form);
+        self.exchange("/chat/completions", &body, until, |body| chat::read(body, task, form)).await
+    }
+
+    /// Exchanges one question for an answer and books its cost. The `bool` is whether the answer lacked
+    /// probabilities.
+    async fn exchange(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        until: Instant,
+        read: impl Fn(&[u8]) -> Result<RemoteAnswer, Unreadable>,
+    ) -> (bool, Result<ModelOutput, VoteFailure>) {
+        let body = match self.remote.post(path, Bytes::from(body.to_string()), until).await {
+            Ok(body) => body,
+            Err(error) => return (false, Err(self.failed(&error))),
+        };
+        self.breaker().succeeded();
+        self.metrics.forwards.with_label_values(&[&*self.name]).inc();
+        let answer = read(&body);
+        let usage = answer.as_ref().map_or_else(Unreadable::usage, |answer| answer.usage);
+        let usd = self.budget.add(usage).await;
+        self.metrics.cloud_usd.with_label_values(&[&*self.name]).inc_by(usd);
+        match answer {
+            Ok(answer) => (false, Ok(answer.logits.into())),
+            Err(error) => {
+                (matches!(error, Unreadable::NoProbabilities(_)), Err(VoteFailure::new(error.to_string())))
+            }
+        }
+    }
+
+    fn failed(&self, error: &CallError) -> VoteFailure {
+        if error.is_server_failure() {
+            self.breaker().failed(Instant::now());
+        } else {
+            self.breaker().succeeded();
+        }
+        VoteFailure::new(error.to_string())
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // A breaker is as good after a panic as before it.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
