@@ -88,7 +88,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what the layers take for granted: sizes within their limits, and heads that RoPE can rotate.
+    /// Checks what the layers take for granted: sizes within their limits, and heads that `RoPE` can rotate.
     fn check(&self) -> Result<(), String> {
         in_range("patch_size", self.patch_size, 1..=PATCH_MAX)?;
         in_range("num_register_tokens", self.num_register_tokens, 0..=WIDTH_MAX)?;
