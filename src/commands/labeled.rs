@@ -223,7 +223,7 @@ impl<'a> VotedImages<'a> {
         self.left_out += corrupted.left_out;
     }
 
-    /// Describes the data in a line: the task's question, and how many images, groups, and images of each
+    /// Describes the data in two lines: the task's question, and how many images, groups, and images of each
     /// label there are.
     pub(super) fn describe(&self) -> String {
         let count = |label: usize| self.images.iter().filter(|image| image.label == label).count();
@@ -235,6 +235,6 @@ impl<'a> VotedImages<'a> {
         }
         let groups = self.groups.iter().collect::<BTreeSet<_>>().len();
         let (question, images) = (self.policy.question(), self.images.len());
-        format!("{question}: {images} images in {groups} groups ({})", counts.join(", "))
+        format!("{question}\n{images} images in {groups} groups ({})", counts.join(", "))
     }
 }
