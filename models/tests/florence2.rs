@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    Architecture, GenerateRequest, Generated, Model, ModelError, ModelOptions, OptionTable, Pixels, TaskId,
-    TaskSpec, decode, load_model,
+    Architecture, GenerateRequest, Generated, Model, ModelError, ModelOptions, OptionProblem, OptionTable,
+    Pixels, TaskId, TaskSpec, decode, load_model,
 };
 use concord_policy::Shape;
 
@@ -285,5 +285,12 @@ fn a_broken_snapshot_is_refused_with_what_is_wrong() {
         let message = load(copy.path(), "", "fp32").err().unwrap().to_string();
         assert!(message.contains(fault), "{file} {pointer}: {message}");
     }
-    assert!(load(&fixture(), "guess", "fp32").err().unwrap().to_string().contains("likelihood or detect"));
+}
+
+#[test]
+fn an_unknown_mode_is_refused() {
+    let given = serde_json::json!({ "mode": "guess" });
+    let florence2 = Architecture::by_name("florence2").unwrap();
+    let (_, faults) = florence2.read_options(given.as_object().unwrap());
+    assert!(matches!(faults[0].problem, OptionProblem::NotOneOf { .. }), "{faults:?}");
 }

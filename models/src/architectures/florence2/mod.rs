@@ -78,12 +78,8 @@ enum Mode {
 }
 
 impl Mode {
-    fn parse(text: &str) -> Result<Self, ModelError> {
-        match text {
-            "" | "likelihood" => Ok(Self::Likelihood),
-            "detect" => Ok(Self::Detect),
-            other => Err(ModelError::Unsupported(format!("mode {other}: expected {}", MODES.join(" or ")))),
-        }
+    fn of(options: &ModelOptions) -> Self {
+        if options.own.choice(&MODE) == MODES[1] { Self::Detect } else { Self::Likelihood }
     }
 }
 
@@ -93,7 +89,7 @@ fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result
 
 impl Florence2 {
     fn load(snapshot: &Snapshot, options: &ModelOptions, place: Placement) -> Result<Self, ModelError> {
-        let mode = Mode::parse(&options.own.choice(&MODE))?;
+        let mode = Mode::of(options);
         let config: Config = snapshot.json("config.json")?;
         let malformed = |message: String| ModelError::malformed(&snapshot.path("config.json"), message);
         config.check().map_err(malformed)?;
