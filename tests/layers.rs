@@ -19,8 +19,9 @@ const CRATES: [Crate; 4] = [
     Crate {
         src: "policy/src",
         layers: &[
-            &["error", "output", "probability", "section"],
-            &["calibration", "fusion", "vote"],
+            &["error", "probability", "section"],
+            &["calibration", "fusion", "output"],
+            &["vote"],
             &["learned"],
             &["verdict"],
             &["cascade"],
