@@ -1,4 +1,4 @@
-//! Encoded bytes → an upright 8-bit RGB image, the same that Pillow's `convert("RGB")` gives.
+//! Decodes encoded bytes to an upright 8-bit RGB image, with the pixels that Pillow's `convert("RGB")` gives.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,68 +9,70 @@ use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, 
 use crate::image::decoded::{DecodedImage, Scale};
 use crate::image::jpeg::{self, JpegError};
 
-/// Why bytes did not become an image.
+/// A reason why bytes could not be decoded as an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// There are no bytes.
     #[error("the image is empty")]
     Empty,
-    /// The bytes do not begin as any format that is read here.
+    /// The bytes do not begin with the signature of any supported format.
     #[error("not an image: expected one of {FORMAT_NAMES}")]
     NotAnImage,
-    /// It declares more pixels than are allowed; nothing of it was decoded.
+    /// The image declares more pixels than the limit allows; nothing of it was decoded.
     #[error("the image is {width} × {height} pixels, more than the limit of {limit} pixels (max_pixels)")]
     TooLarge {
         /// Declared width in pixels.
         width: u32,
         /// Declared height in pixels.
         height: u32,
-        /// The limit that was given.
+        /// The limit, in pixels.
         limit: u64,
     },
-    /// It begins as an image and is broken.
+    /// The bytes begin as an image, but its data is broken.
     #[error("a broken {format} image: {message}")]
     Broken {
-        /// For instance `PNG`.
+        /// The name of the format, for instance `PNG`.
         format: String,
-        /// What the decoder said.
+        /// The decoder's message.
         message: String,
     },
 }
 
-/// Four 16-bit samples, the most that any of the formats has; decoders of animations hold two pictures.
+/// The memory limit for each pixel: four 16-bit samples, the most that any of the formats has, twice, because
+/// decoders of animations hold two frames.
 const BYTES_PER_PIXEL_MAX: u64 = 2 * 8;
-/// For colour profiles, EXIF and the like: a compressed one that unpacks to more is refused.
+/// The memory limit for colour profiles, EXIF and the like: a compressed block that unpacks to more is
+/// refused.
 const METADATA_BYTES_MAX: u64 = 64 << 20;
-/// The formats that are read, as the error names them.
+/// The supported formats, as the error message lists them.
 const FORMAT_NAMES: &str = "JPEG, PNG, WebP, GIF, BMP";
 const FORMATS: [ImageFormat; 5] =
     [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
 
-/// Decodes an image of at most `max_pixels` pixels, turns it upright by its EXIF orientation and
-/// reduces it to 8-bit RGB: 16-bit samples to their high byte, grey copied to three channels, alpha
-/// dropped, palettes looked up, CMYK multiplied out. Of an animation, the first picture.
+/// Decodes an image of at most `max_pixels` pixels, turns it upright by its EXIF orientation and reduces it
+/// to 8-bit RGB: 16-bit samples are cut to their high byte, grey is copied to three channels, alpha is
+/// dropped, palettes are looked up, and CMYK is multiplied out. An animation yields its first frame.
 ///
 /// # Errors
 /// [`DecodeError`]; a declared size over the limit is refused before anything of that size is allocated.
 pub fn decode(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, DecodeError> {
-    decode_at(bytes, max_pixels, Scale::WHOLE).map(|picture| picture.pixels)
+    decode_at(bytes, max_pixels, Scale::WHOLE).map(|image| image.pixels)
 }
 
-/// The same, of a JPEG at this scale; whatever else it is, or of a JPEG that libjpeg does not take, the whole.
+/// Decodes a JPEG at `scale`, and any other image, or a JPEG that libjpeg does not take, at its full size.
 ///
 /// # Errors
-/// As [`decode`]; the limit is of the picture itself.
+/// Returns the errors of [`decode`]; the limit applies to the full-size image.
 pub fn decode_at(bytes: &[u8], max_pixels: u64, scale: Scale) -> Result<DecodedImage, DecodeError> {
     let format = format_of(bytes)?;
     contained(format, || decode_format(bytes, format, max_pixels, scale))
 }
 
-/// Upright width and height of a JPEG of at most `max_pixels` pixels; `None` of another image, which is there as a
-/// whole or not at all. Nothing but the header is read.
+/// Returns the upright width and height of a JPEG of at most `max_pixels` pixels, or `None` for any other
+/// format, which can only be decoded at full size. Reads nothing but the header.
 ///
 /// # Errors
-/// As [`decode`].
+/// Returns the errors of [`decode`].
 pub fn jpeg_size(bytes: &[u8], max_pixels: u64) -> Result<Option<[u32; 2]>, DecodeError> {
     let format = format_of(bytes)?;
     if format != ImageFormat::Jpeg {
@@ -87,20 +89,21 @@ fn format_of(bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
     format.ok_or(DecodeError::NotAnImage)
 }
 
-/// Decoders have panicked on damaged files before: what a stranger sends must not look like a fault of ours.
+/// Turns a panic of a decoder into [`DecodeError`]: decoders have panicked on damaged files before, and a
+/// client's bad file must not look like a bug of the server.
 fn contained<T>(
     format: ImageFormat,
     work: impl FnOnce() -> Result<T, DecodeError>,
 ) -> Result<T, DecodeError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        // What libjpeg says of a fatal error comes this way too.
+        // Fatal errors of libjpeg arrive as panics too.
         let message =
             panic.downcast::<String>().map_or_else(|_| "it cannot be decoded".to_owned(), |said| *said);
         Err(DecodeError::Broken { format: format_name(format), message })
     })
 }
 
-/// An image whose header has been read and whose size is allowed.
+/// An image whose header has been read and whose declared size is allowed.
 struct Opened<'bytes> {
     decoder: Box<dyn ImageDecoder + 'bytes>,
     orientation: Orientation,
@@ -118,7 +121,7 @@ impl<'bytes> Opened<'bytes> {
         limits.max_alloc =
             Some(max_pixels.saturating_mul(BYTES_PER_PIXEL_MAX).saturating_add(METADATA_BYTES_MAX));
         decoder.set_limits(limits).map_err(|error| broken(format, &error))?;
-        // A broken EXIF block says nothing about the pixels.
+        // A broken EXIF block does not affect the pixels.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         Ok(Self { decoder: Box::new(decoder), orientation })
     }
@@ -166,7 +169,8 @@ fn format_name(format: ImageFormat) -> String {
     format!("{format:?}").to_uppercase()
 }
 
-/// Like Pillow, and unlike `DynamicImage::to_rgb8`, which rounds 16-bit samples and takes grey ones through floats.
+/// Reduces an image to 8-bit RGB as Pillow does; `DynamicImage::to_rgb8` differs, because it rounds 16-bit
+/// samples and converts grey ones through floats.
 fn to_rgb8(image: DynamicImage) -> RgbImage {
     let size = (image.width(), image.height());
     let high = |sample: u16| sample.to_be_bytes()[0];

@@ -1,16 +1,18 @@
-//! A picture between its bytes and a model: decoded whole, or by its JPEG's own transform to some eighths of that.
+//! A decoded image, at full size or at a reduced scale that the JPEG's own transform gives.
 
 use ::image::RgbImage;
 
-/// How a JPEG may be decoded, as the configuration calls it: whole, or no larger than a model needs.
+/// The decoding modes of JPEGs by their names in the configuration: at full size, or no larger than a model
+/// needs.
 pub const DECODES: [&str; 2] = ["exact", "fast"];
 
-/// A decoded picture.
+/// A decoded image.
 #[derive(Debug, Clone)]
 pub struct DecodedImage {
-    /// Upright, 8-bit RGB; smaller than the picture itself where it was decoded at less than [`Scale::WHOLE`].
+    /// The pixels, upright, 8-bit RGB; smaller than the full-size image where it was decoded below
+    /// [`Scale::WHOLE`].
     pub pixels: RgbImage,
-    /// Upright width and height of the picture itself, in pixels: what boxes and points speak of.
+    /// The upright width and height of the full-size image, in pixels: boxes and points refer to these.
     pub size: [u32; 2],
 }
 
@@ -21,22 +23,23 @@ impl From<RgbImage> for DecodedImage {
     }
 }
 
-/// How much of each side a JPEG is decoded to, in eighths, rounded up to whole pixels.
+/// The scale at which a JPEG is decoded, in eighths of each side, rounded up to whole pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scale(u8);
 
-/// Five to seven eighths are left out: libjpeg-turbo has no vector instructions for them, and of twelve megapixels
-/// they took 101, 90 and 114 ms where the whole took 77 in the same run.
+/// The scales that are faster than full size. Five to seven eighths are left out: libjpeg-turbo has no vector
+/// instructions for them, and for twelve megapixels they took 101, 90 and 114 ms, where full size took 77 ms
+/// in the same run.
 const MIN_GAIN: [u8; 4] = [1, 2, 3, 4];
 
 impl Scale {
-    /// As it is.
+    /// The full size.
     pub const WHOLE: Self = Self(8);
-    /// How many scales there could be, each with an [`index`](Self::index).
+    /// The number of possible scales, each of which has an [`index`](Self::index).
     pub const COUNT: usize = 8;
 
-    /// The smallest scale at which a picture of this width and height still has the wanted ones; the whole where none
-    /// is cheaper than that.
+    /// Returns the smallest scale at which an image of `size` (width, height) still covers the `wanted` size,
+    /// or full size where no smaller scale is faster.
     pub fn covering(size: [u32; 2], wanted: [u32; 2]) -> Self {
         let covers = |&eighths: &u8| {
             size.iter().zip(wanted).all(|(&side, wanted)| {
@@ -46,12 +49,12 @@ impl Scale {
         MIN_GAIN.into_iter().find(covers).map_or(Self::WHOLE, Self)
     }
 
-    /// From 1 to 4, or 8.
+    /// Returns the scale in eighths: 1 to 4, or 8.
     pub fn eighths(self) -> u8 {
         self.0
     }
 
-    /// Among all scales, from 0.
+    /// Returns the position among all scales, from 0.
     pub fn index(self) -> usize {
         usize::from(self.0) - 1
     }

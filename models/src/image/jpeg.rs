@@ -1,5 +1,5 @@
-//! The pixels of a JPEG, by libjpeg-turbo's code: bit for bit those that Pillow gives to the reference
-//! implementations, whose chroma upsampling and cosine transform other decoders round differently.
+//! Decodes JPEGs with libjpeg-turbo's code: bit for bit the pixels that Pillow gives to the reference
+//! implementations. Other decoders round the chroma upsampling and the cosine transform differently.
 
 use std::io;
 
@@ -8,19 +8,21 @@ use mozjpeg::{ColorSpace, Decompress};
 
 use crate::image::decoded::Scale;
 
-/// How a JPEG file ends, and how each of its scans begins; neither can occur inside compressed data.
+/// The marker that ends a JPEG file and the one that begins each of its scans; neither can occur inside
+/// compressed data.
 const END: [u8; 2] = [0xff, 0xd9];
 const SCAN: [u8; 2] = [0xff, 0xda];
-/// A progressive file has about ten scans. Each costs a pass over the whole picture, whatever it holds: a file of
-/// some megabytes with a hundred thousand empty ones would take minutes.
+/// The most scans that are accepted. A progressive file has about ten, and each costs a pass over the whole
+/// image, however little it holds: a file of some megabytes with a hundred thousand empty scans would take
+/// minutes.
 const SCANS_MAX: usize = 128;
 
-/// Why [`rgb`] gave no pixels.
+/// A reason why [`rgb`] returned no pixels.
 #[derive(Debug)]
 pub(crate) enum JpegError {
-    /// It is of a kind that another decoder has to judge: cut off, or with the colours of a printer.
+    /// The file has to be judged by another decoder: it is truncated, or has CMYK colours.
     Unsuited,
-    /// What is wrong with it.
+    /// The file is broken, with the reason.
     Broken(String),
 }
 
@@ -30,16 +32,18 @@ impl From<io::Error> for JpegError {
     }
 }
 
-/// Decodes a JPEG whose declared size has been checked; the orientation is left as it is. At less than the whole, its
-/// cosine transform gives so many eighths of the picture, each pixel near the mean of those that it stands for.
+/// Decodes a JPEG whose declared size has been checked, and leaves its orientation as it is. Below full size,
+/// the cosine transform yields the given number of eighths of each side, each pixel near the mean of those it
+/// stands for.
 ///
-/// Damaged data gives damaged pixels, as with Pillow. Fatal errors unwind, with a `String`: the caller contains that.
+/// Damaged data gives damaged pixels, as with Pillow. Fatal errors unwind with a `String` as their payload,
+/// which the caller has to catch.
 pub(crate) fn rgb(bytes: &[u8], scale: Scale) -> Result<RgbImage, JpegError> {
     let scans = bytes.windows(2).filter(|pair| **pair == SCAN).count();
     if scans > SCANS_MAX {
         return Err(JpegError::Broken(format!("it has {scans} scans, more than the limit of {SCANS_MAX}")));
     }
-    // libjpeg would fill what is missing with grey.
+    // libjpeg would fill missing data with grey.
     let last_scan = bytes.windows(2).rposition(|pair| *pair == SCAN).unwrap_or(0);
     if !bytes[last_scan..].windows(2).any(|pair| *pair == END) {
         return Err(JpegError::Unsuited);

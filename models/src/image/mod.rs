@@ -1,4 +1,4 @@
-//! Images: decoded from bytes, and preprocessed into what a model takes; knows no model.
+//! Decodes images from bytes and preprocesses them into the pixel tensors of a model; knows no model.
 
 pub(crate) mod decode;
 pub(crate) mod decoded;

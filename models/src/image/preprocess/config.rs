@@ -1,4 +1,5 @@
-//! Which recipe a snapshot or a configuration asks for, with the defaults of the processor classes.
+//! Reads the preprocessing recipe from a snapshot or a configuration, with the defaults of the processor
+//! classes.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use super::{FILTERS, Filter, InputOptions, Preprocessor, Recipe, Tiling};
 use crate::ModelError;
 use crate::snapshot::folder::Snapshot;
 
-/// `preprocessor_config.json`, the part that is used.
+/// The fields of `preprocessor_config.json` that are used.
 #[derive(Deserialize)]
 struct Config {
     image_processor_type: String,
@@ -29,7 +30,8 @@ struct Config {
     pooling_size: Option<[i64; 2]>,
 }
 
-/// `processor_config.json`, which holds the same where transformers wrote the snapshot.
+/// The fields of `processor_config.json`, which holds the same settings where transformers wrote the
+/// snapshot.
 #[derive(Deserialize)]
 struct ProcessorConfig {
     image_processor: Config,
@@ -47,11 +49,12 @@ const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
-/// A larger side would be a mistake: the published models take at most 1024.
+/// The largest side that is accepted, in pixels: a larger one would be a mistake, since the published models
+/// take at most 1024.
 pub(crate) const SIDE_MAX: i64 = 8192;
 
 impl Preprocessor {
-    /// The one that the configuration of a TorchScript module describes.
+    /// Builds the preprocessor that the configuration of a TorchScript module describes.
     pub(crate) fn of_input(input: &InputOptions) -> Result<Self, String> {
         let filter = match FILTERS.iter().position(|name| *name == input.filter) {
             Some(0) => Filter::Bilinear,
@@ -75,18 +78,18 @@ impl Preprocessor {
         Ok(Self { recipe, mean: input.mean, std: input.std, rescale: 1.0 / 255.0, device: Device::Cpu })
     }
 
-    /// The one of the snapshot in a folder, whether or not its weights are there.
+    /// Reads the preprocessor of the snapshot in a folder, whether its weights are there or not.
     ///
     /// # Errors
-    /// When a file is missing, or asks for something that is not done here.
+    /// Fails when a file is missing, or asks for something that is not supported.
     pub fn of_snapshot(folder: &Path) -> Result<Self, ModelError> {
         Self::load(&Snapshot::open(folder)?)
     }
 
-    /// The one that the snapshot describes.
+    /// Reads the preprocessor that the snapshot describes.
     ///
     /// # Errors
-    /// When the file is missing, or asks for something that is not done here.
+    /// Fails when the file is missing, or asks for something that is not supported.
     pub(crate) fn load(snapshot: &Snapshot) -> Result<Self, ModelError> {
         let (file, config) = if !snapshot.path(FILE).exists() && snapshot.path(PROCESSOR_FILE).exists() {
             (PROCESSOR_FILE, snapshot.json::<ProcessorConfig>(PROCESSOR_FILE)?.image_processor)
@@ -105,7 +108,7 @@ impl Preprocessor {
         }
         let processor = config.image_processor_type.trim_end_matches("Fast").trim_end_matches("Pil");
         let filter = match config.resample {
-            // What the classes do when their file does not say.
+            // The classes' default where their file names no filter.
             None if matches!(processor, "SiglipImageProcessor" | "CLIPImageProcessor") => Filter::Bicubic,
             None | Some(2) => Filter::Bilinear,
             Some(3) => Filter::Bicubic,
@@ -130,7 +133,8 @@ impl Preprocessor {
                 (recipe, [0.5; 3], [0.5; 3])
             }
             "CLIPImageProcessor" => {
-                // What the class does when its file does not say: the shorter side to one length, then a crop.
+                // The class default where the file does not disable it: resize the shorter side to one
+                // length, then crop.
                 let (Some(height), Some(width), Some(false)) = (height, width, config.do_center_crop) else {
                     return Err(
                         "CLIPImageProcessor needs a size of height and width, and do_center_crop = false"
@@ -171,7 +175,7 @@ impl Preprocessor {
     }
 }
 
-/// The class defaults of `Molmo2ImageProcessor`, and what the file says.
+/// Reads the tiling settings: the file's values over the class defaults of `Molmo2ImageProcessor`.
 fn tiling(config: &Config, filter: Filter) -> Result<Tiling, String> {
     let (height, width) = config.size.as_ref().map_or((None, None), |size| (size.height, size.width));
     if height != width {

@@ -1,7 +1,8 @@
-//! An RGB image → the pixel tensor that a model was trained on, as its `preprocessor_config.json` says.
+//! Preprocesses an RGB image into the pixel tensor that a model was trained on, as its
+//! `preprocessor_config.json` says.
 //!
-//! Each recipe repeats the order of operations of the processor class in transformers, because
-//! resizing before or after the change to floating point differs in more than a tenth of the pixels.
+//! Each recipe repeats the order of operations of the processor class in transformers, because resizing
+//! before or after the conversion to floating point differs in more than a tenth of the pixels.
 
 mod config;
 mod input_options;
@@ -23,61 +24,65 @@ pub(crate) use self::tiling::Tiling;
 use crate::ModelError;
 use crate::image::decoded::{DecodedImage, Scale};
 
-/// One image, ready for a model.
+/// An image that is ready for a model.
 #[derive(Debug)]
 pub struct Pixels {
-    /// The values, of the shape that the layout names: fp32 on the CPU, but for bytes.
+    /// The values, in the shape that the layout names: fp32 on the CPU, except for [`PixelLayout::Bytes`].
     pub values: Tensor,
-    /// What the values are.
+    /// The layout of the values.
     pub layout: PixelLayout,
-    /// Upright width and height of the picture itself, in pixels, however small it was decoded.
+    /// The upright width and height of the full-size image, in pixels, at whatever scale it was decoded.
     pub image_size: [u32; 2],
-    /// What is left to the device, where anything is.
+    /// The work that is left to the device, if there is any.
     rest: Option<Box<Rest>>,
 }
 
-/// What the values of [`Pixels`] are. A recipe that makes something else adds a variant.
+/// The layout of the values of [`Pixels`]. A recipe that yields another one adds a variant.
 #[derive(Debug)]
 pub enum PixelLayout {
     /// One image of the model's resolution, [3, height, width].
     Planes,
-    /// The image as it is, [height, width, 3] in bytes: for a model that resizes by itself, and while the rest is left to
-    /// a GPU.
+    /// The image unchanged, [height, width, 3] in bytes: for a model that resizes by itself, or while the
+    /// remaining work is left to a GPU.
     Bytes,
-    /// Patches of an image of any resolution (NaFlex), [patches, patch·patch·3], the values of a patch in the order row,
-    /// column, channel.
+    /// The patches of an image of any resolution (NaFlex), [patches, patch·patch·3], with the values of a
+    /// patch in the order row, column, channel.
     Patches {
         /// Rows and columns of patches.
         grid: [i64; 2],
     },
-    /// Patches of several crops (Molmo2), [crops, patches, patch·patch·3]; how tokens follow from them.
+    /// The patches of several crops (Molmo2), [crops, patches, patch·patch·3], and how tokens follow from
+    /// them.
     Crops(Tiles),
 }
 
-/// What turns an image into [`Pixels`]; shared between threads.
+/// A recipe that turns an image into [`Pixels`]; shared between threads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
     recipe: Recipe,
-    /// Of one channel each, in the range 0–1.
+    /// The mean of each channel, in the range 0–1.
     mean: [f64; 3],
     std: [f64; 3],
-    /// Usually 1/255.
+    /// The factor that scales bytes, usually 1/255.
     rescale: f64,
-    /// Where pictures are resized and normalised, as far as it is able to.
+    /// The device on which images are resized and normalised, as far as it supports the recipe.
     device: Device,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Recipe {
-    /// `DINOv3ViTImageProcessor`: to fp32, then resize.
+    /// The recipe of `DINOv3ViTImageProcessor`: convert to fp32, then resize.
     ResizeFloat { height: i64, width: i64, filter: Filter },
-    /// `SiglipImageProcessor`, and `CLIPImageProcessor` with one size and no crop: resize in bytes, then to fp32.
+    /// The recipe of `SiglipImageProcessor`, and of `CLIPImageProcessor` with one size and no crop: resize in
+    /// bytes, then convert to fp32.
     ResizeBytes { height: i64, width: i64, filter: Filter },
-    /// None: the image as it is.
+    /// No processing: the image unchanged.
     Bytes,
-    /// `Siglip2ImageProcessor`: the size that keeps the aspect ratio within a number of patches.
+    /// The recipe of `Siglip2ImageProcessor`: resize to the size that keeps the aspect ratio within a number
+    /// of patches.
     NaFlex { patch: i64, max_patches: i64, filter: Filter },
-    /// `Molmo2ImageProcessor`: the whole and crops, resized in fp32 without antialiasing, then rounded.
+    /// The recipe of `Molmo2ImageProcessor`: the whole image and crops of it, resized in fp32 without
+    /// antialiasing, then rounded.
     Tiles(Tiling),
 }
 
@@ -87,17 +92,17 @@ enum Filter {
     Bicubic,
 }
 
-/// How images may be resized, as the configuration calls it.
+/// The resize filters by their names in the configuration.
 pub(crate) const FILTERS: [&str; 2] = ["bilinear", "bicubic"];
 
 impl Preprocessor {
-    /// Leaves images as they are, for a model that resizes and normalises by itself.
+    /// Returns a recipe that leaves images unchanged, for a model that resizes and normalises by itself.
     pub fn none() -> Self {
         Self { recipe: Recipe::Bytes, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0, device: Device::Cpu }
     }
 
-    /// The smallest scale at which a picture of this upright width and height may be decoded for this model: with no
-    /// fewer pixels than it is resized to.
+    /// Returns the smallest scale at which an image of this upright width and height may be decoded for this
+    /// model: one that has no fewer pixels than the image is resized to.
     pub fn scale(&self, [width, height]: [u32; 2]) -> Scale {
         let wanted = match &self.recipe {
             Recipe::Bytes => return Scale::WHOLE,
@@ -119,22 +124,22 @@ impl Preprocessor {
     /// Resizes and normalises one image.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Fails when libtorch does.
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
         self.apply_sized(image, [image.width(), image.height()])
     }
 
-    /// The same for a picture that was decoded at a scale. What follows from a picture's proportions follows from
-    /// those of the picture itself: eighths are rounded to pixels.
+    /// Resizes and normalises an image that was decoded at a scale. All that depends on the proportions uses
+    /// those of the full-size image, because eighths are rounded to pixels.
     ///
     /// # Errors
-    /// When libtorch refuses.
-    pub fn apply_decoded(&self, picture: &DecodedImage) -> Result<Pixels, ModelError> {
-        self.apply_sized(&picture.pixels, picture.size)
+    /// Fails when libtorch does.
+    pub fn apply_decoded(&self, image: &DecodedImage) -> Result<Pixels, ModelError> {
+        self.apply_sized(&image.pixels, image.size)
     }
 
-    /// The same, for a model on `device`. What a GPU can do it is left to do: its pictures are finished on the stream of
-    /// the model that they are given to.
+    /// Returns this recipe for a model on `device`. A GPU gets all the work that it supports: its images are
+    /// finished on the stream of the model that receives them.
     #[must_use]
     pub fn for_device(self, device: Device) -> Self {
         Self { device, ..self }
@@ -160,7 +165,7 @@ impl Preprocessor {
             Recipe::Bytes => Ok((bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?, PixelLayout::Bytes)),
             &Recipe::ResizeFloat { height, width, filter } => {
                 let mut scaled = bytes.f_to_kind(Kind::Float)?;
-                // In place: of 64 megapixels each copy takes 768 MB.
+                // In place, because each copy of 64 megapixels takes 768 MB.
                 let _same = scaled.f_mul_scalar_(self.rescale)?;
                 let resized = resize(&scaled, height, width, filter)?;
                 Ok((self.normalise(&resized, 1.0)?, PixelLayout::Planes))
@@ -182,7 +187,8 @@ impl Preprocessor {
             }
             Recipe::Tiles(tiling) => {
                 let plan = tiling.plan(image_height, image_width);
-                // One channel after the other, as the reference has them: the resize of the other layout rounds differently.
+                // One channel after the other, as in the reference: a resize of the other layout rounds
+                // differently.
                 let floats = bytes.f_to_kind(Kind::Float)?.f_contiguous()?;
                 let view = |size| self.normalise(&resize_rounded(&floats, size)?, self.rescale);
                 let values =
@@ -192,8 +198,8 @@ impl Preprocessor {
         }
     }
 
-    /// (x − mean / rescale) / (std / rescale) on [1, 3, height, width] → [3, height, width]: transformers
-    /// folds the rescaling into the normalisation where both follow each other.
+    /// Computes (x − mean / rescale) / (std / rescale), [1, 3, height, width] → [3, height, width]:
+    /// transformers folds the rescaling into the normalisation where one follows the other.
     fn normalise(&self, x: &Tensor, rescale: f64) -> Result<Tensor, tch::TchError> {
         let channels = |values: [f64; 3]| {
             Tensor::f_from_slice(&values.map(|value| value / rescale))?
@@ -203,14 +209,14 @@ impl Preprocessor {
         x.f_squeeze_dim(0)?.f_sub(&channels(self.mean)?)?.f_div(&channels(self.std)?)?.f_contiguous()
     }
 
-    /// How many 8-bit steps a difference of pixel values is: [3, …] → the same shape. For NaFlex, whose
+    /// Converts a difference of pixel values to 8-bit steps, [3, …] → the same shape. For NaFlex, whose
     /// channels come last, all channels have one std.
     pub(crate) fn eight_bit_steps(&self, difference: &Tensor) -> Tensor {
         let std = self.std.iter().copied().fold(f64::INFINITY, f64::min);
         difference.abs() * (std * 255.0)
     }
 
-    /// The most patches that an image can have, where the model takes any resolution.
+    /// Returns the most patches that an image can have, if the model takes any resolution.
     pub(crate) fn max_patches(&self) -> Option<i64> {
         match self.recipe {
             Recipe::NaFlex { max_patches, .. } => Some(max_patches),
@@ -218,7 +224,7 @@ impl Preprocessor {
         }
     }
 
-    /// Patch side in pixels, where the model takes any resolution.
+    /// Returns the side of a patch in pixels, if the model takes any resolution.
     pub(crate) fn naflex_patch(&self) -> Option<i64> {
         match self.recipe {
             Recipe::NaFlex { patch, .. } => Some(patch),
@@ -226,7 +232,7 @@ impl Preprocessor {
         }
     }
 
-    /// Height and width that every image is resized to, where the model has one resolution.
+    /// Returns the height and width that every image is resized to, if the model has one resolution.
     pub(crate) fn fixed_size(&self) -> Option<(i64, i64)> {
         match self.recipe {
             Recipe::ResizeFloat { height, width, .. } | Recipe::ResizeBytes { height, width, .. } => {
@@ -236,7 +242,7 @@ impl Preprocessor {
         }
     }
 
-    /// How images are cut, where the model takes several crops of each.
+    /// Returns how images are cut, if the model takes several crops of each.
     pub(crate) fn tiling(&self) -> Option<&Tiling> {
         match &self.recipe {
             Recipe::Tiles(tiling) => Some(tiling),
@@ -245,18 +251,18 @@ impl Preprocessor {
     }
 }
 
-/// [1, 3, height, width] of bytes, laid out as the image is (channels last), for which libtorch has its
-/// fastest resize.
+/// Returns the image's bytes as [1, 3, height, width] in the image's own memory layout (channels last), for
+/// which libtorch has its fastest resize.
 fn image_tensor(image: &RgbImage) -> Result<Tensor, tch::TchError> {
     let (height, width) = (i64::from(image.height()), i64::from(image.width()));
     Tensor::f_from_slice(image.as_raw())?.f_view([1, height, width, 3])?.f_permute([0, 3, 1, 2])
 }
 
 impl Pixels {
-    /// The same pixels on a device, with the rest done there where something is left.
+    /// Moves the pixels to a device, and does the remaining work there.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Fails when libtorch does.
     pub fn on(self, device: Device) -> Result<Self, ModelError> {
         let (values, layout) = match staged::finish(&[&self], device) {
             Some(finished) => (finished.f_squeeze_dim(0)?, PixelLayout::Planes),
@@ -282,7 +288,7 @@ impl Pixels {
     }
 }
 
-/// A batch as models take it: images of one resolution stacked to [batch, 3, height, width].
+/// Stacks images of one resolution to a batch of [batch, 3, height, width].
 pub(crate) fn stack(images: &[&Pixels], device: Device) -> Tensor {
     if let Some(finished) = staged::finish(images, device) {
         return finished;

@@ -1,10 +1,11 @@
-//! Resizing as the processors do it, and to which size.
+//! Resizes images as the processors do, and computes the sizes that they resize to.
 
 use tch::{TchError, Tensor};
 
 use super::Filter;
 
-/// With antialiasing, in the tensor's own type, as `torchvision.transforms.v2.functional.resize` on a CPU.
+/// Resizes with antialiasing in the tensor's own type, as `torchvision.transforms.v2.functional.resize` does
+/// on a CPU.
 pub(super) fn resize(x: &Tensor, height: i64, width: i64, filter: Filter) -> Result<Tensor, TchError> {
     match filter {
         Filter::Bilinear => {
@@ -16,12 +17,12 @@ pub(super) fn resize(x: &Tensor, height: i64, width: i64, filter: Filter) -> Res
     }
 }
 
-/// Without antialiasing, in fp32, to whole numbers from 0 to 255.
+/// Resizes without antialiasing in fp32, and rounds to whole numbers from 0 to 255.
 pub(super) fn resize_rounded(x: &Tensor, size: [i64; 2]) -> Result<Tensor, TchError> {
     x.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?.f_round()?.f_clamp(0.0, 255.0)
 }
 
-/// The largest size that keeps the aspect ratio, with both sides multiples of the patch, in at most
+/// Returns the largest size that keeps the aspect ratio, with both sides multiples of the patch, in at most
 /// `max_patches` patches: the binary search of `get_image_size_for_max_num_patches` in transformers'
 /// `image_processing_siglip2.py`, with its bounds and precision, because rounding decides.
 pub(super) fn naflex_size(height: u32, width: u32, patch: i64, max_patches: i64) -> (i64, i64) {

@@ -1,9 +1,9 @@
-//! Pictures whose resizing and normalising is left to the GPU: their bytes, in page-locked memory until then, are copied
-//! on the model's stream without anyone waiting.
+//! Leaves resizing and normalising to the GPU: the image's bytes are staged in page-locked memory and copied
+//! on the model's stream, so that no thread waits for the copy.
 //!
-//! The recipes are those of the CPU, in fp32. What the CPU computes in bytes rounds between the passes along rows and
-//! columns, so that this does as well: what is left is one level in few pixels, where weights in whole numbers round
-//! otherwise. The same code runs on the CPU in tests.
+//! The recipes are those of the CPU, in fp32. Where the CPU computes in bytes, it rounds between the passes
+//! along rows and columns, and so does this code: the remaining difference is one level in few pixels, where
+//! the CPU's integer weights round otherwise. The same code runs on the CPU in tests.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,33 +14,34 @@ use tch::{Device, Kind, Tensor};
 use super::{Filter, PixelLayout, Pixels, Preprocessor, Recipe};
 use crate::libtorch::{LibtorchError, pinned};
 
-/// Of one picture: 16 megapixels. On the GPU it takes five times as much for a moment.
-const PICTURE_BYTES_MAX: u64 = 48 << 20;
-/// Of all pictures that wait or run. They may be as many as all queues hold, and page-locked memory is lost to others.
+/// The most bytes of one image that are staged: 16 megapixels. The GPU briefly needs five times as much.
+const IMAGE_BYTES_MAX: u64 = 48 << 20;
+/// The most bytes of all images that wait or run. There may be as many as all queues hold, and page-locked
+/// memory is lost to other uses.
 const PINNED_BYTES_MAX: u64 = 1 << 30;
-/// A side that shrinks to less than this part of it has too many weights for the kernel's shared memory: at about 46
-/// times it refuses.
+/// The largest factor by which a side may shrink. The kernel keeps its weights in shared memory, and refuses
+/// at a factor of about 46.
 const SHRINK_MAX: i64 = 16;
 
-/// What is held of [`PINNED_BYTES_MAX`].
+/// The bytes of [`PINNED_BYTES_MAX`] that are in use.
 static PINNED_BYTES: AtomicU64 = AtomicU64::new(0);
 static REFUSED: Once = Once::new();
 
-/// What is still to be done with a picture's bytes.
+/// The work that remains to be done with an image's bytes.
 #[derive(Debug)]
 pub(super) struct Rest {
     preprocessor: Preprocessor,
     _share: Share,
 }
 
-/// A part of the page-locked memory that there may be; given up on drop.
+/// A reservation of a share of the page-locked memory; released on drop.
 #[derive(Debug)]
 pub(super) struct Share(u64);
 
 impl Share {
-    /// `None` where so much more would be too much.
+    /// Reserves `bytes`, or returns `None` where that would exceed the limit.
     pub(super) fn take(bytes: u64) -> Option<Self> {
-        // So libtorch rounds.
+        // libtorch rounds its allocations up in the same way.
         let bytes = bytes.checked_next_power_of_two()?;
         let more = |held: u64| held.checked_add(bytes).filter(|&held| held <= PINNED_BYTES_MAX);
         PINNED_BYTES.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self(bytes))
@@ -54,14 +55,14 @@ impl Drop for Share {
 }
 
 impl Preprocessor {
-    /// The image's bytes, for [`finish`] to do the rest on `device`; `None` where the CPU has to do it all: where this
-    /// recipe is not among those that the device agrees about, or the picture is too large.
+    /// Stages the image's bytes, for [`finish`] to do the remaining work on `device`. Returns `None` where
+    /// the CPU has to do it all, because the device does not support the recipe or the image is too large.
     pub(super) fn stage(&self, image: &RgbImage, image_size: [u32; 2], device: Device) -> Option<Pixels> {
         let (height, width, _) = self.resizing()?;
         let sides = [i64::from(image.height()), i64::from(image.width())];
         let fits = |(side, to): (&i64, i64)| (1..=to * SHRINK_MAX).contains(side);
         let bytes = image.as_raw().len() as u64;
-        if bytes > PICTURE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
+        if bytes > IMAGE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
             return None;
         }
         let share = Share::take(bytes)?;
@@ -77,7 +78,7 @@ impl Preprocessor {
         }
     }
 
-    /// Height, width and filter of the recipes that a device has as well.
+    /// Returns the height, width and filter of a recipe that a device supports.
     fn resizing(&self) -> Option<(i64, i64, Filter)> {
         match self.recipe {
             Recipe::ResizeFloat { height, width, filter } | Recipe::ResizeBytes { height, width, filter } => {
@@ -87,12 +88,13 @@ impl Preprocessor {
         }
     }
 
-    /// [height, width, 3] of bytes, on the host → [1, 3, height, width] of the model's size on the device, fp32, not yet
-    /// normalised. Waits for nothing.
+    /// Resizes bytes [height, width, 3] on the host to [1, 3, height, width] of the model's size on the
+    /// device, fp32 and not yet normalised. Waits for nothing.
     fn resized_on(&self, bytes: &Tensor, device: Device) -> Tensor {
         let Some((height, width, filter)) = self.resizing() else { return bytes.to_device(device) };
         let there = bytes.internal_to_copy((Kind::Uint8, device), true);
-        // While they are bytes: the kernel wants one channel after the other, and would make its own copy.
+        // Permuted while they are bytes, which is cheaper: the kernel wants one channel after the other, and
+        // would make its own copy.
         let mut x = there.permute([2, 0, 1]).unsqueeze(0).contiguous().to_kind(Kind::Float);
         drop(there);
         if matches!(self.recipe, Recipe::ResizeFloat { .. }) {
@@ -100,13 +102,14 @@ impl Preprocessor {
             return filter.resize(&x, height, width);
         }
         let rows = x.size()[2];
-        // Halves go up, as in the CPU's whole numbers; `round` takes them to even ones.
+        // Halves are rounded up, as in the CPU's integer arithmetic; `round` would take them to the nearest
+        // even number.
         let levels = |x: &Tensor| (x + 0.5).floor().clamp(0.0, 255.0);
         levels(&filter.resize(&levels(&filter.resize(&x, rows, width)), height, width))
     }
 
-    /// In place, [images, 3, height, width] as [`resized_on`](Self::resized_on) gives it. With a number for each
-    /// channel: a tensor of them would have to be copied to the device, which waits.
+    /// Normalises [images, 3, height, width] from [`resized_on`](Self::resized_on) in place. Uses one scalar
+    /// for each channel, because a tensor of them would have to be copied to the device, which blocks.
     fn normalise_in_place(&self, x: &Tensor) {
         let rescale = if matches!(self.recipe, Recipe::ResizeFloat { .. }) { 1.0 } else { self.rescale };
         for (channel, (mean, std)) in (0..).zip(self.mean.into_iter().zip(self.std)) {
@@ -117,7 +120,7 @@ impl Preprocessor {
 }
 
 impl Filter {
-    /// With antialiasing, [1, 3, …] → [1, 3, height, width].
+    /// Resizes with antialiasing, [1, 3, …] → [1, 3, height, width].
     fn resize(self, x: &Tensor, height: i64, width: i64) -> Tensor {
         match self {
             Self::Bilinear => {
@@ -130,12 +133,12 @@ impl Filter {
     }
 }
 
-/// [images, 3, height, width] on the device, fp32: each image as it is, or with the rest done. `None` where nothing is
-/// left to do for any of them.
+/// Returns the batch [images, 3, height, width] on the device in fp32, with the remaining work of each image
+/// done, or `None` where no work is left for any of them.
 pub(super) fn finish(images: &[&Pixels], device: Device) -> Option<Tensor> {
     let rests = || images.iter().filter_map(|image| image.rest.as_ref().map(|rest| (rest, &image.values)));
     let (first, _) = rests().next()?;
-    // All of one model, hence of one recipe.
+    // All images are of one model, and hence of one recipe.
     let resized: Vec<Tensor> =
         rests().map(|(rest, bytes)| rest.preprocessor.resized_on(bytes, device)).collect();
     let finished = Tensor::cat(&resized, 0);
@@ -159,6 +162,6 @@ pub(super) fn finish(images: &[&Pixels], device: Device) -> Option<Tensor> {
 
 fn tell_once(error: &LibtorchError) {
     REFUSED.call_once(|| {
-        tracing::warn!(%error, "no page-locked memory: pictures are made ready on the CPU");
+        tracing::warn!(%error, "no page-locked memory: images are preprocessed on the CPU");
     });
 }

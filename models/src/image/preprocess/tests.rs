@@ -1,4 +1,4 @@
-//! What is left to a device against what the CPU does, on every device that there is.
+//! Compares the work that is left to a device with the CPU's, on every device that there is.
 
 use tch::{Device, Kind};
 
@@ -19,7 +19,7 @@ fn preprocessor(recipe: Recipe) -> Preprocessor {
     Preprocessor { recipe, mean, std, rescale: 1.0 / 255.0, device: Device::Cpu }
 }
 
-/// Both kinds, both filters.
+/// Returns recipes of both kinds, with both filters.
 fn recipes() -> Vec<Preprocessor> {
     let (height, width) = (96, 128);
     let of = |filter| {
@@ -28,8 +28,8 @@ fn recipes() -> Vec<Preprocessor> {
     [Filter::Bilinear, Filter::Bicubic].into_iter().flat_map(of).map(preprocessor).collect()
 }
 
-/// Hard edges and noise, where rounding and overshooting show most.
-fn picture(width: u32, height: u32) -> RgbImage {
+/// Returns an image with hard edges and noise, where rounding and overshooting show most.
+fn sample_image(width: u32, height: u32) -> RgbImage {
     let mut state: u32 = 1;
     RgbImage::from_fn(width, height, |x, y| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -39,7 +39,7 @@ fn picture(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Of the largest difference in levels, and the share of values that differ by half of one or more.
+/// Returns the largest difference in levels, and the share of values that differ by half a level or more.
 fn difference(preprocessor: &Preprocessor, ours: &Tensor, expected: &Tensor) -> (f64, f64) {
     let std = Tensor::from_slice(&preprocessor.std).to_kind(Kind::Float).view([3, 1, 1]);
     let levels = (ours.to_device(Device::Cpu) - expected).abs() * std * 255.0;
@@ -48,9 +48,10 @@ fn difference(preprocessor: &Preprocessor, ours: &Tensor, expected: &Tensor) -> 
 }
 
 #[test]
-fn a_device_makes_of_a_picture_what_the_cpu_makes_of_it() {
-    // A photograph, as large already, a little larger, one side each, as much as there may be; and smaller ones: by a
-    // little, by much, in one side, a line.
+fn a_device_preprocesses_an_image_as_the_cpu_does() {
+    // Sizes above the target: a photograph, one that has the target's size already, slightly larger ones,
+    // ones with a single longer side, and the largest allowed. The smaller ones follow: by a little, by a
+    // lot, in one side, and a line.
     let larger = [(640, 427), (128, 96), (131, 99), (128, 400), (1000, 96), (250, 130), (2048, 1536)];
     let smaller = [(127, 95), (20, 15), (64, 400), (1000, 50), (1, 300), (3, 1)];
     let sizes = larger.into_iter().chain(smaller);
@@ -59,9 +60,9 @@ fn a_device_makes_of_a_picture_what_the_cpu_makes_of_it() {
         let _current = stream.enter().unwrap();
         for preprocessor in recipes() {
             for (width, height) in sizes.clone() {
-                let picture = picture(width, height);
-                let expected = preprocessor.apply(&picture).unwrap().values;
-                let staged = preprocessor.stage(&picture, [width, height], device).unwrap();
+                let image = sample_image(width, height);
+                let expected = preprocessor.apply(&image).unwrap().values;
+                let staged = preprocessor.stage(&image, [width, height], device).unwrap();
                 let ours = staged.on(device).unwrap().values;
                 assert_eq!((ours.size(), ours.kind()), (expected.size(), Kind::Float));
                 let (levels, share) = difference(&preprocessor, &ours, &expected);
@@ -81,17 +82,17 @@ fn a_batch_is_in_the_order_of_its_images_whoever_made_them_ready() {
         let stream = Stream::new(device).unwrap();
         let _current = stream.enter().unwrap();
         for preprocessor in recipes() {
-            let pictures = [picture(300, 200), picture(140, 141), picture(200, 300), picture(128, 96)];
+            let samples = [sample_image(300, 200), sample_image(140, 141), sample_image(200, 300), sample_image(128, 96)];
             for by_cpu in [&[][..], &[1], &[0, 2, 3], &[0, 1, 2, 3]] {
-                let ready = |(index, picture): (usize, &RgbImage)| match by_cpu.contains(&index) {
-                    true => preprocessor.apply(picture).unwrap(),
-                    false => preprocessor.stage(picture, [1, 1], device).unwrap(),
+                let ready = |(index, image): (usize, &RgbImage)| match by_cpu.contains(&index) {
+                    true => preprocessor.apply(image).unwrap(),
+                    false => preprocessor.stage(image, [1, 1], device).unwrap(),
                 };
-                let images: Vec<Pixels> = pictures.iter().enumerate().map(ready).collect();
+                let images: Vec<Pixels> = samples.iter().enumerate().map(ready).collect();
                 let batch = stack(&images.iter().collect::<Vec<_>>(), device);
                 assert_eq!((batch.size(), batch.device()), (vec![4, 3, 96, 128], device));
-                for (index, picture) in (0..).zip(&pictures) {
-                    let expected = preprocessor.apply(picture).unwrap().values;
+                for (index, image) in (0..).zip(&samples) {
+                    let expected = preprocessor.apply(image).unwrap().values;
                     let (levels, _) = difference(&preprocessor, &batch.get(index), &expected);
                     assert!(levels < 1.01, "{device:?} {by_cpu:?} image {index}: {levels} levels");
                 }
@@ -108,10 +109,10 @@ fn what_a_device_should_not_have_stays_with_the_cpu() {
     };
     assert!(stage(fixed, 128 * 16, 96).is_some());
     assert!(stage(fixed, 128 * 16 + 1, 96).is_none(), "too many weights for each pixel");
-    assert!(stage(fixed, 0, 0).is_none(), "no picture");
+    assert!(stage(fixed, 0, 0).is_none(), "no image");
     let large = preprocessor(Recipe::ResizeBytes { height: 4096, width: 4096, filter: Filter::Bicubic });
     assert!(stage(&large, 4096, 4096).is_some());
-    assert!(stage(&large, 4096, 4097).is_none(), "more bytes than one picture may have");
+    assert!(stage(&large, 4096, 4097).is_none(), "more bytes than one image may have");
     let naflex = Recipe::NaFlex { patch: 16, max_patches: 64, filter: Filter::Bilinear };
     for recipe in [Recipe::Bytes, naflex] {
         assert!(stage(&preprocessor(recipe), 64, 64).is_none());
@@ -119,10 +120,10 @@ fn what_a_device_should_not_have_stays_with_the_cpu() {
 }
 
 #[test]
-fn all_pictures_together_have_a_limit_which_is_free_again() {
+fn all_images_together_have_a_limit_that_is_released() {
     let take = || Share::take(48 << 20);
     let shares: Vec<Share> = std::iter::from_fn(take).take(100).collect();
-    // Other tests hold some at the same time.
+    // Other tests may hold some shares at the same time.
     assert!((8..=16).contains(&shares.len()), "64 MiB each of 1 GiB: {}", shares.len());
     drop(shares);
     assert!(take().is_some());

@@ -1,52 +1,52 @@
-//! How Molmo2 cuts an image: one view of the whole, then overlapping crops of an enlarged or reduced copy, and which
-//! of their patches make one image token. As transformers' `image_processing_molmo2.py`.
+//! Cuts an image as Molmo2 does: one view of the whole, then overlapping crops of an enlarged or reduced
+//! copy, whose patches are pooled into image tokens. Follows transformers' `image_processing_molmo2.py`.
 
 use tch::{TchError, Tensor};
 
 use crate::snapshot::limits::{PATCH_MAX, in_range};
 
-/// Published models have crops of 378 pixels …
+/// The largest side of a crop, in pixels; published models have crops of 378 pixels.
 const CROP_MAX: i64 = 2048;
-/// … and at most 24 of them.
+/// The most crops of an image; published models have at most 24.
 const CROPS_MAX: i64 = 64;
 const POOLING_MAX: i64 = 64;
 
-/// The numbers of `preprocessor_config.json`.
+/// The tiling settings of `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tiling {
-    /// Side of a crop, in pixels.
+    /// The side of a crop, in pixels.
     pub(crate) crop: i64,
-    /// Side of a patch, in pixels.
+    /// The side of a patch, in pixels.
     pub(crate) patch: i64,
-    /// How many patches crops have in common with their neighbours before and after them: each keeps what is not
-    /// within the margin.
+    /// The number of patches that a crop shares with its neighbours before and after it: each crop keeps the
+    /// patches outside its margins.
     pub(crate) margins: [i64; 2],
-    /// Rows and columns of the patches that make one token.
+    /// The rows and columns of the patches that make one token.
     pub(crate) pooling: [i64; 2],
-    /// The most crops, the view of the whole not counted.
+    /// The most crops, not counting the view of the whole image.
     pub(crate) max_crops: i64,
 }
 
-/// One image's crops and tokens.
+/// The crops and tokens of one image.
 #[derive(Debug)]
 pub struct Tiles {
-    /// Rows and columns of tokens of the whole view, then of the crops together.
+    /// The rows and columns of tokens of the whole view, then those of all crops together.
     pub grid: [i64; 4],
-    /// The patches of each token, [tokens, pooling]: counted through all crops, −1 where there is none.
+    /// The patches of each token, [tokens, pooling], counted through all crops; −1 where there is none.
     pub pooling: Tensor,
 }
 
-/// What is to be done with an image of one size.
+/// The layout of crops for an image of one size.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Plan {
-    /// Rows and columns of crops.
+    /// The rows and columns of crops.
     tiles: [i64; 2],
-    /// Height and width of the copy that is cut.
+    /// The height and width of the copy that is cut.
     pub(crate) canvas: [i64; 2],
 }
 
 impl Tiling {
-    /// What the computation takes for granted.
+    /// Checks the assumptions of the computation.
     pub(crate) fn check(&self) -> Result<(), String> {
         in_range("patch_size", self.patch, 1..=PATCH_MAX)?;
         in_range("size", self.crop, self.patch..=CROP_MAX)?;
@@ -68,7 +68,7 @@ impl Tiling {
         self.crop / self.patch
     }
 
-    /// How far a crop is from the next, in patches.
+    /// Returns the distance from one crop to the next, in patches.
     fn window_patches(&self) -> i64 {
         self.crop_patches() - self.margins[0] - self.margins[1]
     }
@@ -81,8 +81,8 @@ impl Tiling {
         Plan { tiles, canvas: tiles.map(|count| count * window + margin) }
     }
 
-    /// [3, height, width] of the whole view and of the canvas → [1 + crops, patches, patch·patch·3], the values of a
-    /// patch in the order row, column, channel.
+    /// Cuts the whole view and the canvas, each [3, height, width], into patches [1 + crops, patches,
+    /// patch·patch·3], with the values of a patch in the order row, column, channel.
     pub(crate) fn patches(&self, plan: &Plan, whole: &Tensor, canvas: &Tensor) -> Result<Tensor, TchError> {
         let (patch, side) = (self.patch, self.crop_patches());
         let step = self.window_patches() * patch;
@@ -98,22 +98,22 @@ impl Tiling {
         Tensor::f_cat(&[cut(whole, [1, 1])?, cut(canvas, plan.tiles)?], 0)
     }
 
-    /// All rows and columns of crops that an image may be cut into, if they are no more than `crops`.
+    /// Returns all rows and columns of crops that an image may be cut into, if they are no more than `crops`.
     pub(crate) fn layouts(&self, crops: i64) -> Vec<[i64; 2]> {
         candidates(self.max_crops.min(crops))
     }
 
-    /// Of the patches of an image that is cut into these rows and columns of crops.
+    /// Returns the shape of the patches of an image that is cut into these rows and columns of crops.
     pub(crate) fn shape(&self, [rows, columns]: [i64; 2]) -> [i64; 3] {
         [1 + rows * columns, self.crop_patches() * self.crop_patches(), self.patch * self.patch * 3]
     }
 
-    /// The tokens of an image that is cut so.
+    /// Returns the tokens of an image that is cut according to `plan`.
     pub(crate) fn tiles(&self, plan: &Plan) -> Result<Tiles, TchError> {
         self.layout_tiles(plan.tiles)
     }
 
-    /// The tokens of an image that is cut into these rows and columns of crops.
+    /// Returns the tokens of an image that is cut into these rows and columns of crops.
     pub(crate) fn layout_tiles(&self, layout: [i64; 2]) -> Result<Tiles, TchError> {
         let side = self.crop_patches();
         let (mut windows, whole) = pool(&in_one_crop(side), self.pooling);
@@ -125,8 +125,8 @@ impl Tiling {
         Ok(Tiles { grid: [whole[0], whole[1], crops[0], crops[1]], pooling })
     }
 
-    /// For each patch of the canvas its index among those of the crops: of overlapping crops the one in which it is
-    /// not in the margin.
+    /// Returns, for each patch of the canvas, its index among those of the crops: where crops overlap, the
+    /// patch comes from the crop that does not have it in its margin.
     fn canvas_patches(&self, [rows, columns]: [i64; 2]) -> Vec<Vec<i64>> {
         let side = self.crop_patches();
         let across = self.owners(columns);
@@ -137,7 +137,8 @@ impl Tiling {
         self.owners(rows).into_iter().map(line).collect()
     }
 
-    /// Along one axis, for each patch of the canvas the crop that keeps it, and where in that crop it is.
+    /// Returns, along one axis and for each patch of the canvas, the crop that keeps it and its position in
+    /// that crop.
     fn owners(&self, tiles: i64) -> Vec<(i64, i64)> {
         let kept = |tile: i64| {
             let begin = if tile == 0 { 0 } else { self.margins[0] };
@@ -152,13 +153,14 @@ fn in_one_crop(side: i64) -> Vec<Vec<i64>> {
     (0..side).map(|row| (row * side..(row + 1) * side).collect()).collect()
 }
 
-/// All rows and columns of at most so many tiles.
+/// Returns all rows and columns of at most `max_tiles` tiles.
 fn candidates(max_tiles: i64) -> Vec<[i64; 2]> {
     (1..=max_tiles).flat_map(|rows| (1..=max_tiles / rows).map(move |columns| [rows, columns])).collect()
 }
 
-/// Rows and columns of tiles, at most `max_tiles`, for an image of this height and width: the ones that need the
-/// least enlargement, or where all are smaller than the image the least reduction. In fp32, because rounding decides.
+/// Returns the rows and columns of at most `max_tiles` tiles for an image of this height and width: those
+/// that need the least enlargement, or, where all are smaller than the image, the least reduction. Computes
+/// in fp32, because rounding decides.
 fn select_tiles([height, width]: [i64; 2], side: i64, max_tiles: i64) -> [i64; 2] {
     let mut candidates = candidates(max_tiles);
     candidates.sort_by_key(|&[rows, columns]| (rows * columns, rows));
@@ -168,7 +170,7 @@ fn select_tiles([height, width]: [i64; 2], side: i64, max_tiles: i64) -> [i64; 2
     };
     let scales: Vec<f32> = candidates.iter().map(scale).collect();
     let enlarges = scales.iter().any(|&scale| scale >= 1.0);
-    // The first of equals.
+    // The first of equals wins.
     let mut best = 0;
     for (index, &scale) in scales.iter().enumerate() {
         let better = match enlarges {
@@ -182,8 +184,8 @@ fn select_tiles([height, width]: [i64; 2], side: i64, max_tiles: i64) -> [i64; 2
     candidates[best]
 }
 
-/// Groups a grid into windows of rows × columns, filled up with −1 evenly on all sides: the windows one after the
-/// other, each row by row, and how many there are down and across.
+/// Groups a grid into windows of rows × columns, padded evenly with −1 on all sides. Returns the windows one
+/// after the other, each row by row, and the number of windows down and across.
 fn pool(grid: &[Vec<i64>], [rows, columns]: [i64; 2]) -> (Vec<i64>, [i64; 2]) {
     let (height, width) = (grid.len() as i64, grid.first().map_or(0, Vec::len) as i64);
     let counts = [(height + rows - 1) / rows, (width + columns - 1) / columns];
@@ -210,7 +212,8 @@ mod tests {
 
     const PUBLISHED: Tiling = Tiling { crop: 378, patch: 14, margins: [4, 4], pooling: [2, 2], max_crops: 8 };
 
-    /// Height and width, and what `Molmo2ImageProcessor.get_image_grid_and_crops` of transformers 5.23 says of them.
+    /// Heights and widths, with the results of `Molmo2ImageProcessor.get_image_grid_and_crops` of
+    /// transformers 5.23.
     const GRIDS: [((u32, u32), [i64; 4]); 11] = [
         ((1, 1), [14, 14, 14, 14]),
         ((100, 2000), [14, 14, 14, 14]),
@@ -238,7 +241,7 @@ mod tests {
     fn windows_are_filled_up_on_both_sides() {
         let windows = [[0, 1, 3, 4], [2, -1, 5, -1], [6, 7, -1, -1], [8, -1, -1, -1]];
         assert_eq!(pool(&in_one_crop(3), [2, 2]), (windows.concat(), [2, 2]));
-        // Two are missing: one on each side.
+        // Two are missing, one on each side.
         assert_eq!(pool(&[vec![7]], [1, 3]), (vec![-1, 7, -1], [1, 1]));
     }
 
