@@ -82,7 +82,12 @@ fn a_batch_is_in_the_order_of_its_images_whoever_made_them_ready() {
         let stream = Stream::new(device).unwrap();
         let _current = stream.enter().unwrap();
         for preprocessor in recipes() {
-            let samples = [sample_image(300, 200), sample_image(140, 141), sample_image(200, 300), sample_image(128, 96)];
+            let samples = [
+                sample_image(300, 200),
+                sample_image(140, 141),
+                sample_image(200, 300),
+                sample_image(128, 96),
+            ];
             for by_cpu in [&[][..], &[1], &[0, 2, 3], &[0, 1, 2, 3]] {
                 let ready = |(index, image): (usize, &RgbImage)| match by_cpu.contains(&index) {
                     true => preprocessor.apply(image).unwrap(),
