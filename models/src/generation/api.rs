@@ -1,4 +1,5 @@
-//! What text models are asked besides votes, and what they answer.
+//! Defines the interface of text generation: the parameters, the output, and the trait of models that
+//! generate.
 
 use std::ops::ControlFlow;
 
@@ -7,47 +8,47 @@ use concord_policy::Region;
 use crate::ModelError;
 use crate::image::preprocess::Pixels;
 
-/// What a model is to write about an image.
+/// The parameters of a text that a model generates about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerateRequest {
-    /// A question, or a task token such as `<CAPTION>` where the model has those.
+    /// The prompt: a question, or a task token such as `<CAPTION>` where the model has those.
     pub prompt: String,
-    /// At most so many tokens are written.
+    /// The most tokens that are generated.
     pub max_new_tokens: usize,
 }
 
-/// What a model wrote.
+/// The text that a model generated, with its token counts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Generated {
     /// The text, without special tokens.
     pub text: String,
-    /// What it says about parts of the image.
+    /// The regions of the image that the text refers to.
     pub regions: Vec<Region>,
-    /// How many tokens the prompt had, those of the image included.
+    /// The number of prompt tokens, including those of the image.
     pub prompt_tokens: usize,
-    /// How many tokens were written.
+    /// The number of generated tokens.
     pub new_tokens: usize,
-    /// Whether it ended by itself, not at `max_new_tokens` or because it was told to.
+    /// True if the text ended by itself, not at `max_new_tokens` or because `on_text` returned `Break`.
     pub finished: bool,
 }
 
-/// A model that writes text.
+/// A model that generates text.
 pub trait Generator {
-    /// Whether it takes questions in words, or only tasks of its own.
+    /// Returns whether the model takes questions in words, rather than only tasks of its own.
     fn takes_questions(&self) -> bool {
         true
     }
 
-    /// How many texts it follows at once; with one it is greedy.
+    /// Returns the number of beams; with one, decoding is greedy.
     fn beams(&self) -> usize {
         1
     }
 
-    /// Writes about one image. `on_text` gets each piece of text as soon as it is certain, and ends the writing with
-    /// `Break`; where several texts are followed at once (beams), it gets the whole at the end.
+    /// Generates text about one image. `on_text` receives each piece of text as soon as it is final, and
+    /// stops the generation by returning `Break`; with several beams, it receives the whole text at the end.
     ///
     /// # Errors
-    /// When the prompt is none for this model, or libtorch refuses.
+    /// Fails when the model does not support the prompt, or libtorch fails.
     fn generate(
         &self,
         image: &Pixels,

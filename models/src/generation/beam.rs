@@ -1,4 +1,5 @@
-//! Beam search: the text that is most probable as a whole, among several that are followed at once.
+//! Implements beam search, which follows several texts at once to find the one that is most probable as a
+//! whole.
 //!
 //! Repeats `_beam_search` of transformers' `generation/utils.py` step by step, and the logits processors that
 //! encoder-decoders are published with (`generation/logits_process.py`), in fp32 as there.
@@ -7,57 +8,58 @@ use tch::{Device, Kind, Tensor};
 
 use crate::generation::decoder::Decoder;
 
-/// What stands for the score of a text that does not exist, or may not be taken.
+/// The score of a text that does not exist or may not be taken.
 const NOTHING: f32 = -1.0e9;
 
-/// How to search; the names are those of `generation_config.json`.
+/// The settings of a search, by their names in `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BeamSettings {
     pub(crate) num_beams: usize,
-    /// No sequence of so many tokens comes twice in a text; 0 for no such rule.
+    /// The length of the token sequences that may not occur twice in a text; 0 for no such rule.
     pub(crate) no_repeat_ngram_size: usize,
-    /// Whether the search ends as soon as there are `num_beams` finished texts.
+    /// True if the search ends as soon as there are `num_beams` finished texts.
     pub(crate) early_stopping: bool,
-    /// Exponent of the length that a text's log-probability is divided by.
+    /// The exponent of the length that divides a text's log-probability.
     pub(crate) length_penalty: f64,
     pub(crate) decoder_start_token_id: i64,
     pub(crate) eos_token_id: i64,
     pub(crate) forced_bos_token_id: Option<i64>,
-    /// What ends a text that has reached its greatest length.
+    /// The token that ends a text at its maximum length.
     pub(crate) forced_eos_token_id: Option<i64>,
 }
 
 impl BeamSettings {
-    /// Whether the search only takes the most probable token each time, but for those that are forced.
+    /// Returns whether the search always takes the most probable token, except where a token is forced.
     pub(crate) fn is_greedy(&self) -> bool {
         self.num_beams == 1 && self.no_repeat_ngram_size == 0
     }
 
-    /// The token that must follow so many others in a text of at most `max_new_tokens`, if one must.
+    /// Returns the token that must follow after `written` tokens of a text of at most `max_new_tokens`, if
+    /// one must.
     pub(crate) fn forced(&self, written: usize, max_new_tokens: usize) -> Option<i64> {
         let last = self.forced_eos_token_id.filter(|_| written + 1 == max_new_tokens);
         last.or(self.forced_bos_token_id.filter(|_| written == 0))
     }
 
-    /// What the log-probability of a text of so many tokens is divided by.
+    /// Returns the divisor of the log-probability of a text of `written` tokens.
     pub(crate) fn length_divisor(&self, written: usize) -> f32 {
         (written as f64).powf(self.length_penalty) as f32
     }
 }
 
-/// What was found.
+/// The text that a search found.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
-    /// Its tokens, without the decoder's start token.
+    /// The tokens, without the decoder's start token.
     pub(crate) tokens: Vec<i64>,
-    /// Log-probability divided by a power of the length: `sequences_scores`.
+    /// The log-probability divided by a power of the length: `sequences_scores`.
     pub(crate) score: f32,
-    /// The smallest difference of scores by which a text was followed and another was not: where it is smaller than
-    /// the noise of the arithmetic, another text may be found as well.
+    /// The smallest difference between the score of a text that was followed and one that was not: where it
+    /// is smaller than the noise of the arithmetic, the search may find another text as well.
     pub(crate) margin: f32,
 }
 
-/// One way to go on: which text, with which token, and the log-probability of the whole then.
+/// A continuation: the beam it extends, the token it appends, and the log-probability of the result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     beam: usize,
@@ -67,7 +69,7 @@ struct Candidate {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Text {
-    /// With the decoder's start token.
+    /// The tokens, including the decoder's start token.
     tokens: Vec<i64>,
     score: f32,
     finished: bool,
@@ -80,16 +82,16 @@ struct Beams<'a> {
     max_new_tokens: usize,
     running: Vec<Text>,
     finished: Vec<Text>,
-    /// Whether a running text may still become better than the worst finished one.
+    /// True while a running text may still become better than the worst finished one.
     improvable: bool,
     done: bool,
     margin: f32,
 }
 
-/// Searches until the beams are done; the decoder has seen nothing yet, and its rows are for one source.
+/// Searches until the beams are done. The decoder has to be at its beginning, and all its rows of one source.
 ///
 /// # Errors
-/// When libtorch refuses.
+/// Fails when libtorch does.
 pub(crate) fn beam_search(
     decoder: &mut dyn Decoder,
     settings: &BeamSettings,
@@ -116,7 +118,7 @@ pub(crate) fn beam_search(
 impl<'a> Beams<'a> {
     fn new(settings: &'a BeamSettings, max_new_tokens: usize) -> Self {
         let text = |score| Text { tokens: vec![settings.decoder_start_token_id], score, finished: false };
-        // All beams begin alike: only what the first goes on with counts.
+        // All beams begin with the same token, so only continuations of the first count.
         let running =
             (0..settings.num_beams).map(|beam| text(if beam == 0 { 0.0 } else { NOTHING })).collect();
         Self {
@@ -130,19 +132,19 @@ impl<'a> Beams<'a> {
         }
     }
 
-    /// How many tokens the texts have got so far.
+    /// Returns the number of tokens that the texts have so far.
     fn written(&self) -> usize {
         self.running.first().map_or(0, |text| text.tokens.len() - 1)
     }
 
-    /// Every text goes on with the token, which costs nothing.
+    /// Returns a candidate for each text that appends `token` at no cost.
     fn forced_candidates(&self, token: i64) -> Vec<Candidate> {
         let candidate = |(beam, text): (usize, &Text)| Candidate { beam, token, score: text.score };
         self.running.iter().enumerate().map(candidate).collect()
     }
 
-    /// The best twice as many as there are beams, for each may be the last token of its text: best first. The
-    /// logits are [beams, vocabulary].
+    /// Returns the best candidates, best first: twice as many as there are beams, because each may be the
+    /// last token of its text. The logits are [beams, vocabulary].
     fn candidates(&self, logits: &Tensor) -> Result<Vec<Candidate>, tch::TchError> {
         let vocabulary = logits.size()[1];
         let scores: Vec<f32> = self.running.iter().map(|text| text.score).collect();
@@ -165,7 +167,7 @@ impl<'a> Beams<'a> {
         Ok(best.into_iter().zip(indices).map(candidate).collect())
     }
 
-    /// What would complete a sequence that a text has already, as indices into [beams · vocabulary].
+    /// Returns the tokens that would repeat a sequence of their text, as indices into [beams · vocabulary].
     fn banned(&self, vocabulary: i64) -> Vec<i64> {
         let mut banned = Vec::new();
         for (text, first) in self.running.iter().zip((0..).step_by(usize::try_from(vocabulary).unwrap_or(1)))
@@ -176,7 +178,7 @@ impl<'a> Beams<'a> {
         banned
     }
 
-    /// Goes one token further; gives the beam that each running text comes from.
+    /// Appends a token to each text, and returns the beam that each running text comes from.
     fn advance(&mut self, candidates: &[Candidate]) -> Vec<i64> {
         let beams = self.settings.num_beams;
         let is_full = self.written() + 1 >= self.max_new_tokens;
@@ -203,7 +205,7 @@ impl<'a> Beams<'a> {
         parents
     }
 
-    /// Keeps the best finished texts.
+    /// Adds finished texts, and keeps the best of all.
     fn finish<'t>(&mut self, texts: impl Iterator<Item = &'t Text>) {
         let is_closed = !self.improvable || (self.settings.early_stopping && self.all_are_finished());
         for text in texts {
@@ -215,7 +217,8 @@ impl<'a> Beams<'a> {
         self.finished.truncate(self.settings.num_beams);
     }
 
-    /// `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`.
+    /// Updates `improvable` and `done` as `_check_early_stop_heuristic` and
+    /// `_beam_search_has_unfinished_sequences` do.
     fn note_done(&mut self, all_candidates_finished: bool) {
         let possible = self.running.first().map_or(NOTHING, |text| text.score)
             / self.settings.length_divisor(self.written());
@@ -230,7 +233,7 @@ impl<'a> Beams<'a> {
         self.finished.iter().all(|text| text.finished)
     }
 
-    /// Scores, best first: those of as many as there are beams are taken, those after them are not.
+    /// Updates the margin from scores, best first: one for each beam is taken, those after them are not.
     fn note_margin(&mut self, scores: impl Iterator<Item = f32>) {
         let last_two: Vec<f32> = scores.skip(self.settings.num_beams.saturating_sub(1)).take(2).collect();
         if let [taken, left] = last_two[..] {
@@ -248,7 +251,7 @@ impl<'a> Beams<'a> {
     }
 }
 
-/// The tokens that would end the text with a sequence of `size` tokens that it has already:
+/// Returns the tokens that would end the text with a sequence of `size` tokens that it has already:
 /// `NoRepeatNGramLogitsProcessor`.
 fn repeating(tokens: &[i64], size: usize) -> Vec<i64> {
     if size == 0 || tokens.len() < size {
@@ -314,7 +317,7 @@ mod tests {
         assert_eq!(beams.running[1].tokens, [END, 8]);
         assert_eq!((beams.finished[0].score, beams.finished[0].finished), (-1.5, true));
         assert!(!beams.done);
-        // A second one fills the beams: 4 / 2 tokens.
+        // The second finished text fills the beams: 4 / 2 tokens.
         let parents = beams.advance(&[
             candidate(1, END, -4.0),
             candidate(0, 5, -4.5),
@@ -352,7 +355,7 @@ mod tests {
         assert_eq!(settings.forced(0, 1), Some(END));
     }
 
-    /// Goes from token to token by a fixed table of probabilities.
+    /// A decoder that continues by a fixed table of probabilities.
     struct Table {
         rows: i64,
         probabilities: Vec<Vec<f64>>,
@@ -376,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_better_whole_is_found_behind_a_worse_beginning() {
-        // From the start (2), token 0 is likelier than 1, but only after 1 is the end almost certain.
+        // After the start (2), token 0 is likelier than 1, but the end is almost certain only after 1.
         let mut table = Table {
             rows: 0,
             probabilities: vec![vec![0.3, 0.4, 0.3], vec![0.005, 0.005, 0.99], vec![0.6, 0.4, 0.0]],

@@ -1,4 +1,4 @@
-//! One step of an autoregressive decoder as a function over fixed buffers, and greedy writing by it.
+//! Runs one step of an autoregressive decoder as a function over fixed buffers, and decodes greedily with it.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -11,58 +11,60 @@ use crate::libtorch::Graph;
 use crate::runtime::autotune::warming_up;
 use crate::runtime::cuda_graphs::{RUNS_BEFORE, count_fallback};
 
-/// How many sets of buffers a model keeps for its next texts, the latest used ones, and of which capacity at most:
-/// 2048 positions of Molmo2-8B are 300 MB.
+/// The most sets of buffers that a model keeps for its next texts (the most recently used ones), and the
+/// largest capacity that is kept: 2048 positions of Molmo2-8B take 300 MB.
 const KEPT_MAX: usize = 4;
 const KEPT_CAPACITY_MAX: i64 = 2048;
 
-/// A decoder in the middle of a text, one position further with each step.
+/// A decoder in the middle of a text that advances one position with each step.
 ///
-/// `step` is what a CUDA graph can hold. It has no arguments: what it reads and writes are weights and the tensors of
-/// its buffers, which keep their addresses as long as the buffers live, whatever text is in them. It does not wait
-/// for the device, its shapes depend on the buffers' capacity alone, and it makes each position out of tensors on the
-/// device. So a graph captured of one call does for every later text in the same buffers what a call would do.
+/// `step` can be captured in a CUDA graph. It has no arguments: it reads and writes only weights and the
+/// tensors of its buffers, which keep their addresses as long as the buffers live, whichever text is in them.
+/// It does not wait for the device, its shapes depend on the buffers' capacity alone, and it derives each
+/// position from tensors on the device. A graph captured from one call therefore does for every later text in
+/// the same buffers what a call would do.
 ///
 /// Between steps, the host may call [`DecodeBuffers::begin`], [`DecodeBuffers::force`] and
-/// [`DecodeBuffers::tokens`], which use the same buffers and are not part of the graph. A capture runs nothing, and
-/// the warm-up runs before it do move the buffers on: `begin` after both. The host counts positions, since a step
-/// cannot: no more than the buffers have, as [`Greedy::run`] sees to.
+/// [`DecodeBuffers::tokens`], which use the same buffers and are not part of the graph. A capture executes
+/// nothing, but the warm-up runs before it advance the buffers, so `begin` has to be called after both. The
+/// host counts positions, since a step cannot; [`Greedy::run`] ensures that there are no more than the
+/// buffers have.
 pub(crate) trait DecodeStep {
-    /// What it reads and writes.
+    /// Returns the buffers that the step reads and writes.
     fn buffers(&self) -> &DecodeBuffers;
 
-    /// Reads the token at the current position, keeps its keys and values, writes the logits of what follows and the
-    /// most probable token, and goes one position further.
+    /// Reads the token at the current position, caches its keys and values, writes the logits that follow and
+    /// the most probable token, and advances one position.
     fn step(&self) -> Result<(), ModelError>;
 }
 
-/// What the steps of a text read and write.
+/// The buffers that the steps of a text read and write.
 #[derive(Debug)]
 pub(crate) struct DecodeBuffers {
-    /// Keys and values of all positions.
+    /// The keys and values of all positions.
     pub(crate) cache: StaticCache,
     capacity: i64,
     /// The tokens by position, [rows, capacity + 1]: the step at a position reads its token, and writes the next.
     tokens: Tensor,
-    /// Where the next step is, \[1\].
+    /// The position of the next step, \[1\].
     position: Tensor,
-    /// Of what follows the current position, [rows, vocabulary], fp32.
+    /// The logits that follow the current position, [rows, vocabulary], fp32.
     logits: Tensor,
-    /// 0, 1, 2, …, \[capacity\].
+    /// The positions 0, 1, 2, …, \[capacity\].
     places: Tensor,
-    /// A bias that lets everything be looked at, [1, 1, 1, capacity].
+    /// A bias that lets every position be attended to, [1, 1, 1, capacity].
     open: Tensor,
-    /// The steps that read and write them, as a graph.
+    /// The captured graph of the steps that use these buffers.
     recorded: RefCell<RecordedStep>,
 }
 
-/// How far a step has come on its way to a graph.
+/// The progress of a step towards its graph.
 #[derive(Debug)]
 enum RecordedStep {
-    /// So many runs come before it is recorded.
+    /// The step is not captured yet; the number of runs that come first.
     Not(usize),
     Graph(Graph),
-    /// It cannot be.
+    /// The step cannot be captured.
     Never,
 }
 
@@ -81,7 +83,7 @@ impl DecodeBuffers {
         }
     }
 
-    /// One step of the one decoder that uses these buffers, by a graph after the first few.
+    /// Runs one step of the decoder that uses these buffers; after the first few, by replaying its graph.
     pub(crate) fn replay(&self, decoder: &dyn DecodeStep) -> Result<(), ModelError> {
         let mut recorded = self.recorded.borrow_mut();
         if let RecordedStep::Not(runs) = &mut *recorded
@@ -109,33 +111,34 @@ impl DecodeBuffers {
         }
     }
 
-    /// Where the next step is, \[1\].
+    /// Returns the position of the next step, \[1\].
     pub(crate) fn position(&self) -> &Tensor {
         &self.position
     }
 
-    /// The logits of what follows the last position, [rows, vocabulary], fp32.
+    /// Returns the logits that follow the last position, [rows, vocabulary], fp32.
     pub(crate) fn logits(&self) -> &Tensor {
         &self.logits
     }
 
-    /// The token at the current position, [rows, 1].
+    /// Returns the token at the current position, [rows, 1].
     pub(crate) fn token(&self) -> Tensor {
         self.tokens.index_select(1, &self.position)
     }
 
-    /// What is added to the attention logits of the current position: no position after it may be looked at.
+    /// Returns the bias on the attention logits of the current position, which masks all positions after it.
     pub(crate) fn bias(&self) -> Tensor {
         self.open.masked_fill(&self.places.gt_tensor(&self.position), f64::NEG_INFINITY)
     }
 
-    /// Ends a step: the logits [rows, vocabulary] of what follows, the most probable token, the next position.
+    /// Ends a step: writes the logits [rows, vocabulary] that follow and the most probable token, and
+    /// advances the position.
     pub(crate) fn advance(&self, logits: &Tensor) {
         self.logits.shallow_clone().copy_(logits);
         self.advance_to_best();
     }
 
-    /// The same where [`Self::logits`] has been written already.
+    /// Ends a step where [`Self::logits`] has been written already.
     pub(crate) fn advance_to_best(&self) {
         let (mut tokens, mut position) = (self.tokens.shallow_clone(), self.position.shallow_clone());
         let next = self.logits.argmax(-1, true);
@@ -143,8 +146,8 @@ impl DecodeBuffers {
         let _written = tokens.index_copy_(1, &position, &next);
     }
 
-    /// Begins a text behind a prompt of `length` positions, whose keys and values the cache holds; `logits` are
-    /// those of what follows it.
+    /// Begins a text after a prompt of `length` positions, whose keys and values the cache holds; `logits`
+    /// are those that follow it.
     pub(crate) fn begin(&self, length: i64, logits: &Tensor) -> Result<(), ModelError> {
         self.check_room(length)?;
         let _filled = self.position.shallow_clone().fill_(length - 1);
@@ -152,24 +155,24 @@ impl DecodeBuffers {
         Ok(())
     }
 
-    /// Begins a text with this token at position 0.
+    /// Begins a text with the given token at position 0.
     pub(crate) fn begin_with(&self, token: i64) {
         let _filled = self.position.shallow_clone().fill_(0);
         self.force(0, token);
     }
 
-    /// Puts another token at a position than the most probable one.
+    /// Replaces the token at a position by another than the most probable one.
     pub(crate) fn force(&self, position: i64, token: i64) {
         let _filled = self.tokens.narrow(1, position, 1).fill_(token);
     }
 
-    /// The tokens of the first row at these positions; waits until they are written.
+    /// Returns the tokens of the first row at these positions; waits until they are written.
     fn tokens(&self, from: i64, count: i64) -> Result<Vec<i64>, ModelError> {
         let tokens = self.tokens.f_select(0, 0)?.f_narrow(0, from, count)?;
         Ok(Vec::<i64>::try_from(tokens.f_to_device(Device::Cpu)?)?)
     }
 
-    /// Whether so many positions have room.
+    /// Checks that there is room for the given number of positions.
     fn check_room(&self, positions: i64) -> Result<(), ModelError> {
         if positions <= self.capacity {
             return Ok(());
@@ -181,36 +184,37 @@ impl DecodeBuffers {
     }
 }
 
-/// How a text is written greedily.
+/// The settings of greedy decoding.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Greedy<'a> {
-    /// What ends it, and is not kept.
+    /// The tokens that end a text; they are not part of the output.
     pub(crate) ends: &'a [i64],
-    /// At most so many tokens are written.
+    /// The most tokens that are generated.
     pub(crate) max_new_tokens: usize,
-    /// After how many steps the tokens are read back, at least 1. Reading waits for the device; with more than 1,
-    /// some steps behind the end are in vain.
+    /// The number of steps, at least 1, after which the tokens are read back. Reading waits for the device;
+    /// with more than 1, the steps after the end of the text are wasted.
     pub(crate) steps_per_read: usize,
-    /// Whether steps are replayed from a graph.
+    /// True if steps are replayed from a graph.
     pub(crate) graphs: bool,
 }
 
-/// A text that was written greedily.
+/// A text that was decoded greedily.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct GreedyOutput {
     pub(crate) tokens: Vec<i64>,
-    /// Whether it ended by itself, not at the greatest length or by a `Break`.
+    /// True if the text ended by itself, not at the maximum length or by a `Break`.
     pub(crate) ended: bool,
 }
 
 impl Greedy<'_> {
-    /// One step, as all of this text.
+    /// Runs one step with these settings.
     pub(crate) fn step(&self, decoder: &dyn DecodeStep) -> Result<(), ModelError> {
         if self.graphs { decoder.buffers().replay(decoder) } else { decoder.step() }
     }
 
-    /// Writes the most probable token until an end, the greatest length, or a `Break`. One row; the first token is
-    /// at position `begin` already, where the next step is. `on_token` gets the whole after each token.
+    /// Generates the most probable token until an end token, the maximum length, or a `Break`. Decodes one
+    /// row, whose first token is already at position `begin`, that of the next step. `on_token` receives all
+    /// tokens after each new one.
     pub(crate) fn run(
         &self,
         decoder: &dyn DecodeStep,
@@ -219,7 +223,7 @@ impl Greedy<'_> {
     ) -> Result<GreedyOutput, ModelError> {
         let mut written = GreedyOutput::default();
         let buffers = decoder.buffers();
-        // The last token is written, but not read by a step.
+        // The last token is generated, but no step reads it.
         buffers.check_room(begin + (self.max_new_tokens as i64 - 1).max(0))?;
         let mut steps = 0;
         while written.tokens.len() < self.max_new_tokens {
@@ -244,17 +248,18 @@ impl Greedy<'_> {
     }
 }
 
-/// What a model keeps for its next texts: buffers of several shapes, each with what belongs to it.
+/// A pool of the buffers that a model keeps for its next texts: several shapes, each with the data that
+/// belongs to it.
 ///
-/// They are taken out while they are used, so that what panics in between is not used again.
+/// Buffers are taken out while they are used, so that a panic does not leave them to be used again.
 #[derive(Debug)]
 pub(crate) struct BufferPool<T>(RefCell<Vec<(BufferShape, T)>>);
 
-/// Which buffers fit a text.
+/// The shape by which a text finds fitting buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BufferShape {
     pub(crate) capacity: i64,
-    /// Positions of what is looked at besides, where there is such a thing.
+    /// The number of positions of the cross-attended source, where there is one.
     pub(crate) source: i64,
 }
 

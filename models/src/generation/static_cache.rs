@@ -1,19 +1,21 @@
-//! Keys and values in buffers that stay where they are, for steps that a CUDA graph repeats.
+//! Holds keys and values in buffers with fixed addresses, for steps that a CUDA graph replays.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::nn::kv_cache::KvCache;
 
-/// The smallest capacity. Each further one is twice as large: few shapes, so few graphs, and what a step reads in
-/// vain is little beside the weights (Molmo2-8B: at most 150 MB of 2048 positions, and 16 GB of weights).
+/// The smallest capacity. Each further one is twice as large: this makes few shapes, hence few graphs, and
+/// the unused positions that a step reads cost little compared to the weights (Molmo2-8B: at most 150 MB of
+/// 2048 positions, and 16 GB of weights).
 const CAPACITY_MIN: i64 = 256;
 
-/// Up to here prompts are padded to a multiple of the first, beyond to a multiple of the second.
+/// The length up to which prompts are padded to a multiple of the first of the next constants; longer ones
+/// are padded to a multiple of the second.
 const SHORT_PROMPTS_MAX: i64 = 1024;
 const SHORT_PROMPT_STEP: i64 = 32;
 const LONG_PROMPT_STEP: i64 = 256;
 
-/// The capacity of a cache that must hold so many positions.
+/// Returns the capacity of a cache that must hold the given number of positions.
 pub(crate) fn capacity_for(positions: i64) -> i64 {
     let mut capacity = CAPACITY_MIN;
     while capacity < positions {
@@ -22,7 +24,7 @@ pub(crate) fn capacity_for(positions: i64) -> i64 {
     capacity
 }
 
-/// The length to which a prompt of so many positions is padded.
+/// Returns the length to which a prompt of the given number of positions is padded.
 pub(crate) fn padded_length(positions: i64) -> i64 {
     let step = if positions <= SHORT_PROMPTS_MAX { SHORT_PROMPT_STEP } else { LONG_PROMPT_STEP };
     (positions + step - 1) / step * step
@@ -32,7 +34,7 @@ pub(crate) fn padded_length(positions: i64) -> i64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DecoderSizes {
     pub(crate) layers: usize,
-    /// Of keys and values.
+    /// The number of heads of keys and values.
     pub(crate) heads: i64,
     pub(crate) head_width: i64,
     pub(crate) vocabulary: i64,
@@ -40,11 +42,11 @@ pub(crate) struct DecoderSizes {
     pub(crate) device: Device,
 }
 
-/// Keys and values of all layers, allocated once and only written to.
+/// The keys and values of all layers, allocated once and only written to.
 #[derive(Debug)]
 pub(crate) struct StaticCache {
     all: Tensor,
-    /// Views of it: keys and values [rows, heads, capacity, head width] of each layer.
+    /// Views of the storage: the keys and values [rows, heads, capacity, head width] of each layer.
     layers: Vec<(Tensor, Tensor)>,
 }
 
@@ -57,30 +59,30 @@ impl StaticCache {
         Self { layers: (0..layers).map(views).collect(), all }
     }
 
-    /// Keys and values [rows, heads, capacity, head width] of a layer.
+    /// Returns the keys and values [rows, heads, capacity, head width] of a layer.
     pub(crate) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
         let (keys, values) = &self.layers[index];
         (keys, values)
     }
 
-    /// Forgets everything. What is masked still takes part in products, where something that is no number, left of an
-    /// earlier text, would spread.
+    /// Sets everything to zero. Masked positions still take part in products, in which a NaN left by an
+    /// earlier text would spread.
     pub(crate) fn clear(&self) {
         let _zeros = self.all.shallow_clone().zero_();
     }
 
-    /// The cache as what keeps a prompt, which begins at position 0.
+    /// Returns the cache as a store for a prompt, which begins at position 0.
     pub(crate) fn prompt(&self) -> KeepPrompt<'_> {
         KeepPrompt(self)
     }
 
-    /// The cache as what keeps one position, named by a tensor \[1\].
+    /// Returns the cache as a store for one position, given by a tensor \[1\].
     pub(crate) fn at<'a>(&'a self, position: &'a Tensor) -> KeepStep<'a> {
         KeepStep { cache: self, position }
     }
 }
 
-/// Writes a prompt's keys and values to the beginning; the prompt looks at itself alone.
+/// A store that writes a prompt's keys and values to the beginning; the prompt attends to itself alone.
 #[derive(Debug)]
 pub(crate) struct KeepPrompt<'a>(&'a StaticCache);
 
@@ -94,7 +96,8 @@ impl KvCache for KeepPrompt<'_> {
     }
 }
 
-/// Writes one position; gives the whole capacity, of which the caller masks what is not written yet.
+/// A store that writes one position and returns the whole capacity, of which the caller masks the positions
+/// that are not written yet.
 #[derive(Debug)]
 pub(crate) struct KeepStep<'a> {
     cache: &'a StaticCache,

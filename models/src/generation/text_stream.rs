@@ -1,19 +1,20 @@
-//! Text that grows token by token, given out in pieces that will not change any more.
+//! Streams a text that grows token by token, in pieces that will not change any more.
 
 use std::ops::ControlFlow;
 
-/// What a decoder writes for bytes that are no character, or not yet.
+/// The character that a tokenizer decodes bytes to that are no character, or not a complete one yet.
 const INCOMPLETE: char = char::REPLACEMENT_CHARACTER;
 
-/// Remembers how much of a text was given out.
+/// A record of how much of a text has been emitted.
 #[derive(Debug, Default)]
 pub(crate) struct TextStream {
-    /// Bytes.
+    /// The number of bytes emitted.
     given: usize,
 }
 
 impl TextStream {
-    /// Gives out what is new in `text`, the whole so far. Characters of several tokens come when they are complete.
+    /// Emits the new part of `text`, which is the whole text so far. A character of several tokens is emitted
+    /// once it is complete.
     pub(crate) fn advance(
         &mut self,
         text: &str,
@@ -22,7 +23,8 @@ impl TextStream {
         self.give(text.trim_end_matches(INCOMPLETE), on_text)
     }
 
-    /// Gives out the rest of `text`, the whole at the end: what is incomplete now stays so.
+    /// Emits the rest of `text`, which is the complete text: an incomplete character at its end is emitted as
+    /// it is.
     pub(crate) fn finish(&mut self, text: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
         let _ended = self.give(text, on_text);
     }

@@ -1,8 +1,9 @@
-//! Monte-Carlo dropout: a head asked several times with other units left out, whose answers' spread says how much it
-//! does not know (Gal and Ghahramani 2016, "Dropout as a Bayesian approximation", arXiv 1506.02142).
+//! Computes Monte-Carlo dropout: a head runs several times with different units dropped, and the spread of
+//! its outputs measures its epistemic uncertainty (Gal and Ghahramani 2016, "Dropout as a Bayesian
+//! approximation", arXiv 1506.02142).
 //!
-//! The units are chosen once, from a seed, when a head is loaded: an image gets the same answer whenever it is asked
-//! about and whatever batch it is in, so that votes can be cached. All passes are one batched product a layer, and the
+//! The units are chosen once, from a seed, when a head is loaded: an image gets the same result at any time
+//! and in any batch, so that votes can be cached. All passes are one batched product a layer, and the
 //! backbone runs once.
 
 use concord_policy::ModelOutput;
@@ -11,21 +12,22 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{Features, Head};
 use crate::output::outputs_with_features;
 
-/// What the masks follow from: any text, but the same on every machine.
+/// The seed of the masks: any text, but the same on every machine.
 const SEED: &[u8] = b"concord monte-carlo dropout 1";
-/// The share of 2^32 numbers that are below a rate.
+/// The number of values of a 32-bit draw, to which the rate is scaled.
 const NUMBERS: f64 = 4_294_967_296.0;
 
-/// Which units are left out in each pass.
+/// The masks of the units that are dropped in each pass.
 #[derive(Debug)]
 pub(super) struct McDropout {
-    /// For each hidden layer [passes, 1, width]: 0 where a unit is left out, 1 / (1 − rate) where it is kept.
+    /// A mask for each hidden layer, [passes, 1, width]: 0 where a unit is dropped, 1 / (1 − rate) where it
+    /// is kept.
     masks: Vec<Tensor>,
     passes: usize,
 }
 
 impl McDropout {
-    /// For a head that was trained with this rate; at least one pass.
+    /// Draws the masks for a head that was trained with this rate of dropout; makes at least one pass.
     pub(super) fn new(head: &Head, rate: f64, passes: usize, device: Device) -> Self {
         let mut numbers = blake3::Hasher::new().update(SEED).finalize_xof();
         let mut mask = |width: i64| {
@@ -40,10 +42,10 @@ impl McDropout {
         Self { masks: head.hidden_widths().into_iter().map(&mut mask).collect(), passes }
     }
 
-    /// What the head says about each image: the logarithm of its probabilities' mean over the passes, and as
-    /// `uncertainty` by how much the passes disagree, in nats: the entropy of the mean less the mean entropy, which is
-    /// the mutual information of the answer and the head's weights (BALD: Houlsby et al. 2011, arXiv 1112.5745; Gal,
-    /// Islam and Ghahramani 2017, arXiv 1703.02910). It is from 0 to ln(labels).
+    /// Returns the output for each image: the logarithm of the mean probabilities over the passes, and as
+    /// `uncertainty` the disagreement of the passes in nats. This is the entropy of the mean less the mean
+    /// entropy: the mutual information of the prediction and the head's weights (BALD: Houlsby et al. 2011,
+    /// arXiv 1112.5745; Gal, Islam and Ghahramani 2017, arXiv 1703.02910), from 0 to ln(labels).
     pub(super) fn scores(&self, head: &Head, features: &Features) -> Result<Vec<ModelOutput>, TchError> {
         let logits = head.forward_dropping(features, |layer, hidden| hidden * &self.masks[layer]);
         let each = logits.log_softmax(-1, None::<Kind>); // [passes, batch, labels]
@@ -58,7 +60,7 @@ impl McDropout {
     }
 }
 
-/// Of distributions over the last dimension, given by their logarithms; in nats.
+/// Returns the entropy in nats of distributions over the last dimension, given by their logarithms.
 fn entropy(logarithms: &Tensor) -> Tensor {
     -(logarithms.exp() * logarithms).sum_dim_intlist([-1].as_slice(), false, None::<Kind>)
 }

@@ -1,27 +1,27 @@
-//! The features of many images with their labels, held in memory on the CPU.
+//! Holds the features of many images and their labels in memory on the CPU.
 
 use tch::{Device, Kind, Tensor};
 
 use super::Features;
 use crate::ModelError;
 
-/// What a head is trained and judged on.
+/// The data that a head is trained and evaluated on.
 #[derive(Debug)]
 pub struct FeatureDataset {
-    /// [images, rows, width]: the CLS token, then patch tokens or their mean.
+    /// The features [images, rows, width]: the CLS token, then patch tokens or their mean.
     values: Tensor,
-    /// \[images\].
+    /// The labels as a tensor, \[images\].
     labels: Tensor,
-    /// The same as numbers.
+    /// The labels as numbers.
     classes: Vec<usize>,
 }
 
 impl FeatureDataset {
-    /// `values` are the features of one image after the other, of `shape` each: [rows, width]. There is one label for
-    /// each.
+    /// Builds a data set from `values`, the features of one image after the other, of `shape` [rows, width]
+    /// each, and one label for each image.
     ///
     /// # Errors
-    /// When the numbers do not fit each other.
+    /// Fails when the numbers of values and labels do not match.
     pub fn new(values: &[f32], shape: [usize; 2], labels: Vec<usize>) -> Result<Self, ModelError> {
         let [rows, width] = shape.map(|side| i64::try_from(side).unwrap_or(i64::MAX));
         let images = i64::try_from(labels.len()).unwrap_or(i64::MAX);
@@ -33,17 +33,17 @@ impl FeatureDataset {
         })
     }
 
-    /// How wide a token is.
+    /// Returns the width of a token.
     pub(super) fn width(&self) -> i64 {
         self.values.size()[2]
     }
 
-    /// The label of each image.
+    /// Returns the label of each image.
     pub(super) fn classes(&self) -> &[usize] {
         &self.classes
     }
 
-    /// Some of the images, with their labels, on a device.
+    /// Copies the images at the given positions, with their labels, to a device.
     pub(super) fn batch(&self, images: &Tensor, device: Device) -> (Features, Tensor) {
         let values = self.values.index_select(0, images).to_device(device);
         let rows = values.size()[1];
@@ -52,7 +52,7 @@ impl FeatureDataset {
     }
 }
 
-/// Positions of images as [`FeatureDataset::batch`] takes them.
+/// Returns positions of images as the tensor that [`FeatureDataset::batch`] takes.
 pub(super) fn positions(images: &[usize]) -> Tensor {
     let numbers: Vec<i64> = images.iter().map(|&image| i64::try_from(image).unwrap_or(0)).collect();
     Tensor::from_slice(&numbers).to_kind(Kind::Int64)

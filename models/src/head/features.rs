@@ -1,9 +1,9 @@
-//! What a backbone says of images before any head: what heads are trained on.
+//! Defines the features of a backbone that heads are trained on.
 
 use crate::ModelError;
 use crate::image::preprocess::Pixels;
 
-/// How much of a backbone's output is kept of an image.
+/// The part of a backbone's output that is kept for an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FeatureKind {
     /// The CLS token and the mean of the patch tokens: two rows, enough for linear heads.
@@ -13,7 +13,7 @@ pub enum FeatureKind {
 }
 
 impl FeatureKind {
-    /// Its name in digests and messages.
+    /// Returns the name in digests and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pooled => "pooled",
@@ -22,14 +22,14 @@ impl FeatureKind {
     }
 }
 
-/// A model whose output heads can be trained on.
+/// A model on whose output heads can be trained.
 pub trait FeatureSource: std::fmt::Debug {
-    /// How many rows an image's features have, the CLS token's first, and how wide each is.
+    /// Returns the rows of an image's features, the CLS token's first, and the width of each.
     fn feature_shape(&self, kind: FeatureKind) -> [usize; 2];
 
-    /// The features of each image, row after row, in fp32.
+    /// Returns the features of each image, row after row, in fp32.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Fails when libtorch does.
     fn features(&self, images: &[&Pixels], kind: FeatureKind) -> Result<Vec<Vec<f32>>, ModelError>;
 }

@@ -1,4 +1,5 @@
-//! A head's file: a new one for each training beside the snapshot, with what it was made of in its metadata.
+//! Reads and writes head files: each training adds a new one beside the snapshot, with its provenance in the
+//! metadata.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -12,28 +13,28 @@ use super::Head;
 use crate::ModelError;
 use crate::snapshot::weights::SafetensorsFile;
 
-/// Heads of one task that may lie beside a snapshot; more are no history but a leak.
+/// The most heads of one task that may lie beside a snapshot; more would be a leak rather than a history.
 const VERSIONS_MAX: usize = 10_000;
-/// The entry of the metadata that says with which share of hidden units left out a head was trained.
+/// The metadata entry that holds the dropout rate with which a head was trained.
 pub(super) const DROPOUT: &str = "dropout";
 
-/// The entry of the metadata that says of which snapshot's features a head was trained.
+/// The metadata entry that holds the digest of the snapshot on whose features a head was trained.
 pub const SNAPSHOT_NOTE: &str = "snapshot";
 
-/// The digest of the snapshot whose features a head was trained on, as the file beside the snapshot names it; `None` where it
-/// names none.
+/// Returns the digest of the snapshot on whose features a head was trained, as the head's file names it, or
+/// `None` where it names none.
 ///
 /// # Errors
-/// When it cannot be read, or is no head.
+/// Fails when the file cannot be read, or is not a head.
 pub fn head_snapshot(folder: &Path, head: &Path) -> Result<Option<String>, ModelError> {
     let file = SafetensorsFile::open(&folder.join(head))?;
     Ok(file.note(SNAPSHOT_NOTE).map(str::to_owned))
 }
 
-/// The rate of dropout that a head's file names, from 0 to less than 1; 0 where it names none.
+/// Returns the dropout rate that a head's file names, at least 0 and less than 1, or 0 where it names none.
 ///
 /// # Errors
-/// When it names something else, or is no head.
+/// Fails when the rate is out of range or not a number, or the file is not a head.
 pub(super) fn dropout_of(path: &Path) -> Result<f64, ModelError> {
     let file = SafetensorsFile::open(path)?;
     let Some(text) = file.note(DROPOUT) else { return Ok(0.0) };
@@ -44,18 +45,19 @@ pub(super) fn dropout_of(path: &Path) -> Result<f64, ModelError> {
     })
 }
 
-/// Whether new heads can be written beside a snapshot, before they are trained.
+/// Checks that new heads can be written beside a snapshot, before they are trained.
 ///
 /// # Errors
-/// When they cannot.
+/// Fails when they cannot.
 pub fn check_head_folder(folder: &Path) -> Result<(), ModelError> {
     tempfile::NamedTempFile::new_in(folder).map(drop).map_err(|source| ModelError::file(folder, source))
 }
 
-/// Writes `head.TASK.vN.safetensors` with the first N that is free and none below it that is not, and gives its name.
+/// Writes `head.TASK.vN.safetensors`, where N is one more than the highest existing version, and returns the
+/// file's name.
 ///
 /// # Errors
-/// When the folder cannot be written to.
+/// Fails when the folder cannot be written to.
 pub(super) fn write_new(
     head: &Head,
     folder: &Path,
@@ -63,18 +65,18 @@ pub(super) fn write_new(
     notes: &BTreeMap<String, String>,
 ) -> Result<PathBuf, ModelError> {
     let told = |source| ModelError::file(folder, source);
-    // Under another name first: a server may read the folder at any time.
+    // Written under a temporary name first, because a server may read the folder at any time.
     let mut written = tempfile::NamedTempFile::new_in(folder).map_err(told)?;
     written.write_all(&serialized(head, notes)?).map_err(told)?;
     written.as_file().sync_all().map_err(told)?;
-    // For the same people as the snapshot itself; a temporary file is its owner's alone.
+    // The file gets the snapshot's permissions; a temporary file is readable by its owner alone.
     let permissions = fs::metadata(folder.join("config.json")).map_err(told)?.permissions();
     written.as_file().set_permissions(permissions).map_err(told)?;
     for version in next_version(folder, task).map_err(told)?..VERSIONS_MAX {
         let name = PathBuf::from(format!("head.{task}.v{version}.safetensors"));
         match written.persist_noclobber(folder.join(&name)) {
             Ok(_) => return Ok(name),
-            // Another training was faster.
+            // Another training took this version first.
             Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => written = error.file,
             Err(error) => return Err(told(error.error)),
         }
@@ -83,8 +85,8 @@ pub(super) fn write_new(
     Err(ModelError::malformed(folder, message))
 }
 
-/// One more than the highest that is there, so that a version that was removed is not given away again while a later
-/// one remains.
+/// Returns one more than the highest existing version, so that the number of a removed version is not reused
+/// while a later one remains.
 fn next_version(folder: &Path, task: &str) -> std::io::Result<usize> {
     let prefix = format!("head.{task}.v");
     let mut highest = 0;

@@ -1,4 +1,5 @@
-//! Trained heads on a frozen backbone: features → label logits; and how they are trained.
+//! Runs and trains heads on a frozen backbone, which map features to label logits; knows no backbone's
+//! architecture.
 
 mod dropout;
 mod feature_dataset;

@@ -1,4 +1,4 @@
-//! A head's layers, as its file has them.
+//! Defines the layers of a head by the tensors in its file.
 
 use std::path::Path;
 
@@ -12,37 +12,39 @@ use crate::snapshot::weights::{SafetensorsFile, WeightLoader};
 /// The final-norm output of a backbone.
 #[derive(Debug)]
 pub(crate) struct Features {
-    /// [batch, hidden], the CLS token.
+    /// The CLS token, [batch, hidden].
     pub(crate) cls: Tensor,
-    /// [batch, patches, hidden]; or their mean as the only one, where no head attends to them.
+    /// The patch tokens, [batch, patches, hidden], or their mean as the only one, where no head attends to
+    /// them.
     pub(crate) patches: Tensor,
 }
 
-/// A head as its file describes it by the tensors it has.
+/// A head, in one of the forms that its file's tensors distinguish.
 #[derive(Debug)]
 pub(crate) enum Head {
-    /// `linear.weight` of [labels, hidden]: on the CLS token.
+    /// A linear head on the CLS token: `linear.weight` of [labels, hidden].
     Cls(Linear),
-    /// `linear.weight` of [labels, 2·hidden]: on the CLS token and the mean of the patch tokens.
+    /// A linear head on the CLS token and the mean of the patch tokens: `linear.weight` of [labels,
+    /// 2·hidden].
     ClsAndMean(Linear),
-    /// `pool.query` of \[hidden\] and `mlp.{0…3}`: four layers with GELU between them, on the CLS token
-    /// and the patch tokens pooled by softmax(patches · query / √hidden).
+    /// An MLP with attention pooling: `pool.query` of \[hidden\] and `mlp.{0…3}`, four layers with GELU
+    /// between them, on the CLS token and the patch tokens pooled by softmax(patches · query / √hidden).
     AttentionMlp { query: Tensor, layers: Vec<Linear> },
 }
 
-/// How many layers the MLP head has.
+/// The number of layers of the MLP head.
 pub(super) const MLP_LAYERS: usize = 4;
 
-/// What a linear head's layer is called in its file, and the query of an MLP's pooling.
+/// The names in a head's file of a linear head's layer and of an MLP's pooling query.
 const LINEAR: &str = "linear";
 const QUERY: &str = "pool.query";
 
 impl Head {
-    /// Loads a head file for a backbone of this width.
+    /// Loads a head file for a backbone with the given hidden width.
     ///
     /// # Errors
-    /// When it is no head, is for another width, or was trained for other labels than `labels` (where
-    /// the file's metadata names them).
+    /// Fails when the file is not a head, is for another width, or was trained for other labels than `labels`
+    /// (where the file's metadata names them).
     pub(crate) fn load(
         path: &Path,
         hidden: i64,
@@ -73,7 +75,7 @@ impl Head {
         Ok(head)
     }
 
-    /// A head whose linear layer has this name.
+    /// Loads a head whose linear layer has the given name.
     pub(crate) fn load_named(
         path: &Path,
         linear: &str,
@@ -119,7 +121,7 @@ impl Head {
         }
     }
 
-    /// The same tensors, as another head.
+    /// Returns a copy that shares its tensors with this head.
     pub(super) fn copy(&self) -> Self {
         let layer = |layer: &Linear| {
             Linear::from_tensors(layer.weight().shallow_clone(), layer.bias().map(Tensor::shallow_clone))
@@ -134,7 +136,7 @@ impl Head {
         }
     }
 
-    /// Each hidden layer's width; none where there is no hidden layer.
+    /// Returns the width of each hidden layer; empty where there is none.
     pub(super) fn hidden_widths(&self) -> Vec<i64> {
         match self {
             Self::Cls(_) | Self::ClsAndMean(_) => Vec::new(),
@@ -144,7 +146,7 @@ impl Head {
         }
     }
 
-    /// Its tensors by their names in a file.
+    /// Returns the tensors by their names in a head's file.
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut tensors = Vec::new();
         let mut add = |name: &str, layer: &Linear| {
@@ -161,13 +163,13 @@ impl Head {
         tensors
     }
 
-    /// [batch, labels].
+    /// Computes the logits, [batch, labels].
     pub(crate) fn forward(&self, features: &Features) -> Tensor {
         self.forward_dropping(features, |_, hidden| hidden)
     }
 
-    /// The same with dropout: `drop` is given each hidden layer's number and its output, after the activation. It may
-    /// put dimensions before that of the batch, which the logits have as well then.
+    /// Computes the logits with dropout: `drop` receives each hidden layer's number and its output after the
+    /// activation. It may put dimensions before the batch's, and the logits then have them as well.
     pub(super) fn forward_dropping(
         &self,
         features: &Features,

@@ -1,4 +1,4 @@
-//! A head as a task asks it: once, or in several passes with dropout.
+//! Runs a task's head, once or in several passes with dropout.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::output::outputs_with_features;
 use crate::runtime::device::Placement;
 use crate::task::TaskSpec;
 
-/// A task's head, and its dropout where it is asked with it.
+/// A task's head, with its dropout where it runs with it.
 #[derive(Debug)]
 pub(crate) struct TaskHead {
     head: Head,
@@ -21,11 +21,12 @@ pub(crate) struct TaskHead {
 }
 
 impl TaskHead {
-    /// The head that the task names, in `folder`, for a backbone of this width; asked with dropout in so many passes, or
-    /// without where there are none.
+    /// Loads the head that the task names from `folder`, for a backbone of this width. It runs in the given
+    /// number of passes with dropout, or once without dropout where there are none.
     ///
     /// # Errors
-    /// When there is no head for the task, or it was not trained for its labels, or not with dropout.
+    /// Fails when there is no head for the task, or when it was not trained for the task's labels, or not
+    /// with dropout.
     pub(crate) fn load(
         folder: &Path,
         task: &TaskSpec,
@@ -37,7 +38,8 @@ impl TaskHead {
         let file = task.head.as_ref().ok_or_else(|| told("this model has no head for it".to_owned()))?;
         let path = folder.join(file);
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
-        // It costs nothing beside the backbone, and half precision would round its logits to tenths.
+        // In fp32: the head costs nothing compared to the backbone, and half precision would round its logits
+        // to tenths.
         let head = Head::load(&path, hidden, &labels, Placement { kind: Kind::Float, ..place })?;
         let asked = Self::of(head, if passes > 0 { dropout_of(&path)? } else { 0.0 }, passes, place.device);
         if passes > 0 && asked.dropout.is_none() {
@@ -50,15 +52,15 @@ impl TaskHead {
         Ok(asked)
     }
 
-    /// A head that was trained with this rate of dropout, asked in so many passes with it; without, where it has nothing to
-    /// leave out or there are no passes.
+    /// Wraps a head that was trained with this rate of dropout, to run in the given number of passes with it;
+    /// without dropout, where it has no units to drop or there are no passes.
     pub(super) fn of(head: Head, rate: f64, passes: usize, device: Device) -> Self {
         let has_dropout = passes > 0 && rate > 0.0 && !head.hidden_widths().is_empty();
         let dropout = has_dropout.then(|| McDropout::new(&head, rate, passes, device));
         Self { head, dropout }
     }
 
-    /// What it says about each image, of features in fp32.
+    /// Returns the output for each image, from features in fp32.
     pub(crate) fn scores(&self, features: &Features) -> Result<Vec<ModelOutput>, ModelError> {
         Ok(match &self.dropout {
             Some(dropout) => dropout.scores(&self.head, features)?,

@@ -1,4 +1,4 @@
-//! Training of a head: `AdamW` on fixed features, ended early by a validation part.
+//! Trains a head with `AdamW` on fixed features, with early stopping on a validation set.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,30 +17,31 @@ use crate::nn::layers::Linear;
 use crate::runtime::device::Placement;
 use crate::runtime::rng::RNG;
 
-/// Added to standard deviations, so that a feature that hardly varies is not blown up.
+/// The term that is added to standard deviations, so that a feature that hardly varies is not blown up.
 const DEVIATION_MIN: f64 = 1e-4;
-/// In nats: an epoch has to be better by this. Where no image is wrong any more, the loss falls for ever, and the head
-/// does not get better but surer.
+/// The smallest improvement of an epoch, in nats. Where no image is misclassified any more, the loss keeps
+/// falling, and the head only becomes more confident, not better.
 const GAIN_MIN: f64 = 1e-4;
-/// Images that are judged or measured together: of the largest backbones' tokens some 600 MB.
+/// The batch size of evaluation and of the feature statistics: 256 images take about 600 MB with the tokens
+/// of the largest backbones.
 const JUDGED_BATCH: usize = 256;
-/// Groups of parameters in the optimiser: weights decay, biases and the pooling's query do not.
+/// The groups of parameters in the optimiser: weights decay, while biases and the pooling's query do not.
 const DECAYING: usize = 0;
 const FREE: usize = 1;
 
-/// What kind of head is trained.
+/// The architecture of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadKind {
-    /// One layer on the CLS token and the mean of the patch tokens.
+    /// A linear layer on the CLS token and the mean of the patch tokens.
     Linear,
-    /// One layer on the CLS token.
+    /// A linear layer on the CLS token.
     LinearCls,
     /// Four layers on the CLS token and the patch tokens pooled by attention, with dropout.
     Mlp,
 }
 
 impl HeadKind {
-    /// Its name in the metadata of a head's file.
+    /// Returns the name in the metadata of a head's file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -49,7 +50,7 @@ impl HeadKind {
         }
     }
 
-    /// What it is trained on.
+    /// Returns the features that such a head is trained on.
     pub fn features(self) -> FeatureKind {
         match self {
             Self::Linear | Self::LinearCls => FeatureKind::Pooled,
@@ -58,42 +59,44 @@ impl HeadKind {
     }
 }
 
-/// How a head is trained.
+/// The settings of a head's training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadTraining {
-    /// What kind it is.
+    /// The architecture of the head.
     pub kind: HeadKind,
-    /// How many labels it tells apart.
+    /// The number of labels.
     pub labels: usize,
-    /// Passes over the training images, at most.
+    /// The most passes over the training images.
     pub epochs: usize,
-    /// It ends after so many epochs in a row that were no better on the validation images.
+    /// The number of epochs without improvement on the validation images after which training stops.
     pub patience: usize,
-    /// Of `AdamW`.
+    /// The learning rate of `AdamW`.
     pub learning_rate: f64,
-    /// Of `AdamW` (Loshchilov and Hutter 2019, arXiv 1711.05101), for weights.
+    /// The weight decay of `AdamW` (Loshchilov and Hutter 2019, arXiv 1711.05101), for weights.
     pub weight_decay: f64,
-    /// The share of units that are left out of each hidden layer's output; 0 for heads without hidden layers.
+    /// The share of units that are dropped from each hidden layer's output; 0 for heads without hidden
+    /// layers.
     pub dropout: f64,
-    /// Images in a step.
+    /// The number of images in a step.
     pub batch: usize,
-    /// Whether errors weigh in inverse proportion to how many training images have their label, so that rare labels
-    /// count as much as frequent ones.
+    /// True if the loss is weighted in inverse proportion to the number of training images of the label, so
+    /// that rare labels count as much as frequent ones.
     pub balanced: bool,
-    /// Of initial weights, order of images and dropout. The same one gives the same head on one machine.
+    /// The seed of the initial weights, the order of the images and the dropout. The same seed gives the same
+    /// head on one machine.
     pub seed: u64,
 }
 
-/// What an epoch brought.
+/// The result of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Epoch {
-    /// From 1.
+    /// The number of the epoch, from 1.
     pub number: usize,
-    /// The mean loss of its steps, with dropout.
+    /// The mean loss of the epoch's steps, with dropout.
     pub training_loss: f64,
-    /// The loss on the validation images after it: their mean NLL, weighted as in training.
+    /// The loss on the validation images after the epoch: their mean NLL, weighted as in training.
     pub validation_loss: f64,
-    /// Whether it is better than all before it, by more than nothing.
+    /// True if the epoch is better than all before it by more than a minimal margin.
     pub is_best: bool,
 }
 
@@ -103,17 +106,17 @@ pub struct TrainedHead {
     head: Head,
     training: HeadTraining,
     device: Device,
-    /// After which it was best on the validation images.
+    /// The best epoch on the validation images.
     pub best: Epoch,
-    /// How many there were.
+    /// The number of epochs that ran.
     pub epochs: usize,
 }
 
-/// Trains a head on the images of the set at the positions `training`, as long as it gets better on those at
-/// `validation`, where `place` says; `on_epoch` is told of each epoch.
+/// Trains a head on the images of the set at the positions `training`, as long as it improves on those at
+/// `validation`, on the device and in the type of `place`; `on_epoch` receives the result of each epoch.
 ///
 /// # Errors
-/// When it diverges, or libtorch refuses.
+/// Fails when training diverges, or libtorch fails.
 pub fn train_head(
     set: &FeatureDataset,
     [training, validation]: [&[usize]; 2],
@@ -122,7 +125,7 @@ pub fn train_head(
     mut on_epoch: impl FnMut(&Epoch),
 ) -> Result<TrainedHead, ModelError> {
     let device = place.device;
-    // Whoever else draws numbers would change the ones that are drawn here.
+    // The random generator is global: another thread that draws numbers would change the ones drawn here.
     let _drawing = RNG.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(options.seed.cast_signed());
     let store = nn::VarStore::new(device);
@@ -168,11 +171,11 @@ pub fn train_head(
 }
 
 impl TrainedHead {
-    /// What it says about the images at these positions, asked with dropout in so many passes, or without where there are
-    /// none, or it was trained without.
+    /// Returns the output for the images at these positions, in the given number of passes with dropout, or
+    /// without dropout where there are none or the head was trained without.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Fails when libtorch does.
     pub fn scores(
         &self,
         set: &FeatureDataset,
@@ -188,11 +191,11 @@ impl TrainedHead {
         Ok(scores)
     }
 
-    /// Writes it beside a snapshot as `head.TASK.vN.safetensors` with an N that is not taken, and gives that name. How it
-    /// was trained is in the file's metadata, and what `notes` say.
+    /// Writes the head beside a snapshot as `head.TASK.vN.safetensors` with an unused N, and returns that
+    /// name. The file's metadata holds the training settings and the given `notes`.
     ///
     /// # Errors
-    /// When the folder cannot be written to.
+    /// Fails when the folder cannot be written to.
     pub fn write(
         &self,
         folder: &Path,
@@ -223,10 +226,11 @@ impl TrainedHead {
 /// A head whose parameters are being trained.
 struct Network {
     kind: HeadKind,
-    /// Of what the first layer is given, over the training images: \[inputs\] each.
+    /// The mean of the first layer's inputs over the training images, \[inputs\]; their standard deviation
+    /// follows.
     mean: Tensor,
     deviation: Tensor,
-    /// Of the pooling; only of an MLP.
+    /// The query of the attention pooling; only for an MLP.
     query: Option<Tensor>,
     layers: Vec<[Tensor; 2]>,
 }
@@ -243,7 +247,8 @@ impl Network {
         let last = widths.len() - 2;
         let layer = |(index, pair): (usize, &[i64])| {
             let (inputs, outputs) = (pair[0], pair[1]);
-            // As `torch.nn.Linear`, but for the last: it begins with answers that know nothing, all equally probable.
+            // Initialised like `torch.nn.Linear`, except for the last layer, which begins at zero, so that
+            // all labels are equally probable.
             let bound = if index == last { 0.0 } else { (inputs as f64).sqrt().recip() };
             let init = nn::Init::Uniform { lo: -bound, up: bound };
             let weight =
@@ -251,14 +256,14 @@ impl Network {
             [weight, store.root().set_group(FREE).var(&format!("bias{index}"), &[outputs], init)]
         };
         let layers = widths.windows(2).enumerate().map(layer).collect();
-        // At first every patch counts the same.
+        // At first every patch has the same weight.
         let query =
             (options.kind == HeadKind::Mlp).then(|| store.root().set_group(FREE).zeros("query", &[hidden]));
         Self { kind: options.kind, mean, deviation, query, layers }
     }
 
-    /// The head that these parameters are, each as `part` gives it: the first layer is trained on standardised features,
-    /// and takes them as they are.
+    /// Returns the head with these parameters, each passed through `part`. The first layer is trained on
+    /// standardised features, and is converted here to take them unstandardised.
     fn head(&self, part: fn(&Tensor) -> Tensor) -> Head {
         let layer = |(index, [weight, bias]): (usize, &[Tensor; 2])| {
             if index > 0 {
@@ -277,8 +282,8 @@ impl Network {
     }
 }
 
-/// Mean and standard deviation of what a head's first layer is given of these images, each \[inputs\]. The pooling is
-/// taken to be what it is at first, the mean.
+/// Returns the mean and the standard deviation, \[inputs\] each, of the first layer's inputs over these
+/// images. The pooling is taken in its initial state, which is the mean.
 fn moments(set: &FeatureDataset, images: &[usize], kind: HeadKind, device: Device) -> [Tensor; 2] {
     let inputs = |batch: &[usize]| {
         let (Features { cls, patches }, _) = set.batch(&positions(batch), device);
@@ -292,7 +297,8 @@ fn moments(set: &FeatureDataset, images: &[usize], kind: HeadKind, device: Devic
     [all.mean_dim([0].as_slice(), false, None::<Kind>), deviation]
 }
 
-/// n / (labels · images of the label), whose mean over images is 1; `None` where all weigh the same.
+/// Returns the weight of each label, n / (labels · images of the label), whose mean over images is 1, or
+/// `None` where all weigh the same.
 fn class_weights(
     set: &FeatureDataset,
     training: &[usize],
@@ -318,7 +324,7 @@ fn shuffled(images: &[usize]) -> Tensor {
     positions(images).index_select(0, &order)
 }
 
-/// The mean loss, each image weighed by its label.
+/// Returns the mean loss, with each image weighted by its label.
 fn loss_on(
     head: &Head,
     set: &FeatureDataset,
