@@ -66,7 +66,7 @@ pub(crate) fn wrap(text: &str) -> String {
 
 /// Returns a cell for a number: its last digits stand below each other.
 pub(crate) fn number(text: impl ToString) -> Cell {
-    Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
+    Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ pub async fn serve(
     };
     match &ended {
         Ended::ShutDown(reason) => {
-            tracing::info!(reason, "shutting down: requests in flight are answered first")
+            tracing::info!(reason, "shutting down: requests in flight are answered first");
         }
         Ended::Failed(message) => tracing::error!(message, "shutting down"),
     }
