@@ -1,11 +1,12 @@
-//! Compiles the C++ half of `src/libtorch`: `shim.cpp`, which needs libtorch's headers and nothing of CUDA, into the
-//! program; `graph.cpp`, `kernel.cpp` and `product.cpp`, which need CUDA's headers too, into a shared object that the
-//! program carries.
+//! Compiles the C++ half of `src/libtorch`. `shim.cpp`, which needs libtorch's headers but none of CUDA's, is
+//! linked into the program. `graph.cpp`, `kernel.cpp` and `product.cpp`, which need CUDA's headers too,
+//! become a shared object that the program embeds.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Where CUDA's headers lie, from libtorch's folder: unpacked wheels lie side by side (`deploy/libtorch.py`).
+/// The folder of CUDA's headers, relative to libtorch's folder: unpacked wheels lie side by side
+/// (`deploy/libtorch.py`).
 const CUDA_HEADERS: &str = "../nvidia/cu13/include";
 
 fn main() {
@@ -29,12 +30,13 @@ fn main() {
 
 fn cpp(headers: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    // Their headers are not ours to mend.
+    // Warnings in libtorch's headers are not ours to fix.
     build.cpp(true).std("c++17").flag("-isystem").flag(headers).warnings(false);
     build
 }
 
-/// An empty file stands for what cannot be built, because there are no headers of CUDA.
+/// Compiles the shared object that needs CUDA. Where there are no CUDA headers, writes an empty file in its
+/// place.
 fn cuda_part(torch: &Path, headers: &Path) {
     let built = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("concord_cuda.so");
     let own = torch.canonicalize().unwrap_or_else(|_| torch.to_owned()).join(CUDA_HEADERS);

@@ -46,11 +46,11 @@ pub struct ClassifyResponse {
     /// its vote.
     #[schema(value_type = String)]
     pub reason: StopReason,
-    /// Whether every successful vote has the same most probable label.
+    /// True if every successful vote has the same most probable label.
     pub agreement: bool,
-    /// Whether an earlier stage was too busy, so that this one was asked instead.
+    /// True if an earlier stage was too busy, so that this one was asked instead.
     pub burst: bool,
-    /// Whether every model that was asked has voted.
+    /// True if every model that was asked has voted.
     pub complete: bool,
     /// The stages, counted from 1, that were skipped because the learned weights of their models were too
     /// small.
@@ -142,7 +142,7 @@ pub struct VoteResponse {
     /// if all agree.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty: Option<f32>,
-    /// Whether it came from the cache, at no cost.
+    /// True if the vote came from the cache, at no cost.
     pub cached: bool,
     /// The time that each step took.
     pub milliseconds: VoteMilliseconds,
@@ -180,20 +180,20 @@ impl Serialize for Probabilities {
 /// The time that a verdict took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct Milliseconds {
-    /// Decoding the image; 0 if that was not needed.
+    /// The time for decoding the image; 0 if that was not needed.
     pub decode: f64,
-    /// From the arrival of the encoded bytes at the router to the verdict.
+    /// The time from the arrival of the encoded bytes at the router to the verdict.
     pub total: f64,
 }
 
 /// The time that a vote took, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct VoteMilliseconds {
-    /// Waiting for the model.
+    /// The time in the model's queue.
     pub queue: f64,
-    /// Converting pixels to the model's input.
+    /// The time for converting pixels to the model's input.
     pub preprocess: f64,
-    /// In the model, together with the other images of its batch.
+    /// The time in the model, together with the other images of its batch.
     pub model: f64,
 }
 

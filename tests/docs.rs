@@ -78,7 +78,7 @@ fn links_lead_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// What the pages call by its path is there.
+/// Checks that every path that the pages mention exists.
 #[test]
 fn paths_exist() {
     let path =

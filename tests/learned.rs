@@ -14,7 +14,7 @@ use crate::harness::fault_injection::FaultyServer;
 use crate::harness::server::{Endpoint, Server, photograph};
 use crate::harness::{edited_ensemble, replace, root};
 
-/// Of nano DINOv3.
+/// The width of nano DINOv3's feature.
 const FEATURE: usize = 128;
 const FILE: &str = "roadwork.learned.safetensors";
 

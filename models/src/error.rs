@@ -1,10 +1,10 @@
-//! What can go wrong between a snapshot folder and a model's answer.
+//! Defines the errors of loading a snapshot and running a model.
 
 use std::path::{Path, PathBuf};
 
 use crate::libtorch::LibtorchError;
 
-/// A model that cannot be loaded or asked.
+/// An error of loading or running a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file of the snapshot is missing or unreadable.
@@ -12,18 +12,18 @@ pub enum ModelError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file of the snapshot does not say what it should.
+    /// A file of the snapshot has invalid content.
     #[error("{}: {message}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect in words.
         message: String,
     },
-    /// Tensors are missing or have other shapes; all of them are named.
+    /// Tensors are missing or have wrong shapes; all of them are named.
     #[error("{}: {} of the tensors do not fit the configuration:\n  {}", path.display(), faults.len(), faults.join("\n  "))]
     Weights {
         /// The snapshot folder, or the head's file.
@@ -31,7 +31,7 @@ pub enum ModelError {
         /// One line for each tensor.
         faults: Vec<String>,
     },
-    /// A valid request for something that this model does not do.
+    /// A valid request for something that this model does not support.
     #[error("{0}")]
     Unsupported(String),
     /// A task that this model cannot answer as it is configured.
@@ -39,32 +39,32 @@ pub enum ModelError {
     Task {
         /// The task's name.
         task: String,
-        /// What is missing or wrong.
+        /// The reason.
         message: String,
     },
-    /// A task that was asked for before it was prepared.
+    /// A task that was requested before it was prepared.
     #[error("the task was not prepared")]
     NotPrepared,
-    /// The device does not exist or refused.
+    /// The device does not exist, or cannot be used.
     #[error("device {device}: {message}")]
     Device {
-        /// As it was asked for.
+        /// The device as it was requested.
         device: String,
-        /// What would be allowed.
+        /// The devices that are allowed, or the reason for the failure.
         message: String,
     },
-    /// libtorch had no memory left, and said so by a panic of tch's.
+    /// libtorch ran out of memory, which tch reported by a panic.
     #[error("{0}")]
     OutOfMemory(String),
-    /// libtorch refused.
+    /// libtorch returned an error.
     #[error(transparent)]
     Libtorch(#[from] LibtorchError),
-    /// libtorch refused, by way of tch.
+    /// libtorch returned an error through tch.
     #[error("libtorch: {}", first_line(.0))]
     Tensor(#[from] tch::TchError),
 }
 
-/// libtorch appends its C++ backtrace to what it says.
+/// Returns the first line of libtorch's message, which is followed by a C++ backtrace.
 fn first_line(error: &tch::TchError) -> String {
     let text = match error {
         tch::TchError::Torch(text) => text.clone(),
@@ -73,18 +73,18 @@ fn first_line(error: &tch::TchError) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// How libtorch says that there is no memory left: CUDA's caching allocator and driver, cuBLAS, and the CPU's allocator
-/// (twice).
+/// The messages of libtorch when it is out of memory: those of CUDA's caching allocator and driver, of
+/// cuBLAS, and of the CPU's allocator (two).
 const OUT_OF_MEMORY: [&str; 4] =
     ["out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory"];
 
-/// Whether a message of libtorch, by error or by panic, says that there is no memory left.
+/// Returns whether a message of libtorch, from an error or a panic, says that it is out of memory.
 pub fn is_out_of_memory(message: &str) -> bool {
     OUT_OF_MEMORY.iter().any(|words| message.contains(words))
 }
 
 impl ModelError {
-    /// Whether libtorch had no memory left: the same with fewer images may succeed.
+    /// Returns whether libtorch ran out of memory: the same work with fewer images may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory(_) => true,

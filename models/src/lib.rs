@@ -1,4 +1,4 @@
-//! Vision models on libtorch: a Hugging Face snapshot in, label logits or text out.
+//! Runs vision models on libtorch: from a Hugging Face snapshot to label logits or text.
 //!
 //! Knows nothing of actors, HTTP, Redis or configuration files.
 

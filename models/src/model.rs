@@ -1,4 +1,4 @@
-//! A loaded model, whatever its architecture.
+//! Defines the interface of a loaded model, independent of its architecture.
 
 use std::collections::BTreeMap;
 
@@ -16,47 +16,47 @@ use crate::runtime::cuda_graphs::{buckets, take_fallbacks_here};
 use crate::runtime::device::Placement;
 use crate::task::{TaskId, TaskSpec};
 
-/// What is known of a model since it was loaded.
+/// The properties of a model that are fixed when it is loaded.
 #[derive(Debug)]
 pub struct LoadedModelInfo {
-    /// What turns an image into this model's input; may be used on any thread.
+    /// The preprocessor that turns an image into this model's input; may be used on any thread.
     pub preprocessor: Preprocessor,
-    /// How many parameters it has.
+    /// The number of parameters.
     pub parameters: i64,
-    /// Where it is, and in which number format.
+    /// The device and the number format of the weights.
     pub placement: Placement,
 }
 
 /// A loaded model.
 ///
-/// Its methods run on one thread at a time, `prepare` and `classify` with the same stream current. They may panic
-/// where libtorch throws (out of memory, a CUDA error): the caller contains that, and loses one batch; out of memory,
-/// by panic or by error, it tries the halves.
+/// Its methods run on one thread at a time, `prepare` and `classify` with the same stream current. They may
+/// panic where libtorch throws (out of memory, a CUDA error): the caller has to catch the panic, and loses
+/// one batch; when out of memory, by panic or by error, it retries with the two halves.
 pub trait Model: Send + std::fmt::Debug {
-    /// What is known of it since it was loaded.
+    /// Returns the properties that are fixed when the model is loaded.
     fn info(&self) -> &LoadedModelInfo;
 
-    /// Makes ready what a task needs, such as its head or the embeddings of its prompts, so that no
-    /// request has to wait for it.
+    /// Loads or computes the data that a task needs, such as its head or the embeddings of its prompts, so
+    /// that no request has to wait for it.
     ///
     /// # Errors
-    /// When the model cannot answer this task.
+    /// Fails when the model cannot answer this task.
     fn prepare(&mut self, id: TaskId, task: &TaskSpec) -> Result<(), ModelError>;
 
-    /// Gives up what was prepared under this name.
+    /// Drops the data that was prepared for this task.
     fn forget(&mut self, id: TaskId);
 
-    /// What it says about each image. The task must have been prepared.
+    /// Returns the output for each image. The task must have been prepared.
     ///
     /// # Errors
-    /// When it was not, or libtorch refuses.
+    /// Fails when the task was not prepared, or libtorch fails.
     fn classify(&self, id: TaskId, images: &[&Pixels]) -> Result<Vec<ModelOutput>, ModelError>;
 
-    /// The batch sizes that are run before requests come, in this order. A batch of one has run by then: each task is
-    /// tried with one image when it is prepared.
+    /// Returns the batch sizes to run before requests arrive, in this order. A batch of one has run by then,
+    /// because each task is tried with one image when it is prepared.
     ///
-    /// A GPU is given every size that batches are filled up to, because libtorch chooses kernels and takes memory at the
-    /// first run of a shape, and graphs are recorded then; on the CPU that brings nothing.
+    /// A GPU runs every size that batches are padded to, because libtorch chooses kernels and allocates
+    /// memory at the first run of a shape, and graphs are captured then; on the CPU there is nothing to gain.
     fn warm_up_batches(&self, options: &ModelOptions) -> Vec<usize> {
         match self.info().placement.device {
             Device::Cuda(_) => buckets(options.max_batch, &options.graph_batches),
@@ -64,35 +64,36 @@ pub trait Model: Send + std::fmt::Debug {
         }
     }
 
-    /// Runs a batch of one of these sizes, for a task that has been prepared. What is to be captured or measured for
-    /// batches of this size is captured or measured here: no other model computes meanwhile.
+    /// Runs a batch of one of these sizes, for a task that has been prepared. All graph captures and timings
+    /// for batches of this size happen here, while no other model computes.
     ///
     /// # Errors
-    /// When libtorch refuses; where that is for want of memory, batches of this size are not tried for a while.
+    /// Fails when libtorch does; when it is out of memory, batches of this size are not tried for a while.
     fn warm_up(&mut self, id: TaskId, images: &[&Pixels]) -> Result<(), ModelError> {
         self.classify(id, images).map(drop)
     }
 
-    /// How many of its forwards ran without the CUDA graph that they should have had, since this was asked last. Asked on
-    /// the thread that it runs on.
+    /// Returns the number of forward passes since the last call that ran without the CUDA graph that they
+    /// should have had. Must be called on the thread that the model runs on.
     fn take_graph_fallbacks(&self) -> u64 {
         take_fallbacks_here()
     }
 
-    /// The same model as a writer of text, where it is one.
+    /// Returns the model as a generator of text, if it is one.
     fn generator(&self) -> Option<&dyn Generator> {
         None
     }
 
-    /// The same model as what heads are trained on, where it is a backbone.
+    /// Returns the model as a source of features for training heads, if it is a backbone.
     fn feature_source(&self) -> Option<&dyn FeatureSource> {
         None
     }
 
-    /// What can be measured by itself, with these images as input; `new_tokens` is how much a writer writes then.
+    /// Returns the parts of the model that can be benchmarked by themselves, with these images as input;
+    /// `new_tokens` is the number of tokens that a generator produces.
     ///
     /// # Errors
-    /// When the images are of another model's preprocessor, or libtorch refuses.
+    /// Fails when the images are from another model's preprocessor, or libtorch fails.
     fn bench_targets(
         &self,
         _images: &[&Pixels],
@@ -101,9 +102,9 @@ pub trait Model: Send + std::fmt::Debug {
         Ok(Vec::new())
     }
 
-    /// The tensors of a parity fixture, computed by this implementation and named as there.
+    /// Computes the tensors of a parity fixture with this implementation, under the fixture's names.
     ///
     /// # Errors
-    /// When the fixture lacks an input.
+    /// Fails when the fixture lacks an input.
     fn parity_outputs(&self, fixture: &Fixture) -> Result<BTreeMap<String, Tensor>, ModelError>;
 }

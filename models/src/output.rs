@@ -1,4 +1,4 @@
-//! From tensors to the outputs of a model, one for each image.
+//! Converts tensors to the outputs of a model, one for each image.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ pub(crate) fn outputs(logits: &Tensor) -> Result<Vec<ModelOutput>, tch::TchError
     Ok(rows(logits)?.into_iter().map(ModelOutput::from).collect())
 }
 
-/// Returns the same with the features [images, width] that the logits were computed from. Both are copied to the CPU
-/// together, as a GPU is waited for once then.
+/// Returns the rows of logits with the features [images, width] that they were computed from. Both are copied
+/// to the CPU together, so that the GPU is waited for only once.
 pub(crate) fn outputs_with_features(
     logits: &Tensor,
     features: &Tensor,

@@ -1,8 +1,8 @@
-//! A task as models know it.
+//! Defines a task as a model sees it.
 
 use std::path::PathBuf;
 
-/// A task as a model needs to know it.
+/// The part of a task that a model needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSpec {
     /// The task's name.
@@ -11,12 +11,13 @@ pub struct TaskSpec {
     pub question: String,
     /// The labels in the policy's order, each with its prompts (for zero-shot models).
     pub labels: Vec<(String, Vec<String>)>,
-    /// For each label what a model that is asked the question would answer, for instance `YES`.
+    /// The answer that stands for each label in a model that is asked the question, for instance `YES`.
     pub answers: Vec<String>,
     /// The file of the trained head, relative to the snapshot's folder (for backbones).
     pub head: Option<PathBuf>,
 }
 
-/// Names one preparation of a task, so that a changed task can be made ready while requests still use the old one.
+/// An identifier of one preparation of a task, so that a changed task can be prepared while requests still
+/// use the old one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(pub u64);

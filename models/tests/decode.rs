@@ -1,4 +1,5 @@
-//! Every kind of picture becomes the RGB that Pillow makes of it; everything else a clear error.
+//! Tests that every kind of image decodes to the same RGB as with Pillow, and that everything else is a clear
+//! error.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::fs;
@@ -17,7 +18,7 @@ fn read(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn pictures_of_every_kind_become_what_pillow_makes_of_them() {
+fn images_of_every_kind_decode_as_with_pillow() {
     let mut names: Vec<String> = fs::read_dir(fixtures())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -29,7 +30,8 @@ fn pictures_of_every_kind_become_what_pillow_makes_of_them() {
         let expected = decode(&read(&format!("{name}.rgb.png")), LIMIT).unwrap();
         assert_eq!(found.dimensions(), expected.dimensions(), "{name}");
         let steps = found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // CMYK is not for libjpeg here, and another decoder may round the inverse cosine transform otherwise.
+        // CMYK is not decoded by libjpeg here, and the other decoder may round the inverse cosine transform
+        // otherwise.
         let allowed = if name.contains("cmyk") { 3 } else { 0 };
         assert!(steps <= allowed, "{name}: differs by {steps} of 255, allowed {allowed}");
     }
@@ -78,7 +80,8 @@ fn a_file_on_which_the_decoder_itself_panics_is_a_broken_image() {
 
 #[test]
 fn a_declared_size_over_the_limit_is_refused_without_decoding() {
-    // A PNG header of 50,000 × 50,000 pixels and nothing else: 7.5 GB if it were believed.
+    // A PNG header of 50,000 × 50,000 pixels and nothing else, for which a trusting decoder would allocate
+    // 7.5 GB.
     let mut png = read("rgb.png")[..33].to_vec();
     png[16..20].copy_from_slice(&50_000_u32.to_be_bytes());
     png[20..24].copy_from_slice(&50_000_u32.to_be_bytes());
@@ -97,12 +100,13 @@ fn the_limit_itself_is_allowed() {
     assert!(decode(&read("rgb.png"), 16 * 12 - 1).is_err());
 }
 
-/// So many eighths.
+/// Returns the scale of the given number of eighths.
 fn scale(eighths: u32) -> Scale {
     Scale::covering([8, 8], [eighths, eighths])
 }
 
-/// How far the pixels are from the means of the areas of `whole` that they stand for, in levels: on average.
+/// Returns the mean distance, in levels, of the pixels from the means of the areas of `whole` that they stand
+/// for.
 fn distance_from_means(small: &RgbImage, whole: &RgbImage) -> f64 {
     let ratio = f64::from(whole.width()) / f64::from(small.width());
     let span = |at: u32, end: u32| {
@@ -176,7 +180,7 @@ fn a_scale_is_no_way_around_the_limit_and_no_image_stays_none() {
     assert!(matches!(jpeg_size(&jpeg[..8], LIMIT), Err(DecodeError::Broken { .. })));
 }
 
-/// The checksum of PNG chunks.
+/// Returns the checksum of PNG chunks.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(

@@ -1,4 +1,5 @@
-//! Florence-2 on its committed parity fixture: votes, answers, both layouts of the weights, broken snapshots.
+//! Tests Florence-2 on its committed parity fixture: votes, answers, both layouts of the weights, and broken
+//! snapshots.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::ops::ControlFlow;
@@ -11,14 +12,14 @@ use concord_models::{
 };
 use concord_policy::Shape;
 
-/// Width and height of the fixture's image.
+/// The width and height of the fixture's image.
 const IMAGE_SIZE: [f32; 2] = [100.0, 74.0];
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/florence2")
 }
 
-/// A copy of the fixture that a test may change.
+/// Returns a copy of the fixture that a test may change.
 fn copy() -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for part in ["", "images", "snapshot"] {
@@ -33,7 +34,7 @@ fn copy() -> tempfile::TempDir {
     copy
 }
 
-/// The options of an architecture's own, as a configuration gives them.
+/// Returns the architecture's own options, as read from a configuration.
 fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
     let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
     assert!(faults.is_empty(), "{faults:?}");
@@ -57,7 +58,7 @@ fn image(model: &dyn Model) -> Pixels {
     model.info().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
 }
 
-/// Another image than the fixture's.
+/// Returns an image other than the fixture's.
 fn other_image(model: &dyn Model) -> Pixels {
     let bytes = std::fs::read(fixture().join("images/landscape.png")).unwrap();
     let mut other = decode(&bytes, 1_000_000).unwrap();
@@ -90,7 +91,7 @@ fn assert_close(ours: &[f32], expected: &[f32], tolerance: f32) {
     assert!(close, "{ours:?}, expected {expected:?}");
 }
 
-/// What transformers makes of the same prompts: mean log-probabilities, and log-odds of a location.
+/// The results of transformers for the same prompts: mean log-probabilities, and log-odds of a location.
 const LIKELIHOODS: [f32; 3] = [-8.431_226, -7.472_837, -7.965_646];
 const LOG_ODDS: [f32; 3] = [0.0, 1.113_189, 1.062_556];
 
@@ -182,7 +183,7 @@ fn generate(folder: &Path, prompt: &str) -> (Generated, Vec<String>) {
     (generated, pieces)
 }
 
-/// What `generate` and `post_process_generation` of transformers give with the same weights.
+/// Compares with `generate` and `post_process_generation` of transformers on the same weights.
 #[test]
 fn texts_and_regions_are_those_of_the_reference() {
     let boxed = |label: &str, sides: [f32; 4]| (label.to_owned(), Shape::Box(sides));
@@ -214,7 +215,7 @@ fn the_microsoft_layout_gives_the_same() {
     let copy = copy();
     let file = |name: &str| copy.path().join(name);
     std::fs::rename(file("model_microsoft_layout.safetensors"), file("snapshot/model.safetensors")).unwrap();
-    // Its config.json names some sizes otherwise, and its tokenizer.json has no tokens of the tasks.
+    // This layout's config.json names some sizes differently, and its tokenizer.json has no task tokens.
     edit(&file("snapshot/config.json"), |config| {
         let vision = config["vision_config"].as_object_mut().unwrap();
         let widths = vision.shift_remove("embed_dim").unwrap();
@@ -237,7 +238,7 @@ fn the_microsoft_layout_gives_the_same() {
     assert_eq!(generated.regions.len(), 2);
 }
 
-/// A JSON file, changed.
+/// Edits a JSON file in place.
 fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     change(&mut value);

@@ -1,6 +1,8 @@
-//! What only a GPU can show: parity there, replays and half precision beside eager fp32, two models at once.
+//! Tests the behaviour that only a GPU can show: parity there, replays and half precision compared with eager
+//! fp32, and two models at once.
 //!
-//! Without a GPU every test says that it skips. The binary, stripped, runs on any machine in the repository's folder.
+//! Without a GPU every test reports that it is skipped. The binary, stripped, runs on any machine in the
+//! repository's folder.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::BTreeMap;
@@ -23,20 +25,21 @@ const DEVICE: &str = "cuda:0";
 const FIXTURES: [&str; 7] =
     ["dinov3_vit", "dinov3_vit_gated", "siglip2", "siglip2_naflex", "florence2", "molmo2", "molmo2_o"];
 
-/// Errors as a share of the largest value, in fp32: a filled-up batch is another shape, for which other kernels are
-/// chosen, which add in another order.
+/// The largest error in fp32, as a share of the largest value: a padded batch has another shape, for which
+/// other kernels are chosen, which add in another order.
 const FP32_TOLERANCE: f64 = 1e-4;
-/// The same of bf16 beside fp32, of hidden states, logits and votes: twice the largest that these snapshots have on a
-/// CPU (0.030).
+/// The largest error of bf16 compared with fp32, for hidden states, logits and votes: twice the largest that
+/// these snapshots have on a CPU (0.030).
 const BF16_TOLERANCE: f64 = 0.06;
 
 const TASK: TaskId = TaskId(1);
 const QUESTION: &str = "Is there active road construction in this image?";
 
-/// One test at a time: nothing may disturb what a model records, and fallbacks are counted for the whole process.
+/// A lock that runs one test at a time: nothing may disturb a graph capture, and fallbacks are counted for
+/// the whole process.
 static GPU: Mutex<()> = Mutex::new(());
 
-/// The GPU for the caller alone; says so where there is none.
+/// Locks the GPU for the caller, or prints that there is none.
 fn gpu() -> Option<MutexGuard<'static, ()>> {
     if cuda_devices() == 0 {
         eprintln!("skipped: no GPU here");
@@ -47,7 +50,7 @@ fn gpu() -> Option<MutexGuard<'static, ()>> {
     Some(gpu)
 }
 
-/// The crate's folder, here or where this was built.
+/// Returns the crate's folder, on this machine or where the test was built.
 fn models() -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = ["models", "."].map(PathBuf::from);
@@ -60,7 +63,7 @@ fn fixture(name: &str) -> PathBuf {
     models().join("tests/fixtures/parity").join(name)
 }
 
-/// How a model is run.
+/// The settings with which a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Way {
     dtype: &'static str,
@@ -82,14 +85,14 @@ impl Way {
     }
 }
 
-/// The options of an architecture's own, as a configuration gives them.
+/// Returns the architecture's own options, as read from a configuration.
 fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
     let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
     assert!(faults.is_empty(), "{faults:?}");
     own
 }
 
-/// A snapshot that votes.
+/// A snapshot of a model that votes.
 #[derive(Debug, Clone, Copy)]
 struct Voter {
     architecture: &'static str,
@@ -137,11 +140,11 @@ impl Voter {
         load_model(&options, &models()).unwrap()
     }
 
-    /// Loaded and warmed up, as an engine does it.
+    /// Loads and warms up the model as the engine does.
     fn ready(self, way: Way) -> Box<dyn Model> {
         let mut model = self.load(way);
         model.prepare(TASK, &self.task()).unwrap();
-        let image = pixels(&*model, &pictures()[..1]).remove(0);
+        let image = pixels(&*model, &rgb_images()[..1]).remove(0);
         let options = ModelOptions { max_batch: 4, ..way.options() };
         for batch in model.warm_up_batches(&options) {
             model.warm_up(TASK, &vec![&image; batch]).unwrap();
@@ -153,7 +156,7 @@ impl Voter {
         let prompts = ["no road work", "road work", "a stop sign", "a dog"];
         let labels = (0..self.labels).map(|label| {
             let prompt = prompts[label % prompts.len()];
-            // A trained head knows its labels.
+            // A trained head knows its labels by name.
             let name = if self.labels == 2 { prompt.to_owned() } else { label.to_string() };
             (name, vec![prompt.to_owned(), format!("a photo of {prompt}, {label}")])
         });
@@ -167,8 +170,8 @@ impl Voter {
     }
 }
 
-/// Four of one size, then one of another.
-fn pictures() -> Vec<RgbImage> {
+/// Returns four images of one size, then one of another.
+fn rgb_images() -> Vec<RgbImage> {
     let read = |name: &str| {
         let path = fixture("molmo2").join(format!("images/{name}.png"));
         decode(&fs::read(path).unwrap(), 1_000_000).unwrap()
@@ -178,8 +181,8 @@ fn pictures() -> Vec<RgbImage> {
     std::iter::once(first).chain(others).collect()
 }
 
-fn pixels(model: &dyn Model, pictures: &[RgbImage]) -> Vec<Pixels> {
-    pictures.iter().map(|picture| model.info().preprocessor.apply(picture).unwrap()).collect()
+fn pixels(model: &dyn Model, images: &[RgbImage]) -> Vec<Pixels> {
+    images.iter().map(|image| model.info().preprocessor.apply(image).unwrap()).collect()
 }
 
 fn votes(model: &dyn Model, images: &[Pixels]) -> Vec<Vec<f32>> {
@@ -187,7 +190,8 @@ fn votes(model: &dyn Model, images: &[Pixels]) -> Vec<Vec<f32>> {
     scores.into_iter().map(|scores| scores.logits).collect()
 }
 
-/// Votes lie near those expected, and the best label is the same where it is better by more than both may err.
+/// Asserts that votes are near the expected ones, and that the best label is the same where its lead exceeds
+/// the error of both.
 fn assert_same_votes(ours: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f64, what: &str) {
     assert_eq!(ours.len(), expected.len(), "{what}");
     let scale = expected.iter().flatten().fold(0.0_f64, |most, &logit| most.max(f64::from(logit.abs())));
@@ -223,7 +227,8 @@ fn fixtures_agree_in_fp32_eagerly_and_by_graphs() {
     assert_eq!(graph_fallbacks(), before);
 }
 
-/// The tensors of a fixture as a model makes them, but for what its own writing decides.
+/// Returns the tensors of a fixture as a model computes them, except for those that depend on its own
+/// generated text.
 fn reproduced(name: &str, way: Way) -> BTreeMap<String, Tensor> {
     let architecture = name.split('_').next().unwrap().to_owned();
     let snapshot = fixture(name).join("snapshot");
@@ -261,19 +266,19 @@ fn tensors_in_bf16_are_near_those_in_fp32() {
 #[test]
 fn votes_by_graphs_and_in_bf16_are_those_of_eager_fp32() {
     let Some(_gpu) = gpu() else { return };
-    let (before, pictures) = (graph_fallbacks(), pictures());
+    let (before, inputs) = (graph_fallbacks(), rgb_images());
     for voter in VOTERS {
         let stream = Stream::new(Device::Cuda(0)).unwrap();
         let _current = stream.enter().unwrap();
         let reference = voter.ready(EAGER);
-        let images = pixels(&*reference, &pictures);
+        let images = pixels(&*reference, &inputs);
         let alone: Vec<Vec<f32>> = images.chunks(1).flat_map(|image| votes(&*reference, image)).collect();
         for (way, tolerance) in [(EAGER, FP32_TOLERANCE), (REPLAYED, FP32_TOLERANCE)]
             .into_iter()
             .chain(HALF.map(|way| (way, BF16_TOLERANCE)))
         {
             let model = voter.ready(way);
-            // The second time over what the first left in the buffers.
+            // The later sizes reuse buffers that hold data of the earlier ones.
             for batch in [1, 3, 4, 5, 3, 1] {
                 let what = format!("{voter:?} {way:?}, batch of {batch}");
                 assert_same_votes(&votes(&*model, &images[..batch]), &alone[..batch], tolerance, &what);
@@ -292,7 +297,7 @@ fn written(model: &dyn Model, image: &Pixels, prompt: &str) -> Generated {
 #[test]
 fn texts_by_graphs_are_those_without() {
     let Some(_gpu) = gpu() else { return };
-    let (before, pictures) = (graph_fallbacks(), pictures());
+    let (before, inputs) = (graph_fallbacks(), rgb_images());
     for (voter, prompts) in [
         (voter("florence2", "nano/florence2"), ["<CAPTION>", "<OD>"]),
         (voter("florence2", "tests/fixtures/parity/florence2/snapshot"), ["<CAPTION>", "<OD>"]),
@@ -302,10 +307,10 @@ fn texts_by_graphs_are_those_without() {
         let stream = Stream::new(Device::Cuda(0)).unwrap();
         let _current = stream.enter().unwrap();
         let [eager, replayed] = [EAGER, REPLAYED].map(|way| voter.load(way));
-        for image in pixels(&*eager, &pictures) {
+        for image in pixels(&*eager, &inputs) {
             for prompt in prompts {
                 let expected = written(&*eager, &image, prompt);
-                // Without graphs at first, then recorded, then replayed in buffers that held the same text.
+                // Runs without graphs first, then captures, then replays in buffers that held the same text.
                 for _ in 0..2 {
                     assert_eq!(written(&*replayed, &image, prompt), expected, "{voter:?} {prompt}");
                 }
@@ -326,8 +331,8 @@ fn two_models_on_two_streams_say_the_same_as_alone() {
         let (model, images, expected) = {
             let _alone = alone.lock().unwrap();
             let model = voter.ready(REPLAYED);
-            let images = pixels(&*model, &pictures());
-            // Twice: what is not warmed up is recorded in the first.
+            let images = pixels(&*model, &rgb_images());
+            // The shapes that were not warmed up are captured in the first run.
             let _recorded = votes(&*model, &images);
             let expected = votes(&*model, &images);
             (model, images, expected)
@@ -341,7 +346,7 @@ fn two_models_on_two_streams_say_the_same_as_alone() {
     };
     std::thread::scope(|scope| {
         let run = &run;
-        // Where one fails, its end of the channel is gone and the other stops.
+        // When one fails, its end of the channel is dropped and the other stops.
         scope.spawn(move || {
             run(NANO_DINOV3, &|| to_second.send(()).unwrap(), &|| from_second.recv().unwrap());
         });

@@ -1,4 +1,4 @@
-//! Heads from training to votes: what they were trained on is what they are asked about.
+//! Tests heads from training to votes: a head has to fit the data that it was trained on.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ const TASK: TaskId = TaskId(1);
 const LABELS: [&str; 3] = ["red", "green", "blue"];
 const IMAGES: usize = 30;
 
-/// A copy of the fixture's snapshot, which heads may be written into.
+/// Returns a copy of the fixture's snapshot that heads may be written into.
 fn snapshot() -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity/dinov3_vit/snapshot");
@@ -26,7 +26,7 @@ fn snapshot() -> tempfile::TempDir {
     copy
 }
 
-/// The options of an architecture's own, as a configuration gives them.
+/// Returns the architecture's own options, as read from a configuration.
 fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
     let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
     assert!(faults.is_empty(), "{faults:?}");
@@ -44,7 +44,7 @@ fn load(folder: &Path, mc_dropout_passes: usize) -> Box<dyn Model> {
     load_model(&options, Path::new("")).unwrap()
 }
 
-/// Stripes, each image mostly of its label's colour.
+/// Returns striped images, each mostly of its label's colour.
 fn images(model: &dyn Model) -> Vec<Pixels> {
     let image = |index: usize| {
         RgbImage::from_fn(64, 64, |x, y| {
@@ -76,7 +76,7 @@ fn training(kind: HeadKind) -> HeadTraining {
     }
 }
 
-/// The features of the images, and a head that was trained on two thirds of them.
+/// Returns the features of the images, and a head that was trained on seven tenths of them.
 fn trained(model: &dyn Model, kind: HeadKind) -> (FeatureDataset, TrainedHead) {
     let images = images(model);
     let source = model.feature_source().unwrap();
@@ -174,7 +174,7 @@ fn heads_without_hidden_layers_or_with_a_strange_rate_have_no_passes() {
     let task = written(&mlp, folder.path());
     let path = folder.path().join(task.head.as_ref().unwrap());
     let bytes = fs::read(&path).unwrap();
-    // As long as before, so that the header still says where the tensors are.
+    // The replacement has the same length, so that the header's offsets stay valid.
     let at = bytes.windows(3).position(|part| part == b"0.3").unwrap();
     fs::write(&path, [&bytes[..at], b"1.0", &bytes[at + 3..]].concat()).unwrap();
     assert!(refusal(&task).contains("names the dropout \"1.0\": must be from 0 to less than 1"));

@@ -1,10 +1,10 @@
-//! Streams and events: no-ops on a CPU, an order of work on a GPU.
+//! Tests streams and events, which are no-ops on a CPU and order the work on a GPU.
 
 use concord_models::free_host_memory;
 use concord_models::libtorch::{Event, Stream, cuda_devices, device_memory};
 use tch::{Device, Kind, Tensor};
 
-/// The devices of this machine; says so where there is no GPU.
+/// Returns the devices of this machine; prints a message where there is no GPU.
 fn devices() -> Vec<Device> {
     let gpus = cuda_devices();
     if gpus == 0 {
@@ -95,7 +95,7 @@ fn the_free_memory_of_every_gpu_is_known() {
     for gpu in 0..cuda_devices() {
         let before = device_memory(gpu).unwrap();
         assert!(0 < before.free_bytes && before.free_bytes <= before.total_bytes, "{before:?}");
-        // More than the allocator may have kept, so that the driver is asked for it.
+        // More than the allocator can have cached, so that it has to ask the driver.
         let taken = Tensor::zeros([1 << 28], (Kind::Uint8, Device::Cuda(gpu)));
         let less = device_memory(gpu).unwrap();
         assert!(less.free_bytes < before.free_bytes, "{before:?}, then {less:?} with {:?}", taken.size());

@@ -1,4 +1,4 @@
-//! Molmo2 asked for labels and for texts, in batches and alone, and its configurations.
+//! Tests Molmo2's labels and texts, in batches and alone, and its configurations.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::fs;
@@ -31,7 +31,7 @@ fn load_as(dtype: &str, snapshot: &Path) -> Result<Box<dyn Model>, ModelError> {
     load_model(&options, Path::new(""))
 }
 
-/// A copy of a fixture that a test may change.
+/// Returns a copy of a fixture that a test may change.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for part in ["", "images", "snapshot"] {
@@ -80,8 +80,8 @@ fn assert_near(ours: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-/// Computed with transformers 5.23, without a cache: one forward of prompt, answer and (of longer
-/// answers) end for each label.
+/// The expected values were computed with transformers 5.23, without a cache: one forward pass over the
+/// prompt, the answer and (for longer answers) the end token for each label.
 #[test]
 fn labels_are_as_probable_as_their_answers() {
     let (tokens, texts) = (["a", "t", "i"], ["no", "two dogs", "yes"]);
@@ -147,7 +147,7 @@ fn request(max_new_tokens: usize) -> GenerateRequest {
     GenerateRequest { prompt: "how many cones are on the road?".to_owned(), max_new_tokens }
 }
 
-/// What is written, and in which pieces; `stop_after` of them are wanted.
+/// Returns the generated text and its pieces; stops after `stop_after` pieces.
 fn write(model: &dyn Model, max_new_tokens: usize, stop_after: usize) -> (Generated, Vec<String>) {
     let pixels = model.info().preprocessor.apply(&image("landscape")).unwrap();
     let mut pieces = Vec::new();
@@ -185,7 +185,7 @@ fn texts_come_in_whole_characters() {
 fn a_text_ends_at_any_of_the_configured_tokens() {
     let copy = copy_of("molmo2");
     let snapshot = copy.path().join("snapshot");
-    // The fourth token that the model writes.
+    // The fourth token that the model generates.
     for ends in [json!(26), json!([1, 26])] {
         change(&snapshot, "generation_config.json", "/eos_token_id", ends);
         let (generated, pieces) = write(&*load(&snapshot).unwrap(), 6, usize::MAX);
@@ -217,20 +217,21 @@ fn assert_agrees(fixture: &Path) {
     assert!(comparisons.iter().all(Comparison::passes), "{comparisons:#?}");
 }
 
-/// Published files have older names than those that transformers writes.
+/// Published files use older names than those that transformers writes.
 #[test]
 fn both_forms_of_the_configuration_are_read() {
     for name in ["molmo2", "molmo2_o"] {
         let copy = copy_of(name);
         let snapshot = copy.path().join("snapshot");
         fs::rename(snapshot.join("config_native.json"), snapshot.join("config.json")).unwrap();
-        // The image processor is also a part of processor_config.json.
+        // The image processor's settings are also in processor_config.json.
         fs::remove_file(snapshot.join("preprocessor_config.json")).unwrap();
         assert_agrees(copy.path());
     }
 }
 
-/// The published templates use what the fixtures' one does not: methods of Python, `continue`, exceptions.
+/// The published templates use features that the fixtures' template does not: methods of Python, `continue`,
+/// exceptions.
 #[test]
 fn templates_are_rendered_as_in_python() {
     const TEMPLATE: &str = "
@@ -307,7 +308,8 @@ fn missing_files_and_tensors_are_named() {
         let error = load(&snapshot).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(missing), "{missing}: {error}");
     }
-    // A tower that is deeper than the file: the missing layer's tensors are named, and nothing is computed.
+    // The configured tower is deeper than the file: the missing layer's tensors are named, and nothing is
+    // computed.
     let copy = copy_of("molmo2");
     let snapshot = copy.path().join("snapshot");
     change(&snapshot, "config.json", "/text_config/num_hidden_layers", json!(3));

@@ -1,4 +1,5 @@
-//! Agreement with Hugging Face transformers on small committed fixtures, and of batches with single runs.
+//! Tests the agreement with Hugging Face transformers on small committed fixtures, and that of batches with
+//! single runs.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use concord_models::parity::{Comparison, check};
 use concord_models::{ModelOptions, Pixels, TaskId, TaskSpec, decode, load_model};
 
-/// Every folder with a fixture: a new architecture brings its own.
+/// Returns every folder with a fixture, so that a new architecture is tested as soon as it has one.
 fn fixtures() -> Vec<String> {
     let folders = std::fs::read_dir(folder("")).unwrap();
     let mut names: Vec<String> =
@@ -29,7 +30,7 @@ fn every_tensor_agrees_with_the_reference() {
     }
 }
 
-/// A copy of a fixture that a test may change.
+/// Returns a copy of a fixture that a test may change.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for part in ["", "images", "snapshot"] {
@@ -44,7 +45,8 @@ fn copy_of(name: &str) -> tempfile::TempDir {
     copy
 }
 
-/// Tokenizers keep how they were used before they were saved; SigLIP2's texts are padded by us.
+/// Saved tokenizers keep the truncation and padding of their last use; SigLIP2's texts are padded by this
+/// crate.
 #[test]
 fn padding_and_truncation_in_tokenizer_json_change_nothing() {
     let copy = copy_of("siglip2");
@@ -101,7 +103,7 @@ fn a_changed_weight_is_noticed() {
     assert!(check(copy.path(), "cpu").unwrap().iter().any(|comparison| !comparison.passes()));
 }
 
-/// Stacking images must not change what is said of each.
+/// Stacking images must not change the output for each of them.
 #[test]
 fn a_batch_of_n_equals_n_single_runs() {
     for (name, head, images) in [

@@ -1,10 +1,10 @@
-//! Snapshots that are built in, with random weights.
+//! Tests the built-in snapshots with random weights.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use concord_models::presets::{PRESETS, Preset};
 use concord_models::{Architecture, ModelOptions, RgbImage, TaskId, load_random};
 
-/// The logits of a preset for one picture.
+/// Returns the logits of a preset for one image.
 fn logits(name: &str, seed: i64) -> Vec<f32> {
     let preset = Preset::by_name(name).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -22,7 +22,7 @@ fn logits(name: &str, seed: i64) -> Vec<f32> {
 
 #[test]
 fn a_seed_gives_one_model_and_another_seed_another() {
-    // In one test: the generator of random numbers is the process's.
+    // In one test, because the random number generator is shared by the whole process.
     for preset in PRESETS.iter().filter(|preset| preset.name.ends_with("-tiny")) {
         let first = logits(preset.name, 1);
         assert!(first.iter().all(|logit| logit.is_finite()), "{}: {first:?}", preset.name);

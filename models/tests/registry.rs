@@ -1,4 +1,4 @@
-//! Every architecture of the registry has what an architecture must have.
+//! Tests that every architecture of the registry is complete.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ fn models() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The `model_type`s of all parity fixtures, each with its snapshot.
+/// Returns the `model_type`s of all parity fixtures, each with its snapshot.
 fn fixtures() -> Vec<(String, std::path::PathBuf)> {
     let mut found = Vec::new();
     for folder in fs::read_dir(models().join("tests/fixtures/parity")).unwrap() {
@@ -46,7 +46,8 @@ fn an_architecture_has_a_fixture_whose_model_can_do_what_it_says() {
     assert_eq!(architectures_with(Capability::Heads), ["dinov3"]);
 }
 
-/// The architectures that have no row in a table of `docs/MODELS.md`, which begins with the name in backticks.
+/// Returns the architectures that have no row in a table of `docs/MODELS.md`, which begins with the name in
+/// backticks.
 fn without_row(docs: &str) -> Vec<&'static str> {
     let begins = |line: &str, name: &str| line.starts_with(&format!("| `{name}`"));
     let has_row = |name: &str| docs.lines().any(|line| begins(line, name));

@@ -1,4 +1,5 @@
-//! What a model is given of a picture that was decoded smaller: nothing but the pixels differs.
+//! Tests the input of a model from an image that was decoded at a smaller scale: nothing but the pixel values
+//! differs.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::fs;
@@ -22,7 +23,8 @@ fn model(architecture: &str, snapshot: &str) -> Box<dyn Model> {
     load_model(&options, root()).unwrap()
 }
 
-/// A photograph of 640 × 427 for a model: the scale that it wants, and its input from the whole and at that scale.
+/// Decodes a photograph of 640 × 427 for a model. Returns the scale that the model chooses, and its input at
+/// full size and at that scale.
 fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
     let bytes = fs::read(root().join("../assets/rocket.jpg")).unwrap();
     let preprocessor = &model.info().preprocessor;
@@ -34,11 +36,11 @@ fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
 #[test]
 fn every_recipe_gives_the_same_shape_and_place_and_nearly_the_same_values() {
     for (architecture, snapshot, eighths) in [
-        // To 64 × 64: 427 · 2/8 is 107, half of that too little.
+        // The target is 64 × 64: 427 · 2/8 is 107, and half of that would be too small.
         ("dinov3", "nano/dinov3", 2),
         ("siglip2", "nano/siglip2", 2),
         ("florence2", "nano/florence2", 2),
-        // Patches and tiles follow the picture's proportions.
+        // Patches and tiles follow the image's proportions.
         ("siglip2", "tests/fixtures/parity/siglip2_naflex/snapshot", 0),
         ("molmo2", "nano/molmo2", 0),
     ] {
@@ -49,7 +51,7 @@ fn every_recipe_gives_the_same_shape_and_place_and_nearly_the_same_values() {
         assert!(scale < Scale::WHOLE, "{snapshot}: nothing is saved");
         assert_eq!(exact.values.size(), fast.values.size(), "{snapshot}");
         assert_eq!((exact.grid(), exact.image_size), (fast.grid(), fast.image_size), "{snapshot}");
-        assert_eq!(fast.image_size, [640, 427], "{snapshot}: boxes are of the picture itself");
+        assert_eq!(fast.image_size, [640, 427], "{snapshot}: boxes are of the full-size image");
         let grids = [&exact, &fast].map(|pixels| pixels.tiles().map(|tiles| tiles.grid));
         assert_eq!(grids[0], grids[1], "{snapshot}");
         let distance = (&exact.values - &fast.values).abs().mean(None).double_value(&[]);

@@ -1,4 +1,4 @@
-//! Snapshot folders that are sharded, in half precision, incomplete or wrong.
+//! Tests snapshot folders that are sharded, in half precision, incomplete or wrong.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity").join(name).join("snapshot")
 }
 
-/// A copy of a fixture's snapshot that a test may change.
+/// Returns a copy of a fixture's snapshot that a test may change.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixture(name)).unwrap() {
@@ -147,7 +147,7 @@ fn what_is_wrong_with_a_folder_is_said() {
     }
 }
 
-/// Sizes that would be allocated for, or wrap, before a tensor is seen to be missing.
+/// Tests sizes that could cause a huge allocation, or overflow, before a missing tensor is noticed.
 #[test]
 fn absurd_sizes_and_numbers_are_refused_by_name() {
     for (fixture_name, file, path, value, expected) in [

@@ -1,4 +1,4 @@
-//! A module that somebody traced votes like any other model.
+//! Tests that a traced module votes like any other model.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use tch::{CModule, Device, Kind, Tensor};
 
 const TASK: TaskId = TaskId(1);
 
-/// Two values for each image: how dark, and how bright it is.
+/// Writes a module that returns two values for each image: its darkness and its brightness.
 fn module(folder: &Path, probabilities: bool) {
     let example = Tensor::zeros([1, 3, 8, 6], (Kind::Float, Device::Cpu));
     let mut forward = |inputs: &[Tensor]| {
@@ -25,7 +25,7 @@ fn module(folder: &Path, probabilities: bool) {
         .unwrap();
 }
 
-/// The options of an architecture's own, as a configuration gives them.
+/// Returns the architecture's own options, as read from a configuration.
 fn own(architecture: &str, given: &serde_json::Value) -> OptionTable {
     let (own, faults) = Architecture::by_name(architecture).unwrap().read_options(given.as_object().unwrap());
     assert!(faults.is_empty(), "{faults:?}");

@@ -29,10 +29,10 @@ pub(crate) struct InjectedFaults {
     panics: AtomicUsize,
     /// The number of images that there is memory for in a batch.
     memory: AtomicUsize,
-    /// Whether models warm up with batches of every power of two, as on a GPU, rather than as they do by
+    /// True if models warm up with batches of every power of two, as on a GPU, rather than as they do by
     /// themselves.
     warms_up: AtomicBool,
-    /// Whether forward passes run without their CUDA graphs.
+    /// True if forward passes run without their CUDA graphs.
     without_graphs: AtomicBool,
     /// The sizes of all batches that have started.
     sizes: Mutex<Vec<usize>>,
@@ -86,12 +86,12 @@ impl Default for InjectedFaults {
 }
 
 impl InjectedFaults {
-    /// From now on there is memory for this many images in a batch.
+    /// Limits the memory to this many images in a batch from now on.
     pub(crate) fn limit_memory(&self, images: usize) {
         self.memory.store(images, Ordering::Release);
     }
 
-    /// From now on no forward pass has its CUDA graph.
+    /// Refuses every forward pass its CUDA graph from now on.
     pub(crate) fn refuse_graphs(&self) {
         self.without_graphs.store(true, Ordering::Release);
     }

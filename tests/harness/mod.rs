@@ -1,4 +1,4 @@
-//! Runs the real `concord` program as a person would, from the repository's root.
+//! Runs the real `concord` program from the repository's root, as a user would.
 
 pub(crate) mod fault_injection;
 pub(crate) mod otlp;

@@ -22,7 +22,7 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Kills the server, without a word to its clients.
+    /// Kills the server without closing its connections first.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -48,7 +48,7 @@ impl Redis {
         }
     }
 
-    /// Sends one command, as a person would type it, and returns the first bytes of the reply.
+    /// Sends one command, as a user would type it, and returns the first bytes of the reply.
     pub(crate) fn call(&self, command: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return String::new() };
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

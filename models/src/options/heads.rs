@@ -1,4 +1,4 @@
-//! The options of every architecture whose output trained heads can read.
+//! Defines the options of every architecture that supports trained heads.
 
 use super::spec::{OptionKind, OptionSpec};
 
@@ -9,8 +9,8 @@ pub const HEADS: OptionSpec = OptionSpec {
     doc: "The trained head for each task, a safetensors file in the snapshot's folder.",
 };
 
-/// How often a head runs with dropout on each image, for an uncertainty. Beyond some tens of passes the mean hardly
-/// moves, and each costs a head; the backbone runs once in any case.
+/// The number of passes with dropout of a head on each image, for an uncertainty. Beyond some tens of passes
+/// the mean hardly changes, and each costs one run of the head; the backbone runs once in any case.
 pub(crate) const MC_DROPOUT_PASSES: OptionSpec = OptionSpec::whole(
     "mc_dropout_passes",
     [0, 256],

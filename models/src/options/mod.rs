@@ -1,5 +1,5 @@
-//! `[models.NAME]` of `ensemble.toml`: which snapshot a model is, and how it runs. Knows no architecture: each describes the
-//! options of its own.
+//! Defines `[models.NAME]` of `ensemble.toml`: the snapshot of a model, and how it runs. Knows no
+//! architecture: each describes its own options.
 
 mod heads;
 mod spec;
@@ -17,41 +17,47 @@ pub use heads::HEADS;
 pub(crate) use heads::MC_DROPOUT_PASSES;
 pub use spec::{OptionFault, OptionKind, OptionProblem, OptionSpec, OptionStep, OptionTable};
 
-/// `[models.NAME]` in `ensemble.toml`: a snapshot, and how to run it.
+/// The section `[models.NAME]` of `ensemble.toml`: a snapshot, and how to run it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ModelOptions {
-    /// Which implementation loads the snapshot: the name of one of [`ARCHITECTURES`](crate::ARCHITECTURES).
+    /// The implementation that loads the snapshot: the name of one of
+    /// [`ARCHITECTURES`](crate::ARCHITECTURES).
     pub architecture: String,
-    /// The Hugging Face snapshot's folder, relative to the folder of `ensemble.toml`; or `random:PRESET`, for measuring:
-    /// random weights at published sizes, see [`PRESETS`](crate::snapshot::presets::PRESETS).
+    /// The Hugging Face snapshot's folder, relative to the folder of `ensemble.toml`; or `random:PRESET` for
+    /// benchmarks: random weights at published sizes, see [`PRESETS`](crate::snapshot::presets::PRESETS).
     pub snapshot: PathBuf,
-    /// `auto` (spread over the GPUs, otherwise the CPU), `cpu`, `cuda` (the first GPU) or `cuda:N`.
+    /// The device: `auto` (spread over the GPUs, or the CPU if there are none), `cpu`, `cuda` (the first GPU)
+    /// or `cuda:N`.
     pub device: String,
-    /// `fp32`, `bf16` or `fp16`: what the weights are converted to, and computed in; or `fp8`: bf16, but for the
-    /// products within the layers of image towers, and of Molmo2's text.
+    /// The number format: `fp32`, `bf16` or `fp16`, which the weights are converted to and computed in; or
+    /// `fp8`, which is bf16 except for the matrix products within the layers of image towers and of Molmo2's
+    /// text model.
     pub dtype: String,
-    /// `exact` (every pixel of the picture, as the reference implementation decodes it) or `fast` (of a JPEG, an
-    /// eighth to a half of both sides, where that still is the model's own input size): one of [`DECODES`].
+    /// The decoding mode, one of [`DECODES`]: `exact` (every pixel of the image, as the reference
+    /// implementation decodes it) or `fast` (a JPEG at an eighth to a half of both sides, where that still
+    /// covers the model's own input size).
     pub decode: String,
-    /// Whether forwards are replayed from CUDA graphs, where the model is on a GPU.
+    /// True if forward passes are replayed from CUDA graphs, where the model is on a GPU.
     pub graphs: bool,
-    /// What batches are filled up to for their graphs, ascending; none: powers of two. Batches above the last one run
-    /// without a graph.
+    /// The batch sizes that batches are padded to for their graphs, ascending; if empty, powers of two.
+    /// Batches above the last one run without a graph.
     pub graph_batches: Vec<usize>,
-    /// The options that only its architecture takes, with the values of the configuration.
+    /// The options that only this architecture takes, with the values of the configuration.
     #[serde(skip)]
     pub own: OptionTable,
     /// The most images that run together.
     pub max_batch: usize,
-    /// How long the first image of a batch waits for others that are on their way; with none, it does not wait.
+    /// The time in milliseconds that the first image of a batch waits for others that are on their way; 0 for
+    /// no wait.
     pub max_delay_ms: u64,
-    /// How many images may wait for a replica or run in it; the next is refused at once.
+    /// The number of images that may wait for a replica or run in it; further ones are refused at once.
     pub queue_capacity: usize,
-    /// How many copies of the model are loaded, each with a thread, stream and queue of its own. On the CPU they share
-    /// the cores.
+    /// The number of copies of the model that are loaded, each with its own thread, stream and queue. On the
+    /// CPU they share the cores.
     pub replicas: usize,
-    /// How long after its memory was too small for a batch a replica tries batches of twice the size again.
+    /// The time in seconds after an out-of-memory batch until a replica tries batches of twice the size
+    /// again.
     pub batch_recovery_s: u64,
 }
 
@@ -76,7 +82,7 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
-    /// Whether JPEGs are decoded no larger than the model needs.
+    /// Returns whether JPEGs are decoded no larger than the model needs.
     pub fn decodes_fast(&self) -> bool {
         self.decode == DECODES[1]
     }
@@ -91,22 +97,22 @@ impl ModelOptions {
         self.heads().remove(task)
     }
 
-    /// Returns how often a head runs with dropout on each image; 0: once, without.
+    /// Returns the number of passes of a head with dropout on each image; 0 for one pass without dropout.
     pub fn mc_dropout_passes(&self) -> usize {
         usize::try_from(self.own.whole(&MC_DROPOUT_PASSES)).unwrap_or(usize::MAX)
     }
 
-    /// Returns whether nothing but the trained heads differs between the two.
+    /// Returns whether the two differ in nothing but the trained heads.
     pub fn is_same_but_for_heads(&self, other: &Self) -> bool {
         *self == Self { own: other.own.with_files_of(&self.own, &HEADS), ..other.clone() }
     }
 
-    /// Whether a model that is there has graphs.
+    /// Returns whether a model at `place` uses CUDA graphs.
     pub(crate) fn has_graphs(&self, place: Placement) -> bool {
         self.graphs && place.device.is_cuda()
     }
 
-    /// The graphs of a model that is there.
+    /// Returns an empty graph cache for a model at `place`.
     pub(crate) fn cuda_graphs(&self, place: Placement) -> CudaGraphCache {
         CudaGraphCache::with_sizes(self.has_graphs(place), self.graph_batches.clone())
     }

@@ -1,11 +1,12 @@
-//! Options that only some architectures take: a description of each, and the values that a configuration gives them.
+//! Describes the options that only some architectures take, and reads their values from a configuration.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-/// The format of [`OptionTable::key_material`]; a new one makes other keys of the same options.
+/// The version of the format of [`OptionTable::key_material`]; a new version changes the keys of the same
+/// options.
 const KEY_FORMAT: &[u8] = b"options 1";
 
 /// The description of one option of `[models.NAME]`.
@@ -22,7 +23,7 @@ pub struct OptionSpec {
 /// The values that an option takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum OptionKind {
-    /// True or false.
+    /// A truth value.
     Flag {
         /// The value where none is given.
         default: bool,
@@ -38,21 +39,22 @@ pub enum OptionKind {
     },
     /// One of several words.
     Choice {
-        /// What the words are, with an article, for messages: `a mode`.
+        /// The kind of word, with an article, for messages: `a mode`.
         what: &'static str,
         /// The words.
         values: &'static [&'static str],
-        /// The value where none is given; it may be given even if it is none of the words.
+        /// The value where none is given; it may be given even if it is not one of the words.
         default: &'static str,
     },
-    /// Three numbers: for red, green and blue.
+    /// Three numbers, for red, green and blue.
     Channels {
-        /// Whether each must be greater than 0.
+        /// True if each must be greater than 0.
         positive: bool,
         /// The value where none is given.
         default: [f64; 3],
     },
-    /// A file for each task, by the task's name. It is no part of a cache key: the file's own digest is.
+    /// A file for each task, by the task's name. It is not part of a cache key, because the file's own digest
+    /// is.
     TaskFiles,
     /// A table of further options.
     Table(&'static [OptionSpec]),
@@ -69,16 +71,16 @@ enum OptionValue {
     Table(OptionTable),
 }
 
-/// The values of an architecture's own options, by name. An option that is not there has its default.
+/// The values of an architecture's own options, by name. An option that is absent has its default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct OptionTable(BTreeMap<&'static str, OptionValue>);
 
-/// A value that an option does not take.
+/// A value that an option does not accept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OptionFault {
     /// The keys and indices that lead to the value, from the model's table inwards.
     pub path: Vec<OptionStep>,
-    /// What is wrong with it.
+    /// The reason why the value is not accepted.
     pub problem: OptionProblem,
 }
 
@@ -91,14 +93,14 @@ pub enum OptionStep {
     Index(usize),
 }
 
-/// Why an option does not take a value.
+/// A reason why an option does not accept a value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OptionProblem {
-    /// It is of another type.
+    /// The value is of another type.
     WrongType {
         /// The value, or its type where it has parts.
         found: String,
-        /// The type that it must be of.
+        /// The expected type.
         wanted: &'static str,
     },
     /// The number is too small or too large.
@@ -110,21 +112,21 @@ pub enum OptionProblem {
         /// The largest allowed number.
         max: u64,
     },
-    /// The word is none of the option's.
+    /// The word is not one that the option accepts.
     NotOneOf {
         /// The word.
         value: String,
-        /// What it should be, with an article.
+        /// The expected kind of word, with an article.
         what: &'static str,
         /// The words that are allowed.
         allowed: &'static [&'static str],
     },
-    /// A table has a key that nothing reads.
+    /// The table has an unknown key.
     UnknownKey {
-        /// The keys that are read.
+        /// The known keys.
         known: Vec<&'static str>,
     },
-    /// Anything else, in words.
+    /// Any other reason, in words.
     Invalid(String),
 }
 
@@ -139,7 +141,7 @@ impl OptionSpec {
         Self { name, kind: OptionKind::Whole { min, max, default }, doc }
     }
 
-    /// Reads one value.
+    /// Reads one value, and records its faults.
     fn read(&self, value: &Value, faults: &mut Faults<'_>) -> Option<OptionValue> {
         match self.kind {
             OptionKind::Flag { .. } => match value.as_bool() {
@@ -208,8 +210,8 @@ fn read_channels(value: &Value, positive: bool, faults: &mut Faults<'_>) -> Opti
 }
 
 impl OptionTable {
-    /// Reads the options that `specs` describe out of a model's table: all of them have a value afterwards, the default
-    /// one where none is given or the given one is at fault.
+    /// Reads the options that `specs` describe from a model's table. All of them have a value afterwards: the
+    /// default where none is given or the given one is faulty.
     pub fn read(specs: &[OptionSpec], given: &Map<String, Value>) -> (Self, Vec<OptionFault>) {
         let (mut path, mut all) = (Vec::new(), Vec::new());
         let table = Self::read_into(specs, given, &mut Faults { path: &mut path, all: &mut all });
@@ -243,7 +245,7 @@ impl OptionTable {
         if let OptionValue::Whole(number) = self.value(spec) { number } else { 0 }
     }
 
-    /// Returns the word that was chosen.
+    /// Returns the chosen word.
     pub fn choice(&self, spec: &OptionSpec) -> String {
         if let OptionValue::Text(text) = self.value(spec) { text } else { String::new() }
     }
@@ -258,7 +260,7 @@ impl OptionTable {
         if let OptionValue::TaskFiles(files) = self.value(spec) { files } else { BTreeMap::new() }
     }
 
-    /// Returns the options of a table within.
+    /// Returns the options of a nested table.
     pub fn table(&self, spec: &OptionSpec) -> Self {
         if let OptionValue::Table(table) = self.value(spec) { table } else { Self::default() }
     }
@@ -267,7 +269,7 @@ impl OptionTable {
         self.0.get(spec.name).cloned().unwrap_or_else(|| default_of(spec))
     }
 
-    /// Returns the same options with the files of that one taken from `other`.
+    /// Returns the same options, with the files of `spec` taken from `other`.
     pub(super) fn with_files_of(&self, other: &Self, spec: &OptionSpec) -> Self {
         let mut table = self.clone();
         match other.0.get(spec.name) {
@@ -277,8 +279,9 @@ impl OptionTable {
         table
     }
 
-    /// Returns what a cache key must hold of these options: each one's name and value, one after the other, every part
-    /// with its length before it. Equal bytes are equal options, for all time: the format has a version.
+    /// Returns the part of a cache key that these options determine: the name and value of each, one after
+    /// the other, every part preceded by its length. Equal bytes mean equal options, for all time: the format
+    /// has a version.
     pub fn key_material(&self) -> Vec<u8> {
         let mut bytes = KEY_FORMAT.to_vec();
         self.write_key(&mut bytes);
@@ -322,7 +325,7 @@ fn default_of(spec: &OptionSpec) -> OptionValue {
     }
 }
 
-/// The faults so far, and where the reader is.
+/// The faults so far, and the reader's position.
 struct Faults<'a> {
     path: &'a mut Vec<OptionStep>,
     all: &'a mut Vec<OptionFault>,
@@ -388,7 +391,7 @@ mod tests {
         assert_eq!(table.task_files(&SPECS[3])["t"], PathBuf::from("f"));
         let input = table.table(&SPECS[4]);
         assert_eq!((input.whole(&INPUT[0]), input.channels(&INPUT[1])), (16, [1.0, 2.5, 3.0]));
-        // A table that nothing was read into has the same values.
+        // An empty nested table has the same values.
         assert_eq!(OptionTable::default().table(&SPECS[4]).whole(&INPUT[0]), 16);
         assert_eq!(read(&json!({ "mode": "" })), read(&json!({})));
     }

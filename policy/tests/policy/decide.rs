@@ -1,4 +1,4 @@
-//! What is decided, case by case.
+//! Tests decisions, case by case.
 
 use concord_policy::{
     Calibration, Context, Decision, Failure, Logits, LogitsError, Policy, StopReason, VectorScaling, Vote,
@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::{failed, policy, vote};
 
-/// Two labels; dinov3 at 0.9, then siglip2 with florence2 (optional) at 0.8 in agreement, then cloud
-/// (optional).
+/// Returns a cascade for two labels: dinov3 at 0.9, then siglip2 with florence2 (optional) at 0.8 in
+/// agreement, then cloud (optional).
 fn cascade() -> serde_json::Value {
     json!({
         "question": "is it?", "labels": ["no", "yes"],
@@ -22,7 +22,7 @@ fn cascade() -> serde_json::Value {
     })
 }
 
-/// A decision in one line, so that a table of them reads.
+/// Formats a decision in one line, so that a table of them is readable.
 fn summary(decision: &Decision) -> String {
     match decision {
         Decision::Ask { stage } => format!("ask {stage}"),
@@ -219,7 +219,7 @@ fn fusion_weighs_calibrated_probabilities() {
     }
 }
 
-/// Three labels; `dinov3` has this scaling, where there is one.
+/// Returns a policy for three labels, in which `dinov3` has the given scaling, if there is one.
 fn scaled(scaling: Option<serde_json::Value>) -> Policy {
     policy(json!({
         "question": "which?", "labels": ["a", "b", "c"],
@@ -237,12 +237,12 @@ fn probabilities(policy: &Policy, vote: Vote) -> Vec<f64> {
 
 #[test]
 fn vector_scaling_changes_single_labels() {
-    // Odds 1:2:4, of which the last is doubled by its bias and the first, 1/7, squared by its scale.
+    // The odds are 1:2:4: the last is doubled by its bias, and the first, 1/7, is squared by its scale.
     let odds = [0.0, 2.0_f32.ln(), 4.0_f32.ln()];
     let policy = scaled(Some(json!({ "scale": [2, 1, 1], "bias": [0, 0, 2.0_f64.ln()] })));
     let parts = [1.0 / 49.0, 2.0 / 7.0, 8.0 / 7.0];
     let sum: f64 = parts.iter().sum();
-    // What a model adds to all its logits says nothing.
+    // A constant that is added to all logits has no effect.
     for added in [0.0, 100.0, -3.5] {
         let found = probabilities(&policy, vote("dinov3", &odds.map(|logit| logit + added)));
         for (found, part) in found.iter().zip(parts) {
@@ -255,7 +255,7 @@ fn vector_scaling_changes_single_labels() {
     for (one, other) in neutral.iter().zip(&plain) {
         assert!((one - other).abs() < 1e-12, "{neutral:?} {plain:?}");
     }
-    // What is asked about labelled pictures is kept uncalibrated.
+    // The votes on labelled images are kept uncalibrated.
     assert_eq!(probabilities(&policy.one_by_one(), vote("dinov3", &odds)), plain);
 }
 

@@ -1,4 +1,4 @@
-//! What validation finds, and that it finds all of it.
+//! Tests that validation finds every fault at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{policy, validate};
 
-/// A valid task, to be spoilt.
+/// Returns a valid task, for tests to break.
 fn valid() -> Value {
     json!({
         "question": "is it?", "labels": ["no", "yes"],
@@ -26,7 +26,7 @@ fn messages(result: Result<Policy, Vec<PolicyError>>) -> Vec<String> {
 
 #[test]
 fn each_fault_is_named_where_it_is() {
-    // A JSON pointer, what is put there, and what validation says of it.
+    // Each case is a JSON pointer, the value put there, and the message of validation.
     let cases: Vec<(&str, Value, &str)> = vec![
         ("/question", json!(" "), "question: is missing or empty: must be what is asked about the image"),
         ("/labels/1", json!("no"), r#"labels[1]: "no" stands here twice: labels must differ"#),

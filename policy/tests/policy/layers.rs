@@ -1,4 +1,4 @@
-//! The modules of the policy use only those before them.
+//! Tests that the modules of the policy use only those before them.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What learned networks decide, and what counts in their place where they cannot be read.
+//! Tests the decisions of learned networks, and the fallbacks where they cannot be evaluated.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ pub(crate) fn names(models: &[&str]) -> Vec<Arc<str>> {
     models.iter().map(|model| Arc::from(*model)).collect()
 }
 
-/// A row for each output, over all inputs; without biases.
+/// Returns a network with one row of weights for each output, over all inputs, and without biases.
 fn network(rows: &[&[f32]]) -> Network {
     let inputs = rows[0].len();
     let layer = Dense { weight: rows.concat(), bias: vec![0.0; rows.len()] };
     Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).expect("the test's network fits together")
 }
 
-/// Of a feature of one number `x`: the weights are as 1 : e^x for dinov3 and each other model, all as sure as
-/// they are, and each correctness estimator's log-odds are `x`.
+/// Returns learned networks on a feature of one number `x`: the weights are 1 for dinov3 and e^x for every
+/// other model, all temperatures are 1, and each correctness estimator's log-odds are `x`.
 pub(crate) fn learned(weighed: &[&str], estimators: &[&[&str]]) -> Learned {
     let mut learned = Learned::new(Arc::from("dinov3"));
     if !weighed.is_empty() {
@@ -39,14 +39,14 @@ pub(crate) fn learned(weighed: &[&str], estimators: &[&[&str]]) -> Learned {
         .fold(learned, |learned, models| learned.with_estimator(&names(models), network(&[&row])))
 }
 
-/// dinov3's vote with its feature.
+/// Returns dinov3's vote with its feature.
 fn backbone(logits: &[f32], feature: &[f32]) -> Vote {
     let mut vote = vote("dinov3", logits);
     vote.output.as_mut().expect("it has voted").evidence.feature = Some(Arc::from(feature));
     vote
 }
 
-/// dinov3, then siglip2, then cloud (optional, and paid for).
+/// Returns a cascade of dinov3, then siglip2, then cloud (optional, and paid for).
 fn section() -> Value {
     json!({
         "question": "is it?", "labels": ["no", "yes"], "learned": "learned.safetensors",
@@ -74,7 +74,7 @@ fn answer(policy: &Policy, votes: &[Vote]) -> Verdict {
     }
 }
 
-/// `correctness@0 backbone_failed, …`
+/// Formats fallbacks as `correctness@0 backbone_failed, …`.
 fn told(fallbacks: &[Fallback]) -> String {
     let one =
         |Fallback { part, stage, reason }: &Fallback| format!("{}@{stage} {}", part.name(), reason.name());
@@ -163,7 +163,7 @@ fn each_image_has_its_own_weights() {
     let odds = (0.25_f64 * 0.5 + 0.75 * 5.0).exp();
     assert!((tilted.distribution.probabilities()[1] - odds / (1.0 + odds)).abs() < 1e-6, "{tilted:?}");
 
-    // The configured ones, fused log-linearly.
+    // The configured weights, fused log-linearly.
     let fixed = [0.6 / 0.9, 0.3 / 0.9];
     let unfit = answer(&policy, &votes(&[0.0, 0.0]));
     assert!(nearly(&weights(&unfit), &fixed), "{unfit:?}");
@@ -174,7 +174,7 @@ fn each_image_has_its_own_weights() {
 
 #[test]
 fn each_image_has_its_own_temperatures() {
-    // Of one number `x`: dinov3's log-probabilities are multiplied by e^x, siglip2's stay.
+    // The feature is one number `x`: dinov3's log-probabilities are multiplied by e^x, and siglip2's stay.
     let network = network(&[&[0.0], &[0.0], &[1.0], &[0.0]]);
     let learned = Learned::new(Arc::from("dinov3")).with_weights(names(&["dinov3", "siglip2"]), network);
     let mut section = section();
@@ -195,7 +195,7 @@ fn each_image_has_its_own_temperatures() {
             "{x}: {answer:?}"
         );
     }
-    // It also tells whether the first model is sure enough by itself.
+    // The image's temperature also decides whether the first model is confident enough by itself.
     let sure = [backbone(&[0.0, 2.0], &[1.0])];
     assert_eq!(answer(&policy, &sure).stage, 0);
     let doubted = [backbone(&SURE, &[-2.0])];
@@ -209,7 +209,7 @@ fn what_counts_in_the_place_of_a_learned_part_is_told() {
         (
             "the backbone failed",
             vec![failed("dinov3"), vote("siglip2", &UNSURE), vote("cloud", &SURE)],
-            // 0.1 of the 0.4 that siglip2 and cloud have: the stage is left out.
+            // Cloud has 0.1 of the 0.4 that siglip2 and cloud have together, so its stage is skipped.
             "weights@1 backbone_failed, min_weight@2 backbone_failed",
             false,
         ),
@@ -260,8 +260,8 @@ fn policy_of_late_backbone() -> Policy {
 fn a_stage_is_left_out_where_its_models_would_count_for_too_little() {
     let policy = by(whole());
     let first_two = |feature| vec![backbone(&UNSURE, &[feature]), vote("siglip2", &UNSURE)];
-    // As 1 : e^x : e^x, cloud's share exceeds a half nowhere; with siglip2 as light as dinov3 it does from x
-    // = ln 2 on.
+    // With weights 1 : e^x : e^x, cloud's share never exceeds a half; with siglip2's weight equal to
+    // dinov3's, it does from x = ln 2 on.
     let rows: [&[f32]; 6] = [&[0.0], &[0.0], &[1.0], &[0.0], &[0.0], &[0.0]];
     let policy = policy.with_learned(Arc::new(
         learned(&[], &[&["dinov3"]]).with_weights(names(&["dinov3", "siglip2", "cloud"]), network(&rows)),
@@ -279,7 +279,7 @@ fn a_stage_is_left_out_where_its_models_would_count_for_too_little() {
             "a vote that was not asked for does not count"
         );
     }
-    // Without an answer there is nothing to be content with.
+    // Without a verdict so far, no stage may be skipped.
     let mut alone = section();
     alone["stages"][1]["optional"] = json!(["siglip2"]);
     alone["stages"][2]["min_weight"] = json!(0.99);
@@ -343,7 +343,7 @@ fn networks_that_do_not_fit_the_stages_are_faults_where_they_are_wanted() {
         "stages[2].min_weight: there are no learned weights for siglip2, cloud: fit again (`concord fit`)",
     ];
     assert_eq!(faults(|_| (), &lacking), expected);
-    // A model behind a server may have been off when it was fitted.
+    // A model behind a server may have been off when the networks were fitted.
     let local = learned(&["dinov3", "siglip2"], &[&["dinov3"], &["dinov3", "siglip2"]]);
     let found = faults(
         |section| section["stages"][2] = json!({ "models": ["cloud"], "accept": { "correctness": 0.5 } }),

@@ -1,4 +1,4 @@
-//! The policy through its public door: a section in, decisions out.
+//! Tests the policy through its public interface: from a section to decisions.
 
 #![expect(
     clippy::expect_used,
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use concord_policy::{Cost, ModelOutput, Policy, PolicyError, Source, TaskSection, Vote, VoteFailure};
 use serde_json::Value;
 
-/// The models that every test's ensemble has.
+/// The models of every test's ensemble.
 const MODELS: [&str; 4] = ["dinov3", "siglip2", "florence2", "cloud"];
 
 /// Validates a task written as JSON.
@@ -28,12 +28,12 @@ fn validate(section: Value) -> Result<Policy, Vec<PolicyError>> {
     Policy::from_section(&section, &BTreeSet::from(MODELS.map(str::to_owned)))
 }
 
-/// The policy of a task written as JSON, which must be valid.
+/// Returns the policy of a task written as JSON, which must be valid.
 fn policy(section: Value) -> Policy {
     validate(section).unwrap_or_else(|faults| panic!("the test's section has faults: {faults:?}"))
 }
 
-/// A successful vote.
+/// Returns a successful vote.
 fn vote(model: &str, logits: &[f32]) -> Vote {
     Vote {
         model: Arc::from(model),
@@ -43,7 +43,7 @@ fn vote(model: &str, logits: &[f32]) -> Vote {
     }
 }
 
-/// A failed vote.
+/// Returns a failed vote.
 fn failed(model: &str) -> Vote {
     Vote::failed(Arc::from(model), VoteFailure::new("out of memory"))
 }

@@ -1,4 +1,4 @@
-//! What holds for every policy and every votes.
+//! Tests the properties that hold for every policy and any votes.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ struct Task {
     method: &'static str,
     weights: Vec<f64>,
     temperatures: Vec<f64>,
-    /// How many models each stage has.
+    /// The number of models of each stage.
     stages: &'static [usize],
     rules: Vec<Option<(f64, bool)>>,
     optional: Vec<bool>,
-    /// Of each stage's rule, and of each stage.
+    /// The least correctness of each stage's rule, followed by the least weight of each stage.
     correctness: Vec<Option<f64>>,
     min_weights: Vec<Option<f64>>,
 }
@@ -67,7 +67,8 @@ impl Task {
         policy(self.section(1.0))
     }
 
-    /// With weights for all models, and a correctness estimator for the first and for all of them.
+    /// Returns the policy with learned weights for all models, and a correctness estimator for the first
+    /// model and one for all of them.
     fn learned_policy(&self) -> Policy {
         self.policy().with_learned(Arc::new(learned(&MODELS, &[&MODELS[..1], &MODELS])))
     }
@@ -106,7 +107,7 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
     proptest::collection::vec(-60.0_f32..60.0, LABELS.len())
 }
 
-/// A vote of every model, some of them failed.
+/// Generates a vote of every model, some of them failed.
 fn votes() -> impl Strategy<Value = Vec<Vote>> {
     let one = proptest::option::weighted(0.8, logits());
     proptest::collection::vec(one, MODELS.len()).prop_map(|outcomes| {
@@ -117,7 +118,8 @@ fn votes() -> impl Strategy<Value = Vec<Vote>> {
     })
 }
 
-/// Asks stage after stage, as the router does; how many decisions that took, and the last.
+/// Asks stage after stage, as the router does. Returns the number of decisions that this took, and the last
+/// one.
 fn play(policy: &Policy, all: &[Vote]) -> (usize, Decision) {
     let mut votes: Vec<Vote> = Vec::new();
     for decisions in 1..=policy.stages().len() + 1 {
@@ -149,7 +151,7 @@ proptest! {
     fn only_the_proportions_of_weights_matter(task in task(), votes in votes(), factor in 0.01..100.0) {
         let plain = answer(decide(&task.policy(), &votes, &Context::default()));
         let scaled = answer(decide(&policy(task.section(factor)), &votes, &Context::default()));
-        // A confidence that lies on a threshold but for rounding may end at another stage.
+        // A confidence within rounding error of a threshold may end at another stage.
         if let (Some(plain), Some(scaled)) = (plain, scaled)
             && (plain.stage, &plain.skipped) == (scaled.stage, &scaled.skipped)
         {
@@ -185,7 +187,7 @@ proptest! {
     fn a_failed_vote_only_leaves_the_others_a_larger_share(
         mut task in task(), votes in votes(), absent in 1..MODELS.len(),
     ) {
-        // Everything in one stage, with and without the model that fails.
+        // All models are in one stage, with and without the one that fails.
         task.stages = &[4];
         task.optional = vec![true; MODELS.len()];
         let mut with_failure = votes.clone();

@@ -41,7 +41,7 @@ fn compared(images: &[(usize, f64, f64)], times: usize) -> Comparison {
 
 /// Confident and right; confident and right; uncertain and wrong, where the expensive model is right;
 /// uncertain and right, where the expensive model is wrong but outvoted.
-const PICTURES: [(usize, f64, f64); 4] = [(1, 0.95, 0.8), (0, 0.02, 0.1), (1, 0.4, 0.9), (0, 0.15, 0.6)];
+const IMAGES: [(usize, f64, f64); 4] = [(1, 0.95, 0.8), (0, 0.02, 0.1), (1, 0.4, 0.9), (0, 0.15, 0.6)];
 
 fn named<'a>(comparison: &'a Comparison, name: &str) -> &'a Strategy {
     comparison.strategies.iter().find(|strategy| strategy.name == name).unwrap()
@@ -49,7 +49,7 @@ fn named<'a>(comparison: &'a Comparison, name: &str) -> &'a Strategy {
 
 #[test]
 fn every_strategy_is_evaluated_with_its_cost() {
-    let comparison = compared(&PICTURES, 10);
+    let comparison = compared(&IMAGES, 10);
     assert_eq!(comparison.images, 40);
     for (name, kind, accuracy, milliseconds) in [
         ("cheap", Kind::Model, 0.75, 1.0),
@@ -76,11 +76,11 @@ fn every_strategy_is_evaluated_with_its_cost() {
 
 #[test]
 fn doubts_are_judged_only_by_enough_errors() {
-    let ErrorDetection::TooFew { errors } = compared(&PICTURES, 49).first_stage.by_confidence else {
+    let ErrorDetection::TooFew { errors } = compared(&IMAGES, 49).first_stage.by_confidence else {
         panic!("49 are too few")
     };
     assert_eq!(errors, 49);
-    let ErrorDetection::Auroc(auroc) = compared(&PICTURES, 50).first_stage.by_confidence else {
+    let ErrorDetection::Auroc(auroc) = compared(&IMAGES, 50).first_stage.by_confidence else {
         panic!("50 are enough")
     };
     // The wrong answer is the least confident one.
@@ -168,7 +168,7 @@ fn a_first_stage_that_is_always_wrong_is_reported() {
 #[test]
 fn a_summary_has_the_share_of_images_that_reach_each_stage() {
     let votes: Vec<(usize, [StoredVote; 2])> =
-        PICTURES.map(|(label, cheap, dear)| (label, [vote(cheap, 1), vote(dear, 10)])).to_vec();
+        IMAGES.map(|(label, cheap, dear)| (label, [vote(cheap, 1), vote(dear, 10)])).to_vec();
     let prices = [0.25, 4.0];
     let judged: Vec<LabeledExample<'_>> = votes
         .iter()
