@@ -1,21 +1,22 @@
-//! What is wrong with a configuration, and where: one form for every section, whoever validates it.
+//! Defines the errors of a configuration, with their location: one form for every section, whichever layer
+//! validates it.
 //!
-//! The policy has errors of its own, which know nothing of a file; here they become diagnostics, with a
-//! suggestion where a name is probably misspelt.
+//! The policy has errors of its own, which know nothing of a file; they are converted to diagnostics here,
+//! with a suggestion where a name is probably misspelt.
 
 use std::fmt;
 
 use concord_policy::{PathPart, PolicyError, Problem};
 
-/// How many allowed values a message lists; with more, it says how many there are.
+/// The most allowed values that a message lists; if there are more, it gives their number.
 const LISTED_MAX: usize = 12;
 
 /// An error in a configuration section. Its text is `path: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Where, from the section inwards. The last key may be one that is missing.
+    /// The location, from the section inwards. The last key may be one that is missing.
     pub path: Vec<PathPart>,
-    /// The value, and what would be allowed.
+    /// The value, and the values that would be allowed.
     pub message: String,
 }
 

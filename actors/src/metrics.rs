@@ -19,13 +19,13 @@ const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.
 pub(crate) enum Phase {
     /// The lookup in the cache.
     CacheGet,
-    /// From encoded bytes to pixels.
+    /// The decoding from encoded bytes to pixels.
     Decode,
-    /// From pixels to the model's input.
+    /// The conversion from pixels to the model's input.
     Preprocess,
-    /// Ready, and waiting for the model.
+    /// The wait for the model, once the input is ready.
     Queue,
-    /// In the model.
+    /// The time in the model.
     Model,
 }
 
@@ -72,9 +72,9 @@ impl CacheError {
 /// The outcome of a change of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadOutcome {
-    /// It is in force.
+    /// The new configuration is in force.
     Applied,
-    /// It is faulty, and the old configuration stays in force.
+    /// The new configuration is faulty, and the old one stays in force.
     Rejected,
 }
 
@@ -93,12 +93,13 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by `task`, the `stage` that was reached (0: none) and `outcome`.
     pub requests: IntCounterVec,
-    /// From the request's arrival at its router to the answer, by `task` and `cache` outcome.
+    /// The time from the request's arrival at its router to the answer, by `task` and `cache` outcome.
     pub request_seconds: HistogramVec,
     /// Texts by `model` and `outcome`: `ok`, `abandoned` (the reader left before the end), or why there was
     /// none.
     pub generate_requests: IntCounterVec,
-    /// From the request's arrival at its router to the end of the text, by `model`; of texts that came whole.
+    /// The time from the request's arrival at its router to the end of the text, by `model`, for texts that
+    /// were completed.
     pub generate_request_seconds: HistogramVec,
     /// The time of each `phase` ([`Phase`]).
     pub phase_seconds: HistogramVec,
@@ -136,8 +137,8 @@ pub struct Metrics {
     pub restarts: IntCounterVec,
     /// Changes of the configuration by `outcome` ([`ReloadOutcome`]).
     pub config_reloads: IntCounterVec,
-    /// How many faults the configuration file has as it is now; 0 while it is in use. The log names them:
-    /// their text and location are unbounded, and so are no labels.
+    /// The number of faults in the current configuration file; 0 while it is in use. The log names them:
+    /// their text and location are unbounded, and so cannot be labels.
     pub config_faults: IntGauge,
     /// 1 while requests are taken.
     pub ready: Gauge,

@@ -1,16 +1,16 @@
-//! The one answer that every image gets.
+//! Defines the one reply that every image gets.
 
 use tokio::sync::oneshot;
 
 use crate::Trace;
 use concord_policy::{Cost, ModelOutput, VoteFailure};
 
-/// What a model says about an image, as the model gave it, and what it cost.
+/// The uncalibrated output of a model for an image, and its cost.
 #[derive(Debug)]
 pub(crate) struct VoteReply {
     pub(crate) outcome: Result<ModelOutput, VoteFailure>,
     pub(crate) cost: Cost,
-    /// How many images ran together.
+    /// The number of images that ran together.
     pub(crate) batch: usize,
     /// The vote's span.
     pub(crate) trace: Trace,
@@ -22,12 +22,12 @@ impl VoteReply {
     }
 }
 
-/// Answers once: at the latest when it is dropped, which happens to whatever a panic finds on its way.
+/// A reply that is sent exactly once: at the latest when it is dropped, as it is when a panic unwinds.
 #[derive(Debug)]
 pub(crate) struct Reply(Option<oneshot::Sender<VoteReply>>);
 
 impl Reply {
-    /// And where the answer arrives.
+    /// Returns a reply, and the channel on which it arrives.
     pub(crate) fn new() -> (Self, oneshot::Receiver<VoteReply>) {
         let (sender, receiver) = oneshot::channel();
         (Self(Some(sender)), receiver)

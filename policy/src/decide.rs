@@ -89,9 +89,9 @@ pub fn decide(policy: &Policy, votes: &[Vote], context: &Context) -> Decision {
 
 /// A later stage that stands in for one that has not been asked.
 enum StandIn {
-    /// It has voted.
+    /// The later stage has voted.
     Voted,
-    /// It has not been asked, and may be; with its index.
+    /// The later stage, given by its index, has not been asked, and may be.
     Free(usize),
 }
 

@@ -20,18 +20,18 @@ pub struct TaskSection {
     /// The file of the networks that `concord fit` has learned for this task, relative to the folder of
     /// `ensemble.toml`: weights and temperatures for each image, and correctness estimators.
     pub learned: Option<String>,
-    /// The temperature of each model: what its logits are divided by. 1.0 where absent.
+    /// The temperature of each model, by which its logits are divided. 1.0 where absent.
     pub calibration: BTreeMap<String, f64>,
-    /// In place of a temperature, a factor and a summand for each label's log-probability.
+    /// The factor and the summand for each label's log-probability, in place of a temperature.
     pub scaling: BTreeMap<String, ScalingSection>,
     /// The stages of models that are asked, cheap ones first, with the rules by which the cascade may stop.
     pub stages: Vec<StageSection>,
-    /// For a label, the texts that stand for it in zero-shot models.
+    /// The texts that stand for a label in zero-shot models.
     pub prompts: BTreeMap<String, Vec<String>>,
     /// The texts for labels without `prompts`; `{label}` is replaced. `["a photo of {label}."]` where absent.
     pub prompt_templates: Option<Vec<String>>,
-    /// For a label, the answer of a model that is asked the question and means that label. Where absent, `NO`
-    /// for the first of two labels and `YES` for the second; of more than two, each label itself.
+    /// The answer that stands for a label in a model that is asked the question. Where absent, `NO` for the
+    /// first of two labels and `YES` for the second; for more than two, each label itself.
     pub answers: BTreeMap<String, String>,
 }
 
@@ -87,11 +87,11 @@ pub struct StageSection {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AcceptSection {
-    /// The least fused probability: greater than 0, at most 1. Must be given.
+    /// The least fused probability: greater than 0, at most 1. Required.
     pub confidence: Option<f64>,
-    /// The least probability that the answer is right, by the learned correctness estimator: greater than 0,
-    /// at most 1. Replaces `confidence` where the estimator can be evaluated.
+    /// The least probability that the answer is correct, by the learned correctness estimator: greater than
+    /// 0, at most 1. Replaces `confidence` where the estimator can be evaluated.
     pub correctness: Option<f64>,
-    /// Whether all successful votes so far must also favour the same label.
+    /// True if all successful votes so far must also have the same most probable label.
     pub agreement: bool,
 }

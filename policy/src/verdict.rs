@@ -14,18 +14,18 @@ use crate::vote::{Cost, Source, Vote, VoteFailure};
 pub struct Verdict {
     /// The fused probability of each label.
     pub distribution: Distribution,
-    /// Whether every successful vote has the same most probable label.
+    /// True if every successful vote has the same most probable label.
     pub agreement: bool,
     /// The index of the last stage that was asked.
     pub stage: usize,
     /// The reason why the cascade stopped there.
     pub reason: StopReason,
-    /// Whether a stage before the last that was asked was too busy, so that the last stood in for it.
+    /// True if a stage before the last that was asked was too busy, so that the last stood in for it.
     pub burst: bool,
-    /// The estimated probability that the answer is right, where the stage's rule asks for it and it could be
-    /// estimated.
+    /// The estimated probability that the answer is correct, where the stage's rule asks for it and it could
+    /// be estimated.
     pub correctness: Option<Probability>,
-    /// The indices of the stages that were left out because their models would have had too small a share.
+    /// The indices of the stages that were skipped because their models would have had too small a share.
     pub skipped: Vec<usize>,
     /// The learned parts that could not be used; the configured values counted in their place.
     pub fallbacks: Vec<Fallback>,

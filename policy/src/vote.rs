@@ -15,36 +15,36 @@ use crate::output::ModelOutput;
 pub struct Vote {
     /// The name of the configured model.
     pub model: Arc<str>,
-    /// The output, uncalibrated, or why there is none.
+    /// The output, uncalibrated, or the reason why there is none.
     pub output: Result<ModelOutput, VoteFailure>,
-    /// The time that was spent on it, failed or not.
+    /// The time that was spent on the vote, failed or not.
     pub cost: Cost,
-    /// Where it comes from.
+    /// The source of the vote.
     pub source: Source,
 }
 
-/// Where a vote comes from.
+/// The source of a vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// The model was asked.
     Fresh,
-    /// The vote was known, and cost nothing.
+    /// The vote came from the cache, and cost nothing.
     Cached,
 }
 
-/// The time that was spent on a vote; none where it was known.
+/// The time that was spent on a vote; zero where it came from the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Waiting for the model, ready to run.
+    /// The wait for the model, once the input was ready.
     pub queue: Duration,
-    /// From decoded image to the model's input.
+    /// The conversion from the decoded image to the model's input.
     pub preprocess: Duration,
-    /// In the model: of the whole batch that the image was part of.
+    /// The time in the model, for the whole batch that the image was part of.
     pub model: Duration,
 }
 
 impl Vote {
-    /// Makes a vote that is known, and costs nothing.
+    /// Makes a vote that came from the cache, and cost nothing.
     pub fn known(model: Arc<str>, output: ModelOutput) -> Self {
         Self { model, output: Ok(output), cost: Cost::default(), source: Source::Cached }
     }

@@ -1,4 +1,5 @@
-//! What a command shows at the terminal: results on standard output; errors and progress on standard error.
+//! Prints the output of commands to the terminal: results on standard output; errors and progress on standard
+//! error.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};

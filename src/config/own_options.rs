@@ -16,7 +16,7 @@ pub(super) struct OwnOptions {
     pub(super) keys: Vec<&'static str>,
     /// The faults, with paths that start inside the model's table.
     pub(super) faults: Vec<Diagnostic>,
-    /// Whether every value is of the right type.
+    /// True if every value is of the right type.
     pub(super) is_intact: bool,
 }
 

@@ -20,8 +20,8 @@ const SHARE_BELOW_HIGH: f64 = 0.975;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bootstrap {
     images: usize,
-    /// For each resample, the number of times that each image is in it. All are kept (12 MiB for 1,000 of
-    /// 6,315 images), which costs less than drawing them again for every strategy.
+    /// The number of times that each image is in each resample. All are kept (12 MiB for 1,000 of 6,315
+    /// images), which costs less than drawing them again for every strategy.
     resamples: Vec<Vec<u16>>,
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct StageAnswer {
     pub(crate) probabilities: Vec<f64>,
     /// The confidence of the answer, or the output of the stage's correctness estimator if it has one.
     pub(crate) confidence: f64,
-    /// Whether all models so far have the same most probable label.
+    /// True if all models so far have the same most probable label.
     pub(crate) agreement: bool,
     pub(crate) is_right: bool,
     /// The cost of all models so far, in milliseconds or given prices.

@@ -40,9 +40,9 @@ pub(crate) struct OrderCandidate {
     /// The differences in accuracy and in cost of the new order from the configured one.
     pub(crate) accuracy: Estimate,
     pub(crate) cost: Estimate,
-    /// Whether the new order is significantly better in what the objective optimizes, and not significantly
+    /// True if the new order is significantly better in what the objective optimizes, and not significantly
     /// worse in its bound if it misses that; if no thresholds make the configured order reach the objective,
-    /// whether the new one reaches it significantly.
+    /// true if the new one reaches it significantly.
     pub(crate) is_gain: bool,
 }
 

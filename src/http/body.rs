@@ -25,7 +25,7 @@ pub(super) struct GenerateParams {
     pub(super) prompt: Option<String>,
     /// The most tokens that are generated; 128 where absent.
     pub(super) max_new_tokens: Option<usize>,
-    /// Whether the text is streamed, as server-sent events.
+    /// True if the text is streamed, as server-sent events.
     pub(super) stream: Option<bool>,
 }
 
@@ -35,13 +35,13 @@ pub(super) struct GenerateParams {
 pub(super) struct ImageRequest {
     /// The encoded image in base64, or as a data URL: `data:image/png;base64,…`.
     pub image: String,
-    /// For generated texts: the prompt.
+    /// The prompt, for generated texts.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// For generated texts: the most tokens that are generated.
+    /// The most tokens that are generated, for generated texts.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
-    /// For generated texts: whether the text is streamed.
+    /// True if the text is streamed, for generated texts.
     #[serde(default)]
     pub stream: Option<bool>,
 }

@@ -48,7 +48,7 @@ pub(super) struct TextReport {
     prompt_tokens: usize,
     /// The number of generated tokens.
     new_tokens: usize,
-    /// Whether the model ended the text by itself, rather than at `max_new_tokens`.
+    /// True if the model ended the text by itself, rather than at `max_new_tokens`.
     finished: bool,
     /// The time that each step took.
     milliseconds: TextMilliseconds,
@@ -57,9 +57,9 @@ pub(super) struct TextReport {
 /// The time that a text took, in milliseconds.
 #[derive(Debug, Serialize, ToSchema)]
 struct TextMilliseconds {
-    /// Waiting for the model.
+    /// The time in the model's queue.
     queue: f64,
-    /// In the model.
+    /// The time in the model.
     model: f64,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct StagePage {
     /// correctness estimator can be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     correctness: Option<f64>,
-    /// Whether, besides, all votes so far must have the same label.
+    /// True if all votes so far must also have the same label.
     agreement: bool,
     /// The share of the verdict above which the learned weight of one of its models must be for the stage to
     /// run.
@@ -51,7 +51,7 @@ pub(super) struct StagePage {
 pub(super) struct MemberPage {
     /// The name of the model.
     model: String,
-    /// Whether there is no verdict without its vote.
+    /// True if there is no verdict without the model's vote.
     required: bool,
     /// The weight of its vote, relative to the others.
     weight: f64,

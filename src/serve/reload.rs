@@ -55,7 +55,7 @@ struct Follower {
     /// The configuration that the process was started with.
     started: Ensemble,
     engine: Arc<Engine>,
-    /// What the file said when it was last read; `None` before that, and when it could not be.
+    /// The content of the file when it was last read; `None` before that, and when it could not be read.
     seen: Option<Ensemble>,
     /// The error that was logged last, while it stands. Other files of the folder change too, the log for instance, and
     /// must not have it logged again.

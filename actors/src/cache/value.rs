@@ -1,4 +1,4 @@
-//! What is kept, and the bytes that it is in Redis.
+//! Defines the values of the cache, and their encoding in Redis.
 
 use std::sync::Arc;
 
@@ -14,11 +14,12 @@ pub(crate) enum Value {
     Verdict(Arc<Verdict>),
 }
 
-/// The first byte of an encoded value. Every change of the types that are kept, those of the policy included,
-/// needs another one; values of another format are a miss.
+/// The first byte of an encoded value. Every change of the cached types, including those of the policy, needs
+/// a new one; values of another format are a miss.
 const FORMAT: u8 = 2;
 
-/// How many bytes of the payload's digest follow: enough to tell ours from what others wrote.
+/// The number of bytes of the payload's digest that follow: enough to tell our values from those of other
+/// programs.
 const CHECKSUM_BYTES: usize = 8;
 
 impl Value {

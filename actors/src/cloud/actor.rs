@@ -70,7 +70,7 @@ struct Server {
     remote: Remote,
     budget: Budget,
     breaker: Mutex<Breaker>,
-    /// Whether the server has replied without token probabilities: it is asked for JSON from then on.
+    /// True once the server has replied without token probabilities: it is asked for JSON from then on.
     gives_no_probabilities: AtomicBool,
     metrics: Metrics,
 }

@@ -36,9 +36,9 @@ static NEXT_TASK: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct ModelHandle {
     name: Arc<str>,
     preprocessor: Arc<Preprocessor>,
-    /// At least one.
+    /// The replicas, at least one.
     replicas: Arc<[Arc<Replica>]>,
-    /// Whose turn it is among replicas that are equally loaded.
+    /// The turn among replicas that are equally loaded.
     turn: Arc<AtomicUsize>,
     metrics: Metrics,
     startup: Startup,
@@ -52,9 +52,9 @@ pub(crate) struct ModelHandle {
     pub(crate) dtype: &'static str,
     /// The estimate for one replica; `None` where its files do not say.
     pub(crate) memory: Option<MemoryEstimate>,
-    /// Whether it generates text.
+    /// True if the model generates text.
     pub(crate) generates: bool,
-    /// Whether its prompt may be a question in words.
+    /// True if its prompt may be a question in words.
     pub(crate) takes_questions: bool,
 }
 
@@ -288,7 +288,7 @@ pub(crate) struct Running<'a> {
     pub(crate) metrics: &'a Metrics,
     pub(crate) fatal: &'a Fatal,
     pub(crate) startup: &'a Startup,
-    /// How many threads one operation of a model may use.
+    /// The number of threads that one operation of a model may use.
     pub(crate) cpu_threads: usize,
 }
 

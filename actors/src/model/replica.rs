@@ -17,19 +17,20 @@ pub(crate) struct Replica {
     pub(super) queue: Queue,
     permits: Arc<Semaphore>,
     capacity: usize,
-    /// Whether its thread has died and is not back yet. What it queued for then would wait, and a thread that
-    /// dies again and again empties its queue sooner than others: without this it would be the least loaded.
+    /// True while its thread has died and is not back yet. Requests that are queued meanwhile would wait, and
+    /// a thread that dies again and again empties its queue sooner than others: without this flag it would be
+    /// the least loaded.
     is_down: AtomicBool,
 }
 
-/// A permit for one image that waits for a replica or runs in it; given back on drop.
+/// A permit for one image that waits for a replica or runs in it; released on drop.
 #[derive(Debug)]
 pub(crate) struct QueuePermit {
     _permit: OwnedSemaphorePermit,
     pub(crate) replica: Arc<Replica>,
     /// The gauge of the model's queue depth, all replicas together.
     depth: prometheus::IntGauge,
-    /// Whether its image has come to the queue.
+    /// True once its image has been queued.
     pub(super) arrived: bool,
 }
 

@@ -22,11 +22,11 @@ pub struct Classify {
     pub task: String,
     /// The encoded image.
     pub image: Bytes,
-    /// The time when an answer is of no use any more.
+    /// The time after which an answer is of no use any more.
     pub deadline: Instant,
-    /// Whether to answer without a lookup in the cache.
+    /// True to answer without a lookup in the cache.
     pub fresh: bool,
-    /// Whether a model is to explain the answer in words.
+    /// True if a model has to explain the answer in words.
     pub explain: bool,
     /// The request's span.
     pub trace: Trace,

@@ -24,7 +24,7 @@ pub(crate) struct Computed {
 /// The outcome of a computation.
 pub(super) type Outcome = Result<Arc<Computed>, RouteError>;
 
-/// A computation's outcome for all who wait for it; an error where the computation died.
+/// The outcome of a computation, for all who wait for it; an error where the computation died.
 pub(super) type SharedResult = Shared<oneshot::Receiver<Outcome>>;
 
 /// The computations in flight, of all routers: one for each key. A lock, because the routers are on several
@@ -34,7 +34,7 @@ pub(crate) struct SingleFlight(Mutex<HashMap<Digest, (Arc<SharedDeadline>, Share
 
 /// A request's share in the computation that will answer it.
 pub(super) struct Join {
-    /// As long as it is kept, the computation is wanted.
+    /// The guard that keeps the computation alive for as long as it is held.
     pub(super) interest: InterestGuard,
     pub(super) result: SharedResult,
     pub(super) role: Role,
@@ -42,9 +42,9 @@ pub(super) struct Join {
 
 /// The part that a request plays in a computation.
 pub(super) enum Role {
-    /// It has to start the computation.
+    /// This request has to start the computation.
     Leader(Computation),
-    /// Another request has started it.
+    /// Another request has started the computation.
     Follower,
 }
 

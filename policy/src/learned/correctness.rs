@@ -1,19 +1,18 @@
-//! The correctness estimator: how likely an answer is right.
+//! Estimates the probability that a verdict is correct.
 
 use super::network::Network;
 use crate::probability::{Distribution, Probability};
 
-/// A network that estimates the probability that an answer is right, from the answer and the feature of its
+/// A network that estimates the probability that an answer is correct, from the answer and the feature of its
 /// image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CorrectnessEstimator(Network);
 
 impl CorrectnessEstimator {
-    /// How many numbers about the answer stand before the feature in the network's input.
+    /// The number of values about the answer that precede the feature in the network's input.
     pub const NUMBERS: usize = 4;
 
-    /// Makes an estimator of a network with [`Self::input`] as input and the log-odds of correctness as
-    /// output.
+    /// Wraps a network with [`Self::input`] as input and the log-odds of correctness as output.
     pub fn new(network: Network) -> Self {
         Self(network)
     }
@@ -26,7 +25,7 @@ impl CorrectnessEstimator {
     /// Returns the input of the network: the log-odds of the confidence, the entropy as a share of the
     /// largest one, the margin to the second label, 1 where all votes agree and otherwise 0, and the feature.
     pub fn input(answer: &Distribution, agreement: bool, feature: &[f32]) -> Vec<f32> {
-        /// A confidence of 1 would be infinite log-odds.
+        /// The least distance of a confidence from 1, whose log-odds would be infinite.
         const DOUBT_MIN: f64 = 1e-9;
         let probabilities = answer.probabilities();
         let confidence = answer.confidence().get();

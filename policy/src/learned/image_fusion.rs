@@ -3,7 +3,7 @@
 /// The weights and temperatures of all models for one image, as the network computes them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageFusion {
-    /// For each model the logit of its weight, then for each the logarithm of its inverse temperature.
+    /// The logit of the weight of each model, then the logarithm of the inverse temperature of each.
     outputs: Vec<f32>,
 }
 

@@ -13,12 +13,12 @@ use crate::vote::Vote;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LearnedPart {
-    /// The weight and the temperature of each vote. Without it, the configured weights count.
+    /// The weight and the temperature of each vote. Without it, the configured weights apply.
     Weights,
-    /// Whether the answer is right. Without it, the confidence counts.
+    /// The probability that the answer is correct. Without it, the confidence applies.
     Correctness,
-    /// Whether a stage is asked, by the weights that its models would have. Without it, their configured
-    /// weights count.
+    /// The decision to ask a stage, by the weights that its models would have. Without it, their configured
+    /// weights apply.
     MinWeight,
 }
 
@@ -26,13 +26,13 @@ pub enum LearnedPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackReason {
-    /// The model whose feature it reads had not been asked yet.
+    /// The model whose feature the part reads had not been asked yet.
     BackboneNotAsked,
-    /// The model whose feature it reads has failed.
+    /// The model whose feature the part reads has failed.
     BackboneFailed,
-    /// That model has voted, but there is no feature with its vote.
+    /// The model has voted, but there is no feature with its vote.
     NoFeature,
-    /// It was fitted to other models than those that have voted, or to another backbone.
+    /// The part was fitted to other models than those that have voted, or to another backbone.
     NotFitted,
 }
 

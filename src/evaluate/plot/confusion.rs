@@ -41,7 +41,7 @@ struct Layout {
     below: i32,
     name_size: u32,
     number_size: u32,
-    /// Whether the names below the cells are rotated, because they are wider than a cell.
+    /// True if the names below the cells are rotated, because they are wider than a cell.
     upright: bool,
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Panel {
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// Whether the plot is about this series.
+    /// True if the plot is about this series.
     pub(crate) is_main: bool,
     pub(crate) points: Vec<(f64, f64)>,
 }
