@@ -1,4 +1,4 @@
-//! The documentation: its words, its size, and that it shows what the repository has.
+//! Tests the documentation: its words, its size, and its agreement with the repository.
 
 use std::fs;
 use std::path::PathBuf;

@@ -55,7 +55,7 @@ fn votes_are_asked_for_once_and_compared() {
     // Milliseconds that were measured again would differ.
     let second = evaluate(data.path(), votes.path(), &other);
     assert_eq!(second.json_lines(), first.json_lines(), "votes come from the disk");
-    // Only the new image is asked about.
+    // Only the new image is sent to the models.
     fs::copy(root().join("assets/coffee.png"), data.path().join("99_others/coffee.png")).unwrap();
     let third = evaluate(data.path(), votes.path(), &other);
     assert_eq!(third.json_lines()[0]["images"], 7);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::{concord, root};
 
-/// Returns what a command prints of the shipped ensemble where standard output is no terminal.
+/// Returns the output of a command for the shipped ensemble where standard output is no terminal.
 fn printed(arguments: &[&str]) -> String {
     let run = concord(&[arguments, &["--ensemble", "ensemble.toml"]].concat());
     assert_eq!(run.status, 0, "{run:?}");

@@ -1,4 +1,4 @@
-//! The deadline of work that several requests wait for: it is looked at before every expensive step.
+//! Defines the deadline of work that several requests wait for, which is checked before every expensive step.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};

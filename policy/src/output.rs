@@ -33,7 +33,7 @@ pub struct Evidence {
 /// A part of an image, in pixels of the original: x to the right, y down, from the upper left corner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Region {
-    /// The name of what is there.
+    /// The label of the content.
     pub label: String,
     /// Its outline.
     pub shape: Shape,

@@ -1,7 +1,7 @@
-//! `[tasks.NAME]` as it is written in `ensemble.toml`, before anything but its types is checked.
+//! Defines `[tasks.NAME]` as it is written in `ensemble.toml`, before anything but its types is checked.
 //!
-//! Every field has a default, so that one that is missing or has the wrong type does not hide what is wrong
-//! with the others; [`Policy::from_section`](crate::Policy::from_section) says which must be there.
+//! Every field has a default, so that one that is missing or has the wrong type does not hide the errors in
+//! the others; [`Policy::from_section`](crate::Policy::from_section) reports the fields that are required.
 
 use std::collections::BTreeMap;
 

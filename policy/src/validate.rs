@@ -79,7 +79,7 @@ impl Range {
     }
 }
 
-/// Collects errors; each method checks one part of the section and returns what it could make of it.
+/// A collector of errors; each method checks one part of the section and returns as much of it as is valid.
 struct Check<'a> {
     section: &'a TaskSection,
     known_models: &'a BTreeSet<String>,

@@ -118,7 +118,7 @@ pub struct FusedVote {
 /// A learned part that could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
-    /// The part, named after what it would have decided.
+    /// The part, named after its decision.
     pub part: LearnedPart,
     /// The index of the stage that it would have decided about.
     pub stage: usize,

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::output::ModelOutput;
 
-/// One model's vote about one image for one task, and what it cost.
+/// A vote of one model on one image for one task, with its cost.
 ///
-/// It does not say at which stage it was asked for: that is the policy's affair, and a vote outlives a
-/// policy.
+/// The stage at which it was requested is not part of it: that is a matter of the policy, and a vote outlives
+/// a policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vote {
     /// The name of the configured model.
@@ -63,22 +63,22 @@ pub struct VoteFailure {
     reason: String,
 }
 
-/// The kind of a failed vote: what it means for whoever asked.
+/// The kind of a failed vote, by its meaning for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The model failed.
     Model,
-    /// The model has as much to do as it may have: asking later may help.
+    /// The model's queue is full: asking later may help.
     Busy,
-    /// Nobody wanted the vote any more, or the deadline passed before the model came to it.
+    /// Nobody waits for the vote any more, or the deadline passed before the model ran.
     Expired,
-    /// The hour's budget of the model is spent.
+    /// The model's budget for the hour is spent.
     OverBudget,
     /// The server behind the model failed several times in a row, and is not asked for a while.
     CircuitOpen,
     /// The server behind the model did not answer in time.
     TimedOut,
-    /// The question is none for this model, whenever it is put.
+    /// The model cannot answer this question, however often it is asked.
     Refused,
 }
 

@@ -23,7 +23,7 @@ pub fn print_line(text: &impl Display) {
     }
 }
 
-/// Returns a progress bar for so many images; it is visible only at a terminal.
+/// Returns a progress bar for a number of images; it is visible only at a terminal.
 pub(super) fn progress_bar(images: usize) -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::hidden();

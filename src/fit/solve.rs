@@ -309,7 +309,7 @@ fn gain_max(weights: &[f64], gradient: &[f64]) -> f64 {
     weights.iter().zip(gradient).map(|(weight, slope)| (weight - min) * (slope - lowest)).sum()
 }
 
-/// Returns the least weight that one of so many models may have.
+/// Returns the least weight that each of `models` models may have.
 fn weight_min(models: usize) -> f64 {
     WEIGHT_MIN.min(WEIGHT_MIN_OF_EQUAL_SHARE / models as f64)
 }

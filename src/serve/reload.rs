@@ -57,8 +57,8 @@ struct Follower {
     engine: Arc<Engine>,
     /// The content of the file when it was last read; `None` before that, and when it could not be read.
     seen: Option<Ensemble>,
-    /// The error that was logged last, while it stands. Other files of the folder change too, the log for instance, and
-    /// must not have it logged again.
+    /// The error that was logged last, while it stands. Other files of the folder change too, the log for
+    /// instance, and must not cause it to be logged again.
     reported: Option<String>,
 }
 

@@ -44,7 +44,8 @@ pub(crate) struct DecodeBuffers {
     /// The keys and values of all positions.
     pub(crate) cache: StaticCache,
     capacity: i64,
-    /// The tokens by position, [rows, capacity + 1]: the step at a position reads its token, and writes the next.
+    /// The tokens by position, [rows, capacity + 1]: the step at a position reads its token, and writes the
+    /// next one.
     tokens: Tensor,
     /// The position of the next step, \[1\].
     position: Tensor,

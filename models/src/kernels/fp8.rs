@@ -34,8 +34,8 @@ pub(crate) fn fits(shape: &[i64]) -> bool {
     shape.len() == 2 && shape.iter().all(|side| *side > 0 && side % MULTIPLE == 0)
 }
 
-/// Says whether libtorch's products refuse a bias on this machine: cuBLAS tells only when it is asked for
-/// one.
+/// True once libtorch's products have refused a bias on this machine: cuBLAS reveals this only when it is
+/// given one.
 static BIAS_IS_REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// Rows of fp8 values with their scales.

@@ -8,11 +8,11 @@ pub struct ImageFusion {
 }
 
 impl ImageFusion {
-    /// Logarithms of inverse temperatures are kept between this and its negative: a factor of 20 either way,
-    /// beyond which a network is asked about images unlike all that it was trained on.
+    /// The bound of the logarithm of an inverse temperature, in either direction: a factor of 20, beyond
+    /// which the image is unlike all that the network was trained on.
     pub const LOG_INVERSE_TEMPERATURE_MAX: f32 = 3.0;
 
-    /// Returns the number of outputs of a network for so many models.
+    /// Returns the number of outputs of a network for the given number of models.
     pub const fn outputs(models: usize) -> usize {
         2 * models
     }

@@ -160,7 +160,7 @@ mod tests {
         names.iter().map(|name| Arc::from(*name)).collect()
     }
 
-    /// One input, which is what the only output of interest follows.
+    /// Returns a network with one input, which the output under test follows.
     fn network(inputs: usize, rows: &[Vec<f32>]) -> Network {
         let layer = Dense { weight: rows.concat(), bias: vec![0.0; rows.len()] };
         Network::new(vec![0.0; inputs], vec![1.0; inputs], vec![layer]).unwrap()
