@@ -68,7 +68,7 @@ pub struct VoteFailure {
 pub enum FailureKind {
     /// The model failed.
     Model,
-    /// The model's queue is full: asking later may help.
+    /// The model has as many requests as it accepts: asking later may help.
     Busy,
     /// Nobody waits for the vote any more, or the deadline passed before the model ran.
     Expired,
