@@ -43,7 +43,7 @@ fn an_architecture_has_a_fixture_whose_model_can_do_what_it_says() {
             assert_eq!(model.generator().is_some(), architecture.can(Capability::Generate), "{name}");
         }
     }
-    assert_eq!(architectures_with(Capability::Heads), ["dinov3"]);
+    assert!(architectures_with(Capability::Heads).contains(&"dinov3"));
 }
 
 /// Returns the architectures that have no row in a table of `docs/MODELS.md`, which begins with the name in

@@ -1,5 +1,5 @@
 //! The subcommands of `concord`, a file each, and what several of them share (`arguments`, `output`,
-//! `running`).
+//! `running`). They know nothing of HTTP requests.
 
 mod arguments;
 pub mod bench;

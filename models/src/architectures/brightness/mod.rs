@@ -1,4 +1,5 @@
-//! A test-only architecture that votes by the brightness of an image.
+//! A test-only architecture that votes by the brightness of an image; knows no other
+//! architecture.
 //!
 //! Besides this folder it needs what every architecture needs: a line in the registry, a fixture (which its
 //! tests make) and, once it is for users, a row in `docs/MODELS.md`.

@@ -1,4 +1,5 @@
-//! DINOv3 ViT: a self-supervised backbone that answers tasks through trained heads.
+//! DINOv3 ViT: a self-supervised backbone that answers tasks through trained heads; knows no other
+//! architecture.
 //!
 //! The source is Siméoni et al., "DINOv3", 2025 (arXiv 2508.10104). Tensor names and numerics follow
 //! transformers' `modeling_dinov3_vit.py`.

@@ -1,4 +1,5 @@
-//! Florence-2: one encoder-decoder for captions, texts, boxes and labels, selected by a task token.
+//! Florence-2: one encoder-decoder for captions, texts, boxes and labels, selected by a task token; knows
+//! no other architecture.
 //!
 //! The source is Xiao et al., "Florence-2", 2023 (arXiv 2311.06242). Tensor names and numerics follow
 //! transformers' `modeling_florence2.py`. Snapshots of florence-community and of microsoft are both

@@ -1,4 +1,5 @@
-//! Molmo 2: an image tower over overlapping crops, and a language model that answers questions about them.
+//! Molmo 2: an image tower over overlapping crops, and a language model that answers questions about
+//! them; knows no other architecture.
 //!
 //! The source is Clark et al., "Molmo2", 2025. Tensor names and numerics follow transformers'
 //! `modeling_molmo2.py`.

@@ -1,5 +1,5 @@
 //! SigLIP 2: an image tower and a text tower that share an embedding space and answer tasks zero-shot by
-//! prompts.
+//! prompts; knows no other architecture.
 //!
 //! The source is Tschannen et al., "SigLIP 2", 2025 (arXiv 2502.14786). Tensor names and numerics follow
 //! transformers' `modeling_siglip.py` (fixed resolution) and `modeling_siglip2.py` (NaFlex: any resolution).

@@ -1,5 +1,5 @@
 //! TorchScript: a module that the user traced or scripted with `torch.jit`. The folder holds `model.pt`, and
-//! the configuration describes its input and output.
+//! the configuration describes its input and output; knows no other architecture.
 
 mod options;
 

@@ -1,5 +1,5 @@
 //! Preprocesses an RGB image into the pixel tensor that a model was trained on, as its
-//! `preprocessor_config.json` says.
+//! `preprocessor_config.json` says; knows no model.
 //!
 //! Each recipe repeats the order of operations of the processor class in transformers, because resizing
 //! before or after the conversion to floating point differs in more than a tenth of the pixels.
