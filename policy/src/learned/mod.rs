@@ -1,6 +1,6 @@
 //! The networks that `concord fit` trains for a task: they compute the weight and temperature of each model's
 //! vote, and the probability that an answer is right, from the backbone's feature of the image; knows
-//! nothing of stages or of how votes are fused.
+//! nothing of stages or of the cascade.
 
 mod check;
 mod correctness;
