@@ -181,7 +181,7 @@ fn a_client_that_disconnects_frees_the_model() {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// The counter of requests for text.
+/// Returns how many requests for text had this outcome.
 fn texts(client: &Endpoint, model: &str, outcome: &str) -> f64 {
     let labels = [format!("model=\"{model}\""), format!("outcome=\"{outcome}\"")];
     client.metric("concord_generate_requests_total", &[&labels[0], &labels[1]])
@@ -221,7 +221,7 @@ fn a_full_server_refuses_texts_and_verdicts_alike() {
 
 #[test]
 fn texts_are_counted_by_their_outcome() {
-    let (_folder, file) = with_time_limit(1500);
+    let (_folder, file) = with_time_limit(3000);
     let server = FaultyServer::start(&file);
     let client = &server.client;
     let body = json!({ "image": image(), "prompt": "What is this?", "max_new_tokens": 4 });

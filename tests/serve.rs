@@ -187,14 +187,14 @@ fn good_and_bad_edits_under_load_fail_no_request() {
             client.get("/v1/tasks").body[0]["question"] == format!("Round {round}?")
         });
     }
-    // Two faults in one edit: both are named, and nothing changes.
+    // Three faults in one edit: all are reported, and nothing changes.
     edit(&file, |text| {
         let text = replace(text, "question = \"Round 3?\"", "question = \"\"");
         replace(&text, "models = [\"siglip2\"]", "models = [\"siglip\"]")
     });
     wait_for_reload(&server, "rejected", 1.0);
     assert_eq!(server.client.get("/v1/tasks").body[0]["question"], "Round 3?");
-    assert_eq!(server.client.metric("concord_config_faults", &[]), 2.0);
+    assert_eq!(server.client.metric("concord_config_faults", &[]), 3.0);
     let metrics = server.client.get("/metrics").body;
     assert!(!metrics.as_str().unwrap().contains("is missing or empty"), "free text is no label: {metrics}");
     let log = server.log();
