@@ -63,7 +63,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// Returns the name of every fixture, so that a new architecture is tested as soon as it has one.
 fn fixtures() -> Vec<String> {
-    let folders = std::fs::read_dir(fixture("")).unwrap();
+    let folders = fs::read_dir(fixture("")).unwrap();
     folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect()
 }
 
