@@ -43,7 +43,7 @@ fn every_architecture_votes_with_random_weights_and_warns_of_them() {
         let answers: Vec<_> =
             (0..3).map(|_| server.client.classify_fresh("roadwork", &photograph(0))).collect();
         let log = server.log();
-        assert_eq!(log.matches("its weights are random").count(), 4, "one line a model: {log}");
+        assert_eq!(log.matches("the model's weights are random").count(), 4, "one line a model: {log}");
         let votes = |answer: &crate::harness::server::Answer| {
             assert_eq!(answer.status, 200, "{answer:?}");
             let votes = answer.body["votes"].as_array().unwrap();
