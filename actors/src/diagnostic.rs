@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(nearest("siglip", ["dinov3", "siglip2"]), Some("siglip2"));
         assert_eq!(nearest("cloud", ["dinov3", "siglip2"]), None);
         let many: Vec<String> = (0..13).map(|index| format!("model{index}")).collect();
-        let told = not_one_of("x", "a model", many.iter().map(String::as_str));
-        assert_eq!(told, "\"x\" is not a model: must be one of 13");
+        let message = not_one_of("x", "a model", many.iter().map(String::as_str));
+        assert_eq!(message, "\"x\" is not a model: must be one of 13");
     }
 }

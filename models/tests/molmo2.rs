@@ -120,10 +120,7 @@ fn a_batch_equals_single_runs_whatever_its_layouts() {
             for (alone, in_batch) in alone.zip(&together) {
                 assert_near(&in_batch.logits, &alone.logits, 1e-4, name);
             }
-            assert_ne!(
-                together[0].logits, together[2].logits,
-                "{name}: two images of one layout are told apart"
-            );
+            assert_ne!(together[0].logits, together[2].logits, "{name}: two images of one layout differ");
         }
     }
 }

@@ -64,21 +64,21 @@ pub(super) fn write_new(
     task: &str,
     notes: &BTreeMap<String, String>,
 ) -> Result<PathBuf, ModelError> {
-    let told = |source| ModelError::file(folder, source);
+    let file_error = |source| ModelError::file(folder, source);
     // Written under a temporary name first, because a server may read the folder at any time.
-    let mut written = tempfile::NamedTempFile::new_in(folder).map_err(told)?;
-    written.write_all(&serialized(head, notes)?).map_err(told)?;
-    written.as_file().sync_all().map_err(told)?;
+    let mut written = tempfile::NamedTempFile::new_in(folder).map_err(file_error)?;
+    written.write_all(&serialized(head, notes)?).map_err(file_error)?;
+    written.as_file().sync_all().map_err(file_error)?;
     // The file gets the snapshot's permissions; a temporary file is readable by its owner alone.
-    let permissions = fs::metadata(folder.join("config.json")).map_err(told)?.permissions();
-    written.as_file().set_permissions(permissions).map_err(told)?;
-    for version in next_version(folder, task).map_err(told)?..VERSIONS_MAX {
+    let permissions = fs::metadata(folder.join("config.json")).map_err(file_error)?.permissions();
+    written.as_file().set_permissions(permissions).map_err(file_error)?;
+    for version in next_version(folder, task).map_err(file_error)?..VERSIONS_MAX {
         let name = PathBuf::from(format!("head.{task}.v{version}.safetensors"));
         match written.persist_noclobber(folder.join(&name)) {
             Ok(_) => return Ok(name),
             // Another training took this version first.
             Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => written = error.file,
-            Err(error) => return Err(told(error.error)),
+            Err(error) => return Err(file_error(error.error)),
         }
     }
     let message = format!("has heads up to version {VERSIONS_MAX} for task {task}: remove old ones");

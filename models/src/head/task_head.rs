@@ -34,8 +34,9 @@ impl TaskHead {
         passes: usize,
         place: Placement,
     ) -> Result<Self, ModelError> {
-        let told = |message: String| ModelError::Task { task: task.task.clone(), message };
-        let file = task.head.as_ref().ok_or_else(|| told("this model has no head for it".to_owned()))?;
+        let task_error = |message: String| ModelError::Task { task: task.task.clone(), message };
+        let file =
+            task.head.as_ref().ok_or_else(|| task_error("this model has no head for it".to_owned()))?;
         let path = folder.join(file);
         let labels: Vec<&str> = task.labels.iter().map(|(label, _)| label.as_str()).collect();
         // In fp32: the head costs nothing compared to the backbone, and half precision would round its logits
@@ -43,7 +44,7 @@ impl TaskHead {
         let head = Head::load(&path, hidden, &labels, Placement { kind: Kind::Float, ..place })?;
         let asked = Self::of(head, if passes > 0 { dropout_of(&path)? } else { 0.0 }, passes, place.device);
         if passes > 0 && asked.dropout.is_none() {
-            return Err(told(format!(
+            return Err(task_error(format!(
                 "mc_dropout_passes = {passes} needs a head that was trained with dropout, and {} was not: train one with \
                  concord head train --kind mlp, or set mc_dropout_passes = 0",
                 file.display()

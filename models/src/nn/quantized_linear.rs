@@ -33,7 +33,7 @@ pub(crate) enum QuantLinear {
 }
 
 impl QuantLinear {
-    /// Quantizes a layer to fp8 if the loader was told to and tensor cores support its sizes.
+    /// Quantizes a layer to fp8 if the loader is set to and tensor cores support its sizes.
     pub(crate) fn of(linear: Linear, loader: &WeightLoader) -> Self {
         if !loader.fp8_products() {
             return Self::Plain(linear);

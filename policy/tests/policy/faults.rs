@@ -227,7 +227,7 @@ fn all_that_is_wrong_with_scaling_is_told_at_once() {
     let scaling = ScalingSection { scale: vec![f64::INFINITY, -1.0, 1.0], bias: vec![f64::NAN, 0.0] };
     section.scaling = BTreeMap::from([("dinov3".to_owned(), scaling.clone()), ("dinov".to_owned(), scaling)]);
     let known = BTreeSet::from(super::MODELS.map(str::to_owned));
-    let told = messages(Policy::from_section(&section, &known));
+    let reported = messages(Policy::from_section(&section, &known));
     let of = |model: &str| {
         [
             format!("scaling.{model}.scale: 3 numbers for 2 labels: must be one for each, in their order"),
@@ -237,9 +237,9 @@ fn all_that_is_wrong_with_scaling_is_told_at_once() {
         ]
     };
     for message in [of("dinov"), of("dinov3")].concat() {
-        assert!(told.contains(&message), "{message:?} is missing in {told:#?}");
+        assert!(reported.contains(&message), "{message:?} is missing in {reported:#?}");
     }
-    assert_eq!(told.len(), 10, "and the unknown model, and the two calibrations of one: {told:#?}");
+    assert_eq!(reported.len(), 10, "and the unknown model, and the two calibrations of one: {reported:#?}");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn answer(policy: &Policy, votes: &[Vote]) -> Verdict {
 }
 
 /// Formats fallbacks as `correctness@0 backbone_failed, …`.
-fn told(fallbacks: &[Fallback]) -> String {
+fn reported(fallbacks: &[Fallback]) -> String {
     let one =
         |Fallback { part, stage, reason }: &Fallback| format!("{}@{stage} {}", part.name(), reason.name());
     fallbacks.iter().map(one).collect::<Vec<_>>().join(", ")
@@ -134,7 +134,7 @@ fn a_correctness_estimator_counts_instead_of_the_confidence_where_it_can_be_read
                 let rounded =
                     answer.correctness.map(|correctness| (correctness.get() * 100.0).round() / 100.0);
                 assert_eq!((accepted, rounded), (true, correctness), "{case}");
-                assert_eq!(told(&answer.fallbacks), fallbacks, "{case}");
+                assert_eq!(reported(&answer.fallbacks), fallbacks, "{case}");
             }
             Decision::Ask { stage } => assert_eq!((accepted, stage), (false, 1), "{case}"),
             Decision::Failed(failure) => panic!("{case}: {failure}"),
@@ -167,7 +167,7 @@ fn each_image_has_its_own_weights() {
     let fixed = [0.6 / 0.9, 0.3 / 0.9];
     let unfit = answer(&policy, &votes(&[0.0, 0.0]));
     assert!(nearly(&weights(&unfit), &fixed), "{unfit:?}");
-    assert!(told(&unfit.fallbacks).contains("weights@1 not_fitted"), "{unfit:?}");
+    assert!(reported(&unfit.fallbacks).contains("weights@1 not_fitted"), "{unfit:?}");
     let by_hand = answer(&policy.with_weights(FusionMethod::LogLinear, Member::weight), &votes(&[0.0, 0.0]));
     assert_eq!(unfit.distribution, by_hand.distribution);
 }
@@ -228,13 +228,13 @@ fn what_counts_in_the_place_of_a_learned_part_is_told() {
         ),
     ] {
         let answer = answer(&policy, &votes);
-        assert_eq!(told(&answer.fallbacks), expected, "{case}");
+        assert_eq!(reported(&answer.fallbacks), expected, "{case}");
         assert_eq!((&answer.skipped[..], answer.is_lasting()), (&[2][..], is_lasting), "{case}");
     }
     let late = policy_of_late_backbone();
     let answer =
         answer(&late, &[vote("siglip2", &UNSURE), vote("cloud", &UNSURE), backbone(&UNSURE, &[0.0])]);
-    assert_eq!(told(&answer.fallbacks), "weights@0 backbone_not_asked");
+    assert_eq!(reported(&answer.fallbacks), "weights@0 backbone_not_asked");
     assert!(answer.is_lasting(), "it is so for every image");
 }
 
@@ -245,9 +245,9 @@ fn before_the_backbone_one_vote_counts_as_it_is_and_nothing_is_told() {
         json!([{ "models": ["siglip2"], "accept": { "confidence": 0.9 } }, { "models": ["dinov3"] }]);
     let policy = policy(section).with_learned(Arc::new(whole()));
     let alone = answer(&policy, &[vote("siglip2", &SURE)]);
-    assert_eq!((alone.stage, told(&alone.fallbacks).as_str()), (0, ""));
+    assert_eq!((alone.stage, reported(&alone.fallbacks).as_str()), (0, ""));
     let both = answer(&policy, &[vote("siglip2", &UNSURE), backbone(&UNSURE, &[0.0])]);
-    assert_eq!((both.stage, told(&both.fallbacks).as_str()), (1, ""));
+    assert_eq!((both.stage, reported(&both.fallbacks).as_str()), (1, ""));
 }
 
 fn policy_of_late_backbone() -> Policy {
@@ -313,7 +313,7 @@ fn a_policy_without_some_of_its_models_reads_weights_for_the_others() {
         by(learned(&["dinov3", "siglip2", "cloud"], &[&["dinov3"], &["dinov3", "siglip2", "cloud"]]));
     let less = policy.without(|model| model == "cloud").unwrap();
     let both = answer(&less, &[backbone(&UNSURE, &[0.0]), vote("siglip2", &UNSURE)]);
-    assert_eq!((told(&both.fallbacks).as_str(), both.votes.len()), ("", 2));
+    assert_eq!((reported(&both.fallbacks).as_str(), both.votes.len()), ("", 2));
     let first = less.as_far_as(0).unwrap();
     assert_eq!(answer(&first, &[backbone(&UNSURE, &[0.0])]).correctness, Probability::new(0.5));
 }

@@ -91,7 +91,7 @@ fn an_order_that_is_not_significantly_better_is_not_written() {
         let fit = fitted(&a_then_b(), models, objective);
         assert_eq!(fit.orders.gain(), None, "{objective:?}: {:?}", fit.orders);
         let StageOrders::Best(part) = &fit.orders else { panic!("{:?}", fit.orders) };
-        assert_eq!(part.order, [1, 0], "what it would have come to is told");
+        assert_eq!(part.order, [1, 0], "what it would have come to is reported");
         assert_eq!((fit.place_of(0), fit.place_of(1)), (0, 1));
     }
 }
