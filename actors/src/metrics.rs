@@ -101,13 +101,13 @@ pub struct Metrics {
     /// The time from the request's arrival at its router to the end of the text, by `model`, for texts that
     /// were completed.
     pub generate_request_seconds: HistogramVec,
-    /// The time of each `phase` ([`Phase`]).
+    /// The time of each `phase` (`Phase`).
     pub phase_seconds: HistogramVec,
     /// Requests that are being answered.
     pub in_flight: IntGauge,
     /// Lookups by `kind` (`verdict`, `vote`) and `outcome` (`hit`, `miss`).
     pub cache_lookups: IntCounterVec,
-    /// Errors of the cache by `reason` ([`CacheError`]); each is a miss, or a value that was not kept.
+    /// Errors of the cache by `reason` (`CacheError`); each is a miss, or a value that was not kept.
     pub cache_errors: IntCounterVec,
     /// Images that ran through a `model`.
     pub forwards: IntCounterVec,
