@@ -4,6 +4,7 @@
 use std::io;
 
 use ::image::RgbImage;
+use memchr::memmem;
 use mozjpeg::{ColorSpace, Decompress};
 
 use crate::image::decoded::Scale;
@@ -39,13 +40,13 @@ impl From<io::Error> for JpegError {
 /// Damaged data gives damaged pixels, as with Pillow. Fatal errors unwind with a `String` as their payload,
 /// which the caller has to catch.
 pub(crate) fn rgb(bytes: &[u8], scale: Scale) -> Result<RgbImage, JpegError> {
-    let scans = bytes.windows(2).filter(|pair| **pair == SCAN).count();
+    let scans = memmem::find_iter(bytes, &SCAN).count();
     if scans > SCANS_MAX {
         return Err(JpegError::Broken(format!("it has {scans} scans, more than the limit of {SCANS_MAX}")));
     }
     // libjpeg would fill missing data with grey.
-    let last_scan = bytes.windows(2).rposition(|pair| *pair == SCAN).unwrap_or(0);
-    if !bytes[last_scan..].windows(2).any(|pair| *pair == END) {
+    let last_scan = memmem::rfind(bytes, &SCAN).unwrap_or(0);
+    if memmem::find(&bytes[last_scan..], &END).is_none() {
         return Err(JpegError::Unsuited);
     }
     let mut decoder = Decompress::new_mem(bytes)?;
