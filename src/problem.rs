@@ -1,6 +1,8 @@
 //! The failures of a request, with a kind that programs can rely on. Only this file maps failures to HTTP
 //! statuses.
 
+use std::time::Duration;
+
 use concord_actors::RouteError;
 use concord_models::DecodeError;
 use concord_policy::{FailureKind, VoteFailure};
@@ -15,6 +17,9 @@ pub struct Problem {
     pub kind: ProblemKind,
     /// The failure of this request, and what to do about it.
     pub detail: String,
+    /// The time after which another attempt may succeed, where that is known.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
 }
 
 /// The kinds of failure.
@@ -105,7 +110,7 @@ impl ProblemKind {
 impl Problem {
     /// Returns a problem of this kind.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, detail: detail.into(), retry_after: None }
     }
 
     /// Returns the problem of a model that failed to generate a text.
@@ -152,7 +157,9 @@ impl From<RouteError> for Problem {
             RouteError::NotReady => ProblemKind::NotReady,
             RouteError::UnknownTask { .. } => ProblemKind::UnknownTask,
             RouteError::UnknownModel { .. } => ProblemKind::UnknownModel,
-            RouteError::Busy(_) => ProblemKind::Busy,
+            RouteError::Busy { reason, retry_after } => {
+                return Self { retry_after: Some(retry_after), ..Self::new(ProblemKind::Busy, reason) };
+            }
             RouteError::Expired => ProblemKind::TimedOut,
             RouteError::Failed(_) => ProblemKind::ModelFailed,
             RouteError::Lost(_) => ProblemKind::Internal,

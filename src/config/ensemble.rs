@@ -73,6 +73,7 @@ impl Ensemble {
             base: self.folder.clone(),
             cache: self.cache().clone(),
             max_pixels: server.max_pixels,
+            max_pixels_in_flight: server.max_pixels_in_flight,
             max_in_flight: usize::try_from(server.max_in_flight).unwrap_or(usize::MAX),
             cpu_threads: server.cpu_threads,
         }

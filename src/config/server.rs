@@ -9,9 +9,19 @@ use serde::Deserialize;
 
 /// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
 const MAX_PIXELS: RangeInclusive<u64> = 1..=1_000_000_000;
+/// The range of `max_pixels_in_flight`: up to three terabytes of RGB.
+const MAX_PIXELS_IN_FLIGHT: RangeInclusive<u64> = 1 << 20..=1 << 40;
+/// The images of the largest size that the budget for all images must hold: three quarters of it are for large
+/// ones.
+const LARGEST_IMAGES_MIN: u64 = 2;
 /// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held
 /// in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
+/// The bodies of the largest size that the budget for all bodies must hold: three quarters of it are for large
+/// ones, and JSON takes 2⅓ times its image.
+const LARGEST_BODIES_MIN: u64 = 4;
+/// The range of `max_body_bytes_in_flight`: up to a terabyte.
+const MAX_BODY_BYTES_IN_FLIGHT: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// The range of thread counts. No machine that Concord is made for has more, so that a larger number is a
 /// mistake.
 const THREADS: RangeInclusive<u64> = 0..=1024;
@@ -42,8 +52,14 @@ pub struct ServerSection {
     pub shutdown_timeout_s: u64,
     /// The most pixels of an image, checked in its header before it is decoded.
     pub max_pixels: u64,
+    /// The most pixels of all images that are decoded at once; further images wait for their turn. A quarter is
+    /// for images of at most 2 megapixels.
+    pub max_pixels_in_flight: u64,
     /// The most bytes of an encoded image.
     pub max_body_bytes: u64,
+    /// The most bytes of all request bodies that are being received or worked on; further ones are refused with
+    /// 429. A quarter is for bodies of at most 1 MiB.
+    pub max_body_bytes_in_flight: u64,
     /// The number of cores to compute on; 0 for all. Models on the CPU share them, and half as many threads
     /// decode.
     pub cpu_threads: usize,
@@ -69,7 +85,11 @@ impl Default for ServerSection {
             // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process
             // that resizes it for DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
             max_pixels: 64_000_000,
+            // 768 MB: sixteen photographs of 12 megapixels, and thirty images of 2 megapixels.
+            max_pixels_in_flight: 256_000_000,
             max_body_bytes: 32 * 1024 * 1024,
+            // A hundred photographs of a phone at its full resolution.
+            max_body_bytes_in_flight: 512 * 1024 * 1024,
             cpu_threads: 0,
             api_keys_env: None,
             tls_certificate: None,
@@ -93,11 +113,34 @@ impl ServerSection {
             ("request_timeout_ms", self.request_timeout_ms, REQUEST_TIMEOUT_MS),
             ("shutdown_timeout_s", self.shutdown_timeout_s, SHUTDOWN_TIMEOUT_S),
             ("max_pixels", self.max_pixels, MAX_PIXELS),
+            ("max_pixels_in_flight", self.max_pixels_in_flight, MAX_PIXELS_IN_FLIGHT),
             ("max_body_bytes", self.max_body_bytes, MAX_BODY_BYTES),
+            ("max_body_bytes_in_flight", self.max_body_bytes_in_flight, MAX_BODY_BYTES_IN_FLIGHT),
             ("cpu_threads", self.cpu_threads as u64, THREADS),
         ];
         let mut faults = out_of_range(fields);
         let mut fault = |key: &str, message: String| faults.push(Diagnostic::new(vec![key.into()], message));
+        for (key, value, one_key, one, times) in [
+            (
+                "max_pixels_in_flight",
+                self.max_pixels_in_flight,
+                "max_pixels",
+                self.max_pixels,
+                LARGEST_IMAGES_MIN,
+            ),
+            (
+                "max_body_bytes_in_flight",
+                self.max_body_bytes_in_flight,
+                "max_body_bytes",
+                self.max_body_bytes,
+                LARGEST_BODIES_MIN,
+            ),
+        ] {
+            let min = one.saturating_mul(times);
+            if value < min {
+                fault(key, format!("{value} is too small: must be at least {times} times {one_key}, {min}"));
+            }
+        }
         // Only the form is checked: the host may be known only on the machine that it is for.
         if self
             .listen

@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::body_budget::{BodyBudget, BodyReservation};
 use crate::problem::{Problem, ProblemKind};
 
 /// The name of the form part that holds the image.
@@ -96,6 +97,23 @@ impl BodyKind {
             Self::Json => limit.div_ceil(3).saturating_mul(4).saturating_add(WRAPPING_BYTES_MAX),
         }
     }
+
+    /// Returns the bytes that are held for a body of `length` bytes: JSON is there together with the image that
+    /// is decoded from it.
+    fn held_bytes(self, length: u64) -> u64 {
+        match self {
+            Self::Raw | Self::Form => length,
+            Self::Json => length.saturating_add(length / 4 * 3),
+        }
+    }
+}
+
+/// An image out of a body, with the budget's bytes that it takes for as long as this is kept.
+#[derive(Debug)]
+pub(super) struct ReceivedImage {
+    pub(super) bytes: Bytes,
+    #[expect(dead_code, reason = "held for its drop")]
+    reservation: BodyReservation,
 }
 
 /// Reads the image, of at most `limit` bytes, from a request that takes no parameters in its body.
@@ -103,8 +121,9 @@ pub(super) async fn image(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
-) -> Result<Bytes, Problem> {
-    let (image, params) = image_with_params(headers, payload, limit).await?;
+    budget: &BodyBudget,
+) -> Result<ReceivedImage, Problem> {
+    let (image, params) = image_with_params(headers, payload, limit, budget).await?;
     if params == GenerateParams::default() {
         return Ok(image);
     }
@@ -112,33 +131,47 @@ pub(super) async fn image(
     Err(Problem::new(ProblemKind::BadRequest, detail))
 }
 
-/// Reads the image, of at most `limit` bytes, and the parameters that a JSON body has beside it.
+/// Returns the sender's `content-length`.
+pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads the image, of at most `limit` bytes, and the parameters that a JSON body has beside it. Nothing is read
+/// of a body whose declared length is too large, or more than `budget` has.
 pub(super) async fn image_with_params(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
-) -> Result<(Bytes, GenerateParams), Problem> {
+    budget: &BodyBudget,
+) -> Result<(ReceivedImage, GenerateParams), Problem> {
     let mut params = GenerateParams::default();
     let kind = BodyKind::of(headers)?;
-    let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let declared = declared_length(headers);
     if declared.is_some_and(|length| length > kind.body_limit(limit)) {
         return Err(Problem::too_many_bytes(limit));
     }
-    let image = match kind {
-        BodyKind::Raw => collect(payload, declared, limit).await?,
-        BodyKind::Form => from_form(headers, payload, limit).await?,
+    let mut reservation = budget.open();
+    reservation.declare(kind.held_bytes(declared.unwrap_or(0)))?;
+    let bytes = match kind {
+        BodyKind::Raw => collect(payload, declared, limit, &mut reservation).await?,
+        BodyKind::Form => from_form(headers, payload, limit, &mut reservation).await?,
         BodyKind::Json => {
             // The error names the limit of the image, not that of the JSON around it.
-            let body = collect(payload, declared, kind.body_limit(limit)).await;
-            let (image, in_body) = from_json(&body.map_err(|problem| match problem.kind {
+            let body = collect(payload, declared, kind.body_limit(limit), &mut reservation).await;
+            let body = body.map_err(|problem| match problem.kind {
                 ProblemKind::TooLarge => Problem::too_many_bytes(limit),
                 _ => problem,
-            })?)?;
+            })?;
+            reservation.declare(kind.held_bytes(body.len() as u64))?;
+            let (bytes, in_body) = from_json(&body)?;
             params = in_body;
-            image
+            bytes
         }
     };
-    if image.len() as u64 > limit { Err(Problem::too_many_bytes(limit)) } else { Ok((image, params)) }
+    if bytes.len() as u64 > limit {
+        return Err(Problem::too_many_bytes(limit));
+    }
+    Ok((ReceivedImage { bytes, reservation }, params))
 }
 
 /// Returns the bytes of a stream, of which there may be at most `limit`. `declared` is the sender's
@@ -147,13 +180,16 @@ async fn collect(
     mut stream: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
     declared: Option<u64>,
     limit: u64,
+    reservation: &mut BodyReservation,
 ) -> Result<Bytes, Problem> {
     let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0).min(limit)).unwrap_or(0));
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| incomplete(&error))?;
-        if (bytes.len() + chunk.len()) as u64 > limit {
+        let length = (bytes.len() + chunk.len()) as u64;
+        if length > limit {
             return Err(Problem::too_many_bytes(limit));
         }
+        reservation.hold(length)?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.freeze())
@@ -163,6 +199,7 @@ async fn from_form(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + 'static,
     limit: u64,
+    reservation: &mut BodyReservation,
 ) -> Result<Bytes, Problem> {
     let unreadable = |error: MultipartError| match error {
         MultipartError::Payload(error) => incomplete(&error),
@@ -179,6 +216,7 @@ async fn from_form(
             let chunk = chunk.map_err(unreadable)?;
             left = left.checked_sub(chunk.len() as u64).ok_or_else(|| Problem::too_many_bytes(limit))?;
             if is_image {
+                reservation.hold((bytes.len() + chunk.len()) as u64)?;
                 bytes.extend_from_slice(&chunk);
             }
         }

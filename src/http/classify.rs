@@ -21,6 +21,10 @@ pub(super) const PATH: &str = "/v1/tasks/{task}/classify";
 /// The name of the request's span.
 const SPAN: &str = "POST /v1/tasks/{task}/classify";
 
+/// The largest body that is read before it is known whether a new image could be answered: it may be in the
+/// cache, and reading it costs no more than closing the connection.
+const READ_ANYWAY_BYTES: u64 = 64 << 10;
+
 /// The query parameters of a classification.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(default)]
@@ -73,14 +77,22 @@ async fn verdict(
     explain: bool,
     payload: Payload,
 ) -> Result<ClassifyResponse, Problem> {
-    let image = body::image(incoming.headers(), payload, incoming.max_body_bytes());
+    if body::declared_length(incoming.headers()).is_some_and(|length| length > READ_ANYWAY_BYTES) {
+        incoming
+            .worker
+            .engine
+            .refuse_if_overloaded(&task, incoming.worker.options.section.request_timeout())?;
+    }
+    let image = body::image(incoming.headers(), payload, incoming.max_body_bytes(), incoming.bodies());
+    // Its reservation ends with the request.
     let image = incoming.in_time(image).await?;
     // Dropped with this future when the client disconnects.
     let client_left = CancellationToken::new();
     let _cancels_on_drop = client_left.clone().drop_guard();
     let fresh = incoming.headers().get(CACHE_CONTROL).is_some_and(|value| value == "no-cache");
     let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
-    let question = Classify { task, image, deadline, fresh, explain, trace, client_left };
+    let question =
+        Classify { task, image: image.bytes.clone(), deadline, fresh, explain, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     let routed = incoming.worker.router.send(question).await.map_err(lost)??;
     Ok(ClassifyResponse::new(&incoming.context, &routed))

@@ -6,6 +6,7 @@ use futures::executor::block_on;
 use futures::stream;
 
 use super::body;
+use super::body_budget::BodyBudget;
 use crate::problem::Problem;
 
 /// Returns the image in a body of this content type, which arrives in two pieces.
@@ -17,5 +18,6 @@ pub fn image(content_type: &'static str, body: &[u8], limit: u64) -> Result<Byte
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     let (start, end) = body.split_at(body.len() / 2);
     let pieces = [start, end].map(|piece| Ok(Bytes::copy_from_slice(piece)));
-    block_on(body::image(&headers, stream::iter(pieces), limit))
+    let budget = BodyBudget::new(u64::from(u32::MAX));
+    block_on(body::image(&headers, stream::iter(pieces), limit, &budget)).map(|image| image.bytes)
 }

@@ -115,7 +115,8 @@ async fn begin(
     query: GenerateParams,
     payload: Payload,
 ) -> Result<(GenerateStream, bool), Problem> {
-    let read = body::image_with_params(incoming.headers(), payload, incoming.max_body_bytes());
+    let limit = incoming.max_body_bytes();
+    let read = body::image_with_params(incoming.headers(), payload, limit, incoming.bodies());
     let (image, in_body) = incoming.in_time(read).await?;
     let is_streamed = in_body.stream.or(query.stream).unwrap_or(false);
     let request = generate_request(&query, in_body)?;
@@ -123,6 +124,7 @@ async fn begin(
     // Dropped with this future when the client disconnects; afterwards, the stream takes over.
     let client_left = CancellationToken::new();
     let _cancels_on_drop = client_left.clone().drop_guard();
+    let image = image.bytes.clone();
     let generate = Generate { model: model.to_owned(), image, request, deadline, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     Ok((incoming.worker.router.send(generate).await.map_err(lost)??, is_streamed))

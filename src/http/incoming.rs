@@ -1,16 +1,20 @@
 //! A request that is being answered: its trace, its deadline, and its body in time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpRequest;
 use actix_web::http::header::HeaderMap;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use super::body;
+use super::body_budget::BodyBudget;
 use super::respond::Reply;
 use super::worker::Worker;
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::RequestContext;
+
+/// The time that bodies which are still arriving are given once the process is shutting down.
+const LAST_BODIES: Duration = Duration::from_secs(1);
 
 /// A request that has arrived at a handler. Its deadline is `request_timeout_ms` after that.
 pub(super) struct Incoming<'a> {
@@ -31,23 +35,42 @@ impl<'a> Incoming<'a> {
         self.request.headers()
     }
 
+    /// Returns the budget of the bytes of bodies.
+    pub(super) fn bodies(&self) -> &BodyBudget {
+        &self.worker.bodies
+    }
+
     /// Returns the most bytes that the encoded image may have.
     pub(super) fn max_body_bytes(&self) -> u64 {
         self.worker.options.section.max_body_bytes
     }
 
-    /// Awaits the reading of the body, until the deadline at most.
+    /// Awaits the reading of the body: until the deadline at most, and not for long once the process is shutting
+    /// down.
     ///
     /// # Errors
-    /// Returns the problem of `read`, or that of a slow body if the deadline comes first.
+    /// Returns the problem of `read`, or that of a slow body if the time is over first.
     pub(super) async fn in_time<T>(
         &self,
         read: impl Future<Output = Result<T, Problem>>,
     ) -> Result<T, Problem> {
-        match timeout_at(self.deadline.into(), read).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(body::too_slow(self.worker.options.section.request_timeout_ms)),
+        tokio::select! {
+            biased;
+            outcome = timeout_at(self.deadline.into(), read) => match outcome {
+                Ok(outcome) => outcome,
+                Err(_) => Err(body::too_slow(self.worker.options.section.request_timeout_ms)),
+            },
+            () = self.last_bodies() => {
+                let detail = "the server is shutting down, and the body had not arrived";
+                Err(Problem::new(ProblemKind::NotReady, detail))
+            }
         }
+    }
+
+    /// Resolves when bodies have had their time while the process is shutting down.
+    async fn last_bodies(&self) {
+        self.worker.draining.connections_close().await;
+        sleep(LAST_BODIES).await;
     }
 
     /// Returns what the response to this request is made with.

@@ -3,7 +3,9 @@
 
 mod auth;
 mod body;
+mod body_budget;
 mod classify;
+mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod generate;
@@ -18,23 +20,19 @@ mod worker;
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
-use actix_web::dev::Server;
-use actix_web::http::KeepAlive;
-use actix_web::{App, HttpServer, web};
+use actix_server::Server;
+use actix_web::middleware::from_fn;
+use actix_web::{App, web};
 use concord_actors::Engine;
 
 pub use keys::{ApiKeys, ApiKeysError};
 pub use worker::{Draining, EndpointOptions};
 
 use crate::config::ServerSection;
+use body_budget::BodyBudget;
+use connection::{Listener, close_if_body_is_unread};
 use worker::Worker;
-
-/// A connection whose request headers have not arrived after this long is closed.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
-/// An idle connection is closed after this long.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Binds the socket of `[server] listen`.
 ///
@@ -58,33 +56,20 @@ pub fn server(
     socket: TcpListener,
 ) -> io::Result<Server> {
     let tls = tls::config(&options.section)?;
-    let (engine, options, draining) = (Arc::clone(engine), Arc::new(options), draining.clone());
     let section = options.section.clone();
-    let app = move || {
+    let listener = Listener { section: &section, draining, tls, socket };
+    let bodies = BodyBudget::new(section.max_body_bytes_in_flight);
+    let (engine, options, draining) = (Arc::clone(engine), Arc::new(options), draining.clone());
+    connection::listen(listener, move || {
         let worker = Worker {
             engine: Arc::clone(&engine),
             router: engine.router(),
             options: Arc::clone(&options),
+            bodies: bodies.clone(),
             draining: draining.clone(),
         };
-        App::new().app_data(web::Data::new(worker)).configure(routes)
-    };
-    let mut server = HttpServer::new(app)
-        .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-        .client_request_timeout(HEADERS_TIMEOUT)
-        // A client that has disconnected wants no response: its request is cancelled.
-        .h1_allow_half_closed(false)
-        .max_connections(usize::try_from(section.max_connections).unwrap_or(usize::MAX))
-        .shutdown_timeout(section.shutdown_timeout_s)
-        .disable_signals();
-    if section.workers > 0 {
-        server = server.workers(section.workers);
-    }
-    let server = match tls {
-        Some(tls) => server.listen_rustls_0_23(socket, tls)?,
-        None => server.listen(socket)?,
-    };
-    Ok(server.run())
+        App::new().app_data(web::Data::new(worker)).wrap(from_fn(close_if_body_is_unread)).configure(routes)
+    })
 }
 
 fn routes(app: &mut web::ServiceConfig) {

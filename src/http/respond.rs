@@ -1,7 +1,9 @@
 //! Responses: a verdict, or a problem in the form of RFC 9457, each with the request's id and trace.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::header::{self, CACHE_CONTROL, CONNECTION, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
 use futures::Stream;
 use serde::Serialize;
@@ -14,8 +16,8 @@ use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
 
 const REQUEST_ID: &str = "x-request-id";
 const PROBLEM_JSON: &str = "application/problem+json";
-/// The seconds after which queues that are full now have been worked off.
-const RETRY_AFTER_S: &str = "1";
+/// The time after which a client may try again where nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The body of a response without a verdict: RFC 9457, "Problem Details for HTTP APIs".
 #[derive(Serialize, ToSchema)]
@@ -78,8 +80,10 @@ impl<'a> Reply<'a> {
         self.record(status);
         self.log(problem, status);
         let mut builder = self.builder(status);
+        if matches!(kind, ProblemKind::Busy | ProblemKind::NotReady) {
+            builder.insert_header((header::RETRY_AFTER, retry_after_s(problem)));
+        }
         let header = match kind {
-            ProblemKind::Busy | ProblemKind::NotReady => Some((RETRY_AFTER, RETRY_AFTER_S)),
             ProblemKind::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
             // The rest of the body is not worth reading.
             ProblemKind::TooLarge | ProblemKind::SlowBody => Some((CONNECTION, "close")),
@@ -127,6 +131,12 @@ impl<'a> Reply<'a> {
             _ => tracing::debug!(parent: span, path, status, detail, "refused"),
         }
     }
+}
+
+/// Returns the whole seconds after which a client should try again, 1 at least.
+fn retry_after_s(problem: &Problem) -> u64 {
+    let wait = problem.retry_after.unwrap_or(RETRY_AFTER);
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 /// A request that is refused before it has a context. It gets an id of its own.

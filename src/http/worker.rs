@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use actix::Addr;
 use actix_web::HttpRequest;
 use concord_actors::{Engine, Router};
+use tokio_util::sync::CancellationToken;
 
+use super::body_budget::BodyBudget;
 use super::keys::ApiKeys;
 use crate::config::ServerSection;
 use crate::telemetry::{RequestContext, Sampling, TRACEPARENT};
@@ -29,6 +31,8 @@ pub(super) struct Worker {
     pub(super) engine: Arc<Engine>,
     pub(super) router: Addr<Router>,
     pub(super) options: Arc<EndpointOptions>,
+    /// The budget of all workers.
+    pub(super) bodies: BodyBudget,
     pub(super) draining: Draining,
 }
 
@@ -47,7 +51,7 @@ pub struct Draining(Arc<DrainingSteps>);
 #[derive(Debug, Default)]
 struct DrainingSteps {
     begun: AtomicBool,
-    closing: AtomicBool,
+    closing: CancellationToken,
 }
 
 impl Draining {
@@ -58,7 +62,7 @@ impl Draining {
 
     /// Makes every response close its connection.
     pub fn close_connections(&self) {
-        self.0.closing.store(true, Ordering::Release);
+        self.0.closing.cancel();
     }
 
     pub(super) fn has_begun(&self) -> bool {
@@ -66,6 +70,11 @@ impl Draining {
     }
 
     pub(super) fn closes_connections(&self) -> bool {
-        self.0.closing.load(Ordering::Acquire)
+        self.0.closing.is_cancelled()
+    }
+
+    /// Resolves once every response closes its connection.
+    pub(super) async fn connections_close(&self) {
+        self.0.closing.cancelled().await;
     }
 }
