@@ -55,11 +55,12 @@ impl ModelClient {
         }
     }
 
-    /// Reserves a permit for the request, or fails at once where the model has none left.
+    /// Reserves a permit for the request, or fails at once where the model has none left for it.
     pub(crate) fn reserve(&self, request: VoteRequest) -> Result<ReservedVote, VoteFailure> {
         let reservation = match self {
             Self::Local { model, prepared } => {
-                Reservation::Local { model: model.clone(), task: prepared.id, permit: model.reserve()? }
+                let permit = model.reserve(request.stage > 0)?;
+                Reservation::Local { model: model.clone(), task: prepared.id, permit }
             }
             Self::Cloud { cloud, task } => {
                 Reservation::Cloud { cloud: cloud.clone(), task: Arc::clone(task), permit: cloud.reserve()? }

@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
@@ -19,9 +19,10 @@ use crate::load_error::LoadError;
 use crate::loading::Loading;
 use crate::metrics::Metrics;
 use crate::model::{LoadedModel, ModelHandle, Running};
+use crate::pixel_budget::PixelBudget;
 use crate::plan::{Plan, RunningModels};
 use crate::pool::Pool;
-use crate::router::{Admission, Router, Shared, SingleFlight};
+use crate::router::{Admission, RouteError, Router, Shared, SingleFlight};
 use crate::startup::{Startup, StartupStatus};
 
 pub use crate::model::Loader;
@@ -39,6 +40,8 @@ pub struct EngineOptions {
     pub cache: CacheSection,
     /// The most pixels that an image may have.
     pub max_pixels: u64,
+    /// The most pixels of all images that are decoded at once.
+    pub max_pixels_in_flight: u64,
     /// The most requests in flight at once.
     pub max_in_flight: usize,
     /// The number of cores to compute on; 0: all.
@@ -115,6 +118,7 @@ impl Engine {
             single_flight: SingleFlight::default(),
             admission: Admission::new(options.max_in_flight, &metrics.in_flight),
             pool,
+            pixels: PixelBudget::new(options.max_pixels_in_flight),
             metrics,
             max_pixels: options.max_pixels,
         };
@@ -272,6 +276,22 @@ impl Engine {
             }
         }
         if failures.is_empty() { Ok(running) } else { Err(LoadError { failures }) }
+    }
+
+    /// Refuses a request whose image has not been read yet, and counts it, if a new image for the task would not
+    /// be answered within `time`. Admits nothing.
+    ///
+    /// # Errors
+    /// When the models have too much to do.
+    pub fn refuse_if_overloaded(&self, task: &str, time: Duration) -> Result<(), RouteError> {
+        let plan = self.shared.plan.load();
+        let capacity = plan.task(task).map(|task| &task.capacity);
+        let Some(overloaded) = capacity.and_then(|it| it.is_exhausted(Instant::now(), time)) else {
+            return Ok(());
+        };
+        let error = RouteError::from(overloaded);
+        self.shared.metrics.requests.with_label_values(&[task, "0", error.outcome()]).inc();
+        Err(error)
     }
 
     /// Returns the options that the actors were started with.

@@ -10,6 +10,7 @@
 
 mod breaker;
 mod cache;
+mod capacity;
 mod client;
 mod cloud;
 mod deadline;
@@ -22,6 +23,7 @@ mod load_error;
 mod loading;
 mod metrics;
 mod model;
+mod pixel_budget;
 mod placement;
 mod plan;
 mod pool;

@@ -10,6 +10,8 @@ use crate::vote_reply::Reply;
 #[derive(Debug)]
 pub(crate) struct VoteRequest {
     pub(crate) deadline: Arc<SharedDeadline>,
+    /// The stage that it is for, from 0: later ones go first, since their requests are under way.
+    pub(crate) stage: usize,
     /// The stage's span, and from the model's client on the vote's.
     pub(crate) trace: Trace,
     pub(crate) reply: Reply,

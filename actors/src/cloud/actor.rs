@@ -182,7 +182,7 @@ impl Handler<Question> for Cloud {
 impl Server {
     async fn answer(&self, question: Question) {
         let Question { task, image, permit, request, preprocess } = question;
-        let VoteRequest { deadline, trace, reply } = request;
+        let VoteRequest { deadline, trace, reply, .. } = request;
         let started = Instant::now();
         let outcome = tokio::select! {
             outcome = self.vote(&task, &image, deadline.time_left()) => outcome,

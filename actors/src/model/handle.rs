@@ -17,6 +17,7 @@ use super::queue::Entry;
 use super::replica::{QueuePermit, Replica, reserve};
 use super::text::{TextEntry, TokenSink};
 use crate::Trace;
+use crate::capacity::Capacity;
 use crate::deadline::SharedDeadline;
 use crate::fatal::Fatal;
 use crate::metrics::{Metrics, Phase};
@@ -56,6 +57,8 @@ pub(crate) struct ModelHandle {
     pub(crate) generates: bool,
     /// True if its prompt may be a question in words.
     pub(crate) takes_questions: bool,
+    /// The capacity for texts.
+    pub(crate) text_capacity: Arc<Capacity>,
 }
 
 /// A model that has been loaded and does not run yet.
@@ -123,6 +126,7 @@ impl ModelHandle {
             memory,
             generates,
             takes_questions,
+            text_capacity: Arc::new(Capacity::new(Instant::now())),
         }
     }
 
@@ -134,11 +138,12 @@ impl ModelHandle {
         &self.replicas
     }
 
-    /// Reserves a permit with the least loaded replica, or fails at once where all are full.
-    pub(crate) fn reserve(&self) -> Result<QueuePermit, VoteFailure> {
+    /// Reserves a permit with the least loaded replica, or fails at once where all are full, which they never
+    /// are for a request that is under way.
+    pub(crate) fn reserve(&self, is_under_way: bool) -> Result<QueuePermit, VoteFailure> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let depth = self.metrics.queue_depth.with_label_values(&[&*self.name]);
-        reserve(&self.replicas, turn, &depth).ok_or_else(VoteFailure::busy)
+        reserve(&self.replicas, turn, is_under_way, &depth).ok_or_else(VoteFailure::busy)
     }
 
     /// Returns how many images wait for its replicas or run in them.

@@ -1,4 +1,4 @@
-//! The queue of a replica, and which of its entries run together.
+//! The queue of a replica, and which of its entries run together. Requests under way go before new ones.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +44,14 @@ impl Item {
         }
     }
 
+    /// Returns the stage that it is for; a text is a request of its own.
+    fn stage(&self) -> usize {
+        match self {
+            Self::Vote(entry) => entry.request.stage,
+            Self::Text(_) => 0,
+        }
+    }
+
     fn is_of(&self, task: TaskId) -> bool {
         matches!(self, Self::Vote(entry) if entry.task == task)
     }
@@ -83,7 +91,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// No more than there are permits.
+    /// Later stages first, then in the order of arrival. No more than there are permits.
     entries: VecDeque<Item>,
     /// No more than there are changes of the configuration.
     jobs: VecDeque<Job>,
@@ -127,7 +135,8 @@ impl Queue {
             drop(state);
             return drop(entry);
         }
-        state.entries.push_back(entry);
+        let behind = state.entries.partition_point(|queued| queued.stage() >= entry.stage());
+        state.entries.insert(behind, entry);
         self.changed.notify_one();
     }
 

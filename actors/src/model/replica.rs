@@ -1,9 +1,7 @@
 //! One replica of a model as its users see it: a queue, and permits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::queue::Queue;
 
@@ -15,7 +13,9 @@ pub(crate) struct Replica {
     /// The name of its device.
     pub(crate) device: String,
     pub(super) queue: Queue,
-    permits: Arc<Semaphore>,
+    /// The images that wait for it or run in it.
+    depth: AtomicUsize,
+    /// The most of them when one more is admitted for a request that no model has been asked for yet.
     capacity: usize,
     /// True while its thread has died and is not back yet. Requests that are queued meanwhile would wait, and
     /// a thread that dies again and again empties its queue sooner than others: without this flag it would be
@@ -26,10 +26,9 @@ pub(crate) struct Replica {
 /// A permit for one image that waits for a replica or runs in it; released on drop.
 #[derive(Debug)]
 pub(crate) struct QueuePermit {
-    _permit: OwnedSemaphorePermit,
     pub(crate) replica: Arc<Replica>,
     /// The gauge of the model's queue depth, all replicas together.
-    depth: prometheus::IntGauge,
+    gauge: prometheus::IntGauge,
     /// True once its image has been queued.
     pub(super) arrived: bool,
 }
@@ -40,7 +39,7 @@ impl Replica {
             index,
             device,
             queue: Queue::default(),
-            permits: Arc::new(Semaphore::new(capacity)),
+            depth: AtomicUsize::new(0),
             capacity,
             is_down: AtomicBool::new(false),
         }
@@ -48,44 +47,48 @@ impl Replica {
 
     /// Returns how many images wait for it or run in it.
     pub(super) fn depth(&self) -> usize {
-        self.capacity - self.permits.available_permits()
+        self.depth.load(Ordering::Acquire)
     }
 
     pub(super) fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::Release);
     }
 
-    /// Reserves a permit, if there is one.
-    fn reserve(self: &Arc<Self>, depth: &prometheus::IntGauge) -> Option<QueuePermit> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        depth.inc();
+    /// Reserves a permit, if there is one. A request under way always gets one: refusing it would waste what
+    /// has been computed for it, and admission bounds how many there are.
+    fn reserve(self: &Arc<Self>, is_under_way: bool, gauge: &prometheus::IntGauge) -> Option<QueuePermit> {
+        let one_more = |depth: usize| (is_under_way || depth < self.capacity).then_some(depth + 1);
+        self.depth.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        gauge.inc();
         self.queue.announce_pending();
-        Some(QueuePermit { _permit: permit, replica: Arc::clone(self), depth: depth.clone(), arrived: false })
+        Some(QueuePermit { replica: Arc::clone(self), gauge: gauge.clone(), arrived: false })
     }
 }
 
-/// Reserves a permit with the least loaded replica: those whose thread is there before those that wait for
+/// Reserves a permit, for a request that is under way already or a new one, with the least loaded replica: those whose thread is there before those that wait for
 /// theirs, then those with the fewest images, then those whose turn it is. One that is full is passed over;
 /// `None` where all are.
 pub(super) fn reserve(
     replicas: &[Arc<Replica>],
     turn: usize,
-    depth: &prometheus::IntGauge,
+    is_under_way: bool,
+    gauge: &prometheus::IntGauge,
 ) -> Option<QueuePermit> {
     if let [only] = replicas {
-        return only.reserve(depth);
+        return only.reserve(is_under_way, gauge);
     }
     let in_turn = (0..replicas.len()).map(|offset| &replicas[turn.wrapping_add(offset) % replicas.len()]);
     let mut order: Vec<(bool, usize, &Arc<Replica>)> =
         in_turn.map(|replica| (replica.is_down.load(Ordering::Acquire), replica.depth(), replica)).collect();
     // Stable, so that turns count among equals. Others may have taken the last place of the first meanwhile.
     order.sort_by_key(|(is_down, depth, _)| (*is_down, *depth));
-    order.into_iter().find_map(|(_, _, replica)| replica.reserve(depth))
+    order.into_iter().find_map(|(_, _, replica)| replica.reserve(is_under_way, gauge))
 }
 
 impl Drop for QueuePermit {
     fn drop(&mut self) {
-        self.depth.dec();
+        self.gauge.dec();
+        self.replica.depth.fetch_sub(1, Ordering::AcqRel);
         if !self.arrived {
             self.replica.queue.cancel_pending();
         }
@@ -104,7 +107,7 @@ mod tests {
     fn the_least_loaded_replica_that_is_up_and_has_a_permit_is_taken() {
         let depth = prometheus::IntGauge::new("depth", "of all").unwrap();
         let replicas = replicas(3, 2);
-        let take = |turn| reserve(&replicas, turn, &depth);
+        let take = |turn| reserve(&replicas, turn, false, &depth);
         let index = |permit: &Option<QueuePermit>| permit.as_ref().map(|permit| permit.replica.index);
 
         let first = take(1);
@@ -126,6 +129,9 @@ mod tests {
         let rest: Vec<_> = (0..2).map(|_| take(0)).collect();
         assert_eq!(rest.iter().map(index).collect::<Vec<_>>(), [Some(1), Some(1)], "and better than none");
         assert_eq!((index(&take(0)), depth.get()), (None, 6), "all are full");
+        let under_way = reserve(&replicas, 0, true, &depth);
+        assert_eq!((index(&under_way), depth.get()), (Some(0), 7), "but not for a request under way");
+        drop(under_way);
         drop((others, full, rest));
         assert_eq!((depth.get(), replicas.iter().map(|replica| replica.depth()).sum::<usize>()), (0, 0));
     }

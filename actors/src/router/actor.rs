@@ -18,6 +18,7 @@ use crate::Trace;
 use crate::cache::{Cache, Get, Lookup, Value};
 use crate::digest::Digest;
 use crate::plan::TaskPlan;
+use crate::pool::Lane;
 use crate::trace::TRACE_TARGET;
 
 /// Larger than `max_in_flight` may be, so that no request ever waits for a full mailbox.
@@ -102,7 +103,8 @@ impl Route {
     }
 
     async fn answer_task(&self, task: Arc<TaskPlan>, request: Classify) -> Result<Routed, RouteError> {
-        let image = self.digest(&request.image).await?;
+        let digest = self.digest(&request.image);
+        let image = while_wanted(request.deadline, &request.client_left, digest).await??;
         let verdict_key = task.verdict_key(&image);
         let vote_keys = task.vote_keys(&image);
         let found = if request.fresh {
@@ -145,7 +147,7 @@ impl Route {
             return Ok(Digest::of(image));
         }
         let image = image.clone();
-        let digest = self.shared.pool.run(move || Digest::of(&image)).await;
+        let digest = self.shared.pool.run(Lane::Small, move || Digest::of(&image)).await;
         digest.map_err(|_| RouteError::Lost("its digest could not be computed"))
     }
 

@@ -42,7 +42,8 @@ impl Admission {
     pub(super) fn admit(&self) -> Result<Permit, RouteError> {
         let permit = Arc::clone(&self.permits).try_acquire_owned();
         permit.map(Permit).map_err(|_| {
-            RouteError::Busy(format!("too many requests in flight (max_in_flight = {})", self.max_in_flight))
+            let max = self.max_in_flight;
+            RouteError::busy(format!("too many requests in flight (max_in_flight = {max})"))
         })
     }
 }

@@ -1,10 +1,11 @@
 //! The cascade: asks stage after stage, until the policy has decided.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::Bytes;
+use concord_models::declared_size;
 use concord_policy::{
     Context, Decision, Fallback, Member, ModelOutput, Probability, Source, Verdict, Vote, VoteFailure, decide,
 };
@@ -17,9 +18,12 @@ use super::shared::Shared;
 use super::single_flight::{Computed, Outcome};
 use crate::Trace;
 use crate::cache::{Cache, Put, Value};
+use crate::capacity::UnderWay;
 use crate::deadline::SharedDeadline;
 use crate::digest::Digest;
+use crate::pixel_budget::PixelPermit;
 use crate::plan::{PlannedModel, TaskPlan};
+use crate::pool::{Lane, Order};
 use crate::trace::TRACE_TARGET;
 use crate::vote_reply::{Reply, VoteReply};
 use crate::vote_request::VoteRequest;
@@ -36,6 +40,52 @@ pub(super) struct Cascade {
     pub(super) deadline: Arc<SharedDeadline>,
 }
 
+/// The part of a computation that costs more than a look at cached votes: what it has been admitted to, and what
+/// it has done.
+struct Work {
+    /// The stages that have asked a model.
+    asked_stages: usize,
+    images: Arc<ScaledImages>,
+    lane: Lane,
+    /// The permits, which it has from the first stage that asks a model on.
+    under_way: Option<UnderWay>,
+    _pixels: Option<PixelPermit>,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self { asked_stages: 0, images: Arc::default(), lane: Lane::Small, under_way: None, _pixels: None }
+    }
+}
+
+impl Work {
+    /// Admits the computation to the models and waits until its image may be decoded, unless that has been
+    /// done.
+    ///
+    /// # Errors
+    /// When it would not end by its deadline.
+    async fn begin(&mut self, cascade: &Cascade) -> Result<(), RouteError> {
+        if self.under_way.is_some() {
+            return Ok(());
+        }
+        self.under_way = Some(cascade.task.capacity.admit(Instant::now(), &cascade.deadline)?);
+        // An image that declares no size, or too large a one, is refused by its decoder at once.
+        let size = declared_size(&cascade.bytes).filter(|size| cascade.shared.admits_size(*size));
+        self.lane = Lane::of(size);
+        if let Some(size) = size {
+            self._pixels = cascade.shared.pixels.take(size).await;
+        }
+        Ok(())
+    }
+
+    /// Records that the computation has been completed.
+    fn complete(self) {
+        if let Some(under_way) = self.under_way {
+            under_way.complete();
+        }
+    }
+}
+
 /// A vote that has been requested.
 struct PendingVote<'a> {
     member: &'a Member,
@@ -48,12 +98,12 @@ impl Cascade {
         let policy = self.task.policy();
         known.resize(self.keys.1.len(), None);
         let mut votes: Vec<Vote> = Vec::new();
-        let images = Arc::<ScaledImages>::default();
+        let mut work = Work::default();
         loop {
             // Each round adds the votes of one stage, so there are no more rounds than stages.
             match decide(policy, &votes, &self.context()) {
                 Decision::Ask { stage } => {
-                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &images).await {
+                    if let Err(error) = self.ask_stage(stage, &mut known, &mut votes, &mut work).await {
                         self.keep(&votes, None);
                         return Err(error);
                     }
@@ -63,7 +113,8 @@ impl Cascade {
                     self.trace_fusion(&verdict);
                     self.count_fallbacks(&verdict);
                     self.keep(&votes, Some(&verdict));
-                    let decode = images.outcome().unwrap_or_default();
+                    let decode = work.images.outcome().unwrap_or_default();
+                    work.complete();
                     return Ok(Arc::new(Computed { verdict, decode }));
                 }
                 Decision::Failed(failure) => {
@@ -89,7 +140,7 @@ impl Cascade {
         stage: usize,
         known: &mut [Option<ModelOutput>],
         votes: &mut Vec<Vote>,
-        images: &Arc<ScaledImages>,
+        work: &mut Work,
     ) -> Result<(), RouteError> {
         let policy = self.task.policy();
         let first: usize = policy.stages()[..stage].iter().map(|stage| stage.members().len()).sum();
@@ -97,6 +148,10 @@ impl Cascade {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "stage", otel.name = format!("stage {}", stage + 1),
                 concord.service = "concord-router")
         });
+        let members = policy.stages()[stage].members().len();
+        if known[first..first + members].iter().any(Option::is_none) {
+            work.begin(self).await?;
+        }
         let (mut reserved, mut pending) = (Vec::new(), Vec::new());
         for (index, member) in policy.stages()[stage].members().iter().enumerate() {
             let index = first + index;
@@ -108,7 +163,8 @@ impl Cascade {
             // Before the image is decoded: a full model must not cost anything.
             let client = &self.task.members()[index].client;
             let (reply, receiver) = Reply::new();
-            let request = VoteRequest { deadline: Arc::clone(&self.deadline), trace: trace.clone(), reply };
+            let (deadline, trace) = (Arc::clone(&self.deadline), trace.clone());
+            let request = VoteRequest { deadline, stage: work.asked_stages, trace, reply };
             match client.reserve(request) {
                 Ok(vote) => {
                     reserved.push(vote);
@@ -116,7 +172,7 @@ impl Cascade {
                 }
                 Err(failure) if member.is_required() => {
                     self.count_vote(&model, "busy");
-                    return Err(RouteError::Busy(format!("model {model}: {failure}")));
+                    return Err(RouteError::busy(format!("model {model}: {failure}")));
                 }
                 Err(failure) => {
                     self.count_vote(&model, "busy");
@@ -127,9 +183,11 @@ impl Cascade {
         if reserved.is_empty() {
             return Ok(());
         }
-        self.submission(images).start(reserved);
+        let order = if work.asked_stages == 0 { Order::New } else { Order::Continued };
+        work.asked_stages += 1;
+        self.submission(work).start(order, reserved);
         let replies = join_all(pending.iter_mut().map(|vote| &mut vote.reply)).await;
-        images.outcome()?;
+        work.images.outcome()?;
         for (pending, reply) in pending.iter().zip(replies) {
             votes.push(match reply {
                 Ok(reply) => self.vote(pending.member, reply),
@@ -140,13 +198,14 @@ impl Cascade {
         Ok(())
     }
 
-    fn submission(&self, images: &Arc<ScaledImages>) -> Submission {
+    fn submission(&self, work: &Work) -> Submission {
         Submission {
-            images: Arc::clone(images),
+            images: Arc::clone(&work.images),
             bytes: self.bytes.clone(),
             deadline: Arc::clone(&self.deadline),
             shared: Arc::clone(&self.shared),
             trace: self.trace.clone(),
+            lane: work.lane,
         }
     }
 

@@ -1,7 +1,11 @@
 //! The reasons why a request gets no answer.
 
+use std::time::Duration;
+
 use concord_models::DecodeError;
 use concord_policy::{Failure, FailureKind};
+
+use crate::capacity::Overloaded;
 
 /// The reason why a request gets no answer; every kind means something else for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +33,13 @@ pub enum RouteError {
     #[error(transparent)]
     Image(#[from] DecodeError),
     /// Too many requests are in flight; a later one may be answered.
-    #[error("{0}")]
-    Busy(String),
+    #[error("{reason}")]
+    Busy {
+        /// The limit that has been reached.
+        reason: String,
+        /// The time after which another attempt may succeed.
+        retry_after: Duration,
+    },
     /// The deadline passed.
     #[error("no answer within the time limit (request_timeout_ms)")]
     Expired,
@@ -42,19 +51,35 @@ pub enum RouteError {
     Lost(&'static str),
 }
 
+/// The time after which a client that was refused because of a full queue may try again: queues are worked off
+/// within it.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 impl RouteError {
+    /// Returns the error of a full queue, or of another limit that is free again within a second.
+    pub(super) fn busy(reason: impl Into<String>) -> Self {
+        Self::Busy { reason: reason.into(), retry_after: RETRY_AFTER }
+    }
+
     /// Returns the outcome's name in metrics.
-    pub(super) fn outcome(&self) -> &'static str {
+    pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::NotReady => "not_ready",
             Self::UnknownTask { .. } => "unknown_task",
             Self::UnknownModel { .. } => "unknown_model",
             Self::Image(_) => "bad_image",
-            Self::Busy(_) => "busy",
+            Self::Busy { .. } => "busy",
             Self::Expired => "expired",
             Self::Failed(_) => "failed",
             Self::Lost(_) => "lost",
         }
+    }
+}
+
+impl From<Overloaded> for RouteError {
+    fn from(overloaded: Overloaded) -> Self {
+        let reason = "too many requests: this one would not be answered within request_timeout_ms".to_owned();
+        Self::Busy { reason, retry_after: overloaded.retry_after }
     }
 }
 
@@ -70,7 +95,7 @@ impl From<Failure> for RouteError {
             | FailureKind::CircuitOpen
             | FailureKind::TimedOut
             | FailureKind::Refused => Self::Failed(failure),
-            FailureKind::Busy => Self::Busy(failure.to_string()),
+            FailureKind::Busy => Self::busy(failure.to_string()),
             FailureKind::Expired => Self::Expired,
         }
     }

@@ -12,6 +12,7 @@ use super::generate::start;
 use super::messages::{Classify, Explanation, Generate, Routed};
 use super::shared::Shared;
 use crate::Trace;
+use crate::deadline::SharedDeadline;
 use crate::model::{ModelHandle, TextEvent};
 
 /// Enough for a sentence or two.
@@ -74,7 +75,8 @@ pub(super) async fn explain(shared: &Shared, routed: &Routed, request: ExplainRe
 /// Waits for the whole text. It is part of a request that has been admitted, so it takes no permit of its
 /// own.
 async fn whole_text(shared: &Shared, model: &ModelHandle, request: Generate) -> Result<String, String> {
-    let mut stream = start(shared, model, request).await.map_err(|error| error.to_string())?;
+    let interest = SharedDeadline::new(request.deadline);
+    let mut stream = start(shared, model, request, interest).await.map_err(|error| error.to_string())?;
     while let Some(event) = stream.next().await {
         if let TextEvent::Done(outcome) = event {
             return outcome.map(|output| output.generated.text).map_err(|failure| failure.to_string());

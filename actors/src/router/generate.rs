@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Handler, ResponseFuture};
-use concord_models::{GenerateRequest, Scale, decode_at, jpeg_size};
+use concord_models::{GenerateRequest, Scale, declared_size, decode_at, jpeg_size};
 use tracing::field::Empty;
 
 use super::actor::Router;
@@ -14,9 +14,10 @@ use super::generate_stream::{GenerateRecord, GenerateStream};
 use super::messages::Generate;
 use super::shared::Shared;
 use crate::Trace;
-use crate::deadline::SharedDeadline;
+use crate::deadline::{InterestGuard, SharedDeadline};
 use crate::metrics::{Metrics, Phase};
 use crate::model::{ModelHandle, QueuePermit, TextRequest, TokenSink};
+use crate::pool::Lane;
 use crate::trace::TRACE_TARGET;
 
 impl Handler<Generate> for Router {
@@ -46,8 +47,11 @@ async fn admitted(
     let model = generator(shared, &request.model)?;
     record.model = Arc::clone(model.name());
     record.permit = Some(shared.admission.admit()?);
+    let (shared_deadline, interest) = SharedDeadline::new(request.deadline);
+    record.under_way = Some(model.text_capacity.admit(Instant::now(), &shared_deadline)?);
     let (deadline, client_left) = (request.deadline, request.client_left.clone());
-    while_wanted(deadline, &client_left, start(shared, &model, request)).await?
+    let start = start(shared, &model, request, (shared_deadline, interest));
+    while_wanted(deadline, &client_left, start).await?
 }
 
 /// Returns the model of that name.
@@ -64,20 +68,27 @@ fn generator(shared: &Shared, name: &str) -> Result<ModelHandle, RouteError> {
     })
 }
 
-/// Decodes the image and queues the text. The request has been admitted.
+/// Decodes the image and queues the text, which is wanted as long as the interest in it is kept. The request has
+/// been admitted.
 pub(super) async fn start(
     shared: &Shared,
     model: &ModelHandle,
     request: Generate,
+    (shared_deadline, interest): (Arc<SharedDeadline>, InterestGuard),
 ) -> Result<GenerateStream, RouteError> {
     let Generate { image, request, deadline, trace, .. } = request;
-    let permit = model.reserve().map_err(|failure| RouteError::Busy(failure.to_string()))?;
+    let permit = model.reserve(false).map_err(|failure| RouteError::busy(failure.to_string()))?;
     let trace = span(&trace, model, &permit, &request);
-    let (shared_deadline, interest) = SharedDeadline::new(deadline);
     let (sink, events) = TokenSink::new(request.max_new_tokens);
     let text = TextRequest { request, permit, deadline: shared_deadline, trace, sink };
     let (model, metrics, max_pixels) = (model.clone(), shared.metrics.clone(), shared.max_pixels);
-    let ready = shared.pool.run(move || submit(&model, &metrics, &image, max_pixels, text));
+    let size = declared_size(&image).filter(|size| shared.admits_size(*size));
+    // Until the image has been made ready.
+    let _pixels = match size {
+        Some(size) => shared.pixels.take(size).await,
+        None => None,
+    };
+    let ready = shared.pool.run(Lane::of(size), move || submit(&model, &metrics, &image, max_pixels, text));
     ready.await.unwrap_or(Err(RouteError::Lost("the image could not be made ready")))?;
     Ok(GenerateStream { events, deadline, _interest: interest, record: None })
 }

@@ -10,6 +10,7 @@ use tokio::time::timeout_at;
 use super::admission::{InFlight, Permit};
 use super::error::RouteError;
 use super::shared::Shared;
+use crate::capacity::UnderWay;
 use crate::deadline::InterestGuard;
 use crate::metrics::Metrics;
 use crate::model::{GenerateOutput, TextEvent};
@@ -63,6 +64,7 @@ pub(super) struct GenerateRecord {
     arrived: Instant,
     outcome: &'static str,
     pub(super) permit: Option<Permit>,
+    pub(super) under_way: Option<UnderWay>,
     _in_flight: InFlight,
 }
 
@@ -75,6 +77,7 @@ impl GenerateRecord {
             arrived: Instant::now(),
             outcome: ABANDONED,
             permit: None,
+            under_way: None,
             _in_flight: shared.admission.arrive(),
         }
     }
@@ -87,6 +90,9 @@ impl GenerateRecord {
         match outcome {
             Ok(_) => {
                 self.outcome = OK;
+                if let Some(under_way) = self.under_way.take() {
+                    under_way.complete();
+                }
                 let seconds = self.metrics.generate_request_seconds.with_label_values(&[&*self.model]);
                 seconds.observe(self.arrived.elapsed().as_secs_f64());
             }

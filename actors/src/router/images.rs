@@ -13,6 +13,7 @@ use crate::Trace;
 use crate::client::ReservedVote;
 use crate::deadline::SharedDeadline;
 use crate::metrics::Phase;
+use crate::pool::{Lane, Order};
 use crate::trace::TRACE_TARGET;
 
 /// A decoded image and how long that took, or why there is none.
@@ -54,13 +55,14 @@ pub(super) struct Submission {
     pub(super) shared: Arc<Shared>,
     /// The computation's span.
     pub(super) trace: Trace,
+    pub(super) lane: Lane,
 }
 
 impl Submission {
     /// Decodes the image, where that has not been done, and preprocesses it for each model.
-    pub(super) fn start(self, votes: Vec<ReservedVote>) {
-        let pool = self.shared.pool.clone();
-        pool.spawn(move || self.run(votes));
+    pub(super) fn start(self, order: Order, votes: Vec<ReservedVote>) {
+        let (pool, lane) = (self.shared.pool.clone(), self.lane);
+        pool.spawn(lane, order, move || self.run(votes));
     }
 
     fn run(self, votes: Vec<ReservedVote>) {
@@ -68,7 +70,7 @@ impl Submission {
         let Some((scale, here)) = groups.next() else { return };
         for (scale, votes) in groups {
             let other = self.clone();
-            self.shared.pool.spawn(move || other.run_at(scale, votes));
+            self.shared.pool.spawn(self.lane, Order::Continued, move || other.run_at(scale, votes));
         }
         self.run_at(scale, here);
     }
@@ -104,7 +106,7 @@ impl Submission {
     }
 
     fn run_at(self, scale: Scale, votes: Vec<ReservedVote>) {
-        let Self { images, bytes, deadline, shared, trace } = self;
+        let Self { images, bytes, deadline, shared, trace, lane } = self;
         let result = images.decoded[scale.index()]
             .get_or_init(|| decode_wanted(&bytes, scale, &deadline, &shared, &trace));
         // When the answer is sent, this thread must not hold the request's span open any more.
@@ -114,7 +116,7 @@ impl Submission {
         let here = votes.next();
         for vote in votes {
             let image = Arc::clone(image);
-            shared.pool.spawn(move || vote.submit(&image));
+            shared.pool.spawn(lane, Order::Continued, move || vote.submit(&image));
         }
         if let Some(vote) = here {
             vote.submit(image);

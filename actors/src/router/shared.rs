@@ -9,6 +9,7 @@ use super::admission::Admission;
 use super::error::RouteError;
 use super::single_flight::SingleFlight;
 use crate::metrics::Metrics;
+use crate::pixel_budget::PixelBudget;
 use crate::plan::{Plan, RunningModels};
 use crate::pool::Pool;
 use crate::startup::Startup;
@@ -24,11 +25,17 @@ pub(crate) struct Shared {
     pub(crate) single_flight: SingleFlight,
     pub(crate) admission: Admission,
     pub(crate) pool: Pool,
+    pub(crate) pixels: PixelBudget,
     pub(crate) metrics: Metrics,
     pub(crate) max_pixels: u64,
 }
 
 impl Shared {
+    /// Returns whether an image of this declared width and height may be decoded.
+    pub(super) fn admits_size(&self, [width, height]: [u32; 2]) -> bool {
+        u64::from(width) * u64::from(height) <= self.max_pixels
+    }
+
     /// Refuses requests while the models are being loaded or warmed up.
     pub(super) fn check_ready(&self) -> Result<(), RouteError> {
         if self.is_ready.load(Ordering::Acquire) { Ok(()) } else { Err(RouteError::NotReady) }
