@@ -18,17 +18,18 @@ const SERVERS: usize = 7;
 const WARM_UP: usize = 200;
 
 /// Sorted latencies.
-struct Latencies(Vec<Duration>);
+pub(crate) struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    fn of(mut values: Vec<Duration>) -> Self {
+    pub(crate) fn of(mut values: Vec<Duration>) -> Self {
         values.sort_unstable();
         Self(values)
     }
 
-    fn ms(&self, quantile: f64) -> f64 {
-        let index = ((self.0.len() - 1) as f64 * quantile).round() as usize;
-        self.0[index].as_secs_f64() * 1e3
+    /// Returns a quantile in milliseconds; 0 where there are none.
+    pub(crate) fn ms(&self, quantile: f64) -> f64 {
+        let index = (self.0.len().saturating_sub(1) as f64 * quantile).round() as usize;
+        self.0.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
     }
 }
 
@@ -90,7 +91,7 @@ pub(crate) fn router_latency(report: &mut Report) {
 /// Returns the latencies of the whole path, and of the route that does nothing.
 fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
     let path = "/v1/tasks/bench/classify";
-    let address = with_instant_model(Duration::ZERO, &[]).to_string();
+    let address = with_instant_model().to_string();
     let (mut watcher, mut full) = (Client::connect(&address), Client::connect(&address));
     let mut peer = Client::connect(&no_op().to_string());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -114,53 +115,6 @@ fn latencies_of_a_server(report: &mut Report) -> [Latencies; 2] {
         report.json.insert(format!("router_{phase}_ms_mean"), (seconds * 1e3 / requests).into());
     }
     [Latencies::of(ours), Latencies::of(theirs)]
-}
-
-/// Measures overload: ten times as many clients as the model's queue holds, each sending its next request as
-/// soon as it has a response.
-pub(crate) fn overload(report: &mut Report) {
-    const CAPACITY: usize = 4;
-    let capacity = CAPACITY.to_string();
-    let variables = [("CONCORD__MODELS__INSTANT__QUEUE_CAPACITY", capacity.as_str())];
-    let address = with_instant_model(Duration::from_millis(20), &variables).to_string();
-    let ask = |client: usize| {
-        let address = address.clone();
-        std::thread::spawn(move || {
-            let mut connection = Client::connect(&address);
-            let started = Instant::now();
-            let mut answers = Vec::new();
-            for number in 0.. {
-                if started.elapsed() > Duration::from_secs(4) {
-                    break;
-                }
-                let image = small_png((client * 10_000_000 + number) as u64);
-                answers.push(connection.post("/v1/tasks/bench/classify", "", &image));
-                // A refused client retries later; ten times the capacity are still too many.
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            answers
-        })
-    };
-    let clients: Vec<_> = (0..10 * CAPACITY).map(ask).collect();
-    let answers: Vec<(u16, Duration)> =
-        clients.into_iter().flat_map(|client| client.join().expect("no client fails")).collect();
-    let of = |status: u16| {
-        Latencies::of(
-            answers.iter().filter(|(found, _)| *found == status).map(|(_, latency)| *latency).collect(),
-        )
-    };
-    let (refused, accepted) = (of(429), of(200));
-    assert_eq!(refused.0.len() + accepted.0.len(), answers.len(), "nothing but 200 and 429");
-    let beside = format!("{} refused, {} accepted; aim: under 5 ms", refused.0.len(), accepted.0.len());
-    report.add("429 under ten times overload, p50", "refused_ms_p50", refused.ms(0.5), "ms", beside.clone());
-    report.add("429 under ten times overload, p99", "refused_ms_p99", refused.ms(0.99), "ms", beside);
-    report.add(
-        "accepted under the same load, max",
-        "accepted_ms_max",
-        accepted.ms(1.0),
-        "ms",
-        "deadline 10,000 ms",
-    );
 }
 
 /// Measures cached verdicts: the whole path through router and cache actor, and the memory after a million of
@@ -242,7 +196,11 @@ pub(crate) fn nano_models(report: &mut Report) {
         let ms = (after - before) * 1e3 / REQUESTS as f64;
         report.json.insert(format!("nano_{phase}_ms_mean"), ms.into());
         let value = format!("{ms:.3} ms");
-        report.rows.push(crate::Row { what: "  of which, mean", value, beside: (*phase).to_owned() });
+        report.rows.push(crate::Row {
+            what: "  of which, mean".to_owned(),
+            value,
+            beside: (*phase).to_owned(),
+        });
     }
 }
 

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use concord::config::Ensemble;
@@ -19,9 +18,9 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Starts the real server in this process, with a task of one stage and one model that takes `per_batch` for
-/// a batch. The snapshot is not loaded, but has to exist.
-pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]) -> SocketAddr {
+/// Starts the real server in this process, with a task of one stage and one model that takes no
+/// time. The snapshot is not loaded, but has to exist.
+pub(crate) fn with_instant_model() -> SocketAddr {
     let text = "
         [models.instant]
         architecture = \"siglip2\"
@@ -31,9 +30,7 @@ pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]
         question = \"?\"
         labels = [\"no\", \"yes\"]
         stages = [{ models = [\"instant\"], accept = { confidence = 0.9 } }]";
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let ensemble =
-        Ensemble::parse(text, "bench.toml", root(), variables).expect("the configuration is valid");
+    let ensemble = Ensemble::parse(text, "bench.toml", root(), []).expect("the configuration is valid");
     let (ready, address) = mpsc::channel();
     std::thread::spawn(move || {
         let options = ServeOptions {
@@ -41,7 +38,7 @@ pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]
             listen: Some("127.0.0.1:0".to_owned()),
             file: None,
             sampling: Sampling::none(),
-            loader: Arc::new(move |_: &str, _: &_, _: &_| Ok(Instant::boxed(per_batch))),
+            loader: Arc::new(|_: &str, _: &_, _: &_| Ok(Instant::boxed())),
             stop: Arc::new(Notify::new()),
         };
         let on_ready = move |address, _: &_| ready.send(address).expect("the bench waits");
@@ -70,20 +67,32 @@ pub(crate) fn no_op() -> SocketAddr {
     address.recv().expect("the server starts")
 }
 
-/// The program itself, with the two models of the tests and one trace in a hundred exported.
+/// The program itself.
 pub(crate) struct Program {
     child: Child,
     pub(crate) address: String,
 }
 
 impl Program {
+    /// Starts it with the two models of the tests and one trace in a hundred exported.
     pub(crate) fn start(otlp: SocketAddr) -> Self {
+        let endpoint = format!("http://{otlp}");
+        let variables =
+            [("CONCORD__TELEMETRY__OTLP_ENDPOINT", &*endpoint), ("CONCORD__TELEMETRY__SAMPLE_RATIO", "0.01")];
+        Self::with("tests/fixtures/ensemble.toml", &variables)
+    }
+
+    /// Starts it with the shipped ensemble.
+    pub(crate) fn shipped(variables: &[(&str, &str)]) -> Self {
+        Self::with("ensemble.toml", variables)
+    }
+
+    fn with(ensemble: &str, variables: &[(&str, &str)]) -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_concord"));
         let mut child = Command::new(binary)
             .args(["serve", "--listen", "127.0.0.1:0", "--ensemble"])
-            .arg(root().join("tests/fixtures/ensemble.toml"))
-            .env("CONCORD__TELEMETRY__OTLP_ENDPOINT", format!("http://{otlp}"))
-            .env("CONCORD__TELEMETRY__SAMPLE_RATIO", "0.01")
+            .arg(root().join(ensemble))
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
