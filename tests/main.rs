@@ -23,6 +23,7 @@ mod random;
 mod replicas;
 mod resilience;
 mod serve;
+mod slow_clients;
 mod tables;
 mod traces;
 mod transformers;
