@@ -21,6 +21,9 @@ const FIRST: f64 = 4.0;
 /// The growth of what is admitted against the estimate, for each piece that was completed in time while that
 /// decided: work that runs in batches may be completed faster when there is more of it.
 const GROWTH: f64 = 0.25;
+/// The refusals for each completion from which on overload is heavy: with so many, what is looked up for each
+/// before it is refused takes the cores that the models need.
+const HEAVY: f64 = 16.0;
 /// The longest wait that a refused client is told.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
@@ -47,8 +50,9 @@ pub(crate) struct UnderWay {
 #[derive(Debug)]
 struct Estimate {
     under_way: usize,
-    /// The completions, and the seconds in which there was work; both fade with the latter.
+    /// The completions and the refusals, and the seconds in which there was work; all fade with the latter.
     completed: f64,
+    refused: f64,
     busy_s: f64,
     updated: Instant,
     /// The work that may be under way by the estimate, as of the last arrival.
@@ -60,13 +64,20 @@ struct Estimate {
 impl Capacity {
     pub(crate) fn new(now: Instant) -> Self {
         let estimate =
-            Estimate { under_way: 0, completed: 0.0, busy_s: 0.0, updated: now, expected: 0.0, trial: FIRST };
+            Estimate { under_way: 0, completed: 0.0, refused: 0.0, busy_s: 0.0, updated: now, expected: 0.0, trial: FIRST };
         Self(Mutex::new(estimate))
     }
 
-    /// Returns whether a piece of work that arrives now would be refused, without admitting it.
-    pub(crate) fn is_exhausted(&self, now: Instant, time_left: Duration) -> Option<Overloaded> {
-        self.estimate(now).refusal(time_left)
+    /// Refuses a piece of work that arrives now without admitting it: where it would not end in time and, unless
+    /// `is_costly`, overload is heavy.
+    pub(crate) fn refuse_early(
+        &self,
+        now: Instant,
+        time_left: Duration,
+        is_costly: bool,
+    ) -> Option<Overloaded> {
+        let mut estimate = self.estimate(now);
+        (is_costly || estimate.is_heavy()).then(|| estimate.refusal(time_left)).flatten()
     }
 
     /// Admits a piece of work with this deadline.
@@ -130,6 +141,7 @@ impl Estimate {
         if self.under_way > 0 {
             let fading = (-elapsed / MEMORY_S).exp();
             self.completed *= fading;
+            self.refused *= fading;
             self.busy_s = self.busy_s * fading + elapsed;
         }
     }
@@ -139,11 +151,16 @@ impl Estimate {
         if self.busy_s > 0.0 { self.completed / self.busy_s } else { 0.0 }
     }
 
+    fn is_heavy(&self) -> bool {
+        self.refused > HEAVY * self.completed.max(1.0)
+    }
+
     fn refusal(&mut self, time_left: Duration) -> Option<Overloaded> {
         self.expected = self.rate() * time_left.as_secs_f64() * TIME_SHARE;
         if ((self.under_way + 1) as f64) <= self.expected.max(self.trial) {
             return None;
         }
+        self.refused += 1.0;
         let wait = self.under_way as f64 / self.rate();
         let retry_after = Duration::try_from_secs_f64(wait).unwrap_or(RETRY_AFTER_MAX).min(RETRY_AFTER_MAX);
         Some(Overloaded { retry_after })

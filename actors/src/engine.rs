@@ -279,14 +279,16 @@ impl Engine {
     }
 
     /// Refuses a request whose image has not been read yet, and counts it, if a new image for the task would not
-    /// be answered within `time`. Admits nothing.
+    /// be answered within `time` and either reading it `is_costly` or overload is so heavy that a look into the
+    /// cache is. Admits nothing.
     ///
     /// # Errors
     /// When the models have too much to do.
-    pub fn refuse_if_overloaded(&self, task: &str, time: Duration) -> Result<(), RouteError> {
+    pub fn refuse_early(&self, task: &str, time: Duration, is_costly: bool) -> Result<(), RouteError> {
         let plan = self.shared.plan.load();
         let capacity = plan.task(task).map(|task| &task.capacity);
-        let Some(overloaded) = capacity.and_then(|it| it.is_exhausted(Instant::now(), time)) else {
+        let refusal = capacity.and_then(|it| it.refuse_early(Instant::now(), time, is_costly));
+        let Some(overloaded) = refusal else {
             return Ok(());
         };
         let error = RouteError::from(overloaded);

@@ -174,6 +174,16 @@ pub(super) async fn image_with_params(
     Ok((ReceivedImage { bytes, reservation }, params))
 }
 
+/// Reads a body of a small declared length, which is not needed, so that its connection can be kept.
+pub(super) async fn discard(
+    mut payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin,
+) -> Result<(), Problem> {
+    while let Some(chunk) = payload.next().await {
+        chunk.map_err(|error| incomplete(&error))?;
+    }
+    Ok(())
+}
+
 /// Returns the bytes of a stream, of which there may be at most `limit`. `declared` is the sender's
 /// `content-length`.
 async fn collect(

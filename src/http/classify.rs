@@ -21,9 +21,9 @@ pub(super) const PATH: &str = "/v1/tasks/{task}/classify";
 /// The name of the request's span.
 const SPAN: &str = "POST /v1/tasks/{task}/classify";
 
-/// The largest body that is read before it is known whether a new image could be answered: it may be in the
-/// cache, and reading it costs no more than closing the connection.
-const READ_ANYWAY_BYTES: u64 = 64 << 10;
+/// The largest body that is read, unless overload is heavy, although a new image could not be answered: it may be
+/// in the cache, and reading it costs no more than closing the connection.
+const CHEAP_BYTES: u64 = 64 << 10;
 
 /// The query parameters of a classification.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -77,11 +77,13 @@ async fn verdict(
     explain: bool,
     payload: Payload,
 ) -> Result<ClassifyResponse, Problem> {
-    if body::declared_length(incoming.headers()).is_some_and(|length| length > READ_ANYWAY_BYTES) {
-        incoming
-            .worker
-            .engine
-            .refuse_if_overloaded(&task, incoming.worker.options.section.request_timeout())?;
+    let (engine, time) = (&incoming.worker.engine, incoming.worker.options.section.request_timeout());
+    let is_costly = body::declared_length(incoming.headers()).is_none_or(|length| length > CHEAP_BYTES);
+    if let Err(refusal) = engine.refuse_early(&task, time, is_costly) {
+        if !is_costly {
+            incoming.in_time(body::discard(payload)).await?;
+        }
+        return Err(refusal.into());
     }
     let image = body::image(incoming.headers(), payload, incoming.max_body_bytes(), incoming.bodies());
     // Its reservation ends with the request.

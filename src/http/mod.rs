@@ -25,6 +25,7 @@ use actix_server::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App, web};
 use concord_actors::Engine;
+use socket2::{Domain, Socket, Type};
 
 pub use keys::{ApiKeys, ApiKeysError};
 pub use worker::{Draining, EndpointOptions};
@@ -34,6 +35,10 @@ use body_budget::BodyBudget;
 use connection::{Listener, close_if_body_is_unread};
 use worker::Worker;
 
+/// The connections that may wait to be accepted, as far as the system allows. The standard library has 128; with
+/// more at once, clients wait a second to try again.
+const BACKLOG: i32 = 4096;
+
 /// Binds the socket of `[server] listen`.
 ///
 /// # Errors
@@ -41,7 +46,11 @@ use worker::Worker;
 pub fn bind(section: &ServerSection) -> io::Result<TcpListener> {
     let mut addresses = section.listen.to_socket_addrs()?;
     let address = addresses.next().ok_or_else(|| io::Error::other("the name has no address"))?;
-    TcpListener::bind(address)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Starts the server on a bound socket; the returned server is to be awaited. Must be called where an actix
