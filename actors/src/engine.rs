@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
-use concord_models::{MemoryEstimate, ModelOptions};
+use concord_models::{ImageLimits, MemoryEstimate, ModelOptions};
 use concord_policy::Policy;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
@@ -37,8 +37,8 @@ pub struct EngineOptions {
     pub base: PathBuf,
     /// The section `[cache]`.
     pub cache: CacheSection,
-    /// The most pixels that an image may have.
-    pub max_pixels: u64,
+    /// The limits of decoding an image.
+    pub image_limits: ImageLimits,
     /// The most requests in flight at once.
     pub max_in_flight: usize,
     /// The number of cores to compute on; 0: all.
@@ -116,7 +116,7 @@ impl Engine {
             admission: Admission::new(options.max_in_flight, &metrics.in_flight),
             pool,
             metrics,
-            max_pixels: options.max_pixels,
+            image_limits: options.image_limits,
         };
         Ok(Arc::new(Self {
             options,

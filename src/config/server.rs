@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use concord_actors::Diagnostic;
+use concord_models::ImageLimits;
 use serde::Deserialize;
 
 /// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
 const MAX_PIXELS: RangeInclusive<u64> = 1..=1_000_000_000;
+/// The range of `max_scratch_bytes`: from what an image of one megapixel takes in the costliest format, up to
+/// 16 GiB, which is more than an image of [`MAX_PIXELS`] takes.
+const MAX_SCRATCH_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 30;
 /// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held
 /// in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
@@ -42,6 +46,9 @@ pub struct ServerSection {
     pub shutdown_timeout_s: u64,
     /// The most pixels of an image, checked in its header before it is decoded.
     pub max_pixels: u64,
+    /// The most bytes that decoding one image may take beside its pixels, which take 3 bytes each. Computed from
+    /// its header before it is decoded.
+    pub max_scratch_bytes: u64,
     /// The most bytes of an encoded image.
     pub max_body_bytes: u64,
     /// The number of cores to compute on; 0 for all. Models on the CPU share them, and half as many threads
@@ -57,6 +64,7 @@ pub struct ServerSection {
 
 impl Default for ServerSection {
     fn default() -> Self {
+        let image_limits = ImageLimits::default();
         Self {
             // Not reachable from other machines unless configured.
             listen: "127.0.0.1:8080".to_owned(),
@@ -66,9 +74,9 @@ impl Default for ServerSection {
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process
-            // that resizes it for DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
-            max_pixels: 64_000_000,
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded.
+            max_pixels: image_limits.max_pixels,
+            max_scratch_bytes: image_limits.max_scratch_bytes,
             max_body_bytes: 32 * 1024 * 1024,
             cpu_threads: 0,
             api_keys_env: None,
@@ -84,6 +92,11 @@ impl ServerSection {
         Duration::from_millis(self.request_timeout_ms)
     }
 
+    /// Returns the limits of decoding an image.
+    pub fn image_limits(&self) -> ImageLimits {
+        ImageLimits { max_pixels: self.max_pixels, max_scratch_bytes: self.max_scratch_bytes }
+    }
+
     /// Returns a diagnostic for each field that cannot be used.
     pub(super) fn check(&self) -> Vec<Diagnostic> {
         let fields = [
@@ -93,6 +106,7 @@ impl ServerSection {
             ("request_timeout_ms", self.request_timeout_ms, REQUEST_TIMEOUT_MS),
             ("shutdown_timeout_s", self.shutdown_timeout_s, SHUTDOWN_TIMEOUT_S),
             ("max_pixels", self.max_pixels, MAX_PIXELS),
+            ("max_scratch_bytes", self.max_scratch_bytes, MAX_SCRATCH_BYTES),
             ("max_body_bytes", self.max_body_bytes, MAX_BODY_BYTES),
             ("cpu_threads", self.cpu_threads as u64, THREADS),
         ];

@@ -27,7 +27,7 @@ pub enum RouteError {
     },
     /// The bytes are no image, or a too large one.
     #[error(transparent)]
-    Image(#[from] DecodeError),
+    Image(DecodeError),
     /// Too many requests are in flight; a later one may be answered.
     #[error("{0}")]
     Busy(String),
@@ -54,6 +54,15 @@ impl RouteError {
             Self::Expired => "expired",
             Self::Failed(_) => "failed",
             Self::Lost(_) => "lost",
+        }
+    }
+}
+
+impl From<DecodeError> for RouteError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Abandoned => Self::Expired,
+            error => Self::Image(error),
         }
     }
 }

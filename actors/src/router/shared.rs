@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use concord_models::ImageLimits;
 
 use super::admission::Admission;
 use super::error::RouteError;
@@ -25,7 +26,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Admission,
     pub(crate) pool: Pool,
     pub(crate) metrics: Metrics,
-    pub(crate) max_pixels: u64,
+    pub(crate) image_limits: ImageLimits,
 }
 
 impl Shared {
