@@ -55,7 +55,7 @@ bench-image: setup ## decode and preprocess a 12-megapixel JPEG, exact and fast;
 bench-micro: setup ## measure decisions, fusion, cache keys, decoding and preprocessing (criterion)
 	$(CARGO) bench --locked --bench decisions
 
-fuzz: setup ## fuzz the request decoder and the configuration, ten minutes each
+fuzz: setup ## fuzz the request decoder, the image decoders and the configuration, ten minutes each
 	deploy/fuzz.sh 600
 
 lint: setup ## formatting, clippy and rustdoc, warnings denied

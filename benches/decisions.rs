@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use concord_actors::Digest;
-use concord_models::{ModelOptions, decode, load_model, set_cpu_threads};
+use concord_models::{ImageLimits, ModelOptions, decode, load_model, set_cpu_threads};
 use concord_policy::{
     Context, CorrectnessEstimator, Cost, Dense, FusionMethod, ImageFusion, Learned, Network, Policy, Source,
     TaskSection, Vote, decide,
@@ -121,10 +121,10 @@ fn preprocessing(criterion: &mut Criterion) {
         |name: &str| std::fs::read(root.join("assets").join(name)).expect("the repository has its assets");
     for name in ["road-work-far.jpg", "rocket.jpg"] {
         let bytes = photograph(name);
-        let image = decode(&bytes, u64::MAX).expect("the examples are images");
+        let image = decode(&bytes, ImageLimits::default()).expect("the examples are images");
         let (width, height) = (image.width(), image.height());
         criterion.bench_function(&format!("decode/{name} {width}x{height}"), |bencher| {
-            bencher.iter(|| decode(black_box(&bytes), u64::MAX));
+            bencher.iter(|| decode(black_box(&bytes), ImageLimits::default()));
         });
         for architecture in ["dinov3", "siglip2"] {
             let options = ModelOptions {

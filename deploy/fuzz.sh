@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzzes the request decoder and the configuration, each for so many seconds, at the same time.
+# Fuzzes the request decoder, the image decoders and the configuration, each for so many seconds, at the same time.
 #
 #     deploy/fuzz.sh [SECONDS]        (600 by default; needs no nightly toolchain)
 set -eu
@@ -11,11 +11,12 @@ LD_LIBRARY_PATH="$PWD/.libtorch/torch/lib:$PWD/.libtorch/nvidia/cu13/lib"
 LIBTORCH="$PWD/.libtorch/torch"
 export LD_LIBRARY_PATH LIBTORCH
 corpus="target/fuzz"
-mkdir -p "$corpus/request" "$corpus/configuration"
+mkdir -p "$corpus/request" "$corpus/image" "$corpus/configuration"
 cp ensemble.toml tests/fixtures/config/*.toml "$corpus/configuration"
 for image in models/tests/fixtures/images/*.* assets/road-work-far.jpg; do
     # The first byte says what kind of body it is.
     { printf '\0'; cat "$image"; } > "$corpus/request/$(basename "$image")"
+    cp "$image" "$corpus/image"
 done
 printf '\001{"image": "data:image/png;base64,aGVsbG8="}' > "$corpus/request/json"
 printf '\002--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--b--\r\n' > "$corpus/request/form"
@@ -27,11 +28,13 @@ run() {
         -rss_limit_mb=4096 -timeout=20 -max_len=65536 > "$corpus/$1.log" 2>&1
 }
 run request & request=$!
+run image & image=$!
 run configuration & configuration=$!
 status=0
 wait "$request" || status=1
+wait "$image" || status=1
 wait "$configuration" || status=1
-for target in request configuration; do
+for target in request image configuration; do
     echo "$target: $(tail -n 1 "$corpus/$target.log"), $(find "$corpus/$target" -type f | wc -l) inputs kept"
 done
 exit "$status"

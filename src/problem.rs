@@ -143,8 +143,9 @@ impl From<DecodeError> for Problem {
         let kind = match error {
             DecodeError::Empty => ProblemKind::Empty,
             DecodeError::NotAnImage => ProblemKind::NotAnImage,
-            DecodeError::TooLarge { .. } => ProblemKind::TooLarge,
+            DecodeError::TooLarge { .. } | DecodeError::TooCostly { .. } => ProblemKind::TooLarge,
             DecodeError::Broken { .. } => ProblemKind::BrokenImage,
+            DecodeError::Abandoned => ProblemKind::TimedOut,
         };
         Self::new(kind, error.to_string())
     }

@@ -20,9 +20,25 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 
 /// Returns a grey PNG that declares a size, with `pixels` as its compressed data.
 fn png(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
+    png_with(width, height, &[], pixels)
+}
+
+/// Returns such a PNG with other chunks before its data.
+fn png_with(width: u32, height: u32, chunks: &[u8], pixels: &[u8]) -> Vec<u8> {
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
-    [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", pixels), &chunk(b"IEND", &[])]
-        .concat()
+    let (header, data, end) = (chunk(b"IHDR", &header), chunk(b"IDAT", pixels), chunk(b"IEND", &[]));
+    [&b"\x89PNG\r\n\x1a\n"[..], &header, chunks, &data, &end].concat()
+}
+
+/// Returns a JPEG of the fixtures with a byte of its frame header replaced; `code` is that of the header's
+/// marker.
+fn jpeg_with(name: &str, code: u8, replaced: &[(usize, u8)]) -> Vec<u8> {
+    let mut bytes = std::fs::read(root().join("models/tests/fixtures/images").join(name)).unwrap();
+    let frame = bytes.windows(2).position(|pair| pair == [0xff, code]).unwrap();
+    for (position, value) in replaced {
+        bytes[frame + position] = *value;
+    }
+    bytes
 }
 
 fn zeros(bytes: usize) -> Vec<u8> {
@@ -38,7 +54,12 @@ fn every_bad_body_has_its_status() {
     let server = Server::start(&file);
     let good = photograph(0);
     let png_bytes = std::fs::read(root().join("assets/coffee.png")).unwrap();
-    let damaged = std::fs::read(root().join("models/tests/fixtures/damaged.jpg")).unwrap();
+    // The quantisation table of its first component is not there.
+    let fatal = jpeg_with("rgb.jpg", 0xc0, &[(12, 3)]);
+    // 7680 × 7680 pixels.
+    let large = jpeg_with("progressive.jpg", 0xc2, &[(5, 30), (6, 0), (7, 30), (8, 0)]);
+    let profile = chunk(b"iCCP", &[&b"profile\0\0"[..], &zeros(100_000_000)].concat());
+    let more_behind = [&good[..], &[0xff, 0xda, 0, 2].repeat(500), &good].concat();
     let gzip = {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(&vec![0; 10_000_000]).unwrap();
@@ -62,7 +83,12 @@ fn every_bad_body_has_its_status() {
         ("text", "image/png", json("this is not an image"), 400, "not-an-image"),
         ("a zip bomb", "image/png", zip, 400, "not-an-image"),
         ("truncated", "image/png", png_bytes[..png_bytes.len() / 2].to_vec(), 400, "broken-image"),
-        ("damaged so that the decoder panics", "image/jpeg", damaged, 400, "broken-image"),
+        ("cut off", "image/jpeg", good[..good.len() / 2].to_vec(), 400, "broken-image"),
+        ("cut off, and another behind", "image/jpeg", [&good[..5000], &good].concat(), 400, "broken-image"),
+        ("damaged so that the decoder gives up", "image/jpeg", fatal, 400, "broken-image"),
+        ("more behind its end", "image/jpeg", more_behind, 200, ""),
+        ("a progressive JPEG that takes 180 MB to decode", "image/jpeg", large, 413, "too-large"),
+        ("a PNG whose profile unpacks to 100 MB", "image/png", png_with(8, 8, &profile, &zeros(72)), 200, ""),
         ("50,000 × 50,000 declared", "image/png", png(50_000, 50_000, &zeros(1000)), 413, "too-large"),
         ("a PNG that unpacks to more than it declares", "image/png", png(8, 8, &zeros(100_000_000)), 200, ""),
         ("a PNG that unpacks to less", "image/png", png(7000, 7000, &zeros(1000)), 400, "broken-image"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Arbiter};
 use arc_swap::ArcSwap;
-use concord_models::{MemoryEstimate, ModelOptions};
+use concord_models::{ImageLimits, MemoryEstimate, ModelOptions};
 use concord_policy::Policy;
 
 use crate::cache::{Cache, CacheSection, MemoryStore};
@@ -38,8 +38,8 @@ pub struct EngineOptions {
     pub base: PathBuf,
     /// The section `[cache]`.
     pub cache: CacheSection,
-    /// The most pixels that an image may have.
-    pub max_pixels: u64,
+    /// The limits of decoding an image.
+    pub image_limits: ImageLimits,
     /// The most pixels of all images that are decoded at once.
     pub max_pixels_in_flight: u64,
     /// The most requests in flight at once.
@@ -120,7 +120,7 @@ impl Engine {
             pool,
             pixels: PixelBudget::new(options.max_pixels_in_flight),
             metrics,
-            max_pixels: options.max_pixels,
+            image_limits: options.image_limits,
         };
         Ok(Arc::new(Self {
             options,

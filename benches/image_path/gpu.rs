@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use concord_models::libtorch::{Stream, cuda_devices};
-use concord_models::{DecodedImage, Preprocessor, Scale, decode_at, jpeg_size};
+use concord_models::{DecodedImage, ImageLimits, Preprocessor, Scale, decode_at, jpeg_size};
 use tch::Device;
 
 use crate::times::{RUNS, example, median, preprocessor};
@@ -20,7 +20,7 @@ pub(crate) fn report() {
         return;
     }
     let jpeg = example();
-    let size = jpeg_size(&jpeg, u64::MAX).expect("it is an image").expect("it is a JPEG");
+    let size = jpeg_size(&jpeg, ImageLimits::default()).expect("it is an image").expect("it is a JPEG");
     let stream = Stream::new(GPU).expect("a stream");
     let _current = stream.enter().expect("the stream is entered");
     println!(
@@ -37,7 +37,7 @@ pub(crate) fn report() {
         let by_cpu = preprocessor(name);
         let by_gpu = by_cpu.clone().for_device(GPU);
         for scale in [Scale::WHOLE, by_cpu.scale(size)] {
-            let image = decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
+            let image = decode_at(&jpeg, ImageLimits::default(), scale, &|| true).expect("it is decoded");
             compare(name, scale, &image, [&by_cpu, &by_gpu], &stream);
         }
     }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use concord_models::presets::Preset;
-use concord_models::{DecodedImage, Preprocessor, Scale, decode, decode_at, jpeg_size};
+use concord_models::{DecodedImage, ImageLimits, Preprocessor, Scale, decode, decode_at, jpeg_size};
 
 use crate::photographs::twelve_megapixels;
 use crate::root;
@@ -19,7 +19,7 @@ const PRESETS: [&str; 4] = ["dinov3-vitl16", "siglip2-so400m-patch14-384", "flor
 /// Prints the table.
 pub(crate) fn report() {
     let jpeg = example();
-    let size = jpeg_size(&jpeg, u64::MAX).expect("it is an image").expect("it is a JPEG");
+    let size = jpeg_size(&jpeg, ImageLimits::default()).expect("it is an image").expect("it is a JPEG");
     println!(
         "{} x {} pixels, {:.1} MB; p50 in ms, one CPU thread",
         size[0],
@@ -31,7 +31,8 @@ pub(crate) fn report() {
     for name in PRESETS {
         let preprocessor = preprocessor(name);
         let scale = preprocessor.scale(size);
-        let decoded = |scale| decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
+        let decoded =
+            |scale| decode_at(&jpeg, ImageLimits::default(), scale, &|| true).expect("it is decoded");
         let preprocessed =
             |image: &DecodedImage| preprocessor.apply_decoded(image).expect("it is preprocessed");
         let mut runs: [Vec<f64>; 4] = Default::default();
@@ -60,7 +61,7 @@ pub(crate) fn report() {
 pub(crate) fn example() -> Vec<u8> {
     let file = root().join("assets/rocket.jpg");
     let bytes = std::fs::read(file).expect("the repository has its assets");
-    twelve_megapixels(&decode(&bytes, u64::MAX).expect("the example is an image"))
+    twelve_megapixels(&decode(&bytes, ImageLimits::default()).expect("the example is an image"))
 }
 
 /// Prints the time of decoding at each scale.
@@ -69,7 +70,7 @@ fn scales(jpeg: &[u8]) {
     let measured = scales.map(|scale| {
         let runs = (0..RUNS).map(|_| {
             let started = Instant::now();
-            black_box(decode_at(jpeg, u64::MAX, scale).expect("it is decoded"));
+            black_box(decode_at(jpeg, ImageLimits::default(), scale, &|| true).expect("it is decoded"));
             started.elapsed().as_secs_f64() * 1e3
         });
         format!("{}/8 {:.1}", scale.eighths(), median(runs.collect()))

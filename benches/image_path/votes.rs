@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use concord::config::Ensemble;
 use concord_actors::task_labels;
-use concord_models::{Model, Pixels, RgbImage, Scale, TaskId, decode, decode_at, jpeg_size, load_model};
+use concord_models::{
+    ImageLimits, Model, Pixels, RgbImage, Scale, TaskId, decode, decode_at, jpeg_size, load_model,
+};
 
 use crate::photographs::{enlarged, twelve_megapixels};
 use crate::root;
@@ -42,7 +44,7 @@ pub(crate) fn report(stride: usize) {
         "{:14} {:14} {:12} {:>8} {:>7} {:>12} {:>9} {:>9}",
         "images", "task", "model", "images", "scaled", "other label", "mean |dp|", "max |dp|"
     );
-    let decoded = |bytes: &Vec<u8>| decode(bytes, u64::MAX).expect("it is an image");
+    let decoded = |bytes: &Vec<u8>| decode(bytes, ImageLimits::default()).expect("it is an image");
     let four_times = |photograph: RgbImage| {
         enlarged(&photograph, [photograph.width() * ENLARGEMENT, photograph.height() * ENLARGEMENT])
     };
@@ -84,7 +86,7 @@ fn measure(what: &str, images: &[Vec<u8>], models: &[TaskModel]) {
 impl Effect {
     fn add(&mut self, model: &TaskModel, bytes: &[u8]) {
         self.images += 1;
-        let size = jpeg_size(bytes, u64::MAX).expect("it is an image").expect("it is a JPEG");
+        let size = jpeg_size(bytes, ImageLimits::default()).expect("it is an image").expect("it is a JPEG");
         let scale = model.model.info().preprocessor.scale(size);
         if scale == Scale::WHOLE {
             return;
@@ -100,7 +102,7 @@ impl Effect {
 impl TaskModel {
     /// Returns the uncalibrated probability of each label.
     fn vote(&self, bytes: &[u8], scale: Scale) -> Vec<f64> {
-        let image = decode_at(bytes, u64::MAX, scale).expect("it is decoded");
+        let image = decode_at(bytes, ImageLimits::default(), scale, &|| true).expect("it is decoded");
         let pixels: Pixels =
             self.model.info().preprocessor.apply_decoded(&image).expect("it is preprocessed");
         let scores = self.model.classify(TaskId::default(), &[&pixels]).expect("the model answers");

@@ -19,8 +19,10 @@ mod runtime;
 mod snapshot;
 mod task;
 
-pub use crate::image::decode::{DecodeError, decode, decode_at, jpeg_size};
+pub use crate::image::decode::{declared_size, decode, decode_at, jpeg_size};
 pub use crate::image::decoded::{DECODES, DecodedImage, Scale};
+pub use crate::image::error::DecodeError;
+pub use crate::image::limits::ImageLimits;
 pub use crate::image::preprocess::{PixelLayout, Pixels, Preprocessor, Tiles};
 pub use ::image::RgbImage;
 pub use architectures::architecture::{Architecture, Capability, Load};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    Architecture, GenerateRequest, Generated, Model, ModelError, ModelOptions, OptionProblem, OptionTable,
-    Pixels, TaskId, TaskSpec, decode, load_model,
+    Architecture, GenerateRequest, Generated, ImageLimits, Model, ModelError, ModelOptions, OptionProblem,
+    OptionTable, Pixels, TaskId, TaskSpec, decode, load_model,
 };
 use concord_policy::Shape;
 
@@ -55,13 +55,13 @@ fn load(folder: &Path, mode: &str, dtype: &str) -> Result<Box<dyn Model>, ModelE
 
 fn image(model: &dyn Model) -> Pixels {
     let bytes = std::fs::read(fixture().join("images/landscape.png")).unwrap();
-    model.info().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+    model.info().preprocessor.apply(&decode(&bytes, ImageLimits::default()).unwrap()).unwrap()
 }
 
 /// Returns an image other than the fixture's.
 fn other_image(model: &dyn Model) -> Pixels {
     let bytes = std::fs::read(fixture().join("images/landscape.png")).unwrap();
-    let mut other = decode(&bytes, 1_000_000).unwrap();
+    let mut other = decode(&bytes, ImageLimits::default()).unwrap();
     for pixel in other.pixels_mut() {
         pixel.0.reverse();
     }

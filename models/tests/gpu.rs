@@ -15,8 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use concord_models::libtorch::{Stream, cuda_devices, load_cuda_part};
 use concord_models::parity::{Comparison, Fixture, check_with};
 use concord_models::{
-    Architecture, GenerateRequest, Generated, Model, ModelOptions, OptionTable, Pixels, RgbImage, TaskId,
-    TaskSpec, decode, graph_fallbacks, load_model,
+    Architecture, GenerateRequest, Generated, ImageLimits, Model, ModelOptions, OptionTable, Pixels,
+    RgbImage, TaskId, TaskSpec, decode, graph_fallbacks, load_model,
 };
 use image::imageops::{flip_horizontal, flip_vertical, rotate180};
 use tch::{Device, Kind, Tensor};
@@ -178,7 +178,7 @@ impl Voter {
 fn rgb_images() -> Vec<RgbImage> {
     let read = |name: &str| {
         let path = fixture("molmo2").join(format!("images/{name}.png"));
-        decode(&fs::read(path).unwrap(), 1_000_000).unwrap()
+        decode(&fs::read(path).unwrap(), ImageLimits::default()).unwrap()
     };
     let first = read("landscape");
     let others = [flip_horizontal(&first), flip_vertical(&first), rotate180(&first), read("portrait")];

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
 use concord_models::{
-    GenerateRequest, Generated, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId, TaskSpec, decode,
-    load_model,
+    GenerateRequest, Generated, ImageLimits, Model, ModelError, ModelOptions, Pixels, RgbImage, TaskId,
+    TaskSpec, decode, load_model,
 };
 use serde_json::{Value, json};
 
@@ -60,7 +60,8 @@ fn change(snapshot: &Path, file: &str, pointer: &str, value: Value) {
 }
 
 fn image(name: &str) -> RgbImage {
-    decode(&fs::read(folder("molmo2").join(format!("images/{name}.png"))).unwrap(), 1_000_000).unwrap()
+    decode(&fs::read(folder("molmo2").join(format!("images/{name}.png"))).unwrap(), ImageLimits::default())
+        .unwrap()
 }
 
 fn task(answers: &[&str]) -> TaskSpec {

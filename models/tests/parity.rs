@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use concord_models::parity::{Comparison, check};
-use concord_models::{ModelOptions, Pixels, TaskId, TaskSpec, decode, load_model};
+use concord_models::{ImageLimits, ModelOptions, Pixels, TaskId, TaskSpec, decode, load_model};
 
 /// Returns every folder with a fixture, so that a new architecture is tested as soon as it has one.
 fn fixtures() -> Vec<String> {
@@ -136,7 +136,7 @@ fn a_batch_of_n_equals_n_single_runs() {
             .iter()
             .map(|image| {
                 let bytes = std::fs::read(folder(name).join(format!("images/{image}.png"))).unwrap();
-                model.info().preprocessor.apply(&decode(&bytes, 1_000_000).unwrap()).unwrap()
+                model.info().preprocessor.apply(&decode(&bytes, ImageLimits::default()).unwrap()).unwrap()
             })
             .collect();
         let together = model.classify(TaskId(1), &pixels.iter().collect::<Vec<_>>()).unwrap();

@@ -5,9 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use concord_models::{Model, ModelOptions, Pixels, Scale, decode_at, jpeg_size, load_model};
-
-const LIMIT: u64 = 1_000_000;
+use concord_models::{ImageLimits, Model, ModelOptions, Pixels, Scale, decode_at, jpeg_size, load_model};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -28,8 +26,12 @@ fn model(architecture: &str, snapshot: &str) -> Box<dyn Model> {
 fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
     let bytes = fs::read(root().join("../assets/rocket.jpg")).unwrap();
     let preprocessor = &model.info().preprocessor;
-    let scale = preprocessor.scale(jpeg_size(&bytes, LIMIT).unwrap().unwrap());
-    let at = |scale| preprocessor.apply_decoded(&decode_at(&bytes, LIMIT, scale).unwrap()).unwrap();
+    let scale = preprocessor.scale(jpeg_size(&bytes, ImageLimits::default()).unwrap().unwrap());
+    let at = |scale| {
+        preprocessor
+            .apply_decoded(&decode_at(&bytes, ImageLimits::default(), scale, &|| true).unwrap())
+            .unwrap()
+    };
     (scale, at(Scale::WHOLE), at(scale))
 }
 

@@ -280,7 +280,7 @@ impl TrainArgs {
             kind,
             preparation: Preparation {
                 preprocessor: model.info().preprocessor.clone().for_device(model.info().placement.device),
-                max_pixels: server.max_pixels,
+                limits: server.image_limits(),
                 decodes_fast: options.decodes_fast(),
             },
             batch: options.max_batch,

@@ -106,7 +106,7 @@ impl LabeledArgs {
                 task: &task,
                 limits: Limits {
                     body_bytes_max: ensemble.server().max_body_bytes,
-                    pixels_max: ensemble.server().max_pixels,
+                    image: ensemble.server().image_limits(),
                 },
                 concurrency: self.concurrency,
                 router: engine.router(),

@@ -72,7 +72,7 @@ impl Ensemble {
             clouds: self.clouds().clone(),
             base: self.folder.clone(),
             cache: self.cache().clone(),
-            max_pixels: server.max_pixels,
+            image_limits: server.image_limits(),
             max_pixels_in_flight: server.max_pixels_in_flight,
             max_in_flight: usize::try_from(server.max_in_flight).unwrap_or(usize::MAX),
             cpu_threads: server.cpu_threads,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use concord_actors::Diagnostic;
+use concord_models::ImageLimits;
 use serde::Deserialize;
 
 /// The range of `max_pixels`: up to a gigapixel, whose RGB bytes alone take 3 GB.
@@ -14,6 +15,9 @@ const MAX_PIXELS_IN_FLIGHT: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// The images of the largest size that the budget for all images must hold: three quarters of it are for large
 /// ones.
 const LARGEST_IMAGES_MIN: u64 = 2;
+/// The range of `max_scratch_bytes`: from what an image of one megapixel takes in the costliest format, up to
+/// 16 GiB, which is more than an image of [`MAX_PIXELS`] takes.
+const MAX_SCRATCH_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 30;
 /// The range of `max_body_bytes`: from the size of the smallest real image, up to 1 GiB, since a body is held
 /// in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
@@ -55,6 +59,9 @@ pub struct ServerSection {
     /// The most pixels of all images that are decoded at once; further images wait for their turn. A quarter is
     /// for images of at most 2 megapixels.
     pub max_pixels_in_flight: u64,
+    /// The most bytes that decoding one image may take beside its pixels, which take 3 bytes each. Computed from
+    /// its header before it is decoded.
+    pub max_scratch_bytes: u64,
     /// The most bytes of an encoded image.
     pub max_body_bytes: u64,
     /// The most bytes of all request bodies that are being received or worked on; further ones are refused with
@@ -73,6 +80,7 @@ pub struct ServerSection {
 
 impl Default for ServerSection {
     fn default() -> Self {
+        let image_limits = ImageLimits::default();
         Self {
             // Not reachable from other machines unless configured.
             listen: "127.0.0.1:8080".to_owned(),
@@ -82,9 +90,9 @@ impl Default for ServerSection {
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process
-            // that resizes it for DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
-            max_pixels: 64_000_000,
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded.
+            max_pixels: image_limits.max_pixels,
+            max_scratch_bytes: image_limits.max_scratch_bytes,
             // 768 MB: sixteen photographs of 12 megapixels, and thirty images of 2 megapixels.
             max_pixels_in_flight: 256_000_000,
             max_body_bytes: 32 * 1024 * 1024,
@@ -104,6 +112,11 @@ impl ServerSection {
         Duration::from_millis(self.request_timeout_ms)
     }
 
+    /// Returns the limits of decoding an image.
+    pub fn image_limits(&self) -> ImageLimits {
+        ImageLimits { max_pixels: self.max_pixels, max_scratch_bytes: self.max_scratch_bytes }
+    }
+
     /// Returns a diagnostic for each field that cannot be used.
     pub(super) fn check(&self) -> Vec<Diagnostic> {
         let fields = [
@@ -114,6 +127,7 @@ impl ServerSection {
             ("shutdown_timeout_s", self.shutdown_timeout_s, SHUTDOWN_TIMEOUT_S),
             ("max_pixels", self.max_pixels, MAX_PIXELS),
             ("max_pixels_in_flight", self.max_pixels_in_flight, MAX_PIXELS_IN_FLIGHT),
+            ("max_scratch_bytes", self.max_scratch_bytes, MAX_SCRATCH_BYTES),
             ("max_body_bytes", self.max_body_bytes, MAX_BODY_BYTES),
             ("max_body_bytes_in_flight", self.max_body_bytes_in_flight, MAX_BODY_BYTES_IN_FLIGHT),
             ("cpu_threads", self.cpu_threads as u64, THREADS),

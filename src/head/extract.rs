@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 
 use concord_actors::Digest;
-use concord_models::{FeatureKind, FeatureSource, Pixels, Preprocessor, Scale, decode_at, jpeg_size};
+use concord_models::{
+    FeatureKind, FeatureSource, ImageLimits, Pixels, Preprocessor, Scale, decode_at, jpeg_size,
+};
 
 use super::store::FeatureStore;
 use crate::evaluate::Example;
@@ -26,7 +28,7 @@ pub(crate) struct Extraction<'a, R> {
 pub(crate) struct Preparation {
     /// The preprocessor for the model's device.
     pub(crate) preprocessor: Preprocessor,
-    pub(crate) max_pixels: u64,
+    pub(crate) limits: ImageLimits,
     /// `true` if JPEGs are decoded no larger than the model needs.
     pub(crate) decodes_fast: bool,
 }
@@ -149,12 +151,12 @@ impl Preparation {
 
     fn pixels(&self, bytes: &[u8]) -> Result<Pixels, String> {
         let size = if self.decodes_fast {
-            jpeg_size(bytes, self.max_pixels).map_err(|error| error.to_string())?
+            jpeg_size(bytes, self.limits).map_err(|error| error.to_string())?
         } else {
             None
         };
         let scale = size.map_or(Scale::WHOLE, |size| self.preprocessor.scale(size));
-        let image = decode_at(bytes, self.max_pixels, scale).map_err(|error| error.to_string())?;
+        let image = decode_at(bytes, self.limits, scale, &|| true).map_err(|error| error.to_string())?;
         self.preprocessor.apply_decoded(&image).map_err(|error| error.to_string())
     }
 }

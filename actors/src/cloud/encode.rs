@@ -35,6 +35,8 @@ pub(super) fn jpeg_base64(image: &RgbImage, max_side: u32) -> Result<String, Str
 
 #[cfg(test)]
 mod tests {
+    use concord_models::ImageLimits;
+
     use super::*;
 
     #[test]
@@ -43,7 +45,7 @@ mod tests {
             [((3000, 1000), (768, 256)), ((10, 4000), (1, 768)), ((64, 32), (64, 32))]
         {
             let sent = STANDARD.decode(jpeg_base64(&RgbImage::new(width, height), 768).unwrap()).unwrap();
-            assert_eq!(concord_models::decode(&sent, 1 << 20).unwrap().dimensions(), expected);
+            assert_eq!(concord_models::decode(&sent, ImageLimits::default()).unwrap().dimensions(), expected);
         }
     }
 }

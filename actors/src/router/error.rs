@@ -31,7 +31,7 @@ pub enum RouteError {
     },
     /// The bytes are no image, or a too large one.
     #[error(transparent)]
-    Image(#[from] DecodeError),
+    Image(DecodeError),
     /// Too many requests are in flight; a later one may be answered.
     #[error("{reason}")]
     Busy {
@@ -80,6 +80,15 @@ impl From<Overloaded> for RouteError {
     fn from(overloaded: Overloaded) -> Self {
         let reason = "too many requests: this one would not be answered within request_timeout_ms".to_owned();
         Self::Busy { reason, retry_after: overloaded.retry_after }
+    }
+}
+
+impl From<DecodeError> for RouteError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Abandoned => Self::Expired,
+            error => Self::Image(error),
+        }
     }
 }
 

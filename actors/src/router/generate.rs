@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Handler, ResponseFuture};
-use concord_models::{GenerateRequest, Scale, declared_size, decode_at, jpeg_size};
+use concord_models::{GenerateRequest, ImageLimits, Scale, declared_size, decode_at, jpeg_size};
 use tracing::field::Empty;
 
 use super::actor::Router;
@@ -81,14 +81,14 @@ pub(super) async fn start(
     let trace = span(&trace, model, &permit, &request);
     let (sink, events) = TokenSink::new(request.max_new_tokens);
     let text = TextRequest { request, permit, deadline: shared_deadline, trace, sink };
-    let (model, metrics, max_pixels) = (model.clone(), shared.metrics.clone(), shared.max_pixels);
+    let (model, metrics, limits) = (model.clone(), shared.metrics.clone(), shared.image_limits);
     let size = declared_size(&image).filter(|size| shared.admits_size(*size));
     // Until the image has been made ready.
     let _pixels = match size {
         Some(size) => shared.pixels.take(size).await,
         None => None,
     };
-    let ready = shared.pool.run(Lane::of(size), move || submit(&model, &metrics, &image, max_pixels, text));
+    let ready = shared.pool.run(Lane::of(size), move || submit(&model, &metrics, &image, limits, text));
     ready.await.unwrap_or(Err(RouteError::Lost("the image could not be made ready")))?;
     Ok(GenerateStream { events, deadline, _interest: interest, record: None })
 }
@@ -99,7 +99,7 @@ fn submit(
     model: &ModelHandle,
     metrics: &Metrics,
     bytes: &[u8],
-    max_pixels: u64,
+    limits: ImageLimits,
     text: TextRequest,
 ) -> Result<(), RouteError> {
     if let Some(reason) = text.deadline.cancel_reason() {
@@ -107,8 +107,9 @@ fn submit(
         return Err(RouteError::Expired);
     }
     let started = Instant::now();
-    let size = if model.options.decodes_fast() { jpeg_size(bytes, max_pixels)? } else { None };
-    let decoded = decode_at(bytes, max_pixels, size.map_or(Scale::WHOLE, |size| model.scale(size)))?;
+    let size = if model.options.decodes_fast() { jpeg_size(bytes, limits)? } else { None };
+    let scale = size.map_or(Scale::WHOLE, |size| model.scale(size));
+    let decoded = decode_at(bytes, limits, scale, &|| text.deadline.cancel_reason().is_none())?;
     metrics.observe(Phase::Decode, started.elapsed());
     model.generate(&decoded, text);
     Ok(())

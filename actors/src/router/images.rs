@@ -101,7 +101,7 @@ impl Submission {
             if self.deadline.cancel_reason().is_some() {
                 return Err(RouteError::Expired);
             }
-            Ok(jpeg_size(&self.bytes, self.shared.max_pixels)?)
+            Ok(jpeg_size(&self.bytes, self.shared.image_limits)?)
         })
     }
 
@@ -124,7 +124,7 @@ impl Submission {
     }
 }
 
-/// Decodes the image, unless nobody waits for it any more.
+/// Decodes the image, unless nobody waits for it any more; looks again while it decodes.
 fn decode_wanted(
     bytes: &[u8],
     scale: Scale,
@@ -140,7 +140,7 @@ fn decode_wanted(
             bytes = bytes.len(), eighths = scale.eighths(), width = Empty, height = Empty)
     });
     let started = Instant::now();
-    let image = decode_at(bytes, shared.max_pixels, scale)?;
+    let image = decode_at(bytes, shared.image_limits, scale, &|| deadline.cancel_reason().is_none())?;
     let elapsed = started.elapsed();
     shared.metrics.observe(Phase::Decode, elapsed);
     let [width, height] = image.size;

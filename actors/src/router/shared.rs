@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use concord_models::ImageLimits;
 
 use super::admission::Admission;
 use super::error::RouteError;
@@ -27,13 +28,13 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) pixels: PixelBudget,
     pub(crate) metrics: Metrics,
-    pub(crate) max_pixels: u64,
+    pub(crate) image_limits: ImageLimits,
 }
 
 impl Shared {
     /// Returns whether an image of this declared width and height may be decoded.
     pub(super) fn admits_size(&self, [width, height]: [u32; 2]) -> bool {
-        u64::from(width) * u64::from(height) <= self.max_pixels
+        u64::from(width) * u64::from(height) <= self.image_limits.max_pixels
     }
 
     /// Refuses requests while the models are being loaded or warmed up.

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::image::decode::decode;
+use crate::image::limits::ImageLimits;
 use crate::image::preprocess::{Pixels, Preprocessor};
 use crate::snapshot::weights::SafetensorsFile;
 
@@ -160,7 +161,7 @@ impl Fixture {
     fn image(&self, name: &str) -> Result<crate::RgbImage, ModelError> {
         let path = self.folder.join("images").join(format!("{name}.png"));
         let bytes = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
-        decode(&bytes, IMAGE_PIXELS_MAX).map_err(|error| ModelError::malformed(&path, error))
+        decode(&bytes, ImageLimits::with_max_pixels(IMAGE_PIXELS_MAX)).map_err(|error| ModelError::malformed(&path, error))
     }
 
     /// Returns the number of entries along the second dimension that can be compared, for a tensor of greedy

@@ -50,8 +50,8 @@ pub(super) fn write(
             read_at_most(&example.path, limits.max_body_bytes).map_err(|problem| problem.detail)
         };
         let images = Images {
-            sheets: sheets(shown, &read, limits.max_pixels)?,
-            samples: samples(shown, &read, limits.max_pixels),
+            sheets: sheets(shown, &read, limits.image_limits())?,
+            samples: samples(shown, &read, limits.image_limits()),
         };
         let page = page(voted.task, &voted.describe(), shown, &charts, &images)?;
         put(file, page.as_bytes())?;

@@ -5,6 +5,7 @@ use std::thread;
 
 use bytes::Bytes;
 use concord_actors::Digest;
+use concord_models::ImageLimits;
 use futures::stream::{self, StreamExt};
 use tokio::task::spawn_blocking;
 
@@ -23,7 +24,7 @@ const READ_AT_ONCE_MAX: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) body_bytes_max: u64,
-    pub(super) pixels_max: u64,
+    pub(super) image: ImageLimits,
 }
 
 /// The digests of one image.
@@ -74,7 +75,7 @@ fn read(path: &Path, corruption_plan: &CorruptionPlan, limits: Limits) -> Result
     let file = read_at_most(path, limits.body_bytes_max).map_err(|problem| problem.detail)?;
     let original = Digest::of(&file);
     let bytes = match corruption_plan.of(&original) {
-        Some(corruption) => corruption.apply(&file, limits.pixels_max)?,
+        Some(corruption) => corruption.apply(&file, limits.image)?,
         None => file,
     };
     let sent = Digest::of(&bytes);

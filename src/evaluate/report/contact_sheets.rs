@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use concord_models::decode;
+use concord_models::{ImageLimits, decode};
 use concord_policy::{Member, Verdict};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
@@ -66,9 +66,13 @@ struct ModelAnswer {
 ///
 /// # Errors
 /// When an image has no answer.
-pub(crate) fn sheets(shown: &Shown<'_>, read: ReadImage<'_>, pixels_max: u64) -> Result<Vec<Sheet>, String> {
+pub(crate) fn sheets(
+    shown: &Shown<'_>,
+    read: ReadImage<'_>,
+    limits: ImageLimits,
+) -> Result<Vec<Sheet>, String> {
     let cascade = shown.cascade().ok_or("an image has no answer")?;
-    let card = |index: usize| card(shown, index, &cascade[index], read, pixels_max);
+    let card = |index: usize| card(shown, index, &cascade[index], read, limits);
     let mistakes = most(
         cascade
             .iter()
@@ -118,18 +122,17 @@ pub(crate) struct Sample {
 
 /// Returns one image, the first of the last label, under each corruption; empty if no corruption was
 /// requested.
-pub(crate) fn samples(shown: &Shown<'_>, read: ReadImage<'_>, pixels_max: u64) -> Vec<Sample> {
+pub(crate) fn samples(shown: &Shown<'_>, read: ReadImage<'_>, limits: ImageLimits) -> Vec<Sample> {
     let label = |image: &usize| shown.images[*image].label;
     let last = (0..shown.images.len()).max_by_key(|image| (label(image), Reverse(*image)));
     let file = last.and_then(|image| read(shown.examples[image]).ok());
     let Some(file) = file else { return Vec::new() };
     let sample = |shift_result: &ShiftResult| {
-        let corrupted = shift_result
-            .corruption
-            .map_or(Ok(file.clone()), |corruption| corruption.apply(&file, pixels_max));
+        let corrupted =
+            shift_result.corruption.map_or(Ok(file.clone()), |corruption| corruption.apply(&file, limits));
         Sample {
             name: shift_result.name(),
-            thumbnail: corrupted.ok().and_then(|corrupted| data_url(&corrupted, pixels_max)),
+            thumbnail: corrupted.ok().and_then(|corrupted| data_url(&corrupted, limits)),
         }
     };
     shown.shift_results.iter().map(sample).collect()
@@ -163,7 +166,7 @@ fn divergence(distributions: &[Vec<f64>]) -> f64 {
     entropy(&mean) - distributions.iter().map(|distribution| entropy(distribution)).sum::<f64>() / count
 }
 
-fn card(shown: &Shown<'_>, index: usize, answer: &Verdict, read: ReadImage<'_>, pixels_max: u64) -> Card {
+fn card(shown: &Shown<'_>, index: usize, answer: &Verdict, read: ReadImage<'_>, limits: ImageLimits) -> Card {
     let (truth, labels) = (shown.images[index].label, shown.policy.labels());
     let model_answer = |(member, probabilities): (&Member, Vec<f64>)| {
         let best = argmax(&probabilities);
@@ -177,7 +180,7 @@ fn card(shown: &Shown<'_>, index: usize, answer: &Verdict, read: ReadImage<'_>, 
     let probabilities = members_probabilities(shown, index).unwrap_or_default();
     let example = shown.examples[index];
     Card {
-        thumbnail: read(example).ok().and_then(|file| data_url(&file, pixels_max)),
+        thumbnail: read(example).ok().and_then(|file| data_url(&file, limits)),
         name: example.name.clone(),
         truth: labels[truth].clone(),
         answer: labels[answer.label()].clone(),
@@ -188,8 +191,8 @@ fn card(shown: &Shown<'_>, index: usize, answer: &Verdict, read: ReadImage<'_>, 
 }
 
 /// Returns a thumbnail of an image as a `data:` URL.
-fn data_url(file: &[u8], pixels_max: u64) -> Option<String> {
-    let mut image = decode(file, pixels_max).ok()?;
+fn data_url(file: &[u8], limits: ImageLimits) -> Option<String> {
+    let mut image = decode(file, limits).ok()?;
     let longer = image.width().max(image.height());
     if longer > SIDE_MAX {
         let scaled = |side: u32| (u64::from(side) * u64::from(SIDE_MAX) / u64::from(longer)).max(1) as u32;
@@ -226,9 +229,9 @@ mod tests {
         let large = image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 90]));
         let mut file = Cursor::new(Vec::new());
         large.write_to(&mut file, image::ImageFormat::Png).unwrap();
-        let address = data_url(file.get_ref(), 1_000_000).unwrap();
+        let address = data_url(file.get_ref(), ImageLimits::default()).unwrap();
         let bytes = STANDARD.decode(address.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
-        assert_eq!(decode(&bytes, 1_000_000).unwrap().dimensions(), (128, 42));
-        assert_eq!(data_url(b"no image", 1_000_000), None);
+        assert_eq!(decode(&bytes, ImageLimits::default()).unwrap().dimensions(), (128, 42));
+        assert_eq!(data_url(b"no image", ImageLimits::default()), None);
     }
 }

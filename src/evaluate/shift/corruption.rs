@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::str::FromStr;
 
 use concord_actors::Digest;
-use concord_models::decode;
+use concord_models::{ImageLimits, decode};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
@@ -171,8 +171,8 @@ impl Corruption {
     ///
     /// # Errors
     /// When it cannot be decoded.
-    pub(crate) fn apply(self, file: &[u8], pixels_max: u64) -> Result<Vec<u8>, String> {
-        let mut image = decode(file, pixels_max).map_err(|error| error.to_string())?;
+    pub(crate) fn apply(self, file: &[u8], limits: ImageLimits) -> Result<Vec<u8>, String> {
+        let mut image = decode(file, limits).map_err(|error| error.to_string())?;
         let mut random = self.random(file);
         let severity = self.severity;
         match self.kind {

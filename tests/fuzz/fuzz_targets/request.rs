@@ -4,6 +4,7 @@
 #![no_main]
 
 use concord::http::fuzzing;
+use concord_models::ImageLimits;
 use libfuzzer_sys::fuzz_target;
 
 const BYTES_MAX: u64 = 1 << 16;
@@ -18,7 +19,7 @@ fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |input: &[u8]| {
     let content_type = CONTENT_TYPES[usize::from(kind) % CONTENT_TYPES.len()];
     if let Ok(image) = fuzzing::image(content_type, body, BYTES_MAX) {
         assert!(image.len() as u64 <= BYTES_MAX);
-        if let Ok(pixels) = concord_models::decode(&image, PIXELS_MAX) {
+        if let Ok(pixels) = concord_models::decode(&image, ImageLimits::with_max_pixels(PIXELS_MAX)) {
             assert!(u64::from(pixels.width()) * u64::from(pixels.height()) <= PIXELS_MAX);
         }
     }

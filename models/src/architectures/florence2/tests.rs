@@ -18,7 +18,7 @@ use crate::options::ModelOptions;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::task::{TaskId, TaskSpec};
-use crate::{GenerateRequest, Generator, Pixels, decode};
+use crate::{GenerateRequest, Generator, ImageLimits, Pixels, decode};
 
 const SNAPSHOTS: [&str; 2] = ["nano/florence2", "tests/fixtures/parity/florence2/snapshot"];
 const PROMPTS: [&str; 3] = ["<CAPTION>", "<OD>", "<CAPTION_TO_PHRASE_GROUNDING>a sign"];
@@ -42,7 +42,7 @@ fn load(snapshot: &str, mode: &str, pads_sources: bool) -> Florence2 {
 
 fn pixels(model: &Florence2) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/florence2/images/landscape.png");
-    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap()).unwrap()
 }
 
 fn source(model: &Florence2, prompt: &str) -> Source {

@@ -16,7 +16,7 @@ use crate::nn::kv_cache::GrowingKvCache;
 use crate::runtime::device::Placement;
 use crate::snapshot::folder::Snapshot;
 use crate::task::{TaskId, TaskSpec};
-use crate::{GenerateRequest, Generator, Pixels, decode};
+use crate::{GenerateRequest, Generator, ImageLimits, Pixels, decode};
 
 /// The trained snapshot, and the fixtures with grouped keys, and with YaRN and norms after the layers.
 const SNAPSHOTS: [&str; 3] =
@@ -46,7 +46,7 @@ fn load_on(device: Device, snapshot: &str, graphs: bool) -> Molmo2 {
 
 fn pixels(model: &Molmo2, image: &str) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/molmo2/images").join(format!("{image}.png"));
-    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), 1_000_000).unwrap()).unwrap()
+    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap()).unwrap()
 }
 
 fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {

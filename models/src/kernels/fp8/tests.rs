@@ -12,6 +12,7 @@ use crate::architectures::architecture::Architecture;
 use crate::architectures::memory::MemoryEstimate;
 use crate::architectures::registry::load_model;
 use crate::image::decode::decode;
+use crate::image::limits::ImageLimits;
 use crate::kernels::tests::{assert_close, devices, random};
 use crate::kernels::{Gelu, Norm, Prologue, add_norm, add_norm_quantised, gelu, quantised};
 use crate::libtorch::Stream;
@@ -203,7 +204,7 @@ fn answers(model: &mut dyn Model, batch: usize) -> Vec<ModelOutput> {
         .iter()
         .map(|file| {
             let bytes = std::fs::read(root().join("assets").join(file)).unwrap();
-            model.info().preprocessor.apply(&decode(&bytes, 100_000_000).unwrap()).unwrap()
+            model.info().preprocessor.apply(&decode(&bytes, ImageLimits::default()).unwrap()).unwrap()
         })
         .collect();
     let images: Vec<_> = pixels.iter().collect();

@@ -15,7 +15,9 @@ fn image(width: u32, height: u32) -> (RgbImage, Vec<u8>) {
 }
 
 fn corrupted(shift: CorruptionKind, severity: u8, file: &[u8]) -> Vec<u8> {
-    Corruption { kind: shift, severity: Severity::new(severity).unwrap() }.apply(file, 1_000_000).unwrap()
+    Corruption { kind: shift, severity: Severity::new(severity).unwrap() }
+        .apply(file, ImageLimits::default())
+        .unwrap()
 }
 
 /// Returns the mean absolute difference of samples.
@@ -30,7 +32,7 @@ fn each_severity_changes_an_image_more() {
     for shift in CorruptionKind::ALL {
         let mut before = 0.0;
         for severity in 1..=Severity::MAX {
-            let worse = decode(&corrupted(shift, severity, &file), 1_000_000).unwrap();
+            let worse = decode(&corrupted(shift, severity, &file), ImageLimits::default()).unwrap();
             assert_eq!(worse.dimensions(), (64, 48), "{shift:?}");
             let now = distance(&pixels, &worse);
             assert!(now > before, "{shift:?} {severity}: {now} after {before}");
@@ -62,7 +64,7 @@ fn images_of_any_size_can_be_corrupted() {
         let (_, file) = image(width, height);
         for shift in CorruptionKind::ALL {
             for severity in [1, 5] {
-                let worse = decode(&corrupted(shift, severity, &file), 1_000_000).unwrap();
+                let worse = decode(&corrupted(shift, severity, &file), ImageLimits::default()).unwrap();
                 assert_eq!(worse.dimensions(), (width, height), "{shift:?}");
             }
         }
@@ -72,8 +74,9 @@ fn images_of_any_size_can_be_corrupted() {
 #[test]
 fn no_image_and_an_image_that_is_too_large_are_errors() {
     let blur = Corruption { kind: CorruptionKind::Blur, severity: Severity::new(1).unwrap() };
-    assert!(blur.apply(b"no image", 1000).unwrap_err().contains("not an image"));
-    assert!(blur.apply(&image(40, 40).1, 1000).unwrap_err().contains("more than the limit of 1000 pixels"));
+    let limits = ImageLimits::with_max_pixels(1000);
+    assert!(blur.apply(b"no image", limits).unwrap_err().contains("not an image"));
+    assert!(blur.apply(&image(40, 40).1, limits).unwrap_err().contains("more than the limit of 1000 pixels"));
 }
 
 #[test]
