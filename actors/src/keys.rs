@@ -39,7 +39,8 @@ pub fn feature_digest(options: &ModelOptions, snapshot: &[u8; 32], kind: Feature
 
 /// Returns the digest of everything that a cloud model's logits depend on, apart from the image.
 pub(crate) fn cloud_digest(section: &CloudSection, policy: &Policy) -> Digest {
-    let mut fields = Fields::new("cloud vote");
+    // The number is that of the way answers are read: votes of another one are not found again.
+    let mut fields = Fields::new("cloud vote 2");
     fields.text(&section.base_url).text(&section.model).text(&section.protocol);
     fields.number(u64::from(section.max_image_side)).text(policy.question());
     for (label, answer) in policy.labels().iter().zip(policy.answers()) {

@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, ArbiterHandle, Context, Handler, Message, ResponseFuture};
-use bytes::Bytes;
 use concord_models::{RgbImage, TaskSpec};
 use concord_policy::{Cost, FailureKind, ModelOutput, VoteFailure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::answer::{RemoteAnswer, Unreadable};
+use super::answer::NoVote;
 use super::budget::Budget;
 use super::chat::{self, Form};
-use super::client::{CallError, Remote};
-use super::encode;
+use super::client::{Call, CallError, Remote};
+use super::encode::{self, EncodedImage};
 use super::section::{CloudSection, Protocol};
 use super::systemone;
+use super::usage::Usage;
 use crate::breaker::Breaker;
 use crate::cache::CacheSection;
 use crate::metrics::Metrics;
@@ -51,8 +51,7 @@ pub(crate) struct CloudPermit {
 #[rtype(result = "()")]
 struct Question {
     task: Arc<TaskSpec>,
-    /// The JPEG in base64.
-    image: String,
+    image: EncodedImage,
     permit: CloudPermit,
     request: VoteRequest,
     preprocess: Duration,
@@ -70,9 +69,21 @@ struct Server {
     remote: Remote,
     budget: Budget,
     breaker: Mutex<Breaker>,
-    /// True once the server has replied without token probabilities: it is asked for JSON from then on.
+    /// True once the server has replied in text and without token probabilities: it is asked for JSON from
+    /// then on.
     gives_no_probabilities: AtomicBool,
     metrics: Metrics,
+}
+
+/// The reason why an exchange gave no vote.
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    /// There is no answer.
+    #[error(transparent)]
+    Call(CallError),
+    /// The answer is no vote.
+    #[error(transparent)]
+    NoVote(NoVote),
 }
 
 impl CloudHandle {
@@ -93,7 +104,8 @@ impl CloudHandle {
         // Created on the actor's thread: the connection to Redis belongs to a runtime.
         let address = Cloud::start_in_arbiter(arbiter, move |_| {
             let (name, section, cache, metrics) = parts;
-            let budget = Budget::new(&name, &section, &cache);
+            let spent = metrics.cloud_usd.with_label_values(&[&*name]);
+            let budget = Budget::new(&name, &section, &cache, spent);
             let breaker = Mutex::new(Breaker::new(FAILURES_MAX, PAUSE));
             let gives_no_probabilities = AtomicBool::new(false);
             Cloud(Arc::new(Server {
@@ -193,19 +205,21 @@ impl Server {
         reply.send(VoteReply { outcome, cost, batch: 1, trace });
     }
 
-    async fn vote(&self, task: &TaskSpec, image: &str, left: Duration) -> Result<ModelOutput, VoteFailure> {
+    async fn vote(
+        &self,
+        task: &TaskSpec,
+        image: &EncodedImage,
+        left: Duration,
+    ) -> Result<ModelOutput, VoteFailure> {
         if !self.breaker().allows(Instant::now()) {
             let reason = "the server failed several times in a row, and is not asked for now (circuit open)";
             return Err(VoteFailure::of(FailureKind::CircuitOpen, reason));
         }
-        let Some(_reservation) = self.budget.reserve().await else {
-            let reason = "the hour's budget has been spent (max_usd_per_hour)";
-            return Err(VoteFailure::of(FailureKind::OverBudget, reason));
-        };
         let limit = Duration::from_millis(self.section.timeout_ms).min(left.saturating_sub(MARGIN));
         let until = Instant::now() + limit;
         match tokio::time::timeout_at(until.into(), self.ask(task, image, until)).await {
-            Ok(outcome) => outcome,
+            Ok(Ok(logits)) => Ok(logits.into()),
+            Ok(Err(error)) => Err(failure_of(&error)),
             Err(_) => {
                 self.breaker().failed(Instant::now());
                 let reason = format!("the server did not answer within {} ms", limit.as_millis());
@@ -214,77 +228,93 @@ impl Server {
         }
     }
 
-    /// Asks the server, and where it gives no token probabilities asks once more for JSON.
-    async fn ask(&self, task: &TaskSpec, image: &str, until: Instant) -> Result<ModelOutput, VoteFailure> {
+    /// Asks the server for the probabilities of the first token, and where these say nothing asks once more
+    /// for JSON.
+    async fn ask(
+        &self,
+        task: &TaskSpec,
+        image: &EncodedImage,
+        until: Instant,
+    ) -> Result<Vec<f32>, ExchangeError> {
         if self.section.protocol() == Protocol::SystemOne {
-            let body = systemone::request(&self.section.model, task, image);
-            return self.exchange("/systemone", &body, until, |body| systemone::read(body, task)).await.1;
+            let body = systemone::request(&self.section.model, task, &image.base64);
+            let call = Call::new("/systemone", &body, image, systemone::TOKENS_MAX);
+            return self.exchange(&call, until, |body| systemone::read(body, task)).await;
         }
-        let image = format!("data:image/jpeg;base64,{image}");
         if !self.gives_no_probabilities.load(Ordering::Relaxed) {
-            let (none, outcome) = self.chat(task, &image, Form::FirstToken, until).await;
-            if !none {
-                return outcome;
-            }
-            if !self.gives_no_probabilities.swap(true, Ordering::Relaxed) {
-                tracing::info!(
-                    model = &*self.name,
-                    "the server gives no token probabilities: it is asked for JSON from now on"
-                );
+            match self.chat(task, image, Form::FirstToken, until).await {
+                Err(ExchangeError::NoVote(NoVote::NoProbabilities)) => self.remember_no_probabilities(),
+                // It says nothing about other images: the next one is asked for probabilities again.
+                Err(ExchangeError::NoVote(NoVote::Undecided)) => {
+                    tracing::debug!(model = &*self.name, "no number by tokens: the server is asked for JSON");
+                }
+                outcome => return outcome,
             }
         }
-        self.chat(task, &image, Form::Json, until).await.1
+        self.chat(task, image, Form::Json, until).await
+    }
+
+    fn remember_no_probabilities(&self) {
+        if !self.gives_no_probabilities.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                model = &*self.name,
+                "the server gives no token probabilities: it is asked for JSON from now on"
+            );
+        }
     }
 
     async fn chat(
         &self,
         task: &TaskSpec,
-        image: &str,
+        image: &EncodedImage,
         form: Form,
         until: Instant,
-    ) -> (bool, Result<ModelOutput, VoteFailure>) {
-        let body = chat::request(&self.section.model, task, image, form);
-        self.exchange("/chat/completions", &body, until, |body| chat::read(body, task, form)).await
+    ) -> Result<Vec<f32>, ExchangeError> {
+        let url = format!("data:image/jpeg;base64,{}", image.base64);
+        let body = chat::request(&self.section.model, task, &url, form);
+        let call = Call::new("/chat/completions", &body, image, form.tokens_max());
+        self.exchange(&call, until, |body| chat::read(body, task, form)).await
     }
 
-    /// Exchanges one question for an answer and books its cost. The `bool` is whether the answer lacked
-    /// probabilities.
+    /// Exchanges one question for an answer, books its cost, and records whether it failed. A server whose
+    /// model gives an answer works, also when it is none of the allowed ones; one whose answer cannot be read
+    /// does not.
     async fn exchange(
         &self,
-        path: &str,
-        body: &serde_json::Value,
+        call: &Call,
         until: Instant,
-        read: impl Fn(&[u8]) -> Result<RemoteAnswer, Unreadable>,
-    ) -> (bool, Result<ModelOutput, VoteFailure>) {
-        let body = match self.remote.post(path, Bytes::from(body.to_string()), until).await {
-            Ok(body) => body,
-            Err(error) => return (false, Err(self.failed(&error))),
-        };
-        self.breaker().succeeded();
+        read: impl Fn(&[u8]) -> Result<Vec<f32>, NoVote>,
+    ) -> Result<Vec<f32>, ExchangeError> {
+        let (body, reservation) = self.remote.post(call, until, &self.budget).await.map_err(|error| {
+            self.record(error.is_server_failure());
+            ExchangeError::Call(error)
+        })?;
+        reservation.settle(Usage::read(&body));
         self.metrics.forwards.with_label_values(&[&*self.name]).inc();
         let answer = read(&body);
-        let usage = answer.as_ref().map_or_else(Unreadable::usage, |answer| answer.usage);
-        let usd = self.budget.add(usage).await;
-        self.metrics.cloud_usd.with_label_values(&[&*self.name]).inc_by(usd);
-        match answer {
-            Ok(answer) => (false, Ok(answer.logits.into())),
-            Err(error) => {
-                (matches!(error, Unreadable::NoProbabilities(_)), Err(VoteFailure::new(error.to_string())))
-            }
-        }
+        self.record(Some(matches!(answer, Err(NoVote::Unreadable(_)))));
+        answer.map_err(ExchangeError::NoVote)
     }
 
-    fn failed(&self, error: &CallError) -> VoteFailure {
-        if error.is_server_failure() {
-            self.breaker().failed(Instant::now());
-        } else {
-            self.breaker().succeeded();
+    /// Records for the breaker whether the server failed; `None` where it was not asked.
+    fn record(&self, failed: Option<bool>) {
+        match failed {
+            Some(true) => self.breaker().failed(Instant::now()),
+            Some(false) => self.breaker().succeeded(),
+            None => {}
         }
-        VoteFailure::new(error.to_string())
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         // A breaker is as good after a panic as before it.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn failure_of(error: &ExchangeError) -> VoteFailure {
+    let kind = match error {
+        ExchangeError::Call(CallError::OverBudget) => FailureKind::OverBudget,
+        ExchangeError::Call(_) | ExchangeError::NoVote(_) => FailureKind::Model,
+    };
+    VoteFailure::of(kind, error.to_string())
 }

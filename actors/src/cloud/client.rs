@@ -6,8 +6,12 @@ use backon::{ExponentialBuilder, Retryable};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
+use serde_json::Value;
 
+use super::budget::{Budget, Reservation};
+use super::encode::EncodedImage;
 use super::section::CloudSection;
+use super::usage::{Tokens, image_tokens};
 
 /// The longest body that is read: no answer is longer.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -15,12 +19,37 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
+/// A question as it is sent.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// The path below the base address.
+    path: &'static str,
+    body: Bytes,
+    /// The tokens that it takes, estimated on the safe side.
+    estimate: Tokens,
+}
+
+impl Call {
+    /// Makes a call with a body that holds the image, whose answer may have so many tokens.
+    pub(super) fn new(path: &'static str, body: &Value, image: &EncodedImage, output_tokens: u32) -> Self {
+        let body = Bytes::from(body.to_string());
+        // A token is at least a byte of all that is not the image.
+        let text_bytes = body.len().saturating_sub(image.base64.len());
+        let input = text_bytes as f64 + image_tokens(image.width, image.height) as f64;
+        Self { path, body, estimate: Tokens { input, output: f64::from(output_tokens) } }
+    }
+}
+
 /// The reason why there is no answer, in words for people; never with the key or the address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
     /// The connection failed or broke.
-    #[error("the server cannot be reached: {0}")]
-    Connection(String),
+    #[error("the server cannot be reached: {cause}")]
+    Connection {
+        cause: String,
+        /// True where the request may have reached the server.
+        was_open: bool,
+    },
     /// The status was not 200.
     #[error("the server answered with status {status}")]
     Status {
@@ -31,21 +60,40 @@ pub(super) enum CallError {
     /// The body was longer than any answer is.
     #[error("the server's answer is longer than {BODY_BYTES_MAX} bytes")]
     TooLong,
+    /// There is no money for one more request.
+    #[error("the hour's budget has been spent (max_usd_per_hour)")]
+    OverBudget,
 }
 
 impl CallError {
     /// Returns whether the same request may succeed a little later.
     fn is_transient(&self) -> bool {
         match self {
-            Self::Connection(_) => true,
+            Self::Connection { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            Self::TooLong => false,
+            Self::TooLong | Self::OverBudget => false,
         }
     }
 
-    /// Returns whether the server failed, rather than rejected the request.
-    pub(super) fn is_server_failure(&self) -> bool {
-        self.is_transient()
+    /// Returns whether the server failed, rather than rejected the request; `None` where it was not asked.
+    pub(super) fn is_server_failure(&self) -> Option<bool> {
+        match self {
+            Self::OverBudget => None,
+            Self::TooLong => Some(true),
+            Self::Connection { .. } | Self::Status { .. } => Some(self.is_transient()),
+        }
+    }
+
+    /// Returns whether the server did no work that it could charge for. Of the 5xx only those do that say the
+    /// server is too busy (503, and 529 of Anthropic): a 500 may come in the middle of the work, and behind
+    /// the gateway of a 502 or 504, or of a 408 as `LiteLLM` gives it, the work may have been done.
+    fn is_free(&self) -> bool {
+        match self {
+            Self::Connection { was_open, .. } => !was_open,
+            Self::Status { status, .. } => *status != 408 && matches!(status, 300..=499 | 503 | 529),
+            Self::TooLong => false,
+            Self::OverBudget => true,
+        }
     }
 }
 
@@ -89,15 +137,20 @@ impl Remote {
         Ok(Self { http, base, headers, max_retries: section.max_retries })
     }
 
-    /// Posts JSON and returns the body of the answer. Retries while that may help and there is time; the
-    /// caller cancels it at `until`.
-    pub(super) async fn post(&self, path: &str, body: Bytes, until: Instant) -> Result<Bytes, CallError> {
+    /// Asks a question and returns the body of the answer, and the money that was set aside for it. Retries
+    /// while that may help and there are time and money; the caller cancels it at `until`.
+    pub(super) async fn post<'a>(
+        &self,
+        call: &Call,
+        until: Instant,
+        budget: &'a Budget,
+    ) -> Result<(Bytes, Reservation<'a>), CallError> {
         let backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF)
             .with_max_delay(BACKOFF_MAX)
             .with_max_times(self.max_retries)
             .with_jitter();
-        (|| self.post_once(path, body.clone()))
+        (|| self.post_once(call, budget))
             .retry(backoff)
             .when(CallError::is_transient)
             .adjust(|error, delay| {
@@ -112,9 +165,32 @@ impl Remote {
             .await
     }
 
-    async fn post_once(&self, path: &str, body: Bytes) -> Result<Bytes, CallError> {
-        let broken = |error: reqwest::Error| CallError::Connection(root_cause(&error.without_url()));
-        let request = self.http.post(format!("{}{path}", self.base)).headers(self.headers.clone()).body(body);
+    /// Each request is paid for by itself. Where there is no answer, or nobody waits for it any more, what
+    /// was set aside is booked when it is dropped here.
+    async fn post_once<'a>(
+        &self,
+        call: &Call,
+        budget: &'a Budget,
+    ) -> Result<(Bytes, Reservation<'a>), CallError> {
+        let reservation = budget.reserve(call.estimate).await.ok_or(CallError::OverBudget)?;
+        match self.send(call).await {
+            Ok(body) => Ok((body, reservation)),
+            Err(error) => {
+                if error.is_free() {
+                    reservation.release();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn send(&self, call: &Call) -> Result<Bytes, CallError> {
+        let broken = |error: reqwest::Error| {
+            let was_open = !error.is_connect();
+            CallError::Connection { cause: root_cause(&error.without_url()), was_open }
+        };
+        let url = format!("{}{}", self.base, call.path);
+        let request = self.http.post(url).headers(self.headers.clone()).body(call.body.clone());
         let mut response = request.send().await.map_err(broken)?;
         let status = response.status();
         if status != StatusCode::OK {
@@ -144,4 +220,32 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_estimated_by_its_text_and_the_size_of_its_image() {
+        let image = EncodedImage { base64: "A".repeat(10_000), width: 512, height: 512 };
+        let body = Value::String(format!("Is there road work? {}", image.base64));
+        let call = Call::new("/chat/completions", &body, &image, 8);
+        assert_eq!(call.estimate, Tokens { input: 22.0 + 349.0, output: 8.0 });
+    }
+
+    #[test]
+    fn only_a_refusal_before_the_work_is_free() {
+        let status = |status| CallError::Status { status, retry_after: None };
+        let connection = |was_open| CallError::Connection { cause: "closed".to_owned(), was_open };
+        for free in
+            [status(302), status(400), status(401), status(404), status(429), status(503), status(529)]
+        {
+            assert!(free.is_free(), "{free}");
+        }
+        for paid in [status(202), status(408), status(500), status(502), status(504), status(524)] {
+            assert!(!paid.is_free(), "{paid}");
+        }
+        assert!(connection(false).is_free() && !connection(true).is_free() && !CallError::TooLong.is_free());
+    }
 }

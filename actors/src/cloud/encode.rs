@@ -10,27 +10,37 @@ use image::imageops::{FilterType, resize};
 /// The JPEG quality from which on models see no difference.
 const QUALITY: u8 = 90;
 
+/// An image as it is sent.
+#[derive(Debug)]
+pub(super) struct EncodedImage {
+    /// The JPEG in base64.
+    pub(super) base64: String,
+    pub(super) width: u32,
+    pub(super) height: u32,
+}
+
 /// Encodes an image as JPEG in base64, with no side longer than `max_side` pixels.
 ///
 /// # Errors
 /// When the encoder fails.
-pub(super) fn jpeg_base64(image: &RgbImage, max_side: u32) -> Result<String, String> {
+pub(super) fn jpeg_base64(image: &RgbImage, max_side: u32) -> Result<EncodedImage, String> {
     let longer = image.width().max(image.height());
     let mut jpeg = Vec::new();
     let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
+    let (mut width, mut height) = image.dimensions();
     let encoded = if longer > max_side {
         let scaled = |side: u32| {
             let side = u64::from(side) * u64::from(max_side) / u64::from(longer);
             u32::try_from(side).unwrap_or(max_side).max(1)
         };
+        (width, height) = (scaled(width), scaled(height));
         // Averages all pixels where it shrinks, as the models' own preprocessing does.
-        resize(image, scaled(image.width()), scaled(image.height()), FilterType::Triangle)
-            .write_with_encoder(encoder)
+        resize(image, width, height, FilterType::Triangle).write_with_encoder(encoder)
     } else {
         image.write_with_encoder(encoder)
     };
     encoded.map_err(|error| error.to_string())?;
-    Ok(STANDARD.encode(&jpeg))
+    Ok(EncodedImage { base64: STANDARD.encode(&jpeg), width, height })
 }
 
 #[cfg(test)]
@@ -44,8 +54,10 @@ mod tests {
         for ((width, height), expected) in
             [((3000, 1000), (768, 256)), ((10, 4000), (1, 768)), ((64, 32), (64, 32))]
         {
-            let sent = STANDARD.decode(jpeg_base64(&RgbImage::new(width, height), 768).unwrap()).unwrap();
+            let image = jpeg_base64(&RgbImage::new(width, height), 768).unwrap();
+            let sent = STANDARD.decode(&image.base64).unwrap();
             assert_eq!(concord_models::decode(&sent, ImageLimits::default()).unwrap().dimensions(), expected);
+            assert_eq!((image.width, image.height), expected);
         }
     }
 }

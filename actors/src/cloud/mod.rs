@@ -7,8 +7,11 @@ mod budget;
 mod chat;
 mod client;
 mod encode;
+mod first_token;
+mod ledger;
 mod section;
 mod systemone;
+mod usage;
 
 pub(crate) use self::actor::{CloudHandle, CloudPermit};
 pub use self::section::{CloudSection, Protocol};

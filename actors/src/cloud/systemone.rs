@@ -7,12 +7,14 @@ use concord_models::TaskSpec;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{RemoteAnswer, Unreadable, Usage, logits_of};
+use super::answer::{ANSWERED_MIN, NoVote, SUM_MAX, logits_of};
 
 /// The name of the one question.
 const QUESTION: &str = "task";
 /// The reference to the image.
 const IMAGE: &str = "<image-1>";
+/// The most tokens of an answer: it is one forward pass, and no text.
+pub(super) const TOKENS_MAX: u32 = 1;
 
 /// Returns the body of a request; `image` is JPEG in base64.
 pub(super) fn request(model: &str, task: &TaskSpec, image: &str) -> Value {
@@ -30,8 +32,6 @@ pub(super) fn request(model: &str, task: &TaskSpec, image: &str) -> Value {
 #[derive(Deserialize)]
 struct Response {
     answers: BTreeMap<String, Choice>,
-    #[serde(default)]
-    usage: Usage,
 }
 
 #[derive(Deserialize)]
@@ -39,23 +39,26 @@ struct Choice {
     probabilities: BTreeMap<String, f64>,
 }
 
-/// Reads the body of an answer.
-pub(super) fn read(body: &[u8], task: &TaskSpec) -> Result<RemoteAnswer, Unreadable> {
+/// Reads the body of an answer, and returns the logits of the labels.
+pub(super) fn read(body: &[u8], task: &TaskSpec) -> Result<Vec<f32>, NoVote> {
     let response: Response = serde_json::from_slice(body)
-        .map_err(|error| Unreadable::Other(format!("not a typed decision: {error}"), Usage::default()))?;
-    let other = |message: String| Unreadable::Other(message, response.usage);
-    let choice =
-        response.answers.get(QUESTION).ok_or_else(|| other("the question is not answered".to_owned()))?;
+        .map_err(|error| NoVote::Unreadable(format!("not a typed decision: {error}")))?;
+    let choice = response.answers.get(QUESTION);
+    let choice = choice.ok_or_else(|| NoVote::Unreadable("the question is not answered".to_owned()))?;
     let probability = |answer: &String| {
         let probability = choice.probabilities.get(answer).copied();
         let probability = probability.filter(|probability| (0.0..=1.0).contains(probability));
-        probability.ok_or_else(|| other(format!("it has no probability of {answer:?}")))
+        probability.ok_or_else(|| NoVote::Unreadable(format!("it has no probability of {answer:?}")))
     };
     let probabilities: Vec<f64> = task.answers.iter().map(probability).collect::<Result<_, _>>()?;
-    if probabilities.iter().sum::<f64>() <= 0.0 {
-        return Err(other("no answer has any probability".to_owned()));
+    let sum: f64 = probabilities.iter().sum();
+    if sum > SUM_MAX {
+        return Err(NoVote::Unreadable(format!("the probabilities of its answers sum to {sum:.2}")));
     }
-    Ok(RemoteAnswer { logits: logits_of(&probabilities), usage: response.usage })
+    if sum < ANSWERED_MIN {
+        return Err(NoVote::Declined(format!("all answers together have a probability of {sum:.2}")));
+    }
+    Ok(logits_of(&probabilities))
 }
 
 #[cfg(test)]
@@ -71,19 +74,27 @@ mod tests {
             answers: vec!["NO".to_owned(), "YES".to_owned()],
             head: None,
         };
-        let body = br#"{"answers": {"task": {"type": "choice", "choice": "YES", "confidence": 0.7,
-            "probabilities": {"NO": 0.3, "YES": 0.7}}}, "usage": {"input_tokens": 40, "output_tokens": 0}}"#;
-        let answer = read(body, &task).unwrap();
-        assert!((answer.logits[1].exp() - 0.7).abs() < 1e-6);
-        assert_eq!(answer.usage.input_tokens, 40);
-        for wrong in [
-            &br#"{"answers": {}}"#[..],
-            br#"{"answers": {"task": {"probabilities": {"YES": 1.0}}}}"#,
-            br#"{"answers": {"task": {"probabilities": {"YES": 2.0, "NO": 0.0}}}}"#,
-            br#"{"answers": {"task": {"probabilities": {"YES": 0.0, "NO": 0.0}}}}"#,
-            b"<html>",
+        let read = |probabilities: &str| {
+            let body =
+                format!(r#"{{"answers": {{"task": {{"probabilities": {probabilities}}}}}, "usage": null}}"#);
+            read(body.as_bytes(), &task)
+        };
+        for (probabilities, yes) in [
+            (r#"{"NO": 0.3, "YES": 0.7}"#, 0.7),
+            (r#"{"NO": 0.0, "YES": 1.0}"#, 1.0),
+            (r#"{"NO": 0.1, "YES": 0.5, "something else": 0.4}"#, 0.5),
         ] {
-            assert!(read(wrong, &task).is_err());
+            let logits = read(probabilities).unwrap();
+            assert!((logits[1].exp() - yes).abs() < 1e-6 && logits[0].is_finite(), "{logits:?}");
         }
+        for declined in [r#"{"YES": 0.0, "NO": 0.0}"#, r#"{"YES": 0.02, "NO": 0.001}"#] {
+            assert!(matches!(read(declined), Err(NoVote::Declined(_))), "{declined}");
+        }
+        for unreadable in
+            [r#"{"YES": 1.0}"#, r#"{"YES": 2.0, "NO": 0.0}"#, r#"{"YES": 1.0, "NO": 1.0}"#, "null", "<html>"]
+        {
+            assert!(matches!(read(unreadable), Err(NoVote::Unreadable(_))), "{unreadable}");
+        }
+        assert!(matches!(super::read(br#"{"answers": {}}"#, &task), Err(NoVote::Unreadable(_))));
     }
 }
