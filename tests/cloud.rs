@@ -112,7 +112,8 @@ fn an_unsure_ensemble_asks_the_cloud_and_uses_its_token_probabilities() {
     assert!(question.contains("road construction") && question.contains("NO, YES"), "{question}");
     let (_, image) = content[0]["image_url"]["url"].as_str().unwrap().split_once("base64,").unwrap();
     let jpeg = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, image).unwrap();
-    let (width, height) = concord_models::decode(&jpeg, concord_models::ImageLimits::default()).unwrap().dimensions();
+    let (width, height) =
+        concord_models::decode(&jpeg, concord_models::ImageLimits::default()).unwrap().dimensions();
     assert_eq!(width.max(height), 100, "it is scaled down before it is sent");
 
     // A repeated image costs nothing, and the key is not leaked.

@@ -63,8 +63,15 @@ struct Estimate {
 
 impl Capacity {
     pub(crate) fn new(now: Instant) -> Self {
-        let estimate =
-            Estimate { under_way: 0, completed: 0.0, refused: 0.0, busy_s: 0.0, updated: now, expected: 0.0, trial: FIRST };
+        let estimate = Estimate {
+            under_way: 0,
+            completed: 0.0,
+            refused: 0.0,
+            busy_s: 0.0,
+            updated: now,
+            expected: 0.0,
+            trial: FIRST,
+        };
         Self(Mutex::new(estimate))
     }
 

@@ -1,6 +1,6 @@
 //! The measurements.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::Report;
 use crate::client::Client;

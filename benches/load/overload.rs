@@ -72,7 +72,7 @@ fn goodput(outcomes: &[Outcome], time: Duration) -> f64 {
 }
 
 fn add(report: &mut Report, what: &str, key: &str, peak: f64, outcomes: &[Outcome], time: Duration) {
-    let of = |status: u16| outcomes.iter().filter(|outcome| outcome.status == status);
+    let of = |status: u16| outcomes.iter().filter(move |outcome| outcome.status == status);
     let count = |status: u16| of(status).count();
     let latencies = |status: u16| Latencies::of(of(status).map(|outcome| outcome.latency).collect());
     let (accepted, late) = (count(200) + count(504), count(504));

@@ -161,7 +161,8 @@ impl Fixture {
     fn image(&self, name: &str) -> Result<crate::RgbImage, ModelError> {
         let path = self.folder.join("images").join(format!("{name}.png"));
         let bytes = std::fs::read(&path).map_err(|source| ModelError::file(&path, source))?;
-        decode(&bytes, ImageLimits::with_max_pixels(IMAGE_PIXELS_MAX)).map_err(|error| ModelError::malformed(&path, error))
+        decode(&bytes, ImageLimits::with_max_pixels(IMAGE_PIXELS_MAX))
+            .map_err(|error| ModelError::malformed(&path, error))
     }
 
     /// Returns the number of entries along the second dimension that can be compared, for a tensor of greedy

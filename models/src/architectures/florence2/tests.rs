@@ -42,7 +42,11 @@ fn load(snapshot: &str, mode: &str, pads_sources: bool) -> Florence2 {
 
 fn pixels(model: &Florence2) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/florence2/images/landscape.png");
-    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap()).unwrap()
+    model
+        .info
+        .preprocessor
+        .apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap())
+        .unwrap()
 }
 
 fn source(model: &Florence2, prompt: &str) -> Source {

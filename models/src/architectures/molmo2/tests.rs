@@ -46,7 +46,11 @@ fn load_on(device: Device, snapshot: &str, graphs: bool) -> Molmo2 {
 
 fn pixels(model: &Molmo2, image: &str) -> Pixels {
     let path = crate_folder().join("tests/fixtures/parity/molmo2/images").join(format!("{image}.png"));
-    model.info.preprocessor.apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap()).unwrap()
+    model
+        .info
+        .preprocessor
+        .apply(&decode(&std::fs::read(path).unwrap(), ImageLimits::default()).unwrap())
+        .unwrap()
 }
 
 fn reading(model: &Molmo2, image: &str, question: &str) -> (Reading, i64) {
