@@ -50,7 +50,7 @@ const CRATES: [Crate; 4] = [
         src: "actors/src",
         layers: &[
             &["breaker", "deadline", "diagnostic", "digest", "fatal", "metrics", "pool", "startup", "trace"],
-            &["load_error", "placement", "vote_reply"],
+            &["capacity", "load_error", "pixel_budget", "placement", "vote_reply"],
             &["vote_request"],
             &["cache"],
             &["cloud", "model"],

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::deadline::{CancelReason, SharedDeadline};
+use crate::pool::Lane;
 
 /// The share of the time to its deadline that a piece of work is expected to take at the most. The rest is for
 /// the error of the estimate: images that need more stages, and other work on the machine.
@@ -16,8 +17,9 @@ const TIME_SHARE: f64 = 0.5;
 /// The time, in seconds of work, after which an observation counts 1/e: long enough for some tens of completions
 /// of slow models, and short beside the time in which the load changes.
 const MEMORY_S: f64 = 2.0;
-/// The work that is admitted before anything is known.
-const FIRST: f64 = 4.0;
+/// The work that is admitted before anything is known: what a client of a server that has just started may well
+/// send at once, and half of it for each piece that turns out to be too late.
+const FIRST: f64 = 16.0;
 /// The growth of what is admitted against the estimate, for each piece that was completed in time while that
 /// decided: work that runs in batches may be completed faster when there is more of it.
 const GROWTH: f64 = 0.25;
@@ -26,6 +28,13 @@ const GROWTH: f64 = 0.25;
 const HEAVY: f64 = 16.0;
 /// The longest wait that a refused client is told.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// The capacities of a task for small and for large images, so that many large ones leave small ones theirs.
+#[derive(Debug, Clone)]
+pub(crate) struct Capacities {
+    small: Arc<Capacity>,
+    large: Arc<Capacity>,
+}
 
 /// The capacity for one kind of work. A lock, because the routers are on several threads; held for a few
 /// additions.
@@ -59,6 +68,20 @@ struct Estimate {
     expected: f64,
     /// The work that may be under way whatever the estimate says: it grows and shrinks by what came of it.
     trial: f64,
+}
+
+impl Capacities {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { small: Arc::new(Capacity::new(now)), large: Arc::new(Capacity::new(now)) }
+    }
+
+    pub(crate) fn of(&self, lane: Lane) -> &Arc<Capacity> {
+        match lane {
+            Lane::Small => &self.small,
+            Lane::Large => &self.large,
+        }
+    }
 }
 
 impl Capacity {

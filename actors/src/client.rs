@@ -55,6 +55,11 @@ impl ModelClient {
         }
     }
 
+    /// Returns whether the model has no place for a new request. A model behind a server has none to wait in.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Local { model, .. } if model.is_full())
+    }
+
     /// Reserves a permit for the request, or fails at once where the model has none left for it.
     pub(crate) fn reserve(&self, request: VoteRequest) -> Result<ReservedVote, VoteFailure> {
         let reservation = match self {

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::model::{LoadedModel, ModelHandle, Running};
 use crate::pixel_budget::PixelBudget;
 use crate::plan::{Plan, RunningModels};
-use crate::pool::Pool;
+use crate::pool::{Lane, Pool};
 use crate::router::{Admission, RouteError, Router, Shared, SingleFlight};
 use crate::startup::{Startup, StartupStatus};
 
@@ -286,7 +286,8 @@ impl Engine {
     /// When the models have too much to do.
     pub fn refuse_early(&self, task: &str, time: Duration, is_costly: bool) -> Result<(), RouteError> {
         let plan = self.shared.plan.load();
-        let capacity = plan.task(task).map(|task| &task.capacity);
+        // Whatever the image's size, it would have to share the models with the small ones.
+        let capacity = plan.task(task).map(|task| task.capacities.of(Lane::Small));
         let refusal = capacity.and_then(|it| it.refuse_early(Instant::now(), time, is_costly));
         let Some(overloaded) = refusal else {
             return Ok(());

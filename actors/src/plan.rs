@@ -4,13 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use concord_models::presets::snapshot_folder;
 use concord_models::{ModelOptions, TaskId, TaskSpec, head_digest, head_snapshot};
 use concord_policy::{Policy, VoteFailure};
 
-use crate::capacity::Capacity;
+use crate::capacity::Capacities;
 use crate::client::ModelClient;
 use crate::cloud::CloudHandle;
 use crate::digest::Digest;
@@ -33,8 +32,8 @@ pub struct TaskPlan {
     members: Vec<PlannedModel>,
     /// The digest of everything that its verdicts depend on, apart from the image.
     digest: Digest,
-    /// The capacity for its images; outlives changes of its policy.
-    pub(crate) capacity: Arc<Capacity>,
+    /// The capacities for its images; they outlive changes of its policy.
+    pub(crate) capacities: Capacities,
 }
 
 /// Every model that can be asked.
@@ -111,11 +110,8 @@ impl Plan {
             }
             let votes: Vec<Digest> = members.iter().map(|member| member.digest).collect();
             let digest = verdict_digest(name, policy, &votes);
-            let capacity = match current.task(name) {
-                Some(task) => Arc::clone(&task.capacity),
-                None => Arc::new(Capacity::new(Instant::now())),
-            };
-            let task = TaskPlan { name: name.clone(), policy: policy.clone(), members, digest, capacity };
+            let capacities = current.task(name).map_or_else(Capacities::new, |task| task.capacities.clone());
+            let task = TaskPlan { name: name.clone(), policy: policy.clone(), members, digest, capacities };
             plan.tasks.insert(name.clone(), Arc::new(task));
         }
         if failures.is_empty() { Ok(plan) } else { Err(LoadError { failures }) }

@@ -138,6 +138,11 @@ impl ModelHandle {
         &self.replicas
     }
 
+    /// Returns whether all its replicas are full.
+    pub(crate) fn is_full(&self) -> bool {
+        self.replicas.iter().all(|replica| replica.is_full())
+    }
+
     /// Reserves a permit with the least loaded replica, or fails at once where all are full, which they never
     /// are for a request that is under way.
     pub(crate) fn reserve(&self, is_under_way: bool) -> Result<QueuePermit, VoteFailure> {

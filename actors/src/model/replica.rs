@@ -50,6 +50,10 @@ impl Replica {
         self.depth.load(Ordering::Acquire)
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.depth() >= self.capacity
+    }
+
     pub(super) fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::Release);
     }

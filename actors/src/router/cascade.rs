@@ -1,11 +1,10 @@
 //! The cascade: asks stage after stage, until the policy has decided.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::Addr;
 use bytes::Bytes;
-use concord_models::declared_size;
 use concord_policy::{
     Context, Decision, Fallback, Member, ModelOutput, Probability, Source, Verdict, Vote, VoteFailure, decide,
 };
@@ -13,17 +12,16 @@ use futures::future::join_all;
 use tokio::sync::oneshot;
 
 use super::error::RouteError;
-use super::images::{ScaledImages, Submission};
+use super::images::Submission;
 use super::shared::Shared;
 use super::single_flight::{Computed, Outcome};
+use super::work::Work;
 use crate::Trace;
 use crate::cache::{Cache, Put, Value};
-use crate::capacity::UnderWay;
 use crate::deadline::SharedDeadline;
 use crate::digest::Digest;
-use crate::pixel_budget::PixelPermit;
 use crate::plan::{PlannedModel, TaskPlan};
-use crate::pool::{Lane, Order};
+use crate::pool::Order;
 use crate::trace::TRACE_TARGET;
 use crate::vote_reply::{Reply, VoteReply};
 use crate::vote_request::VoteRequest;
@@ -38,52 +36,6 @@ pub(super) struct Cascade {
     pub(super) bytes: Bytes,
     pub(super) trace: Trace,
     pub(super) deadline: Arc<SharedDeadline>,
-}
-
-/// The part of a computation that costs more than a look at cached votes: what it has been admitted to, and what
-/// it has done.
-struct Work {
-    /// The stages that have asked a model.
-    asked_stages: usize,
-    images: Arc<ScaledImages>,
-    lane: Lane,
-    /// The permits, which it has from the first stage that asks a model on.
-    under_way: Option<UnderWay>,
-    _pixels: Option<PixelPermit>,
-}
-
-impl Default for Work {
-    fn default() -> Self {
-        Self { asked_stages: 0, images: Arc::default(), lane: Lane::Small, under_way: None, _pixels: None }
-    }
-}
-
-impl Work {
-    /// Admits the computation to the models and waits until its image may be decoded, unless that has been
-    /// done.
-    ///
-    /// # Errors
-    /// When it would not end by its deadline.
-    async fn begin(&mut self, cascade: &Cascade) -> Result<(), RouteError> {
-        if self.under_way.is_some() {
-            return Ok(());
-        }
-        self.under_way = Some(cascade.task.capacity.admit(Instant::now(), &cascade.deadline)?);
-        // An image that declares no size, or too large a one, is refused by its decoder at once.
-        let size = declared_size(&cascade.bytes).filter(|size| cascade.shared.admits_size(*size));
-        self.lane = Lane::of(size);
-        if let Some(size) = size {
-            self._pixels = cascade.shared.pixels.take(size).await;
-        }
-        Ok(())
-    }
-
-    /// Records that the computation has been completed.
-    fn complete(self) {
-        if let Some(under_way) = self.under_way {
-            under_way.complete();
-        }
-    }
 }
 
 /// A vote that has been requested.
@@ -148,19 +100,26 @@ impl Cascade {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "stage", otel.name = format!("stage {}", stage + 1),
                 concord.service = "concord-router")
         });
-        let members = policy.stages()[stage].members().len();
-        if known[first..first + members].iter().any(Option::is_none) {
+        let members = policy.stages()[stage].members();
+        let is_missing = |index: usize| known[first + index].is_none();
+        if !work.has_begun() && (0..members.len()).any(is_missing) {
+            // Before anything is spent on it.
+            for (index, member) in members.iter().enumerate().filter(|(index, _)| is_missing(*index)) {
+                let client = &self.task.members()[first + index].client;
+                if member.is_required() && client.is_full() {
+                    return Err(self.busy(member.model(), &VoteFailure::busy()));
+                }
+            }
             work.begin(self).await?;
         }
         let (mut reserved, mut pending) = (Vec::new(), Vec::new());
-        for (index, member) in policy.stages()[stage].members().iter().enumerate() {
+        for (index, member) in members.iter().enumerate() {
             let index = first + index;
             let model = Arc::clone(member.model());
             if let Some(output) = known[index].take() {
                 votes.push(Vote::known(model, output));
                 continue;
             }
-            // Before the image is decoded: a full model must not cost anything.
             let client = &self.task.members()[index].client;
             let (reply, receiver) = Reply::new();
             let (deadline, trace) = (Arc::clone(&self.deadline), trace.clone());
@@ -170,10 +129,7 @@ impl Cascade {
                     reserved.push(vote);
                     pending.push(PendingVote { member, reply: receiver });
                 }
-                Err(failure) if member.is_required() => {
-                    self.count_vote(&model, "busy");
-                    return Err(RouteError::busy(format!("model {model}: {failure}")));
-                }
+                Err(failure) if member.is_required() => return Err(self.busy(&model, &failure)),
                 Err(failure) => {
                     self.count_vote(&model, "busy");
                     votes.push(Vote::failed(model, failure));
@@ -196,6 +152,12 @@ impl Cascade {
             });
         }
         Ok(())
+    }
+
+    /// Counts a vote that a full model did not give, and returns the request's error.
+    fn busy(&self, model: &str, failure: &VoteFailure) -> RouteError {
+        self.count_vote(model, "busy");
+        RouteError::busy(format!("model {model}: {failure}"))
     }
 
     fn submission(&self, work: &Work) -> Submission {

@@ -12,6 +12,7 @@ mod images;
 mod messages;
 mod shared;
 mod single_flight;
+mod work;
 
 pub use self::actor::Router;
 pub(crate) use self::admission::Admission;
