@@ -19,6 +19,7 @@ mod head;
 mod layers;
 mod learned;
 mod memory;
+mod overload;
 mod random;
 mod replicas;
 mod resilience;

@@ -1,0 +1,67 @@
+//! More requests than can be answered in time.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::harness::fault_injection::FaultyServer;
+use super::harness::server::{Load, Server, photograph};
+use super::harness::two_models;
+
+#[test]
+fn what_is_admitted_under_overload_is_answered_in_time() {
+    const CLIENTS: usize = 64;
+    let server = Server::start_with(&two_models(), &[("CONCORD__SERVER__REQUEST_TIMEOUT_MS", "1000")]);
+    let answered = |client: &super::harness::server::Endpoint| {
+        client.metric("concord_requests_total", &["outcome=\"accepted\""])
+            + client.metric("concord_requests_total", &["outcome=\"exhausted\""])
+    };
+    let load = Load::start(&server.client, CLIENTS);
+    server.client.wait_until("the server knows what it can do", |client| answered(client) >= 200.0);
+    server.client.wait_until("it has been overloaded for a while", |client| answered(client) >= 600.0);
+    let outcomes = load.finish();
+    let count = |status: u16| {
+        outcomes.iter().filter(|outcome| matches!(outcome, Ok((found, _)) if *found == status)).count()
+    };
+    let (answered, late, refused) = (count(200), count(504), count(429));
+    assert_eq!(answered + late + refused, outcomes.len(), "nothing else, and every request is answered");
+    assert!(refused > answered, "{CLIENTS} clients that ask again at once are too many: {refused} refused");
+    // The machine may be busy with other tests, so that some of them are late all the same.
+    assert!(late * 10 <= answered, "{late} of {} admitted requests were not answered in time", answered + late);
+    assert_eq!(server.client.metric("concord_queue_depth", &[]), 0.0);
+}
+
+/// The models are held, so that nothing is completed and the first requests take all that is admitted.
+#[test]
+fn a_server_that_could_not_answer_a_large_body_does_not_wait_for_it() {
+    const FIRST: usize = 16;
+    let server = FaultyServer::start(&two_models());
+    server.faults.hold();
+    let ask = |number: usize| {
+        let client = server.client.clone();
+        std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
+    };
+    let admitted: Vec<_> = (0..FIRST).map(ask).collect();
+    server.client.wait_until("all are queued", |client| {
+        client.metric("concord_queue_depth", &["model=\"dinov3\""]) == FIRST as f64
+    });
+    let refused = server.client.classify("roadwork", &photograph(100));
+    assert_eq!((refused.status, &refused.body["type"]), (429, &"busy".into()), "{refused:?}");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1, "{refused:?}");
+
+    let mut unsent = TcpStream::connect(server.client.address.strip_prefix("http://").unwrap()).unwrap();
+    unsent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = "POST /v1/tasks/roadwork/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\n";
+    unsent.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _closed_or_reset = unsent.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    let counted = server.client.metric("concord_requests_total", &["task=\"roadwork\"", "outcome=\"busy\""]);
+    assert_eq!(counted, 2.0);
+
+    server.faults.release();
+    for admitted in admitted {
+        assert_eq!(admitted.join().unwrap().status, 200);
+    }
+    assert_eq!(server.client.classify("roadwork", &photograph(100)).status, 200, "there is room again");
+}
