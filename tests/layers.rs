@@ -26,7 +26,7 @@ const CRATES: [Crate; 4] = [
             &["verdict"],
             &["cascade"],
             &["policy"],
-            &["tally", "validate"],
+            &["fits", "tally", "validate"],
             &["decide"],
         ],
     },

@@ -50,8 +50,10 @@ pub(crate) enum CacheError {
     Refused,
     /// The circuit is open: the server was not asked.
     Breaker,
-    /// The value is none of Concord's, or damaged.
+    /// The value is none of Concord's, or damaged, or sealed with another secret.
     Corrupt,
+    /// The value is one of Concord's, but does not fit the policy that asks.
+    Mismatch,
     /// Too many writes were in flight, so the value was not kept.
     WriteLimit,
 }
@@ -64,6 +66,7 @@ impl CacheError {
             Self::Refused => "refused",
             Self::Breaker => "breaker",
             Self::Corrupt => "corrupt",
+            Self::Mismatch => "mismatch",
             Self::WriteLimit => "write_limit",
         }
     }

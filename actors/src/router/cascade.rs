@@ -167,7 +167,7 @@ impl Cascade {
             Ok(output) => {
                 if let Some(logits) = output.logits(labels.len()).ok().filter(|_| trace.is_sampled()) {
                     let distribution = logits.calibrated(member.calibration());
-                    trace.record("label", labels[distribution.argmax()].as_str());
+                    trace.record("label", self.task.policy().label(&distribution));
                     trace.record("p", distribution.confidence().get());
                 }
                 self.count_vote(name, "ok");
@@ -183,10 +183,10 @@ impl Cascade {
 
     /// Records the fusion as a span without a length: deciding takes microseconds.
     fn trace_fusion(&self, verdict: &Verdict) {
-        let label = &self.task.policy().labels()[verdict.label()];
+        let label = self.task.policy().label(&verdict.distribution);
         let _span = self.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "fuse", concord.service = "concord-router",
-                label = label.as_str(), confidence = verdict.confidence().get(), agreement = verdict.agreement,
+                label, confidence = verdict.confidence().get(), agreement = verdict.agreement,
                 stage = verdict.stage + 1, reason = verdict.reason.name(), correctness = verdict.correctness.map(Probability::get),
                 fallbacks = verdict.fallbacks.len())
         });
