@@ -49,7 +49,18 @@ const CRATES: [Crate; 4] = [
     Crate {
         src: "actors/src",
         layers: &[
-            &["breaker", "deadline", "diagnostic", "digest", "fatal", "metrics", "pool", "startup", "trace"],
+            &[
+                "breaker",
+                "deadline",
+                "diagnostic",
+                "digest",
+                "fatal",
+                "log_limit",
+                "metrics",
+                "pool",
+                "startup",
+                "trace",
+            ],
             &["load_error", "placement", "vote_reply"],
             &["vote_request"],
             &["cache"],

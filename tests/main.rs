@@ -19,6 +19,7 @@ mod harness;
 mod head;
 mod layers;
 mod learned;
+mod log;
 mod memory;
 mod random;
 mod replicas;

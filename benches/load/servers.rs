@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use concord::config::Ensemble;
 use concord::serve::{ServeOptions, serve};
-use concord::telemetry::Sampling;
+use concord::telemetry::{LogCounters, Sampling};
 use tokio::sync::Notify;
 
 use crate::instant::Instant;
@@ -41,6 +41,7 @@ pub(crate) fn with_instant_model(per_batch: Duration, variables: &[(&str, &str)]
             listen: Some("127.0.0.1:0".to_owned()),
             file: None,
             sampling: Sampling::none(),
+            log_counters: LogCounters::default(),
             loader: Arc::new(move |_: &str, _: &_, _: &_| Ok(Instant::boxed(per_batch))),
             stop: Arc::new(Notify::new()),
         };

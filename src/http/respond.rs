@@ -3,6 +3,7 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use concord_actors::LogLimit;
 use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,6 +17,9 @@ const REQUEST_ID: &str = "x-request-id";
 const PROBLEM_JSON: &str = "application/problem+json";
 /// The seconds after which queues that are full now have been worked off.
 const RETRY_AFTER_S: &str = "1";
+
+/// By the kinds of problems.
+static REFUSED: LogLimit = LogLimit::new();
 
 /// The body of a response without a verdict: RFC 9457, "Problem Details for HTTP APIs".
 #[derive(Serialize, ToSchema)]
@@ -122,7 +126,9 @@ impl<'a> Reply<'a> {
         let detail = problem.detail.as_str();
         match problem.kind {
             ProblemKind::ModelFailed | ProblemKind::TimedOut | ProblemKind::Internal => {
-                tracing::warn!(parent: span, path, status, detail, "refused");
+                REFUSED.log(problem.kind.title(), || {
+                    tracing::warn!(parent: span, path, status, detail, "refused");
+                });
             }
             _ => tracing::debug!(parent: span, path, status, detail, "refused"),
         }

@@ -10,8 +10,12 @@ use tokio::time::timeout;
 use super::answer::Usage;
 use super::section::CloudSection;
 use crate::cache::{CacheBackend, CacheSection};
+use crate::log_limit::LogLimit;
 
 const HOUR_S: u64 = 3600;
+
+/// By the keys of budgets: each answer of a server can cause such a line.
+static NOT_BOOKED: LogLimit = LogLimit::new();
 
 /// The budget of one model: of this process, or of all processes where there is a Redis.
 pub(super) struct Budget {
@@ -139,7 +143,11 @@ impl Shared {
         pipeline.cmd("EXPIRE").arg(&key).arg(2 * HOUR_S).ignore();
         let booked = timeout(self.timeout, pipeline.query_async::<()>(&mut connection)).await;
         if !matches!(booked, Ok(Ok(()))) {
-            tracing::warn!("Redis does not answer: the other processes do not see what this one has spent");
+            NOT_BOOKED.log(&self.key, || {
+                tracing::warn!(
+                    "Redis does not answer: the other processes do not see what this one has spent"
+                );
+            });
         }
     }
 }

@@ -19,10 +19,14 @@ use crate::Trace;
 use crate::cache::{Cache, Put, Value};
 use crate::deadline::SharedDeadline;
 use crate::digest::Digest;
+use crate::log_limit::LogLimit;
 use crate::plan::{PlannedModel, TaskPlan};
 use crate::trace::TRACE_TARGET;
 use crate::vote_reply::{Reply, VoteReply};
 use crate::vote_request::VoteRequest;
+
+/// By the names of models: each request can cause such a line.
+static NO_VOTE: LogLimit = LogLimit::new();
 
 /// The state of one computation.
 pub(super) struct Cascade {
@@ -175,7 +179,9 @@ impl Cascade {
             Err(failure) => {
                 trace.record("error", failure.to_string());
                 self.count_vote(name, failure.kind().name());
-                tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
+                NO_VOTE.log(name, || {
+                    tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
+                });
             }
         }
         Vote { model: Arc::clone(name), output, cost, source: Source::Fresh }
