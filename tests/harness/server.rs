@@ -177,6 +177,20 @@ impl Endpoint {
         self.metric("concord_forwards_total", &[])
     }
 
+    /// Returns the number of images that have been queued for a model.
+    pub(crate) fn queued(&self) -> f64 {
+        self.metric("concord_phase_seconds_count", &["phase=\"preprocess\""])
+    }
+
+    /// Returns the same once the images of all votes so far are counted, which they are some time after they
+    /// were queued. For servers without a cloud model, on which no vote has failed before it was queued.
+    pub(crate) fn queued_so_far(&self) -> f64 {
+        self.wait_until("the images of all votes are counted", |client| {
+            client.queued() == client.metric("concord_votes_total", &[])
+        });
+        self.queued()
+    }
+
     /// Waits until `is_so` holds; `what` is the condition in words.
     pub(crate) fn wait_until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let started = Instant::now();

@@ -173,10 +173,11 @@ impl ModelHandle {
         match self.preprocessor.apply_decoded(image) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
-                self.metrics.observe(Phase::Preprocess, preprocess);
                 let replica = Arc::clone(&permit.replica);
                 let queued = Instant::now();
                 replica.queue.push(Entry { task, pixels, permit, request, preprocess, queued });
+                // Afterwards, so that an image that has been counted is in the queue.
+                self.metrics.observe(Phase::Preprocess, preprocess);
             }
             Err(error) => request.reply.failed(error.to_string()),
         }
