@@ -34,11 +34,11 @@ demo: build ## classify the images in assets/, then serve: verdict, cache hit, v
 
 # One OpenMP thread per process: tests run in parallel, and threads that wait for each other at every small operation
 # become many times slower when the cores are busy.
-test: setup tools ## run all tests (fetches transformers too; if it cannot, the test against its server is skipped)
-	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched: the test against its server is skipped" >&2
+test: setup tools ## run all tests (fetches transformers too; what is missing is left out, or fails where CI is set)
+	@$(MAKE) --no-print-directory reference || echo "transformers could not be fetched" >&2
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked --workspace
 
-gpu-test: setup ## run the tests that need a GPU (models/tests/gpu.rs); without one, each is skipped
+gpu-test: setup ## run the tests that need a GPU (models/tests/gpu.rs); without one, each is left out
 	OMP_NUM_THREADS=1 $(CARGO) test --release --locked -p concord-models --test gpu -- --nocapture
 
 gpu-binary: setup ## build target/gpu-tests: the same as a program, for a machine with a GPU and without Rust

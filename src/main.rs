@@ -5,11 +5,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use concord::commands::{bench, classify, evaluate, fit, head, models, parity, serve, validate};
 use concord::telemetry::log_warnings;
+use concord_actors::LogLimit;
 
 /// The allocator. Requests allocate and free many small objects on several threads at once: with the system's
 /// allocator, a server answers a fifth fewer of them out of its cache (`make bench`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A request can cause a panic, so that anybody could write such lines.
+static PANICS: LogLimit = LogLimit::new();
 
 /// Answers questions about images with a cascade of vision models.
 #[derive(Debug, Parser)]
@@ -37,7 +41,8 @@ fn main() -> ExitCode {
     // libtorch's exceptions are panics, caught where models run: they are a line in the log, not a backtrace.
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.to_string();
-        tracing::error!("{}", text.lines().take(2).collect::<Vec<_>>().join(": "));
+        let line = text.lines().take(2).collect::<Vec<_>>().join(": ");
+        PANICS.log("panic", || tracing::error!("{line}"));
     }));
     // Before the first tensor: otherwise libtorch takes this for a machine without a GPU.
     if let Err(error) = concord_models::libtorch::load_cuda() {

@@ -206,7 +206,7 @@ impl ClassifyResponse {
             request_id: request.id.to_string(),
             trace_id: request.trace_id.clone(),
             task: routed.task.name().to_owned(),
-            label: policy.labels()[verdict.label()].clone(),
+            label: policy.label(&verdict.distribution).unwrap_or_default().to_owned(),
             probability: confidence,
             confidence,
             correctness: verdict.correctness.map(Probability::get),
@@ -238,11 +238,10 @@ impl VoteResponse {
     fn new(task: &Arc<TaskPlan>, FusedVote { vote, stage, calibrated, weight }: &FusedVote) -> Self {
         let (output, failure) = (vote.output.as_ref().ok(), vote.output.as_ref().err());
         let calibrated = calibrated.as_ref();
-        let name_of = |distribution: &Distribution| task.policy().labels()[distribution.argmax()].clone();
         Self {
             model: vote.model.to_string(),
             stage: stage + 1,
-            label: calibrated.map(name_of),
+            label: calibrated.and_then(|distribution| task.policy().label(distribution)).map(str::to_owned),
             probability: calibrated.map(|distribution| distribution.confidence().get()),
             probabilities: calibrated.map(|distribution| by_label(task, distribution)),
             weight: calibrated.map(|_| *weight),

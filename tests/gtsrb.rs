@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::harness::{concord, root};
+use crate::harness::{concord, missing, root};
 
 /// The stride through the 6,315 photographs of the test archive: enough of them to notice a broken model.
 const STRIDE: usize = 15;
 
-/// Returns the test archive, or prints why the test is skipped.
+/// Returns the test archive, or says that it is missing.
 fn archive() -> Option<PathBuf> {
     let folder =
         std::env::var_os("CONCORD_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
@@ -15,7 +15,7 @@ fn archive() -> Option<PathBuf> {
     if archive.exists() {
         return Some(archive);
     }
-    eprintln!("skipped: no {}; set CONCORD_DATA", archive.display());
+    missing(&format!("there is no {}: CONCORD_DATA names its folder", archive.display()));
     None
 }
 

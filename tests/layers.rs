@@ -26,7 +26,7 @@ const CRATES: [Crate; 4] = [
             &["verdict"],
             &["cascade"],
             &["policy"],
-            &["tally", "validate"],
+            &["fits", "tally", "validate"],
             &["decide"],
         ],
     },
@@ -49,7 +49,18 @@ const CRATES: [Crate; 4] = [
     Crate {
         src: "actors/src",
         layers: &[
-            &["breaker", "deadline", "diagnostic", "digest", "fatal", "metrics", "pool", "startup", "trace"],
+            &[
+                "breaker",
+                "deadline",
+                "diagnostic",
+                "digest",
+                "fatal",
+                "log_limit",
+                "metrics",
+                "pool",
+                "startup",
+                "trace",
+            ],
             &["capacity", "load_error", "pixel_budget", "placement", "vote_reply"],
             &["vote_request"],
             &["cache"],

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod cache;
 mod cascade;
 mod classify;
 mod cloud;
@@ -18,6 +19,7 @@ mod harness;
 mod head;
 mod layers;
 mod learned;
+mod log;
 mod memory;
 mod overload;
 mod random;

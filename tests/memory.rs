@@ -1,7 +1,6 @@
 //! Memory, which is estimated before loading, and whose shortage fails no request; and warm-up.
 
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::harness::fault_injection::{FaultyServer, InjectedFaults};
 use crate::harness::server::{Answer, Endpoint, photograph};
@@ -16,18 +15,14 @@ fn ask(client: &Endpoint, number: usize) -> JoinHandle<Answer> {
 
 /// Returns the answers to a batch of `count` images, which arrive while the model runs another one.
 fn together(server: &FaultyServer, count: usize) -> Vec<Answer> {
-    let preprocessed =
-        |client: &Endpoint| client.metric("concord_phase_seconds_count", &["phase=\"preprocess\""]);
-    let (begun, ready) = (server.faults.batches_started(), preprocessed(&server.client));
+    let (begun, queued) = (server.faults.batches_started(), server.client.queued_so_far());
     server.faults.hold();
     let first = ask(&server.client, 1000);
     server.client.wait_until("the first one runs", |_| server.faults.batches_started() > begun);
     let others: Vec<_> = (0..count).map(|number| ask(&server.client, number)).collect();
     server
         .client
-        .wait_until("the others are ready", |client| preprocessed(client) == ready + 1.0 + count as f64);
-    // The last of them is queued right after it has been counted.
-    std::thread::sleep(Duration::from_millis(200));
+        .wait_until("the others are queued", |client| client.queued() == queued + 1.0 + count as f64);
     server.faults.take_sizes();
     server.faults.release();
     assert_eq!(first.join().unwrap().status, 200);
@@ -46,14 +41,25 @@ fn one_model(edit: impl Fn(String) -> String) -> (tempfile::TempDir, std::path::
     })
 }
 
-#[test]
-fn a_batch_that_does_not_fit_into_memory_runs_in_parts_and_the_limit_recovers() {
-    let (_folder, file) = one_model(|text| {
+/// Starts a server whose batches are limited to 8 images, and to fewer after a shortage of memory, for
+/// `recovery_s` seconds.
+fn server_of_eights(recovery_s: u32) -> (tempfile::TempDir, FaultyServer) {
+    let (folder, file) = one_model(|text| {
         let text = replace(&text, "max_batch = 32 ", "max_batch = 8 ");
-        replace(&text, "queue_capacity = 256", "queue_capacity = 256\nbatch_recovery_s = 4")
+        let recovery = format!("queue_capacity = 256\nbatch_recovery_s = {recovery_s}");
+        replace(&text, "queue_capacity = 256", &recovery)
     });
-    let server = FaultyServer::start(&file);
-    let limit = |client: &Endpoint| client.metric("concord_batch_limit", &DINOV3);
+    (folder, FaultyServer::start(&file))
+}
+
+fn limit(client: &Endpoint) -> f64 {
+    client.metric("concord_batch_limit", &DINOV3)
+}
+
+#[test]
+fn a_batch_that_does_not_fit_into_memory_runs_in_parts_and_the_limit_is_remembered() {
+    // The limit does not recover while this test runs.
+    let (_folder, server) = server_of_eights(3600);
     let alone: Vec<f64> =
         (0..7).map(|number| p(&server.client.classify_fresh("roadwork", &photograph(number)))).collect();
     assert_eq!(limit(&server.client), 8.0);
@@ -69,18 +75,22 @@ fn a_batch_that_does_not_fit_into_memory_runs_in_parts_and_the_limit_recovers() 
     assert_eq!(server.client.metric("concord_out_of_memory_total", &DINOV3), 3.0);
     assert_eq!(server.client.metric("concord_model_restarts_total", &[]), 0.0, "no thread has died");
 
-    // The limit is remembered: no batch is tried in vain.
+    // No batch is tried in vain.
     assert!(together(&server, 5).iter().all(|answer| answer.status == 200));
-    let sizes = server.faults.take_sizes();
-    assert!(sizes.iter().all(|size| *size <= 2) || limit(&server.client) > 2.0, "{sizes:?}");
+    assert_eq!(server.faults.take_sizes(), [1, 2, 2, 1]);
+}
 
-    // After a while, larger batches are tried again.
+#[test]
+fn the_batch_limit_recovers_after_a_while() {
+    let (_folder, server) = server_of_eights(1);
+    server.faults.limit_memory(2);
+    assert!(together(&server, 7).iter().all(|answer| answer.status == 200));
+    assert!(server.client.metric("concord_out_of_memory_total", &DINOV3) > 0.0);
     server.faults.limit_memory(usize::MAX);
     server.client.wait_until("the limit is the configured one", |client| {
         assert_eq!(client.classify_fresh("roadwork", &photograph(3)).status, 200);
         limit(client) == 8.0
     });
-    server.faults.take_sizes();
     assert!(together(&server, 7).iter().all(|answer| answer.status == 200));
     assert_eq!(server.faults.take_sizes(), [1, 7]);
 }

@@ -27,7 +27,11 @@ fn what_is_admitted_under_overload_is_answered_in_time() {
     assert_eq!(answered + late + refused, outcomes.len(), "nothing else, and every request is answered");
     assert!(refused > answered, "{CLIENTS} clients that ask again at once are too many: {refused} refused");
     // The machine may be busy with other tests, so that some of them are late all the same.
-    assert!(late * 10 <= answered, "{late} of {} admitted requests were not answered in time", answered + late);
+    assert!(
+        late * 10 <= answered,
+        "{late} of {} admitted requests were not answered in time",
+        answered + late
+    );
     assert_eq!(server.client.metric("concord_queue_depth", &[]), 0.0);
 }
 

@@ -42,8 +42,9 @@ fn every_architecture_votes_with_random_weights_and_warns_of_them() {
         let server = Server::start_with(&file, &[("XDG_CACHE_HOME", cache.to_str().unwrap())]);
         let answers: Vec<_> =
             (0..3).map(|_| server.client.classify_fresh("roadwork", &photograph(0))).collect();
-        let log = server.log();
-        assert_eq!(log.matches("the model's weights are random").count(), 4, "one line a model: {log}");
+        let warned = || server.log().matches("the model's weights are random").count();
+        server.client.wait_until("all models warn", |_| warned() >= 4);
+        assert_eq!(warned(), 4, "one line a model: {}", server.log());
         let votes = |answer: &crate::harness::server::Answer| {
             assert_eq!(answer.status, 200, "{answer:?}");
             let votes = answer.body["votes"].as_array().unwrap();

@@ -77,31 +77,33 @@ fn a_corrupt_value_in_redis_is_a_counted_miss() {
     assert_eq!(server.client.metric("concord_cache_errors_total", &["reason=\"corrupt\""]), 3.0);
 }
 
+fn cache_errors(client: &Endpoint, reason: &str) -> f64 {
+    client.metric("concord_cache_errors_total", &[&format!("reason=\"{reason}\"")])
+}
+
 #[test]
 fn every_request_succeeds_while_redis_is_slow_dies_and_returns() {
     let mut redis = Redis::start();
     let (server, _) = with_redis(&redis);
     let load = Load::start(&server.client, 3);
-    std::thread::sleep(Duration::from_millis(700));
-    redis.call("CLIENT PAUSE 1500");
-    std::thread::sleep(Duration::from_millis(2000));
+    wait_for_keys(&redis, 1);
+    // Until it is killed.
+    redis.call("CLIENT PAUSE 600000");
+    for reason in ["timeout", "breaker"] {
+        server.client.wait_until("a slow Redis is given up", |client| cache_errors(client, reason) > 0.0);
+    }
     redis.kill();
-    std::thread::sleep(Duration::from_millis(1500));
-    let outcomes_so_far = server.client.metric("concord_requests_total", &[]);
+    server.client.wait_until("connections are refused", |client| cache_errors(client, "refused") > 0.0);
+    let answered = server.client.metric("concord_requests_total", &[]);
     redis.restart();
     server.client.wait_until("values are stored again", |_| !redis.keys().is_empty());
     let outcomes = load.finish();
-    assert!(outcomes_so_far > 20.0);
+    assert!(
+        answered > 0.0 && outcomes.len() as f64 > answered,
+        "{answered} before, {} in all",
+        outcomes.len()
+    );
     assert!(statuses(&outcomes).iter().all(|status| *status == 200), "{outcomes:?}");
-    // The timeout is 100 ms: no lookup has waited for several of them.
-    let lookups = |labels: &[&str]| server.client.metric("concord_phase_seconds_bucket", labels);
-    let (quick, all) =
-        (lookups(&["phase=\"cache_get\"", "le=\"0.5\""]), lookups(&["phase=\"cache_get\"", "le=\"+Inf\""]));
-    assert!(all > 20.0 && quick == all, "{quick} of {all} lookups took less than half a second");
-    for reason in ["timeout", "refused", "breaker"] {
-        let counted = server.client.metric("concord_cache_errors_total", &[&format!("reason=\"{reason}\"")]);
-        assert!(counted > 0.0, "{reason} was not counted");
-    }
 }
 
 #[test]
@@ -109,12 +111,14 @@ fn a_server_starts_and_answers_without_its_redis() {
     let mut redis = Redis::start();
     redis.kill();
     let (mut server, _) = with_redis(&redis);
-    let answers: Vec<Answer> =
-        (0..6).map(|number| server.client.classify("roadwork", &photograph(number))).collect();
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    // Refused at once, and then skipped by the open circuit: only the models' time is left.
-    let cached = server.client.metric("concord_phase_seconds_sum", &["phase=\"cache_get\""]);
-    assert!(cached < 6.0 * 0.1 + 0.1, "six lookups may take their timeout and no more: {cached} s");
+    let mut number = 0;
+    // It is refused at first, and then skipped by the open circuit.
+    server.client.wait_until("Redis is skipped", |client| {
+        number += 1;
+        assert_eq!(client.classify("roadwork", &photograph(number)).status, 200);
+        cache_errors(client, "breaker") > 0.0
+    });
+    assert!(cache_errors(&server.client, "refused") + cache_errors(&server.client, "timeout") >= 3.0);
     server.signal("TERM");
     assert_eq!(server.wait(), 0, "{}", server.log());
 }
@@ -152,9 +156,8 @@ fn every_request_to_a_model_that_keeps_panicking_is_answered() {
         assert_eq!((answer.status, &answer.body["type"]), (503, &"model-failed".into()), "{answer:?}");
         assert!(answer.body["detail"].as_str().unwrap().contains("panicked"), "{answer:?}");
     }
-    let started = Instant::now();
     assert_eq!(server.client.classify("roadwork", &photograph(8)).status, 200);
-    assert!(started.elapsed() < Duration::from_secs(20), "a restart waits for half a second at most");
+    assert_eq!(server.client.metric("concord_model_restarts_total", &[]), 8.0);
 }
 
 #[test]
@@ -303,15 +306,11 @@ fn images_that_wait_together_run_in_one_batch_with_the_same_result() {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify_fresh("roadwork", &photograph(number)))
     };
-    let preprocessed =
-        |client: &Endpoint| client.metric("concord_phase_seconds_count", &["phase=\"preprocess\""]);
-    let (begun, ready) = (server.faults.batches_started(), preprocessed(&server.client));
+    let (begun, queued) = (server.faults.batches_started(), server.client.queued_so_far());
     let first = ask(99);
     server.client.wait_until("the first one runs", |_| server.faults.batches_started() > begun);
     let others: Vec<_> = (0..6).map(ask).collect();
-    server.client.wait_until("the others are ready", |client| preprocessed(client) == ready + 7.0);
-    // The last of them is queued right after it has been counted.
-    std::thread::sleep(Duration::from_millis(200));
+    server.client.wait_until("the others are queued", |client| client.queued() == queued + 7.0);
     server.faults.release();
     assert_eq!(first.join().unwrap().status, 200);
     for (answer, alone) in others.into_iter().map(|client| client.join().unwrap()).zip(alone) {

@@ -169,7 +169,7 @@ fn an_edit_while_the_models_are_loading_is_not_lost() {
 #[test]
 fn good_and_bad_edits_under_load_fail_no_request() {
     let (_folder, file) = edited_ensemble(|text| text);
-    let server = Server::start(&file);
+    let server = Server::start_with(&file, &[("RUST_LOG", "info,concord::serve=debug")]);
     let load = Load::start(&server.client, 4);
     for round in 1..=3 {
         edit(&file, |text| {
@@ -197,6 +197,7 @@ fn good_and_bad_edits_under_load_fail_no_request() {
     assert_eq!(server.client.metric("concord_config_faults", &[]), 3.0);
     let metrics = server.client.get("/metrics").body;
     assert!(!metrics.as_str().unwrap().contains("is missing or empty"), "free text is no label: {metrics}");
+    server.client.wait_until("all are in the log", |_| server.log().matches("faulty").count() >= 3);
     let log = server.log();
     let is_structured =
         |line: &str| ["location", "ensemble.toml:", "fault"].iter().all(|field| line.contains(field));
@@ -206,8 +207,8 @@ fn good_and_bad_edits_under_load_fail_no_request() {
     }
     // Other changes in the folder, such as a log that grows, do not report the same faults again.
     fs::write(file.with_file_name("server.log"), "a line").unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(400));
-    assert_eq!(reloads(&server, "rejected"), 1.0);
+    let log = server.wait_for_log("the faults of the configuration are those that were reported");
+    assert_eq!(log.matches("tasks.roadwork.question: is missing or empty").count(), 1, "{log}");
     // The faults are mended.
     edit(&file, |text| {
         replace(&text.replace("\"siglip\"", "\"siglip2\""), "question = \"\"", "question = \"Mended?\"")
@@ -216,6 +217,7 @@ fn good_and_bad_edits_under_load_fail_no_request() {
         .client
         .wait_until("it is mended", |client| client.get("/v1/tasks").body[0]["question"] == "Mended?");
     server.client.wait_until("no fault is left", |client| client.metric("concord_config_faults", &[]) == 0.0);
+    assert_eq!(reloads(&server, "rejected"), 1.0);
 
     let outcomes = load.finish();
     assert!(outcomes.len() > 10, "only {}", outcomes.len());
@@ -236,8 +238,9 @@ fn a_change_that_needs_a_restart_is_logged_and_not_applied() {
         )
     });
     wait_for_reload(&server, "applied", 1.0);
-    let log = server.log();
-    assert!(log.contains("[server] has changed") && log.contains("[models.third] is new"), "{log}");
+    for change in ["[server] has changed", "[models.third] is new"] {
+        server.wait_for_log(change);
+    }
     assert_eq!(server.client.classify("roadwork", &example("coffee.png")).status, 200);
     // A head that does not fit its task is found before the change applies.
     edit(&file, |text| {
@@ -248,7 +251,7 @@ fn a_change_that_needs_a_restart_is_logged_and_not_applied() {
         )
     });
     wait_for_reload(&server, "rejected", 1.0);
-    assert!(server.log().contains("gives 43 logits, but the task has 2 labels"), "{}", server.log());
+    server.wait_for_log("gives 43 logits, but the task has 2 labels");
     assert_eq!(server.client.classify_fresh("roadwork", &example("coffee.png")).status, 200);
 }
 

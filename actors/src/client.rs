@@ -47,6 +47,14 @@ impl ModelClient {
         matches!(self, Self::Local { model, .. } if model.takes_questions)
     }
 
+    /// Returns the number of values of the feature that comes with its votes, where that is known.
+    pub(crate) fn feature_length(&self) -> Option<usize> {
+        match self {
+            Self::Local { model, .. } => model.feature_length,
+            Self::Cloud { .. } => None,
+        }
+    }
+
     /// Returns how many images wait for the model or run in it.
     pub(crate) fn depth(&self) -> usize {
         match self {

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    CounterVec, Error, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    CounterVec, Error, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 
 /// The buckets of durations: from a cache hit, in tens of microseconds, to the longest timeouts.
@@ -50,8 +51,10 @@ pub(crate) enum CacheError {
     Refused,
     /// The circuit is open: the server was not asked.
     Breaker,
-    /// The value is none of Concord's, or damaged.
+    /// The value is none of Concord's, or damaged, or sealed with another secret.
     Corrupt,
+    /// The value is one of Concord's, but does not fit the policy that asks.
+    Mismatch,
     /// Too many writes were in flight, so the value was not kept.
     WriteLimit,
 }
@@ -64,6 +67,7 @@ impl CacheError {
             Self::Refused => "refused",
             Self::Breaker => "breaker",
             Self::Corrupt => "corrupt",
+            Self::Mismatch => "mismatch",
             Self::WriteLimit => "write_limit",
         }
     }
@@ -255,6 +259,21 @@ impl Metrics {
         })
     }
 
+    /// Registers a counter whose value is kept elsewhere: `read` is called whenever the metrics are read.
+    ///
+    /// # Errors
+    /// When there is a metric of that name.
+    pub fn register_counter(
+        &self,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let opts = Opts::new(name, help);
+        let described = IntCounter::with_opts(opts.clone())?;
+        self.registry.register(Box::new(ReadCounter { described, opts, read }))
+    }
+
     /// Adds a duration to a phase.
     pub(crate) fn observe(&self, phase: Phase, duration: Duration) {
         self.phase_seconds.with_label_values(&[phase.name()]).observe(duration.as_secs_f64());
@@ -277,6 +296,27 @@ impl Metrics {
     /// When a metric cannot be written.
     pub fn text(&self) -> Result<String, Error> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// A counter whose value is kept elsewhere.
+struct ReadCounter<F> {
+    /// The description, in the form of a counter that never counts.
+    described: IntCounter,
+    opts: Opts,
+    read: F,
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Collector for ReadCounter<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.described.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        // Never an error: the name and the help were valid when it was registered.
+        let Ok(counter) = IntCounter::with_opts(self.opts.clone()) else { return Vec::new() };
+        counter.inc_by((self.read)());
+        counter.collect()
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use concord::config::Ensemble;
 use concord::serve::{ServeOptions, serve};
-use concord::telemetry::Sampling;
+use concord::telemetry::{LogCounters, Sampling};
 use tokio::sync::Notify;
 
 use crate::instant::Instant;
@@ -38,6 +38,7 @@ pub(crate) fn with_instant_model() -> SocketAddr {
             listen: Some("127.0.0.1:0".to_owned()),
             file: None,
             sampling: Sampling::none(),
+            log_counters: LogCounters::default(),
             loader: Arc::new(|_: &str, _: &_, _: &_| Ok(Instant::boxed())),
             stop: Arc::new(Notify::new()),
         };

@@ -1,9 +1,11 @@
 //! Tests the behaviour that only a GPU can show: parity there, replays and half precision compared with eager
 //! fp32, and two models at once.
 //!
-//! Without a GPU every test reports that it is skipped. The binary, stripped, runs on any machine in the
+//! Without a GPU every test says that it is left out. The binary, stripped, runs on any machine in the
 //! repository's folder.
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod harness;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use concord_models::libtorch::{Stream, cuda_devices, load_cuda_part};
+use concord_models::libtorch::{Stream, load_cuda_part};
 use concord_models::parity::{Comparison, Fixture, check_with};
 use concord_models::{
     Architecture, GenerateRequest, Generated, ImageLimits, Model, ModelOptions, OptionTable, Pixels,
@@ -20,6 +22,8 @@ use concord_models::{
 };
 use image::imageops::{flip_horizontal, flip_vertical, rotate180};
 use tch::{Device, Kind, Tensor};
+
+use harness::gpus;
 
 const DEVICE: &str = "cuda:0";
 
@@ -37,10 +41,9 @@ const QUESTION: &str = "Is there active road construction in this image?";
 /// the whole process.
 static GPU: Mutex<()> = Mutex::new(());
 
-/// Locks the GPU for the caller, or prints that there is none.
+/// Locks the GPU for the caller, or says that there is none.
 fn gpu() -> Option<MutexGuard<'static, ()>> {
-    if cuda_devices() == 0 {
-        eprintln!("skipped: no GPU here");
+    if gpus() == 0 {
         return None;
     }
     let gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);

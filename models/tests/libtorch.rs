@@ -1,16 +1,16 @@
 //! Tests streams and events, which are no-ops on a CPU and order the work on a GPU.
 
+mod harness;
+
 use concord_models::free_host_memory;
 use concord_models::libtorch::{Event, Stream, cuda_devices, device_memory};
 use tch::{Device, Kind, Tensor};
 
-/// Returns the devices of this machine; prints a message where there is no GPU.
+use harness::gpus;
+
+/// Returns the devices of this machine.
 fn devices() -> Vec<Device> {
-    let gpus = cuda_devices();
-    if gpus == 0 {
-        eprintln!("skipped on CUDA: no GPU here");
-    }
-    std::iter::once(Device::Cpu).chain((0..gpus).map(Device::Cuda)).collect()
+    std::iter::once(Device::Cpu).chain((0..gpus()).map(Device::Cuda)).collect()
 }
 
 #[test]
@@ -81,8 +81,7 @@ fn streams_of_one_thread_do_not_reach_another() {
 
 #[test]
 fn events_of_different_devices_are_not_compared() {
-    if cuda_devices() == 0 {
-        eprintln!("skipped: no GPU here");
+    if gpus() == 0 {
         return;
     }
     let cpu = Event::record(&Stream::new(Device::Cpu).unwrap()).unwrap();
@@ -92,7 +91,7 @@ fn events_of_different_devices_are_not_compared() {
 
 #[test]
 fn the_free_memory_of_every_gpu_is_known() {
-    for gpu in 0..cuda_devices() {
+    for gpu in 0..gpus() {
         let before = device_memory(gpu).unwrap();
         assert!(0 < before.free_bytes && before.free_bytes <= before.total_bytes, "{before:?}");
         // More than the allocator can have cached, so that it has to ask the driver.

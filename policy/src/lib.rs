@@ -34,12 +34,14 @@
 //! | `learned` | [`Learned`]: networks that compute weights, temperatures and correctness from a [feature](Evidence) |
 //! | `verdict` | [`Verdict`] and its [`FusedVote`]s |
 //! | `cascade`, `policy`, `validate` | [`Stage`], [`Member`] and [`AcceptRule`]; [`Policy`]; [`Policy::from_section`] |
+//! | `fits` | [`verdict_fits()`], for verdicts that come from elsewhere |
 //! | `tally`, `decide` | the votes so far; [`decide()`] |
 
 mod calibration;
 mod cascade;
 mod decide;
 mod error;
+mod fits;
 mod fusion;
 mod learned;
 mod output;
@@ -55,6 +57,7 @@ pub use calibration::{Calibration, VectorScaling};
 pub use cascade::{AcceptRule, Member, Stage};
 pub use decide::{Context, Decision, decide};
 pub use error::{PathPart, PolicyError, Problem};
+pub use fits::verdict_fits;
 pub use fusion::FusionMethod;
 pub use learned::{CorrectnessEstimator, Dense, FallbackReason, ImageFusion, Learned, LearnedPart, Network};
 pub use output::{Evidence, ModelOutput, Region, Shape};

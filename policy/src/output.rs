@@ -49,6 +49,15 @@ pub enum Shape {
     Quad([f32; 8]),
 }
 
+impl Shape {
+    fn coordinates(&self) -> &[f32] {
+        match self {
+            Self::Box(coordinates) => coordinates,
+            Self::Quad(coordinates) => coordinates,
+        }
+    }
+}
+
 impl From<Vec<f32>> for ModelOutput {
     fn from(logits: Vec<f32>) -> Self {
         Self { logits, evidence: Evidence::default() }
@@ -63,9 +72,26 @@ impl ModelOutput {
     pub fn logits(&self, labels: usize) -> Result<Logits<'_>, LogitsError> {
         Logits::new(&self.logits, labels)
     }
+
+    /// Returns whether it can be a vote on a question with `labels` labels, of a model whose features have
+    /// `feature_length` numbers, where that is known: a logit for each label, and nothing that is not finite.
+    pub fn fits(&self, labels: usize, feature_length: Option<usize>) -> bool {
+        self.logits(labels).is_ok() && self.evidence.fits(feature_length)
+    }
 }
 
 impl Evidence {
+    fn fits(&self, feature_length: Option<usize>) -> bool {
+        let mut coordinates = self.regions.iter().flat_map(|region| region.shape.coordinates());
+        let feature_fits = self.feature.as_deref().is_none_or(|feature| {
+            feature_length.is_none_or(|length| length == feature.len())
+                && feature.iter().all(|number| number.is_finite())
+        });
+        feature_fits
+            && self.uncertainty.is_none_or(f32::is_finite)
+            && coordinates.all(|coordinate| coordinate.is_finite())
+    }
+
     /// Returns the bytes that it takes beside its own size.
     pub fn heap_bytes(&self) -> usize {
         let labels: usize = self.regions.iter().map(|region| region.label.len()).sum();

@@ -6,7 +6,7 @@ use crate::calibration::{Calibration, VectorScaling};
 use crate::cascade::{Member, Stage};
 use crate::fusion::FusionMethod;
 use crate::learned::Learned;
-use crate::probability::{Probability, Weight};
+use crate::probability::{Distribution, Probability, Weight};
 
 /// A validated task: only [`Policy::from_section`] makes one, so nothing that uses it checks again.
 ///
@@ -32,6 +32,12 @@ impl Policy {
     /// Returns the possible answers; a label's index is its number everywhere.
     pub fn labels(&self) -> &[String] {
         &self.labels
+    }
+
+    /// Returns the most probable label of a distribution; `None` if it is not one over these labels.
+    pub fn label(&self, distribution: &Distribution) -> Option<&str> {
+        let has_labels = distribution.probabilities().len() == self.labels.len();
+        self.labels.get(distribution.argmax()).filter(|_| has_labels).map(String::as_str)
     }
 
     /// Returns for each label the texts that stand for it in zero-shot models, at least one.

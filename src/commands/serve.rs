@@ -43,13 +43,14 @@ pub fn run(args: &ServeArgs) -> ExitCode {
         Err(error) => return unusable(format!("traces: {error}")),
     };
     let served = actix::System::new().block_on(answer(args, ensemble, &telemetry));
+    if let Err(ServeError::Fatal(message)) = &served {
+        tracing::error!(message, "the server could not go on");
+    }
     telemetry.shutdown();
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(ServeError::Fatal(message)) => {
-            warn(&message);
-            ExitCode::FAILURE
-        }
+        // The log says why. Printing could wait for ever where nobody reads standard error.
+        Err(ServeError::Fatal(_)) => ExitCode::FAILURE,
         Err(error) => unusable(error.to_string()),
     }
 }
@@ -62,6 +63,7 @@ async fn answer(args: &ServeArgs, ensemble: Ensemble, telemetry: &Telemetry) -> 
         listen: args.listen.clone(),
         file: (!args.no_reload).then(|| args.ensemble.ensemble.clone()),
         sampling: telemetry.sampling(),
+        log_counters: telemetry.counters(),
         loader: Arc::new(|_: &str, options: &_, base: &_| load_model(options, base)),
         stop: Arc::new(Notify::new()),
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, CACHE_CONTROL, CONNECTION, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use concord_actors::LogLimit;
 use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,6 +19,9 @@ const REQUEST_ID: &str = "x-request-id";
 const PROBLEM_JSON: &str = "application/problem+json";
 /// The time after which a client may try again where nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// By the kinds of problems.
+static REFUSED: LogLimit = LogLimit::new();
 
 /// The body of a response without a verdict: RFC 9457, "Problem Details for HTTP APIs".
 #[derive(Serialize, ToSchema)]
@@ -126,7 +130,9 @@ impl<'a> Reply<'a> {
         let detail = problem.detail.as_str();
         match problem.kind {
             ProblemKind::ModelFailed | ProblemKind::TimedOut | ProblemKind::Internal => {
-                tracing::warn!(parent: span, path, status, detail, "refused");
+                REFUSED.log(problem.kind.title(), || {
+                    tracing::warn!(parent: span, path, status, detail, "refused");
+                });
             }
             _ => tracing::debug!(parent: span, path, status, detail, "refused"),
         }

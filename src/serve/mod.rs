@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::config::Ensemble;
 use crate::http::{self, ApiKeys, ApiKeysError, Draining, EndpointOptions};
-use crate::telemetry::Sampling;
+use crate::telemetry::{LogCounters, Sampling};
 use reload::Reloader;
 
 /// The time for which a process that shuts down, and says so at `/readyz`, still accepts connections.
@@ -39,6 +39,8 @@ pub struct ServeOptions {
     pub file: Option<PathBuf>,
     /// The choice of requests whose trace is exported.
     pub sampling: Sampling,
+    /// The counters of what the log leaves out.
+    pub log_counters: LogCounters,
     /// The function that loads a model.
     pub loader: Arc<Loader>,
     /// Shuts the server down when it is notified, as SIGTERM does.
@@ -62,6 +64,9 @@ pub enum ServeError {
     /// Threads could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The metrics are not valid.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
     /// A model does not load.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -85,6 +90,7 @@ pub async fn serve(
     }
     let keys = section.api_keys_env.as_deref().map(ApiKeys::from_env).transpose()?.map(Arc::new);
     let engine = Engine::new(options.ensemble.engine_options())?;
+    options.log_counters.register(engine.metrics())?;
     let draining = Draining::default();
     let endpoint = EndpointOptions { section: section.clone(), keys, sampling: options.sampling };
     let listen_error = |source| ServeError::Listen { listen: section.listen.clone(), source };

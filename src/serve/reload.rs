@@ -100,6 +100,8 @@ impl Follower {
                     // Before it is counted, so that whoever sees the count finds the log and the gauge.
                     self.report(&error);
                     self.count(ReloadOutcome::Rejected);
+                } else {
+                    tracing::debug!("the faults of the configuration are those that were reported");
                 }
             }
         }

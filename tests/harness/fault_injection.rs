@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use concord::config::Ensemble;
 use concord::serve::{ServeError, ServeOptions, serve};
-use concord::telemetry::Sampling;
+use concord::telemetry::{LogCounters, Sampling};
 use concord_models::parity::Fixture;
 use concord_models::{
     GenerateRequest, Generated, Generator, LoadedModelInfo, Model, ModelError, ModelOptions, Pixels, TaskId,
@@ -255,6 +255,7 @@ impl FaultyServer {
             listen: Some(listen.to_owned()),
             file: None,
             sampling: Sampling::none(),
+            log_counters: LogCounters::default(),
             loader: Arc::new(move |_: &str, options: &_, base: &_| {
                 let model = load_model(options, base)?;
                 Ok(Box::new(FaultyModel {

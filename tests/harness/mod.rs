@@ -7,6 +7,7 @@ pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod transformers;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -73,6 +74,16 @@ fn run_of(output: &Output) -> Run {
         stdout: String::from_utf8(output.stdout.clone()).unwrap(),
         stderr: String::from_utf8(output.stderr.clone()).unwrap(),
     }
+}
+
+/// Reports that a test is left out because something is missing: past the capture of a test's output, so that
+/// it is seen. Fails where `CI` is set, since nothing may be missing there.
+pub(crate) fn missing(what: &str) {
+    let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    assert!(!is_ci, "{what}, and where CI is set no test is left out");
+    let thread = std::thread::current();
+    let line = format!("LEFT OUT {}: {what}\n", thread.name().unwrap_or_default());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// Returns the ensemble that most tests run: two models, so that the numbers that tests count are small.

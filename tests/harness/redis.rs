@@ -1,6 +1,6 @@
 //! A real Redis server.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +56,27 @@ impl Redis {
         let mut bytes = [0; 65536];
         let count = stream.read(&mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..count]).into_owned()
+    }
+
+    /// Returns the value of a key.
+    pub(crate) fn value(&self, key: &str) -> Vec<u8> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        (&stream).write_all(format!("GET {key}\r\n").as_bytes()).unwrap();
+        let (mut reader, mut length) = (BufReader::new(stream), String::new());
+        reader.read_line(&mut length).unwrap();
+        let mut value = vec![0; length.trim_start_matches('$').trim().parse().unwrap()];
+        reader.read_exact(&mut value).unwrap();
+        value
+    }
+
+    /// Replaces the value of a key.
+    pub(crate) fn set_value(&self, key: &str, value: &[u8]) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len());
+        stream.write_all(&[head.as_bytes(), value, b"\r\n"].concat()).unwrap();
+        let mut answer = [0; 3];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK");
     }
 
     /// Returns every key.

@@ -21,6 +21,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) client: Endpoint,
     log: Arc<Mutex<String>>,
+    /// The reading end of standard error, where nobody reads it.
+    _unread: Option<ChildStderr>,
 }
 
 /// A client of a server.
@@ -45,23 +47,29 @@ impl Server {
 
     /// Starts the program with environment variables.
     pub(crate) fn start_with(ensemble: &Path, variables: &[(&str, &str)]) -> Self {
-        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--ensemble"]);
-        command.arg(ensemble).envs(variables.iter().copied());
-        Self::spawn(command)
-    }
-
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = spawn(ensemble, variables);
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().unwrap();
         let shared = Arc::clone(&log);
         std::thread::spawn(move || keep_log(stderr, &shared));
+        Self::ready(child, log, None)
+    }
+
+    /// Starts the program with environment variables and a pipe as standard error that nobody reads.
+    pub(crate) fn start_unread(ensemble: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut child = spawn(ensemble, variables);
+        let unread = child.stderr.take();
+        Self::ready(child, Arc::default(), unread)
+    }
+
+    /// Waits until the program says where it listens.
+    fn ready(mut child: Child, log: Arc<Mutex<String>>, unread: Option<ChildStderr>) -> Self {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.strip_prefix("ready at ").and_then(|rest| rest.split_whitespace().next());
         let address =
             address.unwrap_or_else(|| panic!("the server did not start: {line:?} {}", log.lock().unwrap()));
-        Self { child, client: Endpoint::new(address), log }
+        Self { child, client: Endpoint::new(address), log, _unread: unread }
     }
 
     /// Returns what the program has written to standard error.
@@ -79,6 +87,17 @@ impl Server {
     /// Returns how many files the program has open, its connections included.
     pub(crate) fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Waits until the program has written `text` to standard error, and returns what it has written: a line
+    /// is written some time after what it is about.
+    pub(crate) fn wait_for_log(&self, text: &str) -> String {
+        let started = Instant::now();
+        while !self.log().contains(text) {
+            assert!(started.elapsed() < PATIENCE, "{text:?} is not in the log: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.log()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -104,6 +123,13 @@ impl Drop for Server {
         let _ended_already = self.child.kill();
         let _status = self.child.wait();
     }
+}
+
+/// Starts the program with pipes as standard output and error.
+fn spawn(ensemble: &Path, variables: &[(&str, &str)]) -> Child {
+    let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--ensemble"]);
+    command.arg(ensemble).envs(variables.iter().copied());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn keep_log(mut stderr: ChildStderr, log: &Mutex<String>) {
@@ -161,6 +187,20 @@ impl Endpoint {
     /// Returns the number of images that have run through any model.
     pub(crate) fn forwards(&self) -> f64 {
         self.metric("concord_forwards_total", &[])
+    }
+
+    /// Returns the number of images that have been queued for a model.
+    pub(crate) fn queued(&self) -> f64 {
+        self.metric("concord_phase_seconds_count", &["phase=\"preprocess\""])
+    }
+
+    /// Returns the same once the images of all votes so far are counted, which they are some time after they
+    /// were queued. For servers without a cloud model, on which no vote has failed before it was queued.
+    pub(crate) fn queued_so_far(&self) -> f64 {
+        self.wait_until("the images of all votes are counted", |client| {
+            client.queued() == client.metric("concord_votes_total", &[])
+        });
+        self.queued()
     }
 
     /// Waits until `is_so` holds; `what` is the condition in words.

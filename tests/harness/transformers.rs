@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::redis::free_port;
-use super::root;
+use super::{missing, root};
 
 /// The time that the start may take: it imports torch first.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
@@ -19,11 +19,11 @@ pub(crate) struct Transformers {
 }
 
 impl Transformers {
-    /// Starts the server. Returns `None` and prints a message if `deploy/reference.py` has not installed it.
+    /// Starts the server. Returns `None` and says so if `deploy/reference.py` has not installed it.
     pub(crate) fn start(snapshot: &str) -> Option<Self> {
         let program = root().join(".reference/bin/transformers");
         if !root().join(".reference/complete").exists() {
-            println!("SKIPPED: transformers is not in .reference; deploy/reference.py puts it there");
+            missing("transformers is not in .reference: `make reference` puts it there");
             return None;
         }
         let (port, log) = (free_port(), tempfile::NamedTempFile::new().unwrap());

@@ -1,7 +1,7 @@
-//! The Cache actor: picks the store and counts what it finds.
+//! The Cache actor: picks the store and asks it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 
@@ -72,25 +72,12 @@ impl Handler<Get> for Cache {
                 Store::Memory(memory) => memory.get(&get),
                 Store::Redis(redis) => redis.get(&get).await,
             };
-            let votes = found.votes.iter().flatten().count();
             trace.record("cache.verdict", found.verdict.is_some());
-            trace.record("cache.votes", votes);
-            count(&metrics, &get, &found, votes, started.elapsed());
+            trace.record("cache.votes", found.votes.iter().flatten().count());
+            metrics.observe(Phase::CacheGet, started.elapsed());
             found
         })
     }
-}
-
-fn count(metrics: &Metrics, get: &Get, found: &Lookup, votes: usize, elapsed: Duration) {
-    metrics.observe(Phase::CacheGet, elapsed);
-    let lookups = |kind: &str, outcome: &str| metrics.cache_lookups.with_label_values(&[kind, outcome]);
-    if found.verdict.is_some() {
-        lookups("verdict", "hit").inc();
-        return;
-    }
-    lookups("verdict", "miss").inc();
-    lookups("vote", "hit").inc_by(votes as u64);
-    lookups("vote", "miss").inc_by((get.votes.len() - votes) as u64);
 }
 
 impl Handler<Put> for Cache {

@@ -5,6 +5,7 @@ mod actor;
 mod memory;
 mod messages;
 mod redis;
+mod seal;
 mod section;
 mod value;
 

@@ -9,6 +9,7 @@ use redis::{RedisError, cmd, pipe};
 use tokio::time::timeout;
 
 use super::messages::{Get, Lookup};
+use super::seal::Seal;
 use super::section::CacheSection;
 use super::value::Value;
 use crate::breaker::Breaker;
@@ -28,6 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The store. Its connection is opened at the first use and again when it breaks.
 pub(crate) struct RedisStore {
     connection: ConnectionManager,
+    seal: Seal,
     ttl_s: u64,
     timeout: Duration,
     /// Shared by the calls in flight; locked for no longer than a comparison.
@@ -52,6 +54,7 @@ impl RedisStore {
         let client = redis::Client::open(section.url.as_str())?;
         Ok(Self {
             connection: ConnectionManager::new_lazy_with_config(client, config)?,
+            seal: Seal::new(section.secret().as_deref()),
             ttl_s: section.ttl_s,
             timeout: limit,
             breaker: Mutex::new(Breaker::new(FAILURES_MAX, PAUSE)),
@@ -63,15 +66,16 @@ impl RedisStore {
     /// One round trip for all keys, so that a slow server delays a request once.
     pub(super) async fn get(&self, get: &Get) -> Lookup {
         let mut command = cmd("MGET");
-        command.arg(name(&get.verdict));
-        for vote in &get.votes {
-            command.arg(name(vote));
+        let keys = || std::iter::once(&get.verdict).chain(&get.votes);
+        for key in keys() {
+            command.arg(name(key));
         }
         let mut connection = self.connection.clone();
         let answer =
             self.call(self.timeout, command.query_async::<Vec<Option<Vec<u8>>>>(&mut connection)).await;
-        let mut values = answer.unwrap_or_default().into_iter().map(|bytes| self.decoded(&bytes?));
-        let verdict = values.next().flatten().filter(|value| matches!(value, Value::Verdict(_)));
+        let answer = answer.unwrap_or_default().into_iter();
+        let mut values = keys().zip(answer).map(|(key, bytes)| self.decoded(key, &bytes?));
+        let verdict = values.next().flatten();
         let mut votes: Vec<Option<Value>> = values.collect();
         votes.resize(get.votes.len(), None);
         Lookup { verdict, votes }
@@ -81,7 +85,13 @@ impl RedisStore {
         if self.writes.fetch_add(1, Ordering::Relaxed) < WRITES_MAX {
             let mut pipeline = pipe();
             for (key, value) in &values {
-                pipeline.cmd("SET").arg(name(key)).arg(value.encode()).arg("EX").arg(self.ttl_s).ignore();
+                pipeline
+                    .cmd("SET")
+                    .arg(name(key))
+                    .arg(value.encode(&self.seal, key))
+                    .arg("EX")
+                    .arg(self.ttl_s)
+                    .ignore();
             }
             let mut connection = self.connection.clone();
             let _failure_is_counted =
@@ -123,8 +133,8 @@ impl RedisStore {
         None
     }
 
-    fn decoded(&self, bytes: &[u8]) -> Option<Value> {
-        let value = Value::decode(bytes);
+    fn decoded(&self, key: &Digest, bytes: &[u8]) -> Option<Value> {
+        let value = Value::decode(&self.seal, key, bytes);
         if value.is_none() {
             self.count(CacheError::Corrupt);
         }

@@ -19,6 +19,9 @@ pub struct CacheSection {
     pub capacity_bytes: u64,
     /// redis only: the time, in milliseconds, after which a lookup counts as a miss.
     pub timeout_ms: u64,
+    /// redis only: the environment variable that holds the secret which seals the values. Without it whoever
+    /// can write to the server can give any verdict.
+    pub secret_env: Option<String>,
 }
 
 /// The store that values are kept in.
@@ -46,6 +49,7 @@ impl Default for CacheSection {
             capacity_bytes: 64 << 20,
             // Redis answers within a millisecond; the models that it saves take tens of them.
             timeout_ms: 20,
+            secret_env: None,
         }
     }
 }
@@ -54,6 +58,13 @@ impl CacheSection {
     /// Returns the store that it names.
     pub fn backend(&self) -> CacheBackend {
         if self.backend == "redis" { CacheBackend::Redis } else { CacheBackend::Memory }
+    }
+
+    /// Returns the secret that seals the values, where one is configured: [`Self::check`] has found that its
+    /// variable holds one.
+    pub(super) fn secret(&self) -> Option<Vec<u8>> {
+        let secret = std::env::var_os(self.secret_env.as_ref()?)?.into_encoded_bytes();
+        (!secret.is_empty()).then_some(secret)
     }
 
     /// Returns the fields that cannot be used.
@@ -69,6 +80,13 @@ impl CacheSection {
                 "url",
                 "is not the address of a Redis server: must be redis://HOST[:PORT][/DATABASE]".to_owned(),
             );
+        }
+        if let Some(variable) = &self.secret_env
+            && self.secret().is_none()
+        {
+            let message =
+                format!("the variable {variable} holds no secret: must hold one that is hard to guess");
+            fault("secret_env", message);
         }
         for (key, value, max) in
             [("ttl_s", self.ttl_s, TTL_S_MAX), ("timeout_ms", self.timeout_ms, TIMEOUT_MS_MAX)]

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use concord_policy::{FusedVote, ModelOutput, Verdict};
 use serde::{Deserialize, Serialize};
 
+use super::seal::{Seal, TAG_BYTES};
+use crate::digest::Digest;
+
 /// A value of the cache. Nothing failed is ever one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Value {
@@ -16,11 +19,7 @@ pub(crate) enum Value {
 
 /// The first byte of an encoded value. Every change of the cached types, including those of the policy, needs
 /// a new one; values of another format are a miss.
-const FORMAT: u8 = 2;
-
-/// The number of bytes of the payload's digest that follow: enough to tell our values from those of other
-/// programs.
-const CHECKSUM_BYTES: usize = 8;
+const FORMAT: u8 = 3;
 
 impl Value {
     /// Returns about how many bytes it takes in memory.
@@ -45,18 +44,19 @@ impl Value {
         }
     }
 
-    /// Returns the format, a checksum and the value as bytes.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// Returns the format, the tag and the value as bytes, to be stored under `key`.
+    pub(super) fn encode(&self, seal: &Seal, key: &Digest) -> Vec<u8> {
         // Writing to memory fails only for types that say so themselves; these do not.
         let payload = postcard::to_stdvec(self).unwrap_or_default();
-        [&[FORMAT], checksum(&payload).as_slice(), payload.as_slice()].concat()
+        [&[FORMAT], seal.tag(key, &payload).as_bytes().as_slice(), payload.as_slice()].concat()
     }
 
-    /// Returns the value of these bytes; `None` for bytes that [`Value::encode`] did not write.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// Returns the value of these bytes; `None` for bytes that [`Value::encode`] did not write with the same
+    /// secret under the same key.
+    pub(super) fn decode(seal: &Seal, key: &Digest, bytes: &[u8]) -> Option<Self> {
         let (&format, bytes) = bytes.split_first()?;
-        let (sum, payload) = bytes.split_at_checked(CHECKSUM_BYTES)?;
-        if format != FORMAT || sum != checksum(payload) {
+        let (tag, payload) = bytes.split_first_chunk::<TAG_BYTES>()?;
+        if format != FORMAT || seal.tag(key, payload) != *tag {
             return None;
         }
         postcard::from_bytes(payload).ok()
@@ -65,12 +65,6 @@ impl Value {
 
 fn output_bytes(output: &ModelOutput) -> usize {
     size_of_val(output.logits.as_slice()) + output.evidence.heap_bytes()
-}
-
-fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let mut sum = [0; CHECKSUM_BYTES];
-    sum.copy_from_slice(&blake3::hash(payload).as_bytes()[..CHECKSUM_BYTES]);
-    sum
 }
 
 #[cfg(test)]
@@ -117,48 +111,75 @@ mod tests {
         [Value::Vote(output()), Value::Verdict(Arc::new(verdict()))]
     }
 
+    fn seal() -> Seal {
+        Seal::new(Some(b"secret"))
+    }
+
+    fn key() -> Digest {
+        Digest::of(b"an image and a task")
+    }
+
+    /// Returns the bytes of a payload as [`Value::encode`] would seal it.
+    fn sealed(payload: &[u8]) -> Vec<u8> {
+        [&[FORMAT], seal().tag(&key(), payload).as_bytes().as_slice(), payload].concat()
+    }
+
+    fn decoded(bytes: &[u8]) -> Option<Value> {
+        Value::decode(&seal(), &key(), bytes)
+    }
+
     #[test]
     fn a_value_survives_its_bytes_exactly() {
         for value in values() {
-            assert_eq!(Value::decode(&value.encode()), Some(value));
+            assert_eq!(decoded(&value.encode(&seal(), &key())), Some(value));
         }
     }
 
     #[test]
     fn numbers_that_the_policy_refuses_are_no_value() {
-        let encoded = |value: &Value| {
-            let payload = postcard::to_stdvec(value).unwrap();
-            [&[FORMAT], checksum(&payload).as_slice(), payload.as_slice()].concat()
-        };
+        let encoded = |value: &Value| value.encode(&seal(), &key());
         for logit in [f32::NAN, f32::INFINITY] {
             let value = Value::Vote(ModelOutput::from(vec![0.5, logit]));
-            assert_eq!(Value::decode(&encoded(&value)), None, "{logit}");
+            assert_eq!(decoded(&encoded(&value)), None, "{logit}");
         }
-        assert_eq!(Value::decode(&encoded(&Value::Vote(ModelOutput::from(vec![])))), None, "no logits");
-        let bytes = encoded(&Value::Verdict(Arc::new(verdict())));
+        assert_eq!(decoded(&encoded(&Value::Vote(ModelOutput::from(vec![])))), None, "no logits");
+        let mut payload = postcard::to_stdvec(&Value::Verdict(Arc::new(verdict()))).unwrap();
         let probability = 0.9_f64.to_le_bytes();
-        let position = bytes.windows(8).position(|window| window == probability).unwrap();
-        let mut payload = bytes[1 + CHECKSUM_BYTES..].to_vec();
-        payload[position - 1 - CHECKSUM_BYTES..][..8].copy_from_slice(&0.8_f64.to_le_bytes());
-        let changed = [&[FORMAT], checksum(&payload).as_slice(), payload.as_slice()].concat();
-        assert_eq!(Value::decode(&changed), None, "probabilities whose sum is not 1");
+        let position = payload.windows(8).position(|window| window == probability).unwrap();
+        payload[position..][..8].copy_from_slice(&0.8_f64.to_le_bytes());
+        assert_eq!(decoded(&sealed(&payload)), None, "probabilities whose sum is not 1");
     }
 
     #[test]
     fn bytes_that_were_cut_changed_or_written_by_others_are_no_value() {
         for value in values() {
-            let bytes = value.encode();
+            let bytes = value.encode(&seal(), &key());
             for length in 0..bytes.len() {
-                assert_eq!(Value::decode(&bytes[..length]), None, "{length} bytes");
+                assert_eq!(decoded(&bytes[..length]), None, "{length} bytes");
             }
             for position in 0..bytes.len() {
                 let mut changed = bytes.clone();
                 changed[position] ^= 0x10;
-                assert_eq!(Value::decode(&changed), None, "byte {position}");
+                assert_eq!(decoded(&changed), None, "byte {position}");
             }
         }
         for foreign in [&b"PONG"[..], b"{\"label\": \"road work\"}", &[0; 64]] {
-            assert_eq!(Value::decode(foreign), None);
+            assert_eq!(decoded(foreign), None);
+        }
+    }
+
+    #[test]
+    fn a_value_counts_only_under_its_own_key_and_with_the_same_secret() {
+        let plain = Seal::new(None);
+        for value in values() {
+            let bytes = value.encode(&seal(), &key());
+            assert_eq!(Value::decode(&seal(), &Digest::of(b"another image"), &bytes), None, "copied");
+            assert_eq!(Value::decode(&Seal::new(Some(b"other")), &key(), &bytes), None, "another secret");
+            assert_eq!(Value::decode(&plain, &key(), &bytes), None, "no secret");
+            let bytes = value.encode(&plain, &key());
+            assert_eq!(decoded(&bytes), None, "written by those who do not know the secret");
+            assert_eq!(Value::decode(&plain, &Digest::of(b"another image"), &bytes), None, "copied");
+            assert_eq!(Value::decode(&plain, &key(), &bytes), Some(value));
         }
     }
 }

@@ -11,12 +11,16 @@ use super::loaded_replica::LoadedReplica;
 use super::replica::Replica;
 use super::worker::{Exit, Limits, Worker};
 use crate::fatal::Fatal;
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 
 /// The delay before a thread that panicked starts again, at first; doubled up to the maximum while nothing
 /// succeeds. A model is back within a second.
 const RESTART_DELAY: Duration = Duration::from_millis(5);
 const RESTART_DELAY_MAX: Duration = Duration::from_millis(500);
+
+/// By the names of models: an image that a model panics at can be sent again and again.
+static PANICKED: LogLimit = LogLimit::new();
 
 /// A message that the model's thread has ended.
 #[derive(Debug, Message)]
@@ -108,13 +112,15 @@ impl Handler<WorkerExited> for ModelActor {
             Exit::Panicked { message, batches } => {
                 self.panics = if batches == 0 { self.panics + 1 } else { 0 };
                 let delay = RESTART_DELAY.saturating_mul(1 << self.panics.min(16)).min(RESTART_DELAY_MAX);
-                tracing::error!(
-                    model = &*self.name,
-                    replica = self.replica.index,
-                    message,
-                    ?delay,
-                    "the model's thread panicked, and starts again"
-                );
+                PANICKED.log(&self.name, || {
+                    tracing::error!(
+                        model = &*self.name,
+                        replica = self.replica.index,
+                        message,
+                        ?delay,
+                        "the model's thread panicked, and starts again"
+                    );
+                });
                 self.metrics.restarts.with_label_values(&[&*self.name]).inc();
                 self.start_worker(delay, context);
             }

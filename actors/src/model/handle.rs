@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    DecodedImage, GenerateRequest, Generator, MemoryEstimate, ModelOptions, Preprocessor, Scale, TaskId,
-    TaskSpec, device_name, dtype_name,
+    DecodedImage, FeatureKind, FeatureSource, GenerateRequest, Generator, MemoryEstimate, ModelOptions,
+    Preprocessor, Scale, TaskId, TaskSpec, device_name, dtype_name,
 };
 use concord_policy::VoteFailure;
 
@@ -53,6 +53,8 @@ pub(crate) struct ModelHandle {
     pub(crate) dtype: &'static str,
     /// The estimate for one replica; `None` where its files do not say.
     pub(crate) memory: Option<MemoryEstimate>,
+    /// The number of values of the feature that comes with its votes, where it is a backbone.
+    pub(crate) feature_length: Option<usize>,
     /// True if the model generates text.
     pub(crate) generates: bool,
     /// True if its prompt may be a question in words.
@@ -88,6 +90,12 @@ pub(crate) struct Prepared {
     replicas: Arc<[Arc<Replica>]>,
 }
 
+/// Returns the number of values of a row of a backbone's features, all of which have the same.
+fn row_length(source: &dyn FeatureSource) -> usize {
+    let [_, length] = source.feature_shape(FeatureKind::Pooled);
+    length
+}
+
 impl ModelHandle {
     /// Starts the actors of a loaded model, one for each replica.
     pub(crate) fn start(
@@ -104,6 +112,7 @@ impl ModelHandle {
         let (generates, takes_questions) =
             (model.generator().is_some(), model.generator().is_some_and(Generator::takes_questions));
         let warm_up_batches = model.warm_up_batches(options).into();
+        let feature_length = model.feature_source().map(row_length);
         let mut replicas = Vec::new();
         for (index, loaded) in std::iter::once(first).chain(others).enumerate() {
             let device = device_name(loaded.model.info().placement.device);
@@ -124,6 +133,7 @@ impl ModelHandle {
             parameters,
             dtype,
             memory,
+            feature_length,
             generates,
             takes_questions,
             text_capacity: Arc::new(Capacity::new(Instant::now())),
@@ -173,10 +183,11 @@ impl ModelHandle {
         match self.preprocessor.apply_decoded(image) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
-                self.metrics.observe(Phase::Preprocess, preprocess);
                 let replica = Arc::clone(&permit.replica);
                 let queued = Instant::now();
                 replica.queue.push(Entry { task, pixels, permit, request, preprocess, queued });
+                // Afterwards, so that an image that has been counted is in the queue.
+                self.metrics.observe(Phase::Preprocess, preprocess);
             }
             Err(error) => request.reply.failed(error.to_string()),
         }

@@ -11,11 +11,12 @@ use super::admission::while_wanted;
 use super::cascade::Cascade;
 use super::error::RouteError;
 use super::explain::{self, ExplainRequest};
+use super::known::Known;
 use super::messages::{CacheOutcome, Classify, Routed};
 use super::shared::Shared;
 use super::single_flight::{Computation, Computed, Join, Role};
 use crate::Trace;
-use crate::cache::{Cache, Get, Lookup, Value};
+use crate::cache::{Cache, Get};
 use crate::digest::Digest;
 use crate::plan::TaskPlan;
 use crate::pool::Lane;
@@ -107,12 +108,12 @@ impl Route {
         let image = while_wanted(request.deadline, &request.client_left, digest).await??;
         let verdict_key = task.verdict_key(&image);
         let vote_keys = task.vote_keys(&image);
-        let found = if request.fresh {
-            Lookup::default()
+        let known = if request.fresh {
+            Known::default()
         } else {
-            self.look_up(verdict_key, vote_keys.clone(), &request.trace).await
+            self.look_up(&task, verdict_key, vote_keys.clone(), &request.trace).await
         };
-        if let Some(Value::Verdict(verdict)) = found.verdict {
+        if let Some(verdict) = known.verdict {
             return Ok(self.routed(task, verdict, CacheOutcome::Verdict, Duration::ZERO));
         }
         let join = if request.fresh {
@@ -131,7 +132,7 @@ impl Route {
                 trace: request.trace,
                 deadline: Arc::clone(&computation.deadline),
             };
-            self.start(cascade, computation, known(found.votes));
+            self.start(cascade, computation, known.votes);
         }
         let outcome = while_wanted(request.deadline, &request.client_left, join.result).await?;
         let computed =
@@ -151,10 +152,15 @@ impl Route {
         digest.map_err(|_| RouteError::Lost("its digest could not be computed"))
     }
 
-    async fn look_up(&self, verdict: Digest, votes: Vec<Digest>, trace: &Trace) -> Lookup {
+    async fn look_up(&self, task: &TaskPlan, verdict: Digest, votes: Vec<Digest>, trace: &Trace) -> Known {
+        let asked = votes.len();
         let get = Get { verdict, votes, trace: trace.clone() };
         // A cache that does not answer is a miss.
-        self.cache.send(get).await.unwrap_or_default()
+        let found = self.cache.send(get).await.unwrap_or_default();
+        let feature_lengths = task.members().iter().map(|member| member.client.feature_length());
+        let known = Known::fitting(found, task.policy(), feature_lengths);
+        known.count(asked, &self.shared.metrics);
+        known
     }
 
     /// Runs a computation on this thread, apart from the request that leads it.
@@ -203,14 +209,6 @@ impl Route {
 
 /// The stages as labels; ensembles have fewer.
 const STAGES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-
-fn known(values: Vec<Option<Value>>) -> Vec<Option<ModelOutput>> {
-    let known = |value| match value {
-        Some(Value::Vote(output)) => Some(output),
-        _ => None,
-    };
-    values.into_iter().map(known).collect()
-}
 
 fn outcome_of(verdict: &Verdict) -> CacheOutcome {
     let cached = verdict.votes.iter().filter(|fused| fused.vote.source == Source::Cached).count();

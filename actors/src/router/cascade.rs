@@ -20,11 +20,15 @@ use crate::Trace;
 use crate::cache::{Cache, Put, Value};
 use crate::deadline::SharedDeadline;
 use crate::digest::Digest;
+use crate::log_limit::LogLimit;
 use crate::plan::{PlannedModel, TaskPlan};
 use crate::pool::Order;
 use crate::trace::TRACE_TARGET;
 use crate::vote_reply::{Reply, VoteReply};
 use crate::vote_request::VoteRequest;
+
+/// By the names of models: each request can cause such a line.
+static NO_VOTE: LogLimit = LogLimit::new();
 
 /// The state of one computation.
 pub(super) struct Cascade {
@@ -188,7 +192,7 @@ impl Cascade {
             Ok(output) => {
                 if let Some(logits) = output.logits(labels.len()).ok().filter(|_| trace.is_sampled()) {
                     let distribution = logits.calibrated(member.calibration());
-                    trace.record("label", labels[distribution.argmax()].as_str());
+                    trace.record("label", self.task.policy().label(&distribution));
                     trace.record("p", distribution.confidence().get());
                 }
                 self.count_vote(name, "ok");
@@ -196,7 +200,9 @@ impl Cascade {
             Err(failure) => {
                 trace.record("error", failure.to_string());
                 self.count_vote(name, failure.kind().name());
-                tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
+                NO_VOTE.log(name, || {
+                    tracing::warn!(parent: self.trace.span(), model = &**name, %failure, "no vote");
+                });
             }
         }
         Vote { model: Arc::clone(name), output, cost, source: Source::Fresh }
@@ -204,10 +210,10 @@ impl Cascade {
 
     /// Records the fusion as a span without a length: deciding takes microseconds.
     fn trace_fusion(&self, verdict: &Verdict) {
-        let label = &self.task.policy().labels()[verdict.label()];
+        let label = self.task.policy().label(&verdict.distribution);
         let _span = self.trace.child(|parent| {
             tracing::info_span!(target: TRACE_TARGET, parent: parent, "fuse", concord.service = "concord-router",
-                label = label.as_str(), confidence = verdict.confidence().get(), agreement = verdict.agreement,
+                label, confidence = verdict.confidence().get(), agreement = verdict.agreement,
                 stage = verdict.stage + 1, reason = verdict.reason.name(), correctness = verdict.correctness.map(Probability::get),
                 fallbacks = verdict.fallbacks.len())
         });

@@ -50,7 +50,8 @@ pub(super) async fn explain(shared: &Shared, routed: &Routed, request: ExplainRe
         return Explanation { model: None, text: Err(NOT_ASKABLE.to_owned()) };
     };
     let policy = routed.task.policy();
-    let (question, answer) = (policy.question(), &policy.answers()[routed.verdict.label()]);
+    let question = policy.question();
+    let answer = policy.answers().get(routed.verdict.label()).map_or("", String::as_str);
     let prompt =
         format!("{question} The answer is {answer}. Explain in one sentence what in the image shows that.");
     let model = member.client.name().to_string();

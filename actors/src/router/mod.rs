@@ -9,6 +9,7 @@ mod explain;
 mod generate;
 mod generate_stream;
 mod images;
+mod known;
 mod messages;
 mod shared;
 mod single_flight;

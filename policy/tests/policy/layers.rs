@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// The modules in their order; a folder is one module.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "probability",
     "output",
     "vote",
@@ -15,6 +15,7 @@ const ORDER: [&str; 14] = [
     "verdict",
     "cascade",
     "policy",
+    "fits",
     "validate",
     "tally",
     "decide",

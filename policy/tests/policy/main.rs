@@ -8,6 +8,7 @@
 
 mod decide;
 mod faults;
+mod fits;
 mod layers;
 mod learned;
 mod properties;

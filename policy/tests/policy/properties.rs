@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use concord_policy::{
     Calibration, Context, Decision, Logits, Policy, StopReason, Temperature, Verdict, Vote, decide,
+    verdict_fits,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -204,6 +205,20 @@ proptest! {
             prop_assert_eq!(failed.agreement, absent.agreement);
             let reason = if absent.reason == StopReason::Exhausted { StopReason::Incomplete } else { absent.reason };
             prop_assert_eq!(failed.reason, reason);
+        }
+    }
+
+    #[test]
+    fn a_verdict_that_is_cached_fits_its_policy(
+        task in task(), mut votes in votes(), is_learned in any::<bool>(), feature in proptest::option::of(-4.0_f32..4.0),
+    ) {
+        let policy = if is_learned { task.learned_policy() } else { task.policy() };
+        if let Ok(output) = &mut votes[0].output {
+            output.evidence.feature = feature.map(|feature| Arc::from([feature]));
+        }
+        let verdict = answer(decide(&policy, &votes, &Context::default()));
+        if let Some(verdict) = verdict.filter(Verdict::is_lasting) {
+            prop_assert!(verdict_fits(&verdict.as_cached(), &policy), "{:?}", verdict);
         }
     }
 

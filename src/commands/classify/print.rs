@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{Cell, Color};
-use concord_policy::{AcceptRule, Policy, StopReason};
+use concord_policy::{AcceptRule, Policy, Stage, StopReason};
 
 use super::outcome::Outcome;
 use crate::commands::print_line;
@@ -74,7 +74,8 @@ fn verdict_row(name: String, verdict: &ClassifyResponse, policy: &Policy, models
 }
 
 fn stop_reason(verdict: &ClassifyResponse, policy: &Policy) -> String {
-    let rule = policy.stages()[verdict.stage - 1].accept();
+    let stage = verdict.stage.checked_sub(1).and_then(|index| policy.stages().get(index));
+    let rule = stage.and_then(Stage::accept);
     // The correctness estimator decided where it could be evaluated, and the confidence otherwise.
     let (what, found, least) = match (rule.and_then(AcceptRule::correctness), verdict.correctness) {
         (Some(least), Some(correctness)) => ("correctness ", correctness, least.get()),
