@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use concord_models::presets::Preset;
-use concord_models::{DecodedImage, Preprocessor, Scale, decode, decode_at, jpeg_size};
+use concord_models::{DecodedImage, PreprocessLimits, Preprocessor, Scale, decode, decode_at, jpeg_size};
 
 use crate::photographs::twelve_megapixels;
 use crate::root;
@@ -31,9 +31,10 @@ pub(crate) fn report() {
     for name in PRESETS {
         let preprocessor = preprocessor(name);
         let scale = preprocessor.scale(size);
+        let limits = PreprocessLimits::default();
         let decoded = |scale| decode_at(&jpeg, u64::MAX, scale).expect("it is decoded");
         let preprocessed =
-            |image: &DecodedImage| preprocessor.apply_decoded(image).expect("it is preprocessed");
+            |image: &DecodedImage| preprocessor.apply_decoded(image, &limits).expect("it is preprocessed");
         let mut runs: [Vec<f64>; 4] = Default::default();
         for _ in 0..RUNS {
             for (index, scale) in [Scale::WHOLE, scale].into_iter().enumerate() {

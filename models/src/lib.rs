@@ -21,7 +21,9 @@ mod task;
 
 pub use crate::image::decode::{DecodeError, decode, decode_at, jpeg_size};
 pub use crate::image::decoded::{DECODES, DecodedImage, Scale};
-pub use crate::image::preprocess::{PixelLayout, Pixels, Preprocessor, Tiles};
+pub use crate::image::preprocess::{
+    MAX_SCRATCH_BYTES, PixelLayout, Pixels, PreprocessLimits, Preprocessor, Tiles,
+};
 pub use ::image::RgbImage;
 pub use architectures::architecture::{Architecture, Capability, Load};
 pub use architectures::memory::{MemoryEstimate, free_host_memory};

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use concord_models::{Model, ModelOptions, Pixels, Scale, decode_at, jpeg_size, load_model};
+use concord_models::{
+    Model, ModelOptions, Pixels, PreprocessLimits, Scale, decode_at, jpeg_size, load_model,
+};
 
 const LIMIT: u64 = 1_000_000;
 
@@ -29,7 +31,8 @@ fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
     let bytes = fs::read(root().join("../assets/rocket.jpg")).unwrap();
     let preprocessor = &model.info().preprocessor;
     let scale = preprocessor.scale(jpeg_size(&bytes, LIMIT).unwrap().unwrap());
-    let at = |scale| preprocessor.apply_decoded(&decode_at(&bytes, LIMIT, scale).unwrap()).unwrap();
+    let limits = PreprocessLimits::default();
+    let at = |scale| preprocessor.apply_decoded(&decode_at(&bytes, LIMIT, scale).unwrap(), &limits).unwrap();
     (scale, at(Scale::WHOLE), at(scale))
 }
 

@@ -66,8 +66,8 @@ impl Default for ServerSection {
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and a process
-            // that resizes it for DINOv3, in fp32 as the reference does, peaks at 1.3 GB.
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and resizing it
+            // takes 64 MiB beside that.
             max_pixels: 64_000_000,
             max_body_bytes: 32 * 1024 * 1024,
             cpu_threads: 0,

@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 
 use concord_actors::Digest;
-use concord_models::{FeatureKind, FeatureSource, Pixels, Preprocessor, Scale, decode_at, jpeg_size};
+use concord_models::{
+    FeatureKind, FeatureSource, Pixels, PreprocessLimits, Preprocessor, Scale, decode_at, jpeg_size,
+};
 
 use super::store::FeatureStore;
 use crate::evaluate::Example;
@@ -155,7 +157,8 @@ impl Preparation {
         };
         let scale = size.map_or(Scale::WHOLE, |size| self.preprocessor.scale(size));
         let image = decode_at(bytes, self.max_pixels, scale).map_err(|error| error.to_string())?;
-        self.preprocessor.apply_decoded(&image).map_err(|error| error.to_string())
+        let limits = PreprocessLimits::default();
+        self.preprocessor.apply_decoded(&image, &limits).map_err(|error| error.to_string())
     }
 }
 

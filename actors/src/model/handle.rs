@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    DecodedImage, GenerateRequest, Generator, MemoryEstimate, ModelOptions, Preprocessor, Scale, TaskId,
-    TaskSpec, device_name, dtype_name,
+    DecodedImage, GenerateRequest, Generator, MemoryEstimate, ModelError, ModelOptions, Pixels,
+    PreprocessLimits, Preprocessor, Scale, TaskId, TaskSpec, device_name, dtype_name,
 };
 use concord_policy::VoteFailure;
 
@@ -160,7 +160,7 @@ impl ModelHandle {
         request: VoteRequest,
     ) {
         let started = Instant::now();
-        match self.preprocessor.apply_decoded(image) {
+        match self.preprocess(image, &request.deadline) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
                 self.metrics.observe(Phase::Preprocess, preprocess);
@@ -168,6 +168,7 @@ impl ModelHandle {
                 let queued = Instant::now();
                 replica.queue.push(Entry { task, pixels, permit, request, preprocess, queued });
             }
+            Err(ModelError::Abandoned) => request.reply.expired(),
             Err(error) => request.reply.failed(error.to_string()),
         }
     }
@@ -175,15 +176,29 @@ impl ModelHandle {
     /// Preprocesses the image and queues the text; the caller is a thread of the CPU pool.
     pub(crate) fn generate(&self, image: &DecodedImage, text: TextRequest) {
         let TextRequest { request, permit, deadline, trace, sink } = text;
-        match self.preprocessor.apply_decoded(image) {
+        match self.preprocess(image, &deadline) {
             Ok(pixels) => {
                 let queued = Instant::now();
                 let replica = Arc::clone(&permit.replica);
                 let entry = TextEntry { request, pixels, permit, deadline, trace, sink, queued };
                 replica.queue.push_text(Box::new(entry));
             }
+            Err(ModelError::Abandoned) => sink.done(Err(VoteFailure::expired())),
             Err(error) => sink.done(Err(VoteFailure::new(error.to_string()))),
         }
+    }
+
+    /// Preprocesses an image for as long as the work is wanted, and counts it as dropped afterwards.
+    fn preprocess(&self, image: &DecodedImage, deadline: &SharedDeadline) -> Result<Pixels, ModelError> {
+        let is_wanted = || deadline.cancel_reason().is_none();
+        let limits = PreprocessLimits { is_wanted: &is_wanted, ..PreprocessLimits::default() };
+        let result = self.preprocessor.apply_decoded(image, &limits);
+        if matches!(result, Err(ModelError::Abandoned))
+            && let Some(reason) = deadline.cancel_reason()
+        {
+            self.metrics.dropped.with_label_values(&[&*self.name, reason.name()]).inc();
+        }
+        result
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
