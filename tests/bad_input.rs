@@ -142,6 +142,26 @@ fn every_bad_body_has_its_status() {
     assert_eq!(server.client.metric("concord_in_flight_requests", &[]), 0.0);
 }
 
+/// The size of such a file says nothing of the work that is in it.
+#[test]
+fn thin_images_take_little_memory() {
+    const SIDE: u32 = 4_000_000;
+    /// The decoder's row, grey and RGB pixels are 28 MB, and the resize may take 64 MiB for each of two
+    /// models; in the order of the reference it took 3 GB.
+    const GROWTH_MB_MAX: f64 = 268.0;
+    let server = Server::start(&two_models());
+    assert_eq!(server.client.classify("roadwork", &photograph(0)).status, 200);
+    let before = server.peak_megabytes();
+    for (width, height) in [(1, SIDE), (SIDE, 1)] {
+        // A byte before each row says how it is filtered.
+        let bytes = (width as usize + 1) * height as usize;
+        let answer = server.client.classify("roadwork", &png(width, height, &zeros(bytes)));
+        assert_eq!(answer.status, 200, "{width} × {height}: {answer:?}");
+        let growth = server.peak_megabytes() - before;
+        assert!(growth <= GROWTH_MB_MAX, "{width} × {height}: {growth:.0} MB more");
+    }
+}
+
 #[test]
 fn unusual_image_formats_get_the_label_of_their_content() {
     let server = Server::start(&two_models());

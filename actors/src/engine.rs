@@ -155,7 +155,15 @@ impl Engine {
         };
         let loaded = loading.run(on_loaded)?;
         let arbiter = self.arbiter.handle();
-        let running = Running { arbiter: &arbiter, metrics, fatal: &self.fatal, startup, cpu_threads };
+        let max_scratch_bytes = self.options.image_limits.max_scratch_bytes;
+        let running = Running {
+            arbiter: &arbiter,
+            metrics,
+            fatal: &self.fatal,
+            startup,
+            cpu_threads,
+            max_scratch_bytes,
+        };
         let start = |(name, loaded): (String, LoadedModel)| {
             let options = &self.options.models[&name];
             let name = Arc::<str>::from(name);

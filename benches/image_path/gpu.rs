@@ -4,7 +4,9 @@
 use std::time::Instant;
 
 use concord_models::libtorch::{Stream, cuda_devices};
-use concord_models::{DecodedImage, ImageLimits, Preprocessor, Scale, decode_at, jpeg_size};
+use concord_models::{
+    DecodedImage, ImageLimits, PreprocessLimits, Preprocessor, Scale, decode_at, jpeg_size,
+};
 use tch::Device;
 
 use crate::times::{RUNS, example, median, preprocessor};
@@ -51,7 +53,8 @@ fn compare(name: &str, scale: Scale, image: &DecodedImage, ways: [&Preprocessor;
     for run in 0..=RUNS {
         for (way, preprocessor) in ways.iter().enumerate() {
             let started = Instant::now();
-            let pixels = preprocessor.apply_decoded(image).expect("it is preprocessed");
+            let pixels =
+                preprocessor.apply_decoded(image, &PreprocessLimits::default()).expect("it is preprocessed");
             let ready = started.elapsed().as_secs_f64() * 1e3;
             let pixels = pixels.on(GPU).expect("it is finished");
             stream.synchronize().expect("the device works");

@@ -4,7 +4,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use concord_models::presets::Preset;
-use concord_models::{DecodedImage, ImageLimits, Preprocessor, Scale, decode, decode_at, jpeg_size};
+use concord_models::{
+    DecodedImage, ImageLimits, PreprocessLimits, Preprocessor, Scale, decode, decode_at, jpeg_size,
+};
 
 use crate::photographs::twelve_megapixels;
 use crate::root;
@@ -33,8 +35,9 @@ pub(crate) fn report() {
         let scale = preprocessor.scale(size);
         let decoded =
             |scale| decode_at(&jpeg, ImageLimits::default(), scale, &|| true).expect("it is decoded");
+        let limits = PreprocessLimits::default();
         let preprocessed =
-            |image: &DecodedImage| preprocessor.apply_decoded(image).expect("it is preprocessed");
+            |image: &DecodedImage| preprocessor.apply_decoded(image, &limits).expect("it is preprocessed");
         let mut runs: [Vec<f64>; 4] = Default::default();
         for _ in 0..RUNS {
             for (index, scale) in [Scale::WHOLE, scale].into_iter().enumerate() {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use concord::config::Ensemble;
 use concord_actors::task_labels;
 use concord_models::{
-    ImageLimits, Model, Pixels, RgbImage, Scale, TaskId, decode, decode_at, jpeg_size, load_model,
+    ImageLimits, Model, Pixels, PreprocessLimits, RgbImage, Scale, TaskId, decode, decode_at, jpeg_size,
+    load_model,
 };
 
 use crate::photographs::{enlarged, twelve_megapixels};
@@ -103,8 +104,12 @@ impl TaskModel {
     /// Returns the uncalibrated probability of each label.
     fn vote(&self, bytes: &[u8], scale: Scale) -> Vec<f64> {
         let image = decode_at(bytes, ImageLimits::default(), scale, &|| true).expect("it is decoded");
-        let pixels: Pixels =
-            self.model.info().preprocessor.apply_decoded(&image).expect("it is preprocessed");
+        let pixels: Pixels = self
+            .model
+            .info()
+            .preprocessor
+            .apply_decoded(&image, &PreprocessLimits::default())
+            .expect("it is preprocessed");
         let scores = self.model.classify(TaskId::default(), &[&pixels]).expect("the model answers");
         let logits = scores[0].logits.iter().map(|&logit| f64::from(logit));
         let highest = logits.clone().fold(f64::NEG_INFINITY, f64::max);

@@ -45,6 +45,9 @@ pub enum ModelError {
     /// A task that was requested before it was prepared.
     #[error("the task was not prepared")]
     NotPrepared,
+    /// The work was given up because its caller does not want it any more.
+    #[error("the work is not wanted any more")]
+    Abandoned,
     /// The device does not exist, or cannot be used.
     #[error("device {device}: {message}")]
     Device {

@@ -23,7 +23,7 @@ pub use crate::image::decode::{declared_size, decode, decode_at, jpeg_size};
 pub use crate::image::decoded::{DECODES, DecodedImage, Scale};
 pub use crate::image::error::DecodeError;
 pub use crate::image::limits::ImageLimits;
-pub use crate::image::preprocess::{PixelLayout, Pixels, Preprocessor, Tiles};
+pub use crate::image::preprocess::{PixelLayout, Pixels, PreprocessLimits, Preprocessor, Tiles};
 pub use ::image::RgbImage;
 pub use architectures::architecture::{Architecture, Capability, Load};
 pub use architectures::memory::{MemoryEstimate, free_host_memory};

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use concord_models::{ImageLimits, Model, ModelOptions, Pixels, Scale, decode_at, jpeg_size, load_model};
+use concord_models::{
+    ImageLimits, Model, ModelOptions, Pixels, PreprocessLimits, Scale, decode_at, jpeg_size, load_model,
+};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -29,7 +31,10 @@ fn both(model: &dyn Model) -> (Scale, Pixels, Pixels) {
     let scale = preprocessor.scale(jpeg_size(&bytes, ImageLimits::default()).unwrap().unwrap());
     let at = |scale| {
         preprocessor
-            .apply_decoded(&decode_at(&bytes, ImageLimits::default(), scale, &|| true).unwrap())
+            .apply_decoded(
+                &decode_at(&bytes, ImageLimits::default(), scale, &|| true).unwrap(),
+                &PreprocessLimits::default(),
+            )
             .unwrap()
     };
     (scale, at(Scale::WHOLE), at(scale))

@@ -90,7 +90,8 @@ impl Default for ServerSection {
             max_in_flight: 1024,
             request_timeout_ms: 10_000,
             shutdown_timeout_s: 30,
-            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded.
+            // 64 megapixels are more than phones take. Such an image is 192 MB when decoded, and decoding
+            // or resizing it takes 64 MiB beside that.
             max_pixels: image_limits.max_pixels,
             max_scratch_bytes: image_limits.max_scratch_bytes,
             // 768 MB: sixteen photographs of 12 megapixels, and thirty images of 2 megapixels.

@@ -6,7 +6,8 @@ use std::thread;
 
 use concord_actors::Digest;
 use concord_models::{
-    FeatureKind, FeatureSource, ImageLimits, Pixels, Preprocessor, Scale, decode_at, jpeg_size,
+    FeatureKind, FeatureSource, ImageLimits, Pixels, PreprocessLimits, Preprocessor, Scale, decode_at,
+    jpeg_size,
 };
 
 use super::store::FeatureStore;
@@ -157,7 +158,9 @@ impl Preparation {
         };
         let scale = size.map_or(Scale::WHOLE, |size| self.preprocessor.scale(size));
         let image = decode_at(bytes, self.limits, scale, &|| true).map_err(|error| error.to_string())?;
-        self.preprocessor.apply_decoded(&image).map_err(|error| error.to_string())
+        self.preprocessor
+            .apply_decoded(&image, &PreprocessLimits::default())
+            .map_err(|error| error.to_string())
     }
 }
 

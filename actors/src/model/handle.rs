@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::ArbiterHandle;
 use concord_models::{
-    DecodedImage, FeatureKind, FeatureSource, GenerateRequest, Generator, MemoryEstimate, ModelOptions,
-    Preprocessor, Scale, TaskId, TaskSpec, device_name, dtype_name,
+    DecodedImage, FeatureKind, FeatureSource, GenerateRequest, Generator, MemoryEstimate, ModelError,
+    ModelOptions, Pixels, PreprocessLimits, Preprocessor, Scale, TaskId, TaskSpec, device_name, dtype_name,
 };
 use concord_policy::VoteFailure;
 
@@ -59,6 +59,7 @@ pub(crate) struct ModelHandle {
     pub(crate) generates: bool,
     /// True if its prompt may be a question in words.
     pub(crate) takes_questions: bool,
+    max_scratch_bytes: u64,
     /// The capacity for texts.
     pub(crate) text_capacity: Arc<Capacity>,
 }
@@ -136,6 +137,7 @@ impl ModelHandle {
             feature_length,
             generates,
             takes_questions,
+            max_scratch_bytes: running.max_scratch_bytes,
             text_capacity: Arc::new(Capacity::new(Instant::now())),
         }
     }
@@ -180,7 +182,7 @@ impl ModelHandle {
         request: VoteRequest,
     ) {
         let started = Instant::now();
-        match self.preprocessor.apply_decoded(image) {
+        match self.preprocess(image, &request.deadline) {
             Ok(pixels) => {
                 let preprocess = started.elapsed();
                 let replica = Arc::clone(&permit.replica);
@@ -189,6 +191,7 @@ impl ModelHandle {
                 // Afterwards, so that an image that has been counted is in the queue.
                 self.metrics.observe(Phase::Preprocess, preprocess);
             }
+            Err(ModelError::Abandoned) => request.reply.expired(),
             Err(error) => request.reply.failed(error.to_string()),
         }
     }
@@ -196,15 +199,29 @@ impl ModelHandle {
     /// Preprocesses the image and queues the text; the caller is a thread of the CPU pool.
     pub(crate) fn generate(&self, image: &DecodedImage, text: TextRequest) {
         let TextRequest { request, permit, deadline, trace, sink } = text;
-        match self.preprocessor.apply_decoded(image) {
+        match self.preprocess(image, &deadline) {
             Ok(pixels) => {
                 let queued = Instant::now();
                 let replica = Arc::clone(&permit.replica);
                 let entry = TextEntry { request, pixels, permit, deadline, trace, sink, queued };
                 replica.queue.push_text(Box::new(entry));
             }
+            Err(ModelError::Abandoned) => sink.done(Err(VoteFailure::expired())),
             Err(error) => sink.done(Err(VoteFailure::new(error.to_string()))),
         }
+    }
+
+    /// Preprocesses an image for as long as the work is wanted, and counts it as dropped afterwards.
+    fn preprocess(&self, image: &DecodedImage, deadline: &SharedDeadline) -> Result<Pixels, ModelError> {
+        let is_wanted = || deadline.cancel_reason().is_none();
+        let limits = PreprocessLimits { max_scratch_bytes: self.max_scratch_bytes, is_wanted: &is_wanted };
+        let result = self.preprocessor.apply_decoded(image, &limits);
+        if matches!(result, Err(ModelError::Abandoned))
+            && let Some(reason) = deadline.cancel_reason()
+        {
+            self.metrics.dropped.with_label_values(&[&*self.name, reason.name()]).inc();
+        }
+        result
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -311,6 +328,8 @@ pub(crate) struct Running<'a> {
     pub(crate) startup: &'a Startup,
     /// The number of threads that one operation of a model may use.
     pub(crate) cpu_threads: usize,
+    /// The most bytes that preprocessing an image may take beside its pixels.
+    pub(crate) max_scratch_bytes: u64,
 }
 
 impl Drop for Prepared {

@@ -4,20 +4,28 @@
 //! Each recipe repeats the order of operations of the processor class in transformers, because resizing
 //! before or after the conversion to floating point differs in more than a tenth of the pixels.
 
+mod bilinear;
 mod config;
 mod input_options;
+mod limits;
+mod long_side;
+mod naflex;
 mod resize;
+mod scratch;
 mod staged;
 #[cfg(test)]
 mod tests;
 mod tiling;
 
 use ::image::RgbImage;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
+use self::bilinear::resize_rounded;
 pub(crate) use self::config::SIDE_MAX;
 pub(crate) use self::input_options::InputOptions;
-use self::resize::{naflex_size, resize, resize_rounded};
+pub use self::limits::PreprocessLimits;
+use self::naflex::naflex_size;
+use self::resize::{Resize, Samples};
 use self::staged::Rest;
 pub use self::tiling::Tiles;
 pub(crate) use self::tiling::Tiling;
@@ -121,21 +129,26 @@ impl Preprocessor {
         Scale::covering([width, height], wanted.map(|side| u32::try_from(side).unwrap_or(u32::MAX)))
     }
 
-    /// Resizes and normalises one image.
+    /// Resizes and normalises one image, with the default limits.
     ///
     /// # Errors
-    /// Fails when libtorch does.
+    /// Fails when libtorch does, or when the image has no pixels.
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels, ModelError> {
-        self.apply_sized(image, [image.width(), image.height()])
+        self.apply_sized(image, [image.width(), image.height()], &PreprocessLimits::default())
     }
 
     /// Resizes and normalises an image that was decoded at a scale. All that depends on the proportions uses
     /// those of the full-size image, because eighths are rounded to pixels.
     ///
     /// # Errors
-    /// Fails when libtorch does.
-    pub fn apply_decoded(&self, image: &DecodedImage) -> Result<Pixels, ModelError> {
-        self.apply_sized(&image.pixels, image.size)
+    /// Fails when libtorch does, or when the image has no pixels; with [`ModelError::Abandoned`] when the
+    /// work is not wanted any more.
+    pub fn apply_decoded(
+        &self,
+        image: &DecodedImage,
+        limits: &PreprocessLimits<'_>,
+    ) -> Result<Pixels, ModelError> {
+        self.apply_sized(&image.pixels, image.size, limits)
     }
 
     /// Returns this recipe for a model on `device`. A GPU gets all the work that it supports: its images are
@@ -145,39 +158,46 @@ impl Preprocessor {
         Self { device, ..self }
     }
 
-    fn apply_sized(&self, image: &RgbImage, image_size: [u32; 2]) -> Result<Pixels, ModelError> {
+    fn apply_sized(
+        &self,
+        image: &RgbImage,
+        image_size: [u32; 2],
+        limits: &PreprocessLimits<'_>,
+    ) -> Result<Pixels, ModelError> {
+        if image.as_raw().is_empty() {
+            return Err(ModelError::Unsupported("an image without pixels".to_owned()));
+        }
         if self.device.is_cuda()
             && let Some(staged) = self.stage(image, image_size, self.device)
         {
             return Ok(staged);
         }
-        let (values, layout) = self.values_of(&image_tensor(image)?, image_size)?;
+        let (values, layout) = self.values_of(image, image_size, limits)?;
         Ok(Pixels { values, layout, image_size, rest: None })
     }
 
-    /// Applies the recipe to bytes [1, 3, height, width] of an image that has this upright width and height.
+    /// Applies the recipe to an image that has this upright width and height at full size.
     fn values_of(
         &self,
-        bytes: &Tensor,
+        image: &RgbImage,
         [image_width, image_height]: [u32; 2],
-    ) -> Result<(Tensor, PixelLayout), tch::TchError> {
+        limits: &PreprocessLimits<'_>,
+    ) -> Result<(Tensor, PixelLayout), ModelError> {
         match &self.recipe {
-            Recipe::Bytes => Ok((bytes.f_squeeze_dim(0)?.f_permute([1, 2, 0])?, PixelLayout::Bytes)),
+            Recipe::Bytes => Ok((whole_image(image)?, PixelLayout::Bytes)),
             &Recipe::ResizeFloat { height, width, filter } => {
-                let mut scaled = bytes.f_to_kind(Kind::Float)?;
-                // In place, because each copy of 64 megapixels takes 768 MB.
-                let _same = scaled.f_mul_scalar_(self.rescale)?;
-                let resized = resize(&scaled, height, width, filter)?;
+                let samples = Samples::Floats { factor: self.rescale };
+                let resized = Resize { samples, filter, height, width }.apply(image, limits)?;
                 Ok((self.normalise(&resized, 1.0)?, PixelLayout::Planes))
             }
             &Recipe::ResizeBytes { height, width, filter } => {
-                let resized = resize(bytes, height, width, filter)?;
-                Ok((self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?, PixelLayout::Planes))
+                let resize = Resize { samples: Samples::Bytes, filter, height, width };
+                Ok((self.normalised_bytes(&resize.apply(image, limits)?)?, PixelLayout::Planes))
             }
             &Recipe::NaFlex { patch, max_patches, filter } => {
                 let (height, width) = naflex_size(image_height, image_width, patch, max_patches);
-                let resized = resize(bytes, height, width, filter)?;
-                let values = self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)?;
+                let resize = Resize { samples: Samples::Bytes, filter, height, width };
+                let values = self.normalised_bytes(&resize.apply(image, limits)?)?;
                 let (rows, columns) = (height / patch, width / patch);
                 let patches = values
                     .f_view([3, rows, patch, columns, patch])?
@@ -187,10 +207,10 @@ impl Preprocessor {
             }
             Recipe::Tiles(tiling) => {
                 let plan = tiling.plan(image_height, image_width);
-                // One channel after the other, as in the reference: a resize of the other layout rounds
-                // differently.
-                let floats = bytes.f_to_kind(Kind::Float)?.f_contiguous()?;
-                let view = |size| self.normalise(&resize_rounded(&floats, size)?, self.rescale);
+                let view = |size| {
+                    limits.check_wanted()?;
+                    Ok::<_, ModelError>(self.normalise(&resize_rounded(image, size)?, self.rescale)?)
+                };
                 let values =
                     tiling.patches(&plan, &view([tiling.crop, tiling.crop])?, &view(plan.canvas)?)?;
                 Ok((values, PixelLayout::Crops(tiling.tiles(&plan)?)))
@@ -198,9 +218,13 @@ impl Preprocessor {
         }
     }
 
+    fn normalised_bytes(&self, resized: &Tensor) -> Result<Tensor, TchError> {
+        self.normalise(&resized.f_to_kind(Kind::Float)?, self.rescale)
+    }
+
     /// Computes (x − mean / rescale) / (std / rescale), [1, 3, height, width] → [3, height, width]:
     /// transformers folds the rescaling into the normalisation where one follows the other.
-    fn normalise(&self, x: &Tensor, rescale: f64) -> Result<Tensor, tch::TchError> {
+    fn normalise(&self, x: &Tensor, rescale: f64) -> Result<Tensor, TchError> {
         let channels = |values: [f64; 3]| {
             Tensor::f_from_slice(&values.map(|value| value / rescale))?
                 .f_to_kind(Kind::Float)?
@@ -251,11 +275,10 @@ impl Preprocessor {
     }
 }
 
-/// Returns the image's bytes as [1, 3, height, width] in the image's own memory layout (channels last), for
-/// which libtorch has its fastest resize.
-fn image_tensor(image: &RgbImage) -> Result<Tensor, tch::TchError> {
-    let (height, width) = (i64::from(image.height()), i64::from(image.width()));
-    Tensor::f_from_slice(image.as_raw())?.f_view([1, height, width, 3])?.f_permute([0, 3, 1, 2])
+/// Returns the image's bytes, [height, width, 3].
+fn whole_image(image: &RgbImage) -> Result<Tensor, TchError> {
+    let size = [i64::from(image.height()), i64::from(image.width()), 3];
+    Tensor::f_from_slice(image.as_raw())?.f_view(size)
 }
 
 impl Pixels {

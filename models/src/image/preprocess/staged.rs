@@ -14,7 +14,9 @@ use tch::{Device, Kind, Tensor};
 use super::{Filter, PixelLayout, Pixels, Preprocessor, Recipe};
 use crate::libtorch::{LibtorchError, pinned};
 
-/// The most bytes of one image that are staged: 16 megapixels. The GPU briefly needs five times as much.
+/// The most bytes of one image that are staged: 16 megapixels. The GPU briefly needs five times as much, and
+/// where resizing in bytes leaves as many values between its passes, which this limits as well, 16 times as
+/// much: 768 MiB, measured for 1024 × 16,384 pixels and a side of 1024.
 const IMAGE_BYTES_MAX: u64 = 48 << 20;
 /// The most bytes of all images that wait or run. There may be as many as all queues hold, and page-locked
 /// memory is lost to other uses.
@@ -62,7 +64,9 @@ impl Preprocessor {
         let sides = [i64::from(image.height()), i64::from(image.width())];
         let fits = |(side, to): (&i64, i64)| (1..=to * SHRINK_MAX).contains(side);
         let bytes = image.as_raw().len() as u64;
-        if bytes > IMAGE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
+        // Thin images have more values between the passes than pixels.
+        let between = u64::from(image.height()) * width as u64 * 3;
+        if bytes.max(between) > IMAGE_BYTES_MAX || !sides.iter().zip([height, width]).all(fits) {
             return None;
         }
         let share = Share::take(bytes)?;

@@ -1,4 +1,7 @@
-//! Compares the work that is left to a device with the CPU's, on every device that there is.
+//! Compares the work that is left to a device with the CPU's, on every device that there is; and gives up
+//! work that is not wanted.
+
+use std::cell::Cell;
 
 use tch::{Device, Kind};
 
@@ -29,7 +32,7 @@ fn recipes() -> Vec<Preprocessor> {
 }
 
 /// Returns an image with hard edges and noise, where rounding and overshooting show most.
-fn sample_image(width: u32, height: u32) -> RgbImage {
+pub(super) fn sample_image(width: u32, height: u32) -> RgbImage {
     let mut state: u32 = 1;
     RgbImage::from_fn(width, height, |x, y| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -118,6 +121,8 @@ fn what_a_device_should_not_have_stays_with_the_cpu() {
     let large = preprocessor(Recipe::ResizeBytes { height: 4096, width: 4096, filter: Filter::Bicubic });
     assert!(stage(&large, 4096, 4096).is_some());
     assert!(stage(&large, 4096, 4097).is_none(), "more bytes than one image may have");
+    assert!(stage(&large, 1, 4097).is_none(), "more values between the passes than one image may have");
+    assert!(stage(&large, 4097, 1).is_some(), "a wide image has few of them");
     let naflex = Recipe::NaFlex { patch: 16, max_patches: 64, filter: Filter::Bilinear };
     for recipe in [Recipe::Bytes, naflex] {
         assert!(stage(&preprocessor(recipe), 64, 64).is_none());
@@ -133,4 +138,42 @@ fn all_images_together_have_a_limit_that_is_released() {
     drop(shares);
     assert!(take().is_some());
     assert!(Share::take(u64::MAX / 2).is_none());
+}
+
+#[test]
+fn work_stops_when_it_is_not_wanted_any_more() {
+    let naflex = preprocessor(Recipe::NaFlex { patch: 16, max_patches: 64, filter: Filter::Bilinear });
+    let tiling = Tiling { crop: 28, patch: 14, margins: [0, 0], pooling: [2, 2], max_crops: 4 };
+    let each = recipes().into_iter().chain([naflex, preprocessor(Recipe::Tiles(tiling))]);
+    // Several strips, many lines of the longer side, and one step.
+    for preprocessor in each {
+        for (width, height) in [(2000, 1500), (1, 400_000), (400_000, 1), (30, 20)] {
+            let image = DecodedImage::from(RgbImage::new(width, height));
+            let calls = Cell::new(0);
+            let steps_until = |last: u32| {
+                calls.set(0);
+                let is_wanted = || {
+                    calls.set(calls.get() + 1);
+                    calls.get() <= last
+                };
+                let limits = PreprocessLimits { is_wanted: &is_wanted, ..PreprocessLimits::default() };
+                preprocessor.apply_decoded(&image, &limits)
+            };
+            steps_until(u32::MAX).unwrap();
+            let steps = calls.get();
+            for last in [0, steps / 2, steps - 1] {
+                let abandoned = steps_until(last);
+                assert!(matches!(abandoned, Err(ModelError::Abandoned)), "{:?}", preprocessor.recipe);
+                assert_eq!(calls.get(), last + 1, "nothing is done afterwards");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_without_pixels_is_refused() {
+    for preprocessor in recipes() {
+        assert!(preprocessor.apply(&RgbImage::new(0, 0)).is_err());
+        assert!(preprocessor.apply(&RgbImage::new(0, 10)).is_err());
+    }
 }
