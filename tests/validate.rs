@@ -40,7 +40,7 @@ fn all_faults_of_a_file_are_reported_with_their_lines() {
     let Err(ConfigError::Invalid(faults)) = Ensemble::load(&path) else { panic!("the file has faults") };
     let found = faults.to_string().replace(&format!("{}:", path.display()), "");
     let expected = [
-        r#"4: server.max_pixles: unknown key (did you mean "max_pixels"?): must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_scratch_bytes, max_body_bytes, cpu_threads, api_keys_env, tls_certificate, tls_key"#,
+        r#"4: server.max_pixles: unknown key (did you mean "max_pixels"?): must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_pixels_in_flight, max_scratch_bytes, max_body_bytes, max_body_bytes_in_flight, cpu_threads, api_keys_env, tls_certificate, tls_key"#,
         r#"5: server.max_body_bytes: "32 MiB" is of the wrong type: must be a whole number, 0 or more"#,
         "6: server.cpu_threads: 5000 is out of range: must be from 0 to 1024",
         r#"11: models.dinov3.heads.streets: "streets" is not a configured task: must be one of roadwork, sign"#,
@@ -247,7 +247,7 @@ fn a_fault_of_a_variable_names_the_variable() {
         (
             "CONCORD__SERVER__THREADS",
             "3",
-            "server.threads: unknown key: must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_scratch_bytes, max_body_bytes, cpu_threads, api_keys_env, tls_certificate, tls_key",
+            "server.threads: unknown key: must be one of listen, workers, max_connections, max_in_flight, request_timeout_ms, shutdown_timeout_s, max_pixels, max_pixels_in_flight, max_scratch_bytes, max_body_bytes, max_body_bytes_in_flight, cpu_threads, api_keys_env, tls_certificate, tls_key",
         ),
         (
             "CONCORD__SERVED__PORT",

@@ -17,12 +17,15 @@ const TIME_SHARE: f64 = 0.5;
 /// The time, in seconds of work, after which an observation counts 1/e: long enough for some tens of completions
 /// of slow models, and short beside the time in which the load changes.
 const MEMORY_S: f64 = 2.0;
-/// The work that is admitted before anything is known: what a client of a server that has just started may well
-/// send at once, and half of it for each piece that turns out to be too late.
+/// The completions a second that are assumed before anything is known, and the seconds of work for which that
+/// counts as an observation: what many clients of a server that has just started send at once is admitted.
+const ASSUMED_PER_S: f64 = 16.0;
+const ASSUMED_S: f64 = 0.25;
+/// The work that is admitted against the estimate at first; half of it after each piece that was too late.
 const FIRST: f64 = 16.0;
 /// The growth of what is admitted against the estimate, for each piece that was completed in time while that
 /// decided: work that runs in batches may be completed faster when there is more of it.
-const GROWTH: f64 = 0.25;
+const GROWTH: f64 = 1.0 / 16.0;
 /// The refusals for each completion from which on overload is heavy: with so many, what is looked up for each
 /// before it is refused takes the cores that the models need.
 const HEAVY: f64 = 16.0;
@@ -88,9 +91,9 @@ impl Capacity {
     pub(crate) fn new(now: Instant) -> Self {
         let estimate = Estimate {
             under_way: 0,
-            completed: 0.0,
+            completed: ASSUMED_PER_S * ASSUMED_S,
             refused: 0.0,
-            busy_s: 0.0,
+            busy_s: ASSUMED_S,
             updated: now,
             expected: 0.0,
             trial: FIRST,
@@ -176,9 +179,9 @@ impl Estimate {
         }
     }
 
-    /// Returns the completions a second while there is work; 0 before the first.
+    /// Returns the completions a second while there is work.
     fn rate(&self) -> f64 {
-        if self.busy_s > 0.0 { self.completed / self.busy_s } else { 0.0 }
+        self.completed / self.busy_s
     }
 
     fn is_heavy(&self) -> bool {
@@ -246,9 +249,9 @@ mod tests {
                     let is_late = next_end > deadline;
                     capacity.estimate(at(next_end)).end(if is_late { End::Expired } else { End::Completed });
                     if is_late {
-                        outcomes.expired += 1
+                        outcomes.expired += 1;
                     } else {
-                        outcomes.completed += 1
+                        outcomes.completed += 1;
                     }
                     next_end =
                         if queue.is_empty() { f64::INFINITY } else { next_end + self.service.as_secs_f64() };

@@ -189,7 +189,6 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_its_work_and_the_pool_goes_on() {
         let pool = Pool::new(1).unwrap();
-        #[expect(clippy::panic, reason = "that is what is tested")]
         let outcome = pool.run(Lane::Small, || -> u8 { panic!("as planned") }).await;
         assert_eq!(outcome, Err(PoolError));
         assert_eq!(pool.run(Lane::Small, || 7).await, Ok(7));

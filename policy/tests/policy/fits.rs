@@ -99,7 +99,15 @@ fn a_verdict_by_another_policy_does_not_fit() {
     for (case, pointer, value) in [
         ("other labels", "/labels", json!(["no", "yes", "perhaps"])),
         ("other weights", "/fusion/weights/dinov3", json!(0.5)),
-        ("another order", "/stages/0/models", json!(["florence2"])),
+        (
+            "another order",
+            "/stages",
+            json!([
+                { "models": ["siglip2"], "accept": { "confidence": 0.9 } },
+                { "models": ["dinov3"] },
+                { "models": ["cloud"], "min_weight": 0.5 },
+            ]),
+        ),
         ("more stages", "/stages/2/min_weight", Value::Null),
     ] {
         let mut section = section();

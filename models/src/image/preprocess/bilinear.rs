@@ -1,7 +1,7 @@
 //! Resizes an image without antialiasing, from nothing but the four pixels that each value depends on, so
 //! that no copy of the image is made.
 //!
-//! Repeats the fp32 arithmetic of libtorch's `upsample_bilinear2d` for one channel (`Interpolate` in ATen's
+//! Repeats the fp32 arithmetic of libtorch's `upsample_bilinear2d` for one channel (`Interpolate` in PyTorch's
 //! `UpSampleKernel.cpp`, whose compiler fuses multiplications and additions), which is also what several
 //! threads run for three channels. A single thread runs another kernel, which after rounding differs by one
 //! level in about five values of a million.

@@ -114,7 +114,7 @@ impl Resize {
     }
 
     /// Returns the bytes of libtorch's table of weights for one pass, about 8 to 32 for each pixel of a side
-    /// that shrinks: `_compute_index_ranges_weights` in ATen's `UpSampleKernel.cpp`, which computes the
+    /// that shrinks: `_compute_index_ranges_weights` in PyTorch's `UpSampleKernel.cpp`, which computes the
     /// weights of bytes in fp64.
     fn table_bytes(&self, from: u64, to: u64) -> u64 {
         /// The index, the size and the stride of each value's window, and the place of its weights.
