@@ -45,7 +45,7 @@ gpu-binary: setup ## build target/gpu-tests: the same as a program, for a machin
 	$(CARGO) test --release --locked -p concord-models --test gpu --no-run
 	strip -o target/gpu-tests "$$(ls -t target/release/deps/gpu-* | grep -v '\.d$$' | head -1)"
 
-bench: setup ## measure the server under load, without its models (a table, and JSON; about 3 minutes)
+bench: setup ## measure the server under load: what it adds to its models, and overload of the shipped ensemble (a table, and JSON; about 5 minutes)
 	@deploy/tools.sh wrk
 	$(CARGO) bench --locked --bench load
 

@@ -11,7 +11,7 @@ use crate::servers::{Program, root};
 /// The numbers of clients that the peak is looked for with.
 const PEAK_CLIENTS: [u64; 3] = [8, 16, 32];
 /// The time of a measurement, unless another is asked for.
-const TIME: Duration = Duration::from_secs(20);
+const TIME: Duration = Duration::from_secs(10);
 
 /// Measures the peak, then an open loop of 10 and 50 times as many images a second, and closed loops of more clients
 /// than can be answered in time. `time` is that of each.
