@@ -25,14 +25,16 @@ fn what_is_admitted_under_overload_is_answered_in_time() {
     };
     let (answered, late, refused) = (count(200), count(504), count(429));
     assert_eq!(answered + late + refused, outcomes.len(), "nothing else, and every request is answered");
-    assert!(refused > answered, "{CLIENTS} clients that ask again at once are too many: {refused} refused");
+    assert!(refused > 0, "{CLIENTS} clients that ask again at once are too many: {answered} answered");
     // The machine may be busy with other tests, so that some of them are late all the same.
     assert!(
         late * 10 <= answered,
         "{late} of {} admitted requests were not answered in time",
         answered + late
     );
-    assert_eq!(server.client.metric("concord_queue_depth", &[]), 0.0);
+    server
+        .client
+        .wait_until("the queues are empty", |client| client.metric("concord_queue_depth", &[]) == 0.0);
 }
 
 fn busy(client: &Endpoint) -> f64 {
@@ -42,8 +44,8 @@ fn busy(client: &Endpoint) -> f64 {
 /// The models are held, so that nothing is completed and the first requests take all that is admitted.
 #[test]
 fn a_server_that_could_not_answer_a_large_body_does_not_wait_for_it() {
-    const ADMITTED_MIN: f64 = 16.0;
-    const CLIENTS: usize = 24;
+    // More than are admitted while nothing is known.
+    const CLIENTS: usize = 40;
     let (_folder, file) =
         edited_ensemble(|text| replace(&text, "request_timeout_ms = 10_000", "request_timeout_ms = 3_000"));
     let server = FaultyServer::start(&file);
@@ -53,9 +55,8 @@ fn a_server_that_could_not_answer_a_large_body_does_not_wait_for_it() {
         std::thread::spawn(move || client.classify("roadwork", &photograph(number)))
     };
     let admitted: Vec<_> = (0..CLIENTS).map(ask).collect();
-    server.client.wait_until("as many are queued as are admitted", |client| {
-        client.metric("concord_queue_depth", &["model=\"dinov3\""]) >= ADMITTED_MIN
-    });
+    // From the first refusal on everything is refused, until something ends.
+    server.client.wait_until("one is refused", |client| busy(client) >= 1.0);
     let before = busy(&server.client);
     let refused = server.client.classify("roadwork", &photograph(100));
     assert_eq!((refused.status, &refused.body["type"]), (429, &"busy".into()), "{refused:?}");

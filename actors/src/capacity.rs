@@ -27,6 +27,8 @@ const FIRST: f64 = 16.0;
 /// decided: work that runs in batches may be completed faster when there is more of it. Small, because each attempt
 /// that goes too far makes several pieces late.
 const GROWTH: f64 = 1.0 / 256.0;
+/// The time in which late work halves the trial once.
+const TRIAL_PAUSE: Duration = Duration::from_millis(500);
 /// The refusals for each completion from which on overload is heavy: with so many, what is looked up for each
 /// before it is refused takes the cores that the models need.
 const HEAVY: f64 = 16.0;
@@ -72,6 +74,8 @@ struct Estimate {
     expected: f64,
     /// The work that may be under way whatever the estimate says: it grows and shrinks by what came of it.
     trial: f64,
+    /// The time when that last shrank.
+    lowered: Instant,
 }
 
 impl Capacities {
@@ -98,12 +102,13 @@ impl Capacity {
             updated: now,
             expected: 0.0,
             trial: FIRST,
+            lowered: now,
         };
         Self(Mutex::new(estimate))
     }
 
-    /// Refuses a piece of work that arrives now without admitting it: where it would not end in time and, unless
-    /// `is_costly`, overload is heavy.
+    /// Refuses a piece of work that would not end in time. What is not costly to look at is refused here only under
+    /// heavy overload. Admits nothing.
     pub(crate) fn refuse_early(
         &self,
         now: Instant,
@@ -208,8 +213,12 @@ impl Estimate {
                     self.trial += GROWTH;
                 }
             }
-            End::Expired => self.trial = (self.trial / 2.0).max(1.0),
-            End::Other => {}
+            // Once for all that were late together.
+            End::Expired if self.updated.saturating_duration_since(self.lowered) >= TRIAL_PAUSE => {
+                self.trial = (self.trial / 2.0).max(1.0);
+                self.lowered = self.updated;
+            }
+            End::Expired | End::Other => {}
         }
         self.under_way = self.under_way.saturating_sub(1);
     }

@@ -68,10 +68,11 @@ impl SharedDeadline {
 
     /// Returns why the work is not wanted any more; `None` while it is.
     pub(crate) fn cancel_reason(&self) -> Option<CancelReason> {
-        if self.waiters.load(Ordering::Acquire) == 0 {
-            Some(CancelReason::Abandoned)
-        } else if self.time_left().is_zero() {
+        // The time first: those who waited leave at the deadline, and that is not why.
+        if self.time_left().is_zero() {
             Some(CancelReason::Expired)
+        } else if self.waiters.load(Ordering::Acquire) == 0 {
+            Some(CancelReason::Abandoned)
         } else {
             None
         }
@@ -133,8 +134,14 @@ mod tests {
         let _second = deadline.join(in_an_hour()).unwrap();
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(deadline.cancel_reason(), None);
-        let (late, _interest) = SharedDeadline::new(Instant::now());
+        let (late, interest) = SharedDeadline::new(Instant::now());
         assert_eq!(late.cancel_reason(), Some(CancelReason::Expired));
+        drop(interest);
+        assert_eq!(
+            late.cancel_reason(),
+            Some(CancelReason::Expired),
+            "who leaves because of that abandons nothing"
+        );
     }
 
     #[tokio::test]

@@ -287,8 +287,8 @@ impl Engine {
     }
 
     /// Refuses a request whose image has not been read yet, and counts it, if a new image for the task would not
-    /// be answered within `time` and either reading it `is_costly` or overload is so heavy that a look into the
-    /// cache is. Admits nothing.
+    /// be answered within `time`. Where reading it is not costly, this is done only under heavy overload, since the
+    /// answer may be in the cache. Admits nothing.
     ///
     /// # Errors
     /// When the models have too much to do.

@@ -15,8 +15,15 @@ const UNIT_PIXELS: u64 = 1 << 10;
 /// The budget of a process.
 #[derive(Debug)]
 pub(crate) struct PixelBudget {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    small: Part,
+    large: Part,
+}
+
+/// A part of the budget.
+#[derive(Debug)]
+struct Part {
+    permits: Arc<Semaphore>,
+    total: u32,
 }
 
 /// The pixels that one image has taken; given back when it is dropped.
@@ -27,20 +34,27 @@ impl PixelBudget {
     /// Creates a budget of `pixels`.
     pub(crate) fn new(pixels: u64) -> Self {
         let small = pixels / SMALL_SHARE;
-        let semaphore = |pixels: u64| Arc::new(Semaphore::new(units(pixels) as usize));
-        Self { small: semaphore(small), large: semaphore(pixels - small) }
+        Self { small: Part::new(small), large: Part::new(pixels - small) }
     }
 
-    /// Waits, in the order of arrival, until an image of this declared width and height may be decoded. `None`
-    /// where it never may, because it is larger than the whole budget.
+    /// Waits, in the order of arrival, until an image of this declared width and height may be decoded. One that
+    /// is larger than its part of the budget waits until it has all of it.
     pub(crate) async fn take(&self, size: [u32; 2]) -> Option<PixelPermit> {
-        let lane = match Lane::of(Some(size)) {
-            Lane::Small => &self.small,
-            Lane::Large => &self.large,
-        };
         let units = units(u64::from(size[0]) * u64::from(size[1]));
+        let part = match Lane::of(Some(size)) {
+            Lane::Small if units <= self.small.total => &self.small,
+            _ => &self.large,
+        };
+        let permit = Arc::clone(&part.permits).acquire_many_owned(units.min(part.total)).await;
         // The semaphores are never closed.
-        Arc::clone(lane).acquire_many_owned(units).await.ok().map(PixelPermit)
+        permit.ok().map(PixelPermit)
+    }
+}
+
+impl Part {
+    fn new(pixels: u64) -> Self {
+        let total = units(pixels);
+        Self { permits: Arc::new(Semaphore::new(total as usize)), total }
     }
 }
 
@@ -67,5 +81,13 @@ mod tests {
         assert!(budget.take([1920, 1080]).now_or_never().is_none(), "16 Mi pixels are for small images");
         drop(first);
         assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn every_image_gets_its_pixels_however_small_the_budget_is() {
+        let budget = PixelBudget::new(2_000_000);
+        for size in [[1000, 1000], [1414, 1414], [8000, 8000]] {
+            assert!(budget.take(size).now_or_never().flatten().is_some(), "{size:?}");
+        }
     }
 }

@@ -22,8 +22,8 @@ const MAX_SCRATCH_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 30;
 /// in memory as a whole.
 const MAX_BODY_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
 /// The bodies of the largest size that the budget for all bodies must hold: three quarters of it are for large
-/// ones, and JSON takes 2⅓ times its image.
-const LARGEST_BODIES_MIN: u64 = 4;
+/// ones, and JSON takes 3⅔ times its image.
+const LARGEST_BODIES_MIN: u64 = 6;
 /// The range of `max_body_bytes_in_flight`: up to a terabyte.
 const MAX_BODY_BYTES_IN_FLIGHT: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// The range of thread counts. No machine that Concord is made for has more, so that a larger number is a

@@ -98,22 +98,14 @@ impl BodyKind {
         }
     }
 
-    /// Returns the bytes that are held for a body of `length` bytes: JSON is there together with the image that
-    /// is decoded from it.
+    /// Returns the bytes that are held for a body of `length` bytes: JSON is there together with its text, and the
+    /// image that is decoded from that.
     fn held_bytes(self, length: u64) -> u64 {
         match self {
             Self::Raw | Self::Form => length,
-            Self::Json => length.saturating_add(length / 4 * 3),
+            Self::Json => length.saturating_mul(2).saturating_add(length / 4 * 3),
         }
     }
-}
-
-/// An image out of a body, with the budget's bytes that it takes for as long as this is kept.
-#[derive(Debug)]
-pub(super) struct ReceivedImage {
-    pub(super) bytes: Bytes,
-    #[expect(dead_code, reason = "held for its drop")]
-    reservation: BodyReservation,
 }
 
 /// Reads the image, of at most `limit` bytes, from a request that takes no parameters in its body.
@@ -122,7 +114,7 @@ pub(super) async fn image(
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
     budget: &BodyBudget,
-) -> Result<ReceivedImage, Problem> {
+) -> Result<Bytes, Problem> {
     let (image, params) = image_with_params(headers, payload, limit, budget).await?;
     if params == GenerateParams::default() {
         return Ok(image);
@@ -136,22 +128,23 @@ pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads the image, of at most `limit` bytes, and the parameters that a JSON body has beside it. Nothing is read
-/// of a body whose declared length is too large, or more than `budget` has.
+/// Reads the image, of at most `limit` bytes, and the parameters that a JSON body has beside it. The image holds
+/// its bytes of `budget` until its last clone is gone. Nothing is read of a body whose declared length is too
+/// large, or more than the budget has.
 pub(super) async fn image_with_params(
     headers: &HeaderMap,
     payload: impl Stream<Item = Result<Bytes, PayloadError>> + Unpin + 'static,
     limit: u64,
     budget: &BodyBudget,
-) -> Result<(ReceivedImage, GenerateParams), Problem> {
+) -> Result<(Bytes, GenerateParams), Problem> {
     let mut params = GenerateParams::default();
     let kind = BodyKind::of(headers)?;
     let declared = declared_length(headers);
     if declared.is_some_and(|length| length > kind.body_limit(limit)) {
         return Err(Problem::too_many_bytes(limit));
     }
-    let mut reservation = budget.open();
-    reservation.declare(kind.held_bytes(declared.unwrap_or(0)))?;
+    let most = declared.unwrap_or_else(|| kind.body_limit(limit));
+    let mut reservation = budget.open(kind.held_bytes(most))?;
     let bytes = match kind {
         BodyKind::Raw => collect(payload, declared, limit, &mut reservation).await?,
         BodyKind::Form => from_form(headers, payload, limit, &mut reservation).await?,
@@ -162,7 +155,7 @@ pub(super) async fn image_with_params(
                 ProblemKind::TooLarge => Problem::too_many_bytes(limit),
                 _ => problem,
             })?;
-            reservation.declare(kind.held_bytes(body.len() as u64))?;
+            reservation.hold(kind.held_bytes(body.len() as u64))?;
             let (bytes, in_body) = from_json(&body)?;
             params = in_body;
             bytes
@@ -171,7 +164,7 @@ pub(super) async fn image_with_params(
     if bytes.len() as u64 > limit {
         return Err(Problem::too_many_bytes(limit));
     }
-    Ok((ReceivedImage { bytes, reservation }, params))
+    Ok((reservation.kept_with(bytes), params))
 }
 
 /// Reads a body of a small declared length, which is not needed, so that its connection can be kept.
@@ -192,6 +185,7 @@ async fn collect(
     limit: u64,
     reservation: &mut BodyReservation,
 ) -> Result<Bytes, Problem> {
+    // Memory that is not written to costs nothing yet.
     let mut bytes = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0).min(limit)).unwrap_or(0));
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|error| incomplete(&error))?;

@@ -86,15 +86,13 @@ async fn verdict(
         return Err(refusal.into());
     }
     let image = body::image(incoming.headers(), payload, incoming.max_body_bytes(), incoming.bodies());
-    // Its reservation ends with the request.
     let image = incoming.in_time(image).await?;
     // Dropped with this future when the client disconnects.
     let client_left = CancellationToken::new();
     let _cancels_on_drop = client_left.clone().drop_guard();
     let fresh = incoming.headers().get(CACHE_CONTROL).is_some_and(|value| value == "no-cache");
     let (deadline, trace) = (incoming.deadline, incoming.context.trace.clone());
-    let question =
-        Classify { task, image: image.bytes.clone(), deadline, fresh, explain, trace, client_left };
+    let question = Classify { task, image, deadline, fresh, explain, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     let routed = incoming.worker.router.send(question).await.map_err(lost)??;
     Ok(ClassifyResponse::new(&incoming.context, &routed))

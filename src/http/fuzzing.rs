@@ -19,5 +19,5 @@ pub fn image(content_type: &'static str, body: &[u8], limit: u64) -> Result<Byte
     let (start, end) = body.split_at(body.len() / 2);
     let pieces = [start, end].map(|piece| Ok(Bytes::copy_from_slice(piece)));
     let budget = BodyBudget::new(u64::from(u32::MAX));
-    block_on(body::image(&headers, stream::iter(pieces), limit, &budget)).map(|image| image.bytes)
+    block_on(body::image(&headers, stream::iter(pieces), limit, &budget))
 }

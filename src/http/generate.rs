@@ -124,7 +124,6 @@ async fn begin(
     // Dropped with this future when the client disconnects; afterwards, the stream takes over.
     let client_left = CancellationToken::new();
     let _cancels_on_drop = client_left.clone().drop_guard();
-    let image = image.bytes.clone();
     let generate = Generate { model: model.to_owned(), image, request, deadline, trace, client_left };
     let lost = |_| Problem::new(ProblemKind::Internal, "the router did not answer");
     Ok((incoming.worker.router.send(generate).await.map_err(lost)??, is_streamed))

@@ -77,18 +77,21 @@ pub(super) async fn start(
     (shared_deadline, interest): (Arc<SharedDeadline>, InterestGuard),
 ) -> Result<GenerateStream, RouteError> {
     let Generate { image, request, deadline, trace, .. } = request;
+    let size = declared_size(&image).filter(|size| shared.admits_size(*size));
+    // Before the place in the queue, which would make others wait. Kept until the image has been made ready.
+    let pixels = match size {
+        Some(size) => shared.pixels.take(size).await,
+        None => None,
+    };
     let permit = model.reserve(false).map_err(|failure| RouteError::busy(failure.to_string()))?;
     let trace = span(&trace, model, &permit, &request);
     let (sink, events) = TokenSink::new(request.max_new_tokens);
     let text = TextRequest { request, permit, deadline: shared_deadline, trace, sink };
     let (model, metrics, limits) = (model.clone(), shared.metrics.clone(), shared.image_limits);
-    let size = declared_size(&image).filter(|size| shared.admits_size(*size));
-    // Until the image has been made ready.
-    let _pixels = match size {
-        Some(size) => shared.pixels.take(size).await,
-        None => None,
-    };
-    let ready = shared.pool.run(Lane::of(size), move || submit(&model, &metrics, &image, limits, text));
+    let ready = shared.pool.run(Lane::of(size), move || {
+        let _pixels = pixels;
+        submit(&model, &metrics, &image, limits, text)
+    });
     ready.await.unwrap_or(Err(RouteError::Lost("the image could not be made ready")))?;
     Ok(GenerateStream { events, deadline, _interest: interest, record: None })
 }

@@ -13,6 +13,7 @@ use crate::Trace;
 use crate::client::ReservedVote;
 use crate::deadline::SharedDeadline;
 use crate::metrics::Phase;
+use crate::pixel_budget::PixelPermit;
 use crate::pool::{Lane, Order};
 use crate::trace::TRACE_TARGET;
 
@@ -26,9 +27,18 @@ pub(super) struct ScaledImages {
     jpeg_size: OnceLock<Result<Option<[u32; 2]>, RouteError>>,
     /// The decoded images by scale.
     decoded: [OnceLock<Decoded>; Scale::COUNT],
+    /// The image's share of the budget for as long as anybody has its pixels: a thread may still be at work when
+    /// nobody waits any more.
+    pixels: OnceLock<PixelPermit>,
 }
 
 impl ScaledImages {
+    /// Keeps the image's share of the budget.
+    pub(super) fn keep(&self, pixels: PixelPermit) {
+        // A computation takes it once.
+        let _kept = self.pixels.set(pixels);
+    }
+
     /// Returns how long decoding has taken by now, or why there is no image.
     pub(super) fn outcome(&self) -> Result<Duration, RouteError> {
         if let Some(Err(error)) = self.jpeg_size.get() {

@@ -10,7 +10,6 @@ use super::cascade::Cascade;
 use super::error::RouteError;
 use super::images::ScaledImages;
 use crate::capacity::UnderWay;
-use crate::pixel_budget::PixelPermit;
 use crate::pool::Lane;
 
 /// The work of one computation.
@@ -21,13 +20,11 @@ pub(super) struct Work {
     pub(super) lane: Lane,
     /// Set once it has been admitted to the models.
     under_way: Option<UnderWay>,
-    /// The pixels of the decoded image.
-    pixels: Option<PixelPermit>,
 }
 
 impl Default for Work {
     fn default() -> Self {
-        Self { asked_stages: 0, images: Arc::default(), lane: Lane::Small, under_way: None, pixels: None }
+        Self { asked_stages: 0, images: Arc::default(), lane: Lane::Small, under_way: None }
     }
 }
 
@@ -46,15 +43,16 @@ impl Work {
         self.lane = Lane::of(size);
         let capacity = cascade.task.capacities.of(self.lane);
         self.under_way = Some(capacity.admit(Instant::now(), &cascade.deadline)?);
-        if let Some(size) = size {
-            self.pixels = cascade.shared.pixels.take(size).await;
+        if let Some(size) = size
+            && let Some(pixels) = cascade.shared.pixels.take(size).await
+        {
+            self.images.keep(pixels);
         }
         Ok(())
     }
 
-    /// Records that the computation has been completed, and lets the image go.
+    /// Records that the computation has been completed.
     pub(super) fn complete(self) {
-        drop(self.pixels);
         if let Some(under_way) = self.under_way {
             under_way.complete();
         }

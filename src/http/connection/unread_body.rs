@@ -1,8 +1,8 @@
 //! Bodies that nobody reads to their end. actix waits without a limit for the rest of a chunked body whose
 //! reader is gone, and for one second, closing the connection, where the reader is still there when the
-//! response is sent. So every reader is kept until then.
+//! response is sent. So the body is kept until then.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -27,57 +27,62 @@ pub(in crate::http) async fn close_if_body_is_unread(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<ReadingBody>, Error> {
     let guard = PhaseGuard(request.conn_data::<Rc<Activity>>().cloned());
-    let reader = Reader::of(request.take_payload(), &guard);
-    if let Some(reader) = &reader {
-        request.set_payload(Payload::Stream { payload: Box::pin(reader.clone()) });
+    let payload = match request.take_payload() {
+        Payload::None => None,
+        payload => Some(Rc::new(RefCell::new(payload))),
+    };
+    guard.enter(if payload.is_some() { Phase::Body } else { Phase::Answer });
+    if let Some(payload) = &payload {
+        let reader = Reader { payload: Rc::clone(payload), has_ended: false, activity: guard.0.clone() };
+        request.set_payload(Payload::Stream { payload: Box::pin(reader) });
     }
-    guard.enter(if reader.is_some() { Phase::Body } else { Phase::Answer });
     let response = next.call(request).await?;
     guard.enter(Phase::Answer);
-    Ok(response.map_body(|_, body| ReadingBody { body, _reader: reader, _guard: guard }))
+    Ok(response.map_body(|_, body| ReadingBody { body, _payload: payload, _guard: guard }))
 }
 
-/// The reader of a request's body, which its clones share.
-#[derive(Clone)]
+/// The handler's reader of a request's body. The body is wanted until its end, or until this is dropped.
 struct Reader {
     payload: Rc<RefCell<Payload>>,
-    has_ended: Rc<Cell<bool>>,
+    has_ended: bool,
     activity: Option<Rc<Activity>>,
-}
-
-impl Reader {
-    /// Returns the reader of `payload`, or `None` where there is no body.
-    fn of(payload: Payload, guard: &PhaseGuard) -> Option<Self> {
-        if matches!(payload, Payload::None) {
-            return None;
-        }
-        let payload = Rc::new(RefCell::new(payload));
-        Some(Self { payload, has_ended: Rc::default(), activity: guard.0.clone() })
-    }
 }
 
 impl Stream for Reader {
     type Item = Result<Bytes, PayloadError>;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.has_ended.get() {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.has_ended {
             return Poll::Ready(None);
         }
         let next = Pin::new(&mut *self.payload.borrow_mut()).poll_next(context);
         if matches!(next, Poll::Ready(None)) {
-            self.has_ended.set(true);
-            if let Some(activity) = &self.activity {
-                activity.enter(Phase::Answer);
-            }
+            self.end();
         }
         next
     }
 }
 
-/// A response's body, which keeps the reader of the request's until it has been sent.
+impl Reader {
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.has_ended, true)
+            && let Some(activity) = &self.activity
+        {
+            activity.enter(Phase::Answer);
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A response's body, which keeps the request's until it has been sent.
 pub(in crate::http) struct ReadingBody {
     body: BoxBody,
-    _reader: Option<Reader>,
+    _payload: Option<Rc<RefCell<Payload>>>,
     _guard: PhaseGuard,
 }
 
