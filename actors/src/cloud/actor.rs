@@ -215,7 +215,12 @@ impl Server {
             let reason = "the server failed several times in a row, and is not asked for now (circuit open)";
             return Err(VoteFailure::of(FailureKind::CircuitOpen, reason));
         }
-        let limit = Duration::from_millis(self.section.timeout_ms).min(left.saturating_sub(MARGIN));
+        let left = left.saturating_sub(MARGIN);
+        if left.is_zero() {
+            // Neither asked nor paid for: that it came late says nothing of the server.
+            return Err(VoteFailure::expired());
+        }
+        let limit = Duration::from_millis(self.section.timeout_ms).min(left);
         let until = Instant::now() + limit;
         match tokio::time::timeout_at(until.into(), self.ask(task, image, until)).await {
             Ok(Ok(logits)) => Ok(logits.into()),

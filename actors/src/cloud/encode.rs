@@ -5,10 +5,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use concord_models::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
-use image::imageops::{FilterType, resize};
+use image::imageops::{FilterType, resize, thumbnail};
 
 /// The JPEG quality from which on models see no difference.
 const QUALITY: u8 = 90;
+
+/// The bytes of a pixel between the passes of `resize`, which shrinks the height first: four fp32 values.
+const BYTES_BETWEEN_PASSES: u64 = 16;
+/// The most bytes between the passes: enough for photographs of any size. Very wide images would take gigabytes.
+const BETWEEN_PASSES_BYTES_MAX: u64 = 128 << 20;
 
 /// An image as it is sent.
 #[derive(Debug)]
@@ -35,7 +40,13 @@ pub(super) fn jpeg_base64(image: &RgbImage, max_side: u32) -> Result<EncodedImag
         };
         (width, height) = (scaled(width), scaled(height));
         // Averages all pixels where it shrinks, as the models' own preprocessing does.
-        resize(image, width, height, FilterType::Triangle).write_with_encoder(encoder)
+        let between = u64::from(image.width()) * u64::from(height) * BYTES_BETWEEN_PASSES;
+        if between > BETWEEN_PASSES_BYTES_MAX {
+            // In one pass, without values in between.
+            thumbnail(image, width, height).write_with_encoder(encoder)
+        } else {
+            resize(image, width, height, FilterType::Triangle).write_with_encoder(encoder)
+        }
     } else {
         image.write_with_encoder(encoder)
     };
@@ -51,9 +62,12 @@ mod tests {
 
     #[test]
     fn the_longer_side_is_scaled_to_fit_and_small_images_are_not() {
-        for ((width, height), expected) in
-            [((3000, 1000), (768, 256)), ((10, 4000), (1, 768)), ((64, 32), (64, 32))]
-        {
+        for ((width, height), expected) in [
+            ((3000, 1000), (768, 256)),
+            ((10, 4000), (1, 768)),
+            ((64, 32), (64, 32)),
+            ((12_000_000, 1), (768, 1)),
+        ] {
             let image = jpeg_base64(&RgbImage::new(width, height), 768).unwrap();
             let sent = STANDARD.decode(&image.base64).unwrap();
             assert_eq!(concord_models::decode(&sent, ImageLimits::default()).unwrap().dimensions(), expected);

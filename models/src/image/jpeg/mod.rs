@@ -126,6 +126,9 @@ fn pixels(
             upright.push(rows);
         }
     }
+    // Reads on to the end marker, and finds data that the rows were made up without: libjpeg fills what it cannot
+    // read with grey, and only warns.
+    started.finish().map_err(|error| unreadable(&error))?;
     upright.finish().ok_or_else(|| broken("rows are missing"))
 }
 
